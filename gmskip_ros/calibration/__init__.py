@@ -1,0 +1,1 @@
+"""The search for blocks to leave out (nothing here yet)."""

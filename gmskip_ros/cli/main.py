@@ -1,0 +1,52 @@
+"""`gmskip <command>`: one module of this package per command."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from gmskip_ros import __version__
+
+COMMANDS = ('ask', 'demo', 'scenes')
+
+
+class CliError(Exception):
+    """A command cannot go on; the message is one line that names the thing and the remedy."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of `gmskip` with every command's own parser in it."""
+    parser = argparse.ArgumentParser(
+        prog='gmskip', description='LLaVA answers with all Transformer blocks and with some left out.'
+    )
+    parser.add_argument('--version', action='version', version=f'gmskip {__version__}')
+    subparsers = parser.add_subparsers(dest='command', required=True, metavar='command')
+    for name in COMMANDS:
+        importlib.import_module(f'gmskip_ros.cli.{name}').add_parser(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status; expected errors are one line on stderr."""
+    from gmskip_ros.skipping import SkipListError
+    from gmskip_ros.tasks import TaskError
+    from gmskip_ros.vlm import VlmError
+
+    args = build_parser().parse_args(argv)
+    try:
+        return args.func(args)
+    except (CliError, SkipListError, TaskError, VlmError) as error:
+        print(f'gmskip: error: {error}', file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of a pipe went away: nobody is left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+if __name__ == '__main__':
+    sys.exit(main())

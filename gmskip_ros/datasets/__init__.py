@@ -1,0 +1,1 @@
+"""Rendered driving scenes and dataset readers."""
