@@ -354,10 +354,10 @@ def _cut(text: str, width: int, font_px: int) -> str:
     """Return `text`, cut with an ellipsis where it is wider than `width` pixels."""
     if _length(text, font_px) <= width:
         return text
-    fits = bisect.bisect_right(
-        range(len(text)), width, key=lambda kept: _length(text[:kept] + '...', font_px)
-    )
-    return text[: fits - 1].rstrip() + '...' if fits > 0 else ''
+    kept = bisect.bisect_left(
+        range(len(text)), True, key=lambda kept: _length(text[:kept] + '...', font_px) > width
+    )  # the first prefix that is too long
+    return text[: kept - 1].rstrip() + '...' if kept > 0 else ''
 
 
 def _length(text: str, font_px: int) -> float:

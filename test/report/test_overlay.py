@@ -110,7 +110,8 @@ def test_answers_stand_in_their_own_lines_and_column(height, width):
     assert latency_box[1] > width * 0.8
     text_box = changed_box(reference, draw_overlay(image, [row('bus', 'W' * 300)]))
     longest_latency = draw_overlay(image, [row(total_ms=88888.0)])
-    assert text_box[3] <= changed_box(longest_latency, reference)[1], 'a long answer does not run into the latency'
+    latency_left = changed_box(longest_latency, reference)[1]
+    assert text_box[3] <= latency_left, 'a long answer does not run into the latency'
 
 
 def test_long_answers_are_wrapped_and_then_cut():
