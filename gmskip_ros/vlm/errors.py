@@ -1,0 +1,31 @@
+"""What can go wrong in the engine; each message is one line that names the thing and the remedy."""
+
+from __future__ import annotations
+
+
+class VlmError(Exception):
+    """Base of everything that `gmskip_ros.vlm` raises on purpose."""
+
+
+class ModelLoadError(VlmError):
+    """A checkpoint, device or dtype cannot be used."""
+
+
+class SkipSetError(VlmError, ValueError):
+    """A skip set names a block that does not exist, or names one twice, or not by an integer."""
+
+
+class ImageError(VlmError, ValueError):
+    """An image is not a uint8 RGB array of shape (H, W, 3), or the model cannot take its shape."""
+
+
+class PromptError(VlmError, ValueError):
+    """A prompt cannot be put into the model's chat template."""
+
+
+class NonFiniteLogitsError(VlmError):
+    """The model gave NaN or infinite logits, so there is no answer."""
+
+
+class Stopped(VlmError):
+    """`should_stop` said so; the answer is abandoned."""

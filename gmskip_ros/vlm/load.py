@@ -1,0 +1,246 @@
+"""Load a checkpoint in Hugging Face format: the demo model, a local folder or a hub id."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.resources
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import torch
+import transformers
+
+# From its own module: under its public name, transformers 5.17 refuses it without torchvision,
+# even for the PIL backend.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+from gmskip_ros.vlm.decoder import TEXT_MODEL_TYPES
+from gmskip_ros.vlm.errors import ModelLoadError
+from gmskip_ros.vlm.vlm import Vlm
+
+# model_type in config.json -> what people call it
+FAMILIES = {
+    'llava': 'LLaVA-1.5',
+    'llava_next': 'LLaVA-NeXT',
+    'llava_onevision': 'LLaVA-OneVision',
+}
+DTYPES = {
+    'float32': torch.float32,
+    'float16': torch.float16,
+    'bfloat16': torch.bfloat16,
+}
+HUB_FILES = ['*.json', '*.jinja', '*.model', '*.txt', '*.safetensors']
+FILES_THAT_NAME_CODE = (
+    'config.json', 'processor_config.json', 'preprocessor_config.json', 'tokenizer_config.json'
+)
+
+
+def load_vlm(
+    model: str = 'demo',
+    device: str = 'auto',
+    dtype: str = 'auto',
+    on_progress: Callable[[str], None] | None = None,
+) -> Vlm:
+    """Load a LLaVA-1.5, LLaVA-NeXT or LLaVA-OneVision checkpoint with safetensors weights.
+
+    model: 'demo', a local folder or a hub id. device: 'auto' (the first GPU, else the CPU), 'cpu',
+    'cuda' or 'cuda:N'. dtype: 'auto' (float16 on a GPU, float32 on the CPU), 'float32', 'float16'
+    or 'bfloat16'. on_progress is told each step in a few words. Code that comes with a checkpoint
+    is never run. Raises ModelLoadError, with one line that says what to do.
+    """
+    tell = on_progress or (lambda _: None)
+    torch_device = _resolve_device(device)
+    torch_dtype = _resolve_dtype(dtype, torch_device)
+    with _quiet_hugging_face():
+        folder = _find_folder(model, tell)
+        tell('reading the configuration')
+        config = _read_config(model, folder)
+        tell('loading the tokenizer and the image processor')
+        tokenizer, image_processor, chat_template = _load_processor(model, folder)
+        tell('loading weights')
+        hf_model = _load_weights(model, folder, config, torch_dtype)
+        tell(f'moving weights to {torch_device}')
+        try:
+            hf_model.to(torch_device)
+        except RuntimeError as error:
+            raise ModelLoadError(
+                f'model {model} does not fit on {torch_device}: {_first_line(error)}; '
+                'use a smaller model, dtype float16 or device cpu'
+            ) from error
+    vlm = Vlm(model, hf_model, image_processor, tokenizer, chat_template)
+    tell(f'loaded {model}: {vlm.num_blocks} blocks, {vlm.dtype} on {vlm.device}')
+    return vlm
+
+
+def _resolve_device(device: str) -> torch.device:
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == 'auto':
+        return torch.device('cuda:0' if num_gpus else 'cpu')
+    if device == 'cpu':
+        return torch.device('cpu')
+    match = re.fullmatch(r'cuda(?::(\d+))?', str(device))
+    if match is None:
+        raise ModelLoadError(f"unknown device {device!r}: use 'auto', 'cpu' or 'cuda:N'")
+    index = int(match[1] or 0)
+    if index >= num_gpus:
+        raise ModelLoadError(
+            f"device {device!r} is not there: PyTorch sees {num_gpus} CUDA GPUs; "
+            "use 'cpu' or 'auto'"
+        )
+    return torch.device('cuda', index)
+
+
+def _resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    if dtype == 'auto':
+        return torch.float16 if device.type == 'cuda' else torch.float32
+    if dtype not in DTYPES:
+        raise ModelLoadError(f"unknown dtype {dtype!r}: use 'auto', {', '.join(map(repr, DTYPES))}")
+    return DTYPES[dtype]
+
+
+def _find_folder(model: str, tell: Callable[[str], None]) -> Path:
+    """Return the folder that holds the checkpoint, downloaded if it has to be."""
+    if model == 'demo':
+        return Path(str(importlib.resources.files('gmskip_ros') / 'assets' / 'demo'))
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    if not re.fullmatch(r'[\w.-]+/[\w.-]+', model) or model.startswith('.'):
+        raise ModelLoadError(
+            f"model {model!r} is no folder and no hub id: give 'demo', a folder or 'owner/name'"
+        )
+    tell(f'looking for {model} in the cache and on the hub (a first download can take long)')
+    try:
+        return Path(huggingface_hub.snapshot_download(model, allow_patterns=HUB_FILES))
+    except Exception as error:  # the hub client raises its own, httpx's and the system's errors
+        raise ModelLoadError(
+            f'model {model!r} is no folder here and cannot be fetched from the Hugging Face hub '
+            f'({_first_line(error)}): check the name and the network, or give a local folder, or '
+            'set HF_HUB_OFFLINE=1 where the cache already holds it'
+        ) from error
+
+
+def _read_config(model: str, folder: Path) -> Any:
+    """Return the configuration of a checkpoint that this engine can run; refuse any other."""
+    config_json = _read_json(model, folder / 'config.json')
+    family = config_json.get('model_type')
+    if family not in FAMILIES:
+        names = ', '.join(f'{name} ({key})' for key, name in FAMILIES.items())
+        raise ModelLoadError(f'model {model} is of type {family!r}: supported are {names}')
+    for name in FILES_THAT_NAME_CODE:
+        if (folder / name).is_file() and 'auto_map' in _read_json(model, folder / name):
+            raise ModelLoadError(
+                f'model {model} wants to run code of its own (auto_map in {name}), which is never '
+                'done: use a checkpoint in the Hugging Face format without code'
+            )
+    if not any(folder.glob('*.safetensors')):
+        raise ModelLoadError(
+            f'model {model} has no safetensors weights in {folder}: other formats can run code '
+            'when loaded; convert it with save_pretrained or use a safetensors checkpoint'
+        )
+    with _refusals(model, 'config.json'):
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        text_type = config.text_config.model_type
+        vision_type = config.vision_config.model_type
+    if text_type not in TEXT_MODEL_TYPES:
+        raise ModelLoadError(
+            f'model {model} has a language decoder of type {text_type!r}: supported are '
+            f'{", ".join(TEXT_MODEL_TYPES)}'
+        )
+    if vision_type == 'pixtral':  # its image tokens have breaks between rows, unlike LLaVA's
+        raise ModelLoadError(f"model {model} has a vision tower of type 'pixtral': not supported")
+    return config
+
+
+def _load_processor(model: str, folder: Path) -> tuple[Any, Any, str | None]:
+    """Return tokenizer, image processor and chat template.
+
+    The parts, not the whole processor: OneVision's needs a video processor, and it torchvision.
+    """
+    with _refusals(model, 'the tokenizer'):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    with _refusals(model, 'the image processor'):
+        # The torchvision backend differs in the last bits; an answer must not depend on whether
+        # torchvision is installed.
+        image_processor = AutoImageProcessor.from_pretrained(
+            folder, backend='pil', trust_remote_code=False
+        )
+    with _refusals(model, 'the chat template'):
+        processor_config, _ = transformers.ProcessorMixin.get_processor_dict(folder)
+    chat_template = processor_config.get('chat_template')
+    if isinstance(chat_template, dict):
+        chat_template = chat_template.get('default')
+    return tokenizer, image_processor, chat_template
+
+
+def _load_weights(model: str, folder: Path, config: Any, dtype: torch.dtype) -> Any:
+    with _refusals(model, 'the weights'):
+        hf_model, info = transformers.AutoModelForImageTextToText.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    missing = sorted(info['missing_keys'])
+    if missing:  # Hugging Face would fill them with random numbers
+        raise ModelLoadError(
+            f'model {model} lacks {len(missing)} of its weights ({missing[0]}, ...): '
+            'fetch or copy the checkpoint again'
+        )
+    return hf_model.eval().requires_grad_(False)
+
+
+def _read_json(model: str, path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(
+            f'model {model} cannot be read: {path}: {_first_line(error)}; give a folder in '
+            'Hugging Face format'
+        ) from error
+    if not isinstance(content, dict):
+        raise ModelLoadError(f'model {model} cannot be read: {path} does not hold a JSON object')
+    return content
+
+
+@contextlib.contextmanager
+def _refusals(model: str, part: str) -> Iterator[None]:
+    """Turn whatever a library raises over a broken checkpoint into one line."""
+    try:
+        yield
+    except Exception as error:  # OSError, ValueError, SafetensorError, ImportError, ...
+        raise ModelLoadError(
+            f'model {model}: {part} cannot be loaded ({type(error).__name__}: '
+            f'{_first_line(error)}); fetch or copy the checkpoint again'
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet_hugging_face() -> Iterator[None]:
+    """Keep warnings and progress bars of the libraries off the terminal meanwhile."""
+    logs, hub = transformers.utils.logging, huggingface_hub.utils
+    verbosity, had_bars = logs.get_verbosity(), logs.is_progress_bar_enabled()
+    hub_had_bars = not hub.are_progress_bars_disabled()
+    logs.set_verbosity_error()
+    logs.disable_progress_bar()
+    if hub_had_bars:
+        hub.disable_progress_bars()
+    try:
+        yield
+    finally:
+        logs.set_verbosity(verbosity)
+        if had_bars:
+            logs.enable_progress_bar()
+        if hub_had_bars:
+            hub.enable_progress_bars()
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip('.:') if lines else type(error).__name__

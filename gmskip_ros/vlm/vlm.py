@@ -1,0 +1,307 @@
+"""One loaded checkpoint: encode an image, prefill, decode token by token, with any skip set.
+
+Vision tower, projector, image packing, image processor and tokenizer are Hugging Face's; the
+language decoder is run by `decoder.py`. All branches share the one copy of the weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from gmskip_ros.vlm.answer import Answer, ImageFeatures, Timing
+from gmskip_ros.vlm.decoder import Decoder, KeyValueStore
+from gmskip_ros.vlm.errors import ImageError, NonFiniteLogitsError, PromptError, Stopped, VlmError
+from gmskip_ros.vlm.skip_set import SkipSet
+
+# LLaVA-1.5's prompt, for checkpoints whose processor has no chat template.
+FALLBACK_TEMPLATE = 'USER: <image>\n{prompt} ASSISTANT:'
+
+
+class Vlm:
+    """A LLaVA that answers with any set of decoder blocks left out. Made by `load_vlm`.
+
+    Not for use by two threads at once.
+    """
+
+    def __init__(
+        self, name: str, model: Any, image_processor: Any, tokenizer: Any, chat_template: str | None
+    ) -> None:
+        """model: Hugging Face's LlavaForConditionalGeneration or a sibling, on its device."""
+        self.name = name
+        self._model = model
+        self._image_processor = image_processor
+        self._tokenizer = tokenizer
+        self._chat_template = chat_template
+        self._decoder = Decoder(model.model.language_model, model.lm_head)
+        self._device = next(model.parameters()).device
+        self._image_token_id: int = model.config.image_token_id
+        self._image_token: str = tokenizer.convert_ids_to_tokens(self._image_token_id)
+        self._end_ids = _end_of_sequence_ids(model, tokenizer)
+        self.num_blocks = len(self._decoder.blocks)
+        self.text_model_type: str = model.config.text_config.model_type
+        self.device = str(self._device)
+        self.dtype = str(model.dtype).removeprefix('torch.')
+        self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
+        template = FALLBACK_TEMPLATE if chat_template is None else chat_template
+        self.template_sha256 = hashlib.sha256(template.encode()).hexdigest()
+
+    @torch.inference_mode()
+    def encode(self, image: np.ndarray) -> ImageFeatures:
+        """Return the image (uint8 RGB, shape (H, W, 3)) as the decoder sees it.
+
+        Raises ImageError for anything else, and for a shape the image processor cannot take.
+        """
+        _check_image(image)
+        start_ms = self._clock_ms()
+        try:
+            inputs = self._image_processor(images=Image.fromarray(image), return_tensors='pt')
+        except (ValueError, ZeroDivisionError, MemoryError) as error:
+            height, width = image.shape[:2]
+            raise ImageError(
+                f'image of {width} x {height} pixels cannot be prepared for {self.name}: {error}'
+            ) from error
+        preprocessed_ms = self._clock_ms()
+        pixels = {'pixel_values': inputs['pixel_values'].to(self._device, self._model.dtype)}
+        if 'image_sizes' in inputs:  # LLaVA-NeXT and OneVision cut large images into tiles
+            pixels['image_sizes'] = inputs['image_sizes']
+        features = self._model.get_image_features(**pixels).pooler_output
+        tokens = torch.cat(list(features)).to(self._model.dtype)  # (image tokens, H)
+        done_ms = self._clock_ms()
+        return ImageFeatures(
+            tokens=tokens,
+            model=self.name,
+            preprocess_ms=preprocessed_ms - start_ms,
+            vision_ms=done_ms - preprocessed_ms,
+        )
+
+    def answer(
+        self,
+        image_or_features: np.ndarray | ImageFeatures,
+        prompt: str,
+        skip: SkipSet | Iterable[int] = (),
+        max_new_tokens: int = 16,
+        *,
+        forced_length: int | None = None,
+        should_stop: Callable[[], bool] | None = None,
+        return_logits: bool = False,
+    ) -> Answer:
+        """Return the greedy answer to `prompt` about one image, with the blocks of `skip` left out.
+
+        It ends at the end-of-sequence token or after max_new_tokens; with forced_length, after
+        exactly that many tokens (for fair timing). `should_stop` is polled before every block of
+        every token. Raises SkipSetError, ImageError, PromptError, NonFiniteLogitsError, Stopped.
+        """
+        return self.answer_batch(
+            [image_or_features],
+            [prompt],
+            skip,
+            max_new_tokens,
+            forced_length=forced_length,
+            should_stop=should_stop,
+            return_logits=return_logits,
+        )[0]
+
+    @torch.inference_mode()
+    def answer_batch(
+        self,
+        images_or_features: Sequence[np.ndarray | ImageFeatures],
+        prompts: Sequence[str],
+        skip: SkipSet | Iterable[int] = (),
+        max_new_tokens: int = 16,
+        *,
+        forced_length: int | None = None,
+        should_stop: Callable[[], bool] | None = None,
+        return_logits: bool = False,
+    ) -> list[Answer]:
+        """Return one answer per pair of image and prompt, as `answer` would give it alone.
+
+        Prefill and decode times are those of the whole batch. Errors are those of `answer`.
+        """
+        skip_set = SkipSet.of(skip)
+        skip_set.check(self.num_blocks)
+        num_steps = _check_length('max_new_tokens', max_new_tokens)
+        if forced_length is not None:
+            num_steps = _check_length('forced_length', forced_length)
+        if len(images_or_features) != len(prompts):
+            raise VlmError(
+                f'{len(images_or_features)} images for {len(prompts)} prompts: give one for each'
+            )
+        if not prompts:
+            return []
+
+        shared = [isinstance(item, ImageFeatures) for item in images_or_features]
+        features = []
+        for item in images_or_features:
+            features.append(item if isinstance(item, ImageFeatures) else self.encode(item))
+            if should_stop is not None and should_stop():
+                raise Stopped('stopped before the answer was complete')
+
+        start_ms = self._clock_ms()
+        rows = [self._input_ids(*pair) for pair in zip(prompts, features, strict=True)]
+        preprocessed_ms = self._clock_ms()
+
+        hidden, is_real = self._embed(rows, features)  # (B, C, H), (B, C)
+        store = KeyValueStore(is_real, is_real.shape[1] + num_steps - 1, self.num_blocks)
+        logits = self._decoder.forward(hidden, store, skip_set.prefill, should_stop)
+        token_ids: list[list[int]] = [[] for _ in rows]
+        chosen_logits: list[list[np.ndarray]] = [[] for _ in rows]
+        unfinished = set(range(len(rows)))
+        next_ids = self._choose(logits, unfinished)
+        prefilled_ms = self._clock_ms()
+
+        for step in range(num_steps):
+            if step > 0:
+                logits = self._decode_one_token(next_ids, store, skip_set, should_stop)
+                next_ids = self._choose(logits, unfinished)
+            for row in sorted(unfinished):
+                if return_logits:
+                    chosen_logits[row].append(logits[row].float().cpu().numpy())
+                if forced_length is None and next_ids[row] in self._end_ids:
+                    unfinished.discard(row)
+                else:
+                    token_ids[row].append(next_ids[row])
+            if not unfinished:
+                break
+        texts = [self._tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in token_ids]
+        done_ms = self._clock_ms()
+
+        return [
+            Answer(
+                text=texts[row],
+                token_ids=tuple(token_ids[row]),
+                timing=Timing(
+                    preprocess_ms=features[row].preprocess_ms + preprocessed_ms - start_ms,
+                    vision_ms=features[row].vision_ms,
+                    prefill_ms=prefilled_ms - preprocessed_ms,
+                    decode_ms=done_ms - prefilled_ms,
+                    total_ms=features[row].preprocess_ms
+                    + features[row].vision_ms
+                    + (done_ms - start_ms),
+                ),
+                vision_shared=shared[row],
+                logits=np.stack(chosen_logits[row]) if return_logits else None,
+            )
+            for row in range(len(rows))
+        ]
+
+    def render_prompt(self, prompt: str) -> str:
+        """Return `prompt` in the model's chat template, with one image placeholder in it."""
+        _check_prompt(prompt, self._image_token)
+        if self._chat_template is None:
+            text = FALLBACK_TEMPLATE.format(prompt=prompt).replace('<image>', self._image_token, 1)
+        else:
+            content = [{'type': 'image'}, {'type': 'text', 'text': prompt}]
+            text = self._tokenizer.apply_chat_template(
+                [{'role': 'user', 'content': content}],
+                chat_template=self._chat_template,
+                add_generation_prompt=True,
+                tokenize=False,
+            )
+        if text.count(self._image_token) != 1:
+            raise PromptError(
+                f'the chat template of {self.name} gives {text.count(self._image_token)} image '
+                'placeholders instead of 1: use a checkpoint with a template for images'
+            )
+        return text
+
+    def _input_ids(self, prompt: str, features: ImageFeatures) -> list[int]:
+        """Return the token ids of the whole sequence, the image token once per image feature."""
+        hidden_size = self._model.config.text_config.hidden_size
+        if features.model != self.name or features.tokens.shape[1] != hidden_size:
+            raise VlmError(
+                f'image features of model {features.model} given to {self.name}: encode the image '
+                'with the model that answers'
+            )
+        text = self.render_prompt(prompt)
+        # Expanded as text, as Hugging Face's processors do it, so that tokenization is theirs too.
+        text = text.replace(self._image_token, self._image_token * len(features.tokens))
+        start = self._tokenizer.bos_token  # some templates write it themselves
+        adds_start = start is None or not text.startswith(start)
+        return self._tokenizer(text, add_special_tokens=adds_start)['input_ids']
+
+    def _embed(
+        self, rows: list[list[int]], features: list[ImageFeatures]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the left-padded batch (B, C, H), zero on padding, and where it is real (B, C)."""
+        num_columns = max(len(row) for row in rows)
+        hidden_size = features[0].tokens.shape[1]
+        hidden = features[0].tokens.new_zeros(len(rows), num_columns, hidden_size)
+        is_real = torch.zeros(len(rows), num_columns, dtype=torch.bool, device=self._device)
+        for index, (row, image) in enumerate(zip(rows, features, strict=True)):
+            ids = torch.tensor(row, device=self._device)
+            embedded = self._decoder.embed_tokens(ids)  # (tokens, H)
+            embedded[ids == self._image_token_id] = image.tokens
+            hidden[index, num_columns - len(row) :] = embedded
+            is_real[index, num_columns - len(row) :] = True
+        return hidden, is_real
+
+    def _decode_one_token(
+        self,
+        token_ids: list[int],
+        store: KeyValueStore,
+        skip_set: SkipSet,
+        should_stop: Callable[[], bool] | None,
+    ) -> Tensor:
+        """Run the newest token of every row; return the logits (B, V) of the one after it."""
+        ids = torch.tensor(token_ids, device=self._device)[:, None]  # (B, 1)
+        hidden = self._decoder.embed_tokens(ids)  # (B, 1, H)
+        return self._decoder.forward(hidden, store, skip_set.decode, should_stop)
+
+    def _choose(self, logits: Tensor, unfinished: set[int]) -> list[int]:
+        """Return the likeliest token of every row; refuse NaN and infinite logits (B, V)."""
+        finite = logits.isfinite().all(dim=-1)
+        ids, is_finite = torch.stack((logits.argmax(dim=-1), finite.long())).tolist()
+        if not all(is_finite[row] for row in unfinished):
+            raise NonFiniteLogitsError(
+                f'{self.name} gave NaN or infinite logits in {self.dtype} on {self.device}: '
+                'try dtype float32 or bfloat16, or check the weights'
+            )
+        return ids
+
+    def _clock_ms(self) -> float:
+        """Return the steady clock once the device has done all it was given."""
+        if self._device.type == 'cuda':
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter() * 1e3
+
+
+def _end_of_sequence_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Return the tokens that end an answer: the generation config's, else the model's."""
+    for source in (model.generation_config, model.config.text_config, tokenizer):
+        ids = getattr(source, 'eos_token_id', None)
+        if ids is not None:
+            return frozenset(ids if isinstance(ids, (list, tuple)) else [ids])
+    return frozenset()
+
+
+def _check_image(image: np.ndarray) -> None:
+    expected = 'expected a uint8 RGB array of shape (H, W, 3)'
+    if not isinstance(image, np.ndarray):
+        raise ImageError(f'image is a {type(image).__name__}: {expected}')
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise ImageError(f'image is {image.dtype} of shape {image.shape}: {expected}')
+
+
+def _check_prompt(prompt: str, image_token: str) -> None:
+    if not isinstance(prompt, str):
+        raise PromptError(f'prompt is a {type(prompt).__name__}: give text')
+    if image_token in prompt:
+        raise PromptError(f'prompt holds {image_token!r}, which stands for the image: leave it out')
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise PromptError(f'prompt {prompt!r} is not valid Unicode text') from None
+
+
+def _check_length(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise VlmError(f'{name} is {value!r}: give a whole number of tokens, 1 or more')
+    return value
