@@ -1,1 +1,24 @@
+"""Skip lists: which Transformer blocks may be left out, in which order, and how that was found."""
 
+from gmskip_ros.skipping.errors import SkipListError, SkipListMismatchError
+from gmskip_ros.skipping.file import load_skip_list, save_skip_list, shipped_skip_lists
+from gmskip_ros.skipping.skip_list import (
+    OPERATING_POINTS,
+    Prompt,
+    Removal,
+    SkipList,
+    derive_operating_points,
+)
+
+__all__ = [
+    'OPERATING_POINTS',
+    'Prompt',
+    'Removal',
+    'SkipList',
+    'SkipListError',
+    'SkipListMismatchError',
+    'derive_operating_points',
+    'load_skip_list',
+    'save_skip_list',
+    'shipped_skip_lists',
+]

@@ -1,0 +1,271 @@
+"""The skip-list file, `*.skip.yaml`: read strictly, written so that nothing is ever half there."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gmskip_ros.skipping.errors import SkipListError
+from gmskip_ros.skipping.skip_list import NOT_STATED, Prompt, Removal, SkipList, short
+
+SCHEMA = 'gmskip/skip-list/1'
+_SUFFIX = '.skip.yaml'
+# In the order in which they are written.
+_FIELDS = (
+    'schema', 'model', 'text_model_type', 'num_blocks', 'task', 'target', 'method', 'phases',
+    'metric', 'prompt', 'dtype', 'min_score_ratio', 'full_score', 'nested', 'removed', 'sets',
+    'operating_points', 'calibration', 'created', 'software', 'provenance',
+)
+_PROMPT_FIELDS = ('text', 'template_sha256', 'max_new_tokens')
+_REMOVAL_FIELDS = ('block', 'score')
+
+
+def shipped_skip_lists() -> list[str]:
+    """Return the names of the skip lists that come with the package, sorted."""
+    folder = resources.files('gmskip_ros') / 'assets' / 'skip_lists'
+    if not folder.is_dir():
+        return []
+    return sorted(
+        entry.name.removesuffix(_SUFFIX)
+        for entry in folder.iterdir()
+        if entry.name.endswith(_SUFFIX)
+    )
+
+
+def load_skip_list(name_or_path: str | os.PathLike[str]) -> SkipList:
+    """Return the skip list of a shipped name ('gmskip_captioning') or of a file.
+
+    A text with a '/' or the ending .yaml is a path. Raises SkipListError (one line: file, field,
+    value, remedy) if there is no such list or anything in it is not as the format says.
+    """
+    given = os.fspath(name_or_path)
+    if not given.strip():
+        raise SkipListError(f'skip list: {given!r} names no file; {_shipped()}')
+    if given in shipped_skip_lists():
+        entry = resources.files('gmskip_ros') / 'assets' / 'skip_lists' / (given + _SUFFIX)
+        return _parse(entry.read_bytes(), given)
+    return _parse(_read(given), given)
+
+
+def save_skip_list(skip_list: SkipList, path: str | os.PathLike[str]) -> None:
+    """Write a skip list to a file; an older file of that name is replaced as a whole or not at all.
+
+    load_skip_list gives back an equal SkipList. Raises SkipListError if it cannot be written; then
+    the older file is as it was.
+    """
+    try:
+        content = _format(skip_list).encode('utf-8')
+    except UnicodeEncodeError as error:
+        raise SkipListError(f'{path}: a text in the skip list is not Unicode ({error})') from None
+    try:
+        target = Path(os.path.realpath(Path(path).expanduser()))  # a link stays a link
+        aside = target.with_name(f'.{target.name}.{secrets.token_hex(4)}.tmp')
+        try:
+            with open(aside, 'xb') as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, target)
+        finally:
+            aside.unlink(missing_ok=True)
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the new name itself has to survive a power cut
+        finally:
+            os.close(folder)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise SkipListError(
+            f'{path}: cannot be written ({_reason(error)}); '
+            'check the folder, its permissions and the space left'
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, 'strerror', None) or ' '.join(str(error).split())
+
+
+def _shipped() -> str:
+    return f'shipped are {", ".join(shipped_skip_lists()) or "none"}; or give the path of a file'
+
+
+def _read(given: str) -> bytes:
+    try:
+        path = Path(given).expanduser()
+        if path.is_dir():
+            raise SkipListError(f'{given}: is a folder; give the {_SUFFIX} file in it')
+        if not path.exists():
+            if '/' in given or given.endswith(('.yaml', '.yml')):
+                raise SkipListError(f'{given}: there is no such file; {_shipped()}')
+            raise SkipListError(f'skip list: {given!r} is unknown; {_shipped()}')
+        if not path.is_file():  # reading a pipe or a device might never end
+            raise SkipListError(f'{given}: is not a regular file; give a {_SUFFIX} file')
+        return path.read_bytes()
+    except SkipListError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        raise SkipListError(
+            f'{given!r}: cannot be read ({_reason(error)}); check the path and its permissions'
+        ) from error
+
+
+def _parse(content: bytes, source: str) -> SkipList:
+    try:
+        return _from_mapping(_load_yaml(content))
+    except SkipListError as error:
+        raise SkipListError(f'{source}: {error}') from error.__cause__
+
+
+def _load_yaml(content: bytes) -> object:
+    try:
+        text = content.decode('utf-8-sig')
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b'\n') + 1
+        raise SkipListError(f'line {line}: is not UTF-8 text; save the file as UTF-8') from None
+    try:
+        _refuse_repeated_keys(yaml.compose(text, Loader=yaml.SafeLoader))
+        return yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f'line {mark.line + 1}, column {mark.column + 1}: ' if mark else ''
+        problem = error.problem or error.context
+        raise SkipListError(f'{where}is not valid YAML ({problem})') from None
+    except SkipListError:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise SkipListError(f'is not valid YAML ({_reason(error)})') from None
+
+
+def _refuse_repeated_keys(root: yaml.Node | None) -> None:
+    """YAML keeps the last of two equal keys silently; a person who wrote both should know."""
+    waiting, seen = [root], set()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+        elif isinstance(node, yaml.MappingNode):
+            keys = set()
+            for key, value in node.value:
+                if isinstance(key, yaml.ScalarNode):
+                    if key.value in keys:
+                        line = key.start_mark.line + 1
+                        raise SkipListError(
+                            f'line {line}: {short(key.value)} is there twice; remove one'
+                        )
+                    keys.add(key.value)
+                waiting += [key, value]
+
+
+def _from_mapping(data: object) -> SkipList:
+    if not isinstance(data, Mapping):
+        raise SkipListError(f'is not a skip list; it has to start with schema: {SCHEMA}')
+    if data.get('schema') != SCHEMA:
+        raise SkipListError(
+            f'schema: {short(data.get("schema"))} is not known; this version reads {SCHEMA}'
+        )
+    nested = data.get('nested', True)
+    absent = ('nested', 'removed', 'operating_points') if nested is False else ('nested', 'sets')
+    _check_fields('', data, _FIELDS, [name for name in _FIELDS if name not in absent])
+    if nested is not False and 'sets' in data:
+        raise SkipListError('sets: only for nested: false; write nested: false or remove it')
+    values = {name: value for name, value in data.items() if name != 'schema'}
+    values['prompt'] = Prompt(**_record('prompt', data['prompt'], _PROMPT_FIELDS))
+    if 'removed' in data:
+        if not isinstance(data['removed'], list):
+            raise SkipListError(
+                f'removed: {short(data["removed"])} is not a list of {{block: ..., score: ...}}'
+            )
+        values['removed'] = tuple(
+            Removal(**_record(f'removed[{i}]', entry, _REMOVAL_FIELDS))
+            for i, entry in enumerate(data['removed'])
+        )
+    if nested is not False and data['operating_points'] is None:
+        raise SkipListError('operating_points: null; write {high_performance: ..., ...}')
+    if isinstance(data['created'], datetime.datetime):  # as YAML reads an unquoted time
+        values['created'] = _as_utc(data['created'])
+    return SkipList(**values)
+
+
+def _record(name: str, value: object, fields: tuple[str, ...]) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise SkipListError(f'{name}: {short(value)} is not {{{", ".join(fields)}: ...}}')
+    _check_fields(f'{name}.', value, fields, fields)
+    return dict(value)
+
+
+def _check_fields(
+    prefix: str,
+    value: Mapping[object, object],
+    fields: tuple[str, ...],
+    required: tuple[str, ...] | list[str],
+) -> None:
+    for name in value:
+        if name not in fields:
+            raise SkipListError(f'{prefix}{short(name)}: is not a field of {SCHEMA}; remove it')
+    for name in required:
+        if name not in value:
+            raise SkipListError(
+                f'{prefix}{name}: is missing; add it (null or {NOT_STATED!r} if it is not known)'
+            )
+
+
+def _as_utc(time: datetime.datetime) -> str | datetime.datetime:
+    if time.tzinfo is None or time.microsecond:
+        return time  # refused like every other text that is not a time in UTC
+    return time.astimezone(datetime.timezone.utc).strftime('%Y-%m-%dT%H:%M:%SZ')
+
+
+def _format(skip_list: SkipList) -> str:
+    """Return the file's text: fields in a fixed order, one line per removal."""
+    values = {**vars(skip_list), 'schema': SCHEMA, 'prompt': asdict(skip_list.prompt)}
+    if skip_list.nested:
+        absent = {'nested', 'sets'}
+    else:
+        absent = {'removed'}
+        values['sets'] = {size: list(blocks) for size, blocks in skip_list.sets.items()}
+    values['phases'] = list(skip_list.phases)
+    lines = []
+    for name in _FIELDS:
+        if name in absent:
+            continue
+        if name == 'removed' and skip_list.removed:
+            lines.append('removed:\n')
+            for removal in skip_list.removed:
+                entry = {'block': removal.block, 'score': _as_float(removal.score)}
+                lines.append(f'  - {_flow(entry)}\n')
+        elif name == 'removed':
+            lines.append('removed: []\n')
+        elif name == 'created' and skip_list.created is not None:
+            lines.append(f'created: {skip_list.created}\n')  # unquoted: a time to YAML
+        elif isinstance(values[name], (dict, list)):
+            lines.append(f'{name}: {_flow(values[name])}\n')
+        else:
+            value = values[name]
+            value = _as_float(value) if isinstance(value, float) else value
+            lines.append(_dump({name: value}, flow=False))
+    return ''.join(lines)
+
+
+def _as_float(score: float | None) -> float | None:
+    return None if score is None else score if type(score) is int else float(score)
+
+
+def _flow(value: object) -> str:
+    return _dump(value, flow=True).rstrip('\n')
+
+
+def _dump(value: object, flow: bool) -> str:
+    # No line is wrapped: a line a field, easy to compare with a diff.
+    return yaml.safe_dump(
+        value, default_flow_style=flow, sort_keys=False, allow_unicode=True, width=float('inf')
+    )

@@ -1,0 +1,144 @@
+"""Label sets: the words a task may answer with, and other words for the same things."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gmskip_ros.tasks.errors import TaskError
+from gmskip_ros.tasks.normalisation import normalise
+
+LABEL_SETS: dict[str, tuple[str, ...]] = {
+    # The classes of CODA and CODA2022 without 'misc', which no answer can name, and without the
+    # rarities of CODA's base split (phone_booth, basket, ...).
+    # CODA itself writes 'suitcace'; a model says 'suitcase', so the label is spelt right here.
+    'coda': (
+        'pedestrian', 'cyclist', 'car', 'truck', 'tram', 'tricycle', 'bus', 'bicycle', 'moped',
+        'motorcycle', 'stroller', 'cart', 'construction_vehicle', 'dog', 'barrier', 'bollard',
+        'warning_sign', 'traffic_sign', 'sentry_box', 'traffic_box', 'traffic_cone',
+        'traffic_island', 'traffic_light', 'debris', 'suitcase', 'dustbin', 'concrete_block',
+        'machinery', 'garbage', 'plastic_bag', 'stone',
+    ),
+    'coco': (
+        'person', 'bicycle', 'car', 'motorcycle', 'airplane', 'bus', 'train', 'truck', 'boat',
+        'traffic light', 'fire hydrant', 'stop sign', 'parking meter', 'bench', 'bird', 'cat',
+        'dog', 'horse', 'sheep', 'cow', 'elephant', 'bear', 'zebra', 'giraffe', 'backpack',
+        'umbrella', 'handbag', 'tie', 'suitcase', 'frisbee', 'skis', 'snowboard', 'sports ball',
+        'kite', 'baseball bat', 'baseball glove', 'skateboard', 'surfboard', 'tennis racket',
+        'bottle', 'wine glass', 'cup', 'fork', 'knife', 'spoon', 'bowl', 'banana', 'apple',
+        'sandwich', 'orange', 'broccoli', 'carrot', 'hot dog', 'pizza', 'donut', 'cake', 'chair',
+        'couch', 'potted plant', 'bed', 'dining table', 'toilet', 'tv', 'laptop', 'mouse',
+        'remote', 'keyboard', 'cell phone', 'microwave', 'oven', 'toaster', 'sink',
+        'refrigerator', 'book', 'clock', 'vase', 'scissors', 'teddy bear', 'hair drier',
+        'toothbrush',
+    ),
+    # What the scenes rendered by this package show.
+    'scenes': (
+        'pedestrian', 'cyclist', 'car', 'truck', 'tricycle', 'bus', 'traffic_cone', 'barrier',
+        'traffic_light', 'dog',
+    ),
+}
+
+# Groups of words for one thing: (words, the labels they may stand for, the first one that the
+# label set has wins). Used only with synonyms=True: the paper's protocol does without.
+SYNONYMS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+    (
+        (
+            'person', 'pedestrian', 'people', 'human', 'man', 'woman', 'boy', 'girl', 'child',
+            'kid', 'baby', 'toddler', 'teenager', 'adult', 'lady', 'gentleman', 'guy', 'walker',
+            'worker', 'policeman', 'police officer', 'player', 'skier', 'surfer', 'snowboarder',
+            'skateboarder',
+        ),
+        ('person', 'pedestrian'),
+    ),
+    (('cyclist', 'bicyclist', 'biker', 'bike rider', 'motorcyclist'), ('cyclist', 'person')),
+    (
+        (
+            'automobile', 'sedan', 'hatchback', 'suv', 'van', 'minivan', 'taxi', 'cab', 'jeep',
+            'police car', 'sports car',
+        ),
+        ('car',),
+    ),
+    (
+        (
+            'lorry', 'pickup', 'pickup truck', 'semi', 'semi truck', 'trailer truck',
+            'dump truck', 'fire truck', 'garbage truck',
+        ),
+        ('truck',),
+    ),
+    (('minibus', 'school bus', 'coach', 'double decker', 'double decker bus'), ('bus',)),
+    (('streetcar', 'trolley'), ('tram',)),
+    (('trike', 'three wheeler', 'rickshaw', 'auto rickshaw', 'tuk tuk'), ('tricycle',)),
+    (('bike',), ('bicycle',)),
+    (('motorbike',), ('motorcycle',)),
+    (('scooter', 'motor scooter'), ('moped', 'motorcycle')),
+    (('pram', 'pushchair', 'baby carriage', 'baby stroller'), ('stroller',)),
+    (('excavator', 'bulldozer', 'digger', 'road roller'), ('construction_vehicle',)),
+    (('puppy',), ('dog',)),
+    (
+        ('barricade', 'guardrail', 'guard rail', 'road barrier', 'traffic barrier'),
+        ('barrier',),
+    ),
+    (('cone', 'pylon', 'road cone', 'safety cone'), ('traffic_cone',)),
+    (('stoplight', 'stop light', 'traffic signal'), ('traffic_light',)),
+    (('road sign', 'street sign'), ('traffic_sign',)),
+    (('luggage',), ('suitcase',)),
+    (('trash can', 'garbage can', 'trash bin', 'garbage bin', 'waste bin', 'bin'), ('dustbin',)),
+    (('trash', 'rubbish', 'litter'), ('garbage',)),
+    (('rock', 'boulder'), ('stone',)),
+    (('plane', 'aeroplane', 'aircraft', 'jet'), ('airplane',)),
+    (('ship', 'sailboat', 'canoe', 'kayak'), ('boat',)),
+    (('hydrant',), ('fire hydrant',)),
+    (('kitten',), ('cat',)),
+    (('pony',), ('horse',)),
+    (('lamb',), ('sheep',)),
+    (('bull', 'calf', 'cattle'), ('cow',)),
+    (('rucksack',), ('backpack',)),
+    (('purse',), ('handbag',)),
+    (('necktie',), ('tie',)),
+    (('ball', 'soccer ball', 'football', 'tennis ball', 'basketball'), ('sports ball',)),
+    (('tennis racquet', 'racket', 'racquet'), ('tennis racket',)),
+    (('doughnut',), ('donut',)),
+    (('sofa',), ('couch',)),
+    (('plant', 'houseplant'), ('potted plant',)),
+    (('table',), ('dining table',)),
+    (('television', 'tv monitor'), ('tv',)),
+    (('computer mouse',), ('mouse',)),
+    (('remote control',), ('remote',)),
+    (('phone', 'mobile phone', 'smartphone', 'cellphone'), ('cell phone',)),
+    (('fridge',), ('refrigerator',)),
+    (('hair dryer', 'hairdryer'), ('hair drier',)),
+)
+
+
+def resolve_labels(labels: Sequence[str]) -> tuple[str, ...]:
+    """Return the labels of a named set (['coda'], ['coco'], ['scenes']) or the labels themselves.
+
+    Raises TaskError for an empty list, a label without a letter or digit, the same label twice
+    (after normalisation: 'traffic_light' and 'Traffic light'), a label that holds a list of
+    labels, and a set's name among labels.
+    """
+    if isinstance(labels, str) or not isinstance(labels, Sequence):
+        raise TaskError(f"labels: {labels!r} is not a list; write ['coda'] or ['car', 'bus', ...]")
+    if len(labels) == 1 and isinstance(labels[0], str) and labels[0] in LABEL_SETS:
+        return LABEL_SETS[labels[0]]
+    if not labels:
+        raise TaskError(
+            f'labels: the list is empty; name a set ({", ".join(LABEL_SETS)}) or give the labels'
+        )
+    seen: dict[str, str] = {}
+    for label in labels:
+        if not isinstance(label, str):
+            raise TaskError(f'labels: {label!r} is not a text; put it in quotes')
+        if label in LABEL_SETS:
+            raise TaskError(
+                f'labels: {label!r} names a whole set; give it alone, or list the labels themselves'
+            )
+        if any(separator in label for separator in ',;\n'):
+            raise TaskError(f'labels: {label!r} holds several labels; make each one an entry')
+        normal = normalise(label)
+        if not normal:
+            raise TaskError(f'labels: {label!r} has no letter or digit; remove it')
+        if normal in seen:
+            raise TaskError(f'labels: {label!r} is there twice (as {seen[normal]!r}); remove one')
+        seen[normal] = label
+    return tuple(labels)

@@ -1,0 +1,76 @@
+"""Scores of one answer against its references. All are in 0..1, higher is better."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+
+from gmskip_ros.tasks.errors import TaskError
+
+
+def accuracy(answer: str, truth: str) -> float:
+    """Return 1.0 if the two labels are equal, else 0.0."""
+    return float(answer == truth)
+
+
+def set_precision(answer: AbstractSet[str], truth: AbstractSet[str]) -> float:
+    """Return |P & G| / |P|; an empty answer scores 0."""
+    return len(answer & truth) / len(answer) if answer else 0.0
+
+
+def set_recall(answer: AbstractSet[str], truth: AbstractSet[str]) -> float:
+    """Return |P & G| / |G|; an empty truth scores 0."""
+    return len(answer & truth) / len(truth) if truth else 0.0
+
+
+def set_f1(answer: AbstractSet[str], truth: AbstractSet[str]) -> float:
+    """Return 2 |P & G| / (|P| + |G|); 0 if both are empty, like precision and recall."""
+    total = len(answer) + len(truth)
+    return 2 * len(answer & truth) / total if total else 0.0
+
+
+def set_exact_match(answer: AbstractSet[str], truth: AbstractSet[str]) -> float:
+    """Return 1.0 if the two sets are equal (both empty included), else 0.0."""
+    return float(answer == truth)
+
+
+def jaccard(a: AbstractSet[str], b: AbstractSet[str]) -> float:
+    """Return |A & B| / |A | B|; 1 if both are empty."""
+    union = len(a | b)
+    return len(a & b) / union if union else 1.0
+
+
+def rouge_l(
+    candidate: Sequence[str], references: Sequence[Sequence[str]], beta: float = 1.2
+) -> float:
+    """Return ROUGE-L of tokens against tokens, as COCO's caption scorer computes it.
+
+    F-measure of the longest common subsequence, recall weighted by beta; the best precision and
+    the best recall are taken over the references separately (Lin 2004; Chen et al. 2015,
+    arXiv:1504.00325). 0 if the candidate or every reference is empty. Raises TaskError without
+    references.
+    """
+    if not references:
+        raise TaskError('references: there is none; ROUGE-L needs at least one')
+    if not candidate:
+        return 0.0
+    precision = recall = 0.0
+    for reference in references:
+        common = _longest_common_subsequence(candidate, reference)
+        if common:
+            precision = max(precision, common / len(candidate))
+            recall = max(recall, common / len(reference))
+    if precision == 0.0:
+        return 0.0
+    return (1 + beta**2) * precision * recall / (recall + beta**2 * precision)
+
+
+def _longest_common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
+    lengths = [0] * (len(b) + 1)  # of a's tokens so far against each prefix of b
+    for token in a:
+        diagonal = 0
+        for j, other in enumerate(b, start=1):
+            above = lengths[j]
+            lengths[j] = diagonal + 1 if token == other else max(above, lengths[j - 1])
+            diagonal = above
+    return lengths[-1]
