@@ -1,0 +1,171 @@
+"""
+What the node says about itself on /diagnostics: states, counters, latencies.
+
+Written by the camera callback and the worker, read once a second; safe from any thread. Times are
+seconds of a steady clock, passed in.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, deque
+from dataclasses import dataclass
+
+import numpy as np
+
+OK, WARN, ERROR = 'OK', 'WARN', 'ERROR'
+LEVELS = {
+    'loading': OK,
+    'warming_up': OK,
+    'ready': OK,
+    'paused': OK,
+    'no_frames': WARN,
+    'overload': WARN,
+    'degraded': WARN,
+    'error': ERROR,
+}
+FRAME_COUNTERS = (
+    'received',  # by the camera callback; each is counted under at most one of the next five ...
+    'not_ready',  # ... came while loading, paused or in error
+    'stale',  # older than max_frame_age_sec
+    'gated',  # its period has an answer already
+    'out_of_order',  # older than a frame before it, by less than a period
+    'replaced',  # was due, but a newer due frame came before the worker was free
+    'answered',  # every branch that was to run on it has published
+    'full_dropped',  # overload_policy drop_full: only the skip branch has published
+    'undecodable',  # no picture could be made of the message
+    'failed',  # an exception in inference
+    'abandoned',  # paused or stopped while it was worked on
+)
+ACHIEVED_RATE_WINDOW_S = 10.0
+LATENCY_WINDOW = 100  # newest frames
+
+
+@dataclass(frozen=True)
+class Report:
+    """One moment of the node's health."""
+
+    state: str
+    level: str  # OK, WARN or ERROR
+    reason: str  # '' where the state says it all
+    frames: dict[str, int]
+    achieved_rate_hz: float
+    latency_ms: dict[str, tuple[float, float]]  # branch -> p50, p95; branches measured so far
+    last_error: str
+
+
+class Health:
+    """The node's state and counters."""
+
+    def __init__(self, now_s: float, enabled: bool = True) -> None:
+        self._lock = threading.Lock()
+        self._phase, self._phase_reason = 'loading', ''
+        self._enabled = enabled
+        self._frames: Counter[str] = Counter()
+        self._last_received_s = self._last_usable_s = self._running_since_s = now_s
+        self._answered_s: deque[float] = deque()
+        self._latency_ms: dict[str, deque[float]] = {}
+        self._overload = ''
+        self._last_error = ''
+        self._degraded = False
+        self._failed_since_report = False
+
+    def set_phase(self, phase: str, now_s: float, reason: str = '') -> None:
+        """Enter 'loading', 'warming_up', 'running' or 'error'."""
+        with self._lock:
+            self._phase, self._phase_reason = phase, reason
+            if phase == 'running':
+                self._start_counting_anew(now_s)
+            elif phase == 'error':
+                self._last_error = reason
+
+    def set_enabled(self, enabled: bool, now_s: float) -> None:
+        """`~/enable` was called, or the node starts disabled."""
+        with self._lock:
+            self._enabled = enabled
+            self._start_counting_anew(now_s)
+
+    def _start_counting_anew(self, now_s: float) -> None:
+        self._running_since_s = self._last_received_s = self._last_usable_s = now_s
+        self._answered_s.clear()
+        self._overload = ''
+        self._degraded = False
+
+    def frame_received(self, outcome: str, now_s: float) -> None:
+        """Count a camera message; `outcome` is one of FRAME_COUNTERS, or '' if it waits now."""
+        with self._lock:
+            self._frames['received'] += 1
+            self._last_received_s = now_s
+            if outcome != 'stale':
+                self._last_usable_s = now_s
+            if outcome:
+                self._frames[outcome] += 1
+
+    def count(self, outcome: str) -> None:
+        """Count a frame that had been waiting or was worked on, under one of FRAME_COUNTERS."""
+        with self._lock:
+            self._frames[outcome] += 1
+
+    def branch_done(self, branch: str, elapsed_ms: float) -> None:
+        """A branch has published its result for a frame."""
+        with self._lock:
+            window = self._latency_ms.setdefault(branch, deque(maxlen=LATENCY_WINDOW))
+            window.append(elapsed_ms)
+
+    def frame_done(self, outcome: str, now_s: float, overload: str = '') -> None:
+        """A frame is 'answered' or 'full_dropped'; `overload` says why the node is behind."""
+        with self._lock:
+            self._frames[outcome] += 1
+            self._answered_s.append(now_s)
+            self._overload = overload
+            self._degraded = False
+
+    def failure(self, outcome: str, reason: str) -> None:
+        """A frame is 'undecodable' or 'failed'; nothing was published for what is missing."""
+        with self._lock:
+            self._frames[outcome] += 1
+            self._last_error = reason
+            self._degraded = self._failed_since_report = True
+
+    def report(self, now_s: float, no_frames_after_s: float = 3.0) -> Report:
+        """Return the state now; no usable frame for `no_frames_after_s` is 'no_frames'."""
+        with self._lock:
+            state, reason = self._state(now_s, no_frames_after_s)
+            self._failed_since_report = False
+            return Report(
+                state=state,
+                level=LEVELS[state],
+                reason=reason,
+                frames={name: self._frames[name] for name in FRAME_COUNTERS},
+                achieved_rate_hz=self._achieved_rate_hz(now_s),
+                latency_ms={
+                    branch: (float(np.percentile(window, 50)), float(np.percentile(window, 95)))
+                    for branch, window in self._latency_ms.items()
+                },
+                last_error=self._last_error,
+            )
+
+    def _state(self, now_s: float, no_frames_after_s: float) -> tuple[str, str]:
+        if self._phase in ('loading', 'warming_up'):
+            return self._phase, self._phase_reason
+        if not self._enabled:
+            return 'paused', 'call ~/enable with true to go on'
+        if self._phase == 'error':
+            return 'error', self._phase_reason
+        if self._degraded or self._failed_since_report:
+            return 'degraded', self._last_error
+        if now_s - self._last_received_s > no_frames_after_s:
+            return 'no_frames', f'no image for {now_s - self._last_received_s:.0f} s'
+        if now_s - self._last_usable_s > no_frames_after_s:
+            return 'no_frames', (
+                'all images are older than max_frame_age_sec: is use_sim_time set as it should be?'
+            )
+        if self._overload:
+            return 'overload', self._overload
+        return 'ready', ''
+
+    def _achieved_rate_hz(self, now_s: float) -> float:
+        window_start_s = max(now_s - ACHIEVED_RATE_WINDOW_S, self._running_since_s)
+        while self._answered_s and self._answered_s[0] < window_start_s:
+            self._answered_s.popleft()
+        return len(self._answered_s) / max(now_s - window_start_s, 1.0)

@@ -1,0 +1,296 @@
+"""The node's parameters: names, defaults, ranges, and one immutable snapshot of their values."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rcl_interfaces.msg import ParameterDescriptor
+
+from gmskip_ros.ros.pipeline import BRANCHES
+from gmskip_ros.skipping import SkipList, SkipListError, load_skip_list
+from gmskip_ros.tasks import (
+    DEFAULT_MAX_NEW_TOKENS,
+    DEFAULT_PROMPTS,
+    TASK_NAMES,
+    Task,
+    TaskError,
+    make_task,
+    resolve_labels,
+)
+
+if TYPE_CHECKING:
+    from rclpy.node import Node
+
+DTYPES = ('auto', 'float32', 'float16', 'bfloat16')
+TRANSPORTS = ('raw', 'compressed')
+RELIABILITIES = ('best_effort', 'reliable')
+OVERLOAD_POLICIES = ('slow_down', 'drop_full')
+OPERATING_POINTS = ('high_performance', 'high_sparsity')
+RATE_HZ_RANGE = (0.01, 60.0)
+MAX_FRAME_AGE_SEC_RANGE = (0.0, 3600.0)
+MAX_NEW_TOKENS_RANGE = (1, 512)
+
+
+class ParameterError(ValueError):
+    """A parameter has a value that it cannot have; one line: parameter, value, remedy."""
+
+    def __init__(self, name: str, value: object, remedy: str) -> None:
+        super().__init__(f'parameter {name}: {value!r} {remedy}')
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All parameters at one moment, checked, each of its own type."""
+
+    model: str
+    device: str
+    dtype: str
+    tasks: tuple[str, ...]
+    branches: tuple[str, ...]
+    rate_hz: float
+    max_frame_age_sec: float
+    image_transport: str
+    input_reliability: str
+    skip_list: Mapping[str, str]  # by task; '' = none
+    operating_point: str | int
+    prompt: Mapping[str, str]  # by task
+    labels: tuple[str, ...]
+    max_new_tokens: Mapping[str, int]  # by task
+    overload_policy: str
+    start_enabled: bool
+
+    @property
+    def period_ns(self) -> int:
+        return round(1e9 / self.rate_hz)
+
+    def make_tasks(self) -> tuple[Task, ...]:
+        """Return the tasks to run, with their prompts, labels and answer lengths."""
+        return tuple(
+            make_task(
+                name,
+                prompt=self.prompt[name],
+                labels=self.labels,
+                max_new_tokens=self.max_new_tokens[name],
+            )
+            for name in self.tasks
+        )
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One parameter: its default, what it is for, and what its value is checked with."""
+
+    name: str
+    default: Any
+    description: str
+    check: Callable[[str, Any], Any]  # (name, value) -> the value in its own type; ParameterError
+    read_only: bool = True
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise ParameterError(name, value, 'is not a string')
+    return value
+
+
+def _filled_text(name: str, value: Any) -> str:
+    if not _text(name, value).strip():
+        raise ParameterError(name, value, 'is empty: give a text')
+    return value
+
+
+def _one_of(options: tuple[str, ...]) -> Callable[[str, Any], str]:
+    def check(name: str, value: Any) -> str:
+        if value not in options:
+            raise ParameterError(name, value, f'is not one of {", ".join(options)}')
+        return value
+
+    return check
+
+
+def _some_of(options: tuple[str, ...]) -> Callable[[str, Any], tuple[str, ...]]:
+    def check(name: str, value: Any) -> tuple[str, ...]:
+        values = _texts(name, value)
+        for entry in values:
+            if entry not in options:
+                raise ParameterError(
+                    name, list(values), f'has {entry!r}, which is not one of {", ".join(options)}'
+                )
+        return values
+
+    return check
+
+
+def _texts(name: str, value: Any) -> tuple[str, ...]:
+    is_list = isinstance(value, (list, tuple)) and all(isinstance(entry, str) for entry in value)
+    if not is_list or not value:
+        raise ParameterError(name, value, 'is not a list of at least one string')
+    if len(set(value)) < len(value):
+        raise ParameterError(name, list(value), 'names something twice')
+    return tuple(value)
+
+
+def _labels(name: str, value: Any) -> tuple[str, ...]:
+    labels = _texts(name, value)
+    try:
+        resolve_labels(labels)
+    except TaskError as error:
+        raise ParameterError(name, list(labels), f'cannot be used: {error}') from None
+    return labels
+
+
+def _number(low: float, high: float) -> Callable[[str, Any], float]:
+    def check(name: str, value: Any) -> float:
+        # An integer is a number too; True and False are not.
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ParameterError(name, value, f'is not a number: give {low:g} to {high:g}')
+        if not math.isfinite(value) or not low <= value <= high:
+            raise ParameterError(name, value, f'is out of range: give {low:g} to {high:g}')
+        return float(value)
+
+    return check
+
+
+def _integer(low: int, high: int) -> Callable[[str, Any], int]:
+    def check(name: str, value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ParameterError(name, value, f'is not an integer: give {low} to {high}')
+        if not low <= value <= high:
+            raise ParameterError(name, value, f'is out of range: give {low} to {high}')
+        return value
+
+    return check
+
+
+def _boolean(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ParameterError(name, value, 'is not true or false')
+    return value
+
+
+def _device(name: str, value: Any) -> str:
+    if not re.fullmatch(r'auto|cpu|cuda(:\d+)?', _text(name, value)):
+        raise ParameterError(name, value, 'is not auto, cpu, cuda or cuda:N')
+    return value
+
+
+def _operating_point(name: str, value: Any) -> str | int:
+    if value in OPERATING_POINTS:
+        return value
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        return int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    raise ParameterError(
+        name, value, f'is neither {" nor ".join(OPERATING_POINTS)} nor a number of blocks'
+    )
+
+
+def _specs() -> tuple[Spec, ...]:
+    return (
+        Spec('model', 'demo', 'demo, a folder in Hugging Face format, or a hub id', _filled_text),
+        Spec('device', 'auto', 'auto (cuda:0 if there is one), cpu or cuda:N', _device),
+        Spec('dtype', 'auto', 'auto (float16 on a GPU, float32 on a CPU), or one of '
+             + ', '.join(DTYPES[1:]), _one_of(DTYPES)),
+        Spec('tasks', list(TASK_NAMES), 'what is asked about every frame', _some_of(TASK_NAMES)),
+        Spec('branches', list(BRANCHES), '[skip] in production; both to compare',
+             _some_of(BRANCHES)),
+        Spec('rate_hz', 1.0, 'frames answered per second of header time, Hz',
+             _number(*RATE_HZ_RANGE), read_only=False),
+        Spec('max_frame_age_sec', 0.0, 'older frames are dropped, s; 0 = off',
+             _number(*MAX_FRAME_AGE_SEC_RANGE)),
+        Spec('image_transport', 'raw', 'raw, or compressed (JPEG, PNG)', _one_of(TRANSPORTS)),
+        Spec('input_reliability', 'best_effort', 'of the image subscription',
+             _one_of(RELIABILITIES)),
+        *(
+            Spec(f'skip_list.{name}', f'gmskip_{name}',
+                 "absolute path or shipped name of a skip list; '' = leave nothing out", _text)
+            for name in TASK_NAMES
+        ),
+        Spec('operating_point', 'high_performance',
+             'which prefix of the skip lists: high_performance, high_sparsity or a number of '
+             'blocks', _operating_point, read_only=False),
+        *(
+            Spec(f'prompt.{name}', DEFAULT_PROMPTS[name], 'the question of this task', _filled_text,
+                 read_only=False)
+            for name in TASK_NAMES
+        ),
+        Spec('labels', ['coda'], 'the name of a label set (coda, coco, scenes), or the labels '
+             'themselves', _labels),
+        *(
+            Spec(f'max_new_tokens.{name}', DEFAULT_MAX_NEW_TOKENS[name], 'longest answer, tokens',
+                 _integer(*MAX_NEW_TOKENS_RANGE))
+            for name in TASK_NAMES
+        ),
+        Spec('overload_policy', 'slow_down',
+             'slow_down: both branches run and the rate falls; drop_full: the full branch gives '
+             'way as soon as a newer due frame waits', _one_of(OVERLOAD_POLICIES)),
+        Spec('start_enabled', True, 'false: wait for ~/enable', _boolean),
+    )  # fmt: skip
+
+
+SPECS: Mapping[str, Spec] = {spec.name: spec for spec in _specs()}
+
+
+def settings_from(values: Mapping[str, Any]) -> Settings:
+    """Return the checked snapshot of these values by parameter name; raises ParameterError."""
+    checked: dict[str, Any] = {
+        name: spec.check(name, values[name]) for name, spec in SPECS.items()
+    }
+    for group in ('skip_list', 'prompt', 'max_new_tokens'):
+        checked[group] = {task: checked.pop(f'{group}.{task}') for task in TASK_NAMES}
+    return Settings(**checked)
+
+
+def load_skip_lists(settings: Settings) -> dict[str, SkipList]:
+    """Return the skip lists of the tasks that have one; raises ParameterError if one is bad."""
+    if 'skip' not in settings.branches:
+        return {}
+    skip_lists = {}
+    for task in settings.tasks:
+        name_or_path = settings.skip_list[task]
+        if name_or_path:
+            try:
+                skip_lists[task] = load_skip_list(name_or_path)
+            except (SkipListError, OSError) as error:
+                raise ParameterError(
+                    f'skip_list.{task}', name_or_path, f'cannot be used: {error}'
+                ) from None
+    return skip_lists
+
+
+def check_operating_point(settings: Settings, skip_lists: Mapping[str, SkipList]) -> None:
+    """Raise ParameterError if a skip list does not have the operating point."""
+    for task, skip_list in skip_lists.items():
+        try:
+            skip_list.blocks_at(settings.operating_point)
+        except SkipListError as error:
+            raise ParameterError(
+                'operating_point', settings.operating_point, f'does not fit {task}: {error}'
+            ) from None
+
+
+def declare(node: Node) -> Settings:
+    """Declare all parameters on the node and return their checked values."""
+    for spec in SPECS.values():
+        # rclpy takes no integer for a floating-point parameter; our own check of the type does,
+        # and says for every parameter in one line what is wrong.
+        descriptor = ParameterDescriptor(
+            description=spec.description, read_only=spec.read_only, dynamic_typing=True
+        )
+        node.declare_parameter(spec.name, spec.default, descriptor)
+    return read(node)
+
+
+def read(node: Node) -> Settings:
+    """Return the checked snapshot of the node's parameters as they are now."""
+    return settings_from(values(node))
+
+
+def values(node: Node) -> dict[str, Any]:
+    """Return the node's parameters by name."""
+    return {name: node.get_parameter(name).value for name in SPECS}

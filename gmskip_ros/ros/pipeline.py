@@ -1,0 +1,210 @@
+"""
+One RGB frame through both branches: encode once, skip branch, full branch, comparison.
+
+No ROS in here, and no waiting for frames: the node and the offline replay run the same code.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gmskip_ros.skipping import SkipList
+from gmskip_ros.tasks import Agreement, ParsedAnswer, Task
+from gmskip_ros.vlm import SkipSet
+
+if TYPE_CHECKING:
+    from gmskip_ros.vlm import Answer, ImageFeatures, Vlm
+
+BRANCHES = ('skip', 'full')  # in the order in which they run
+
+
+@dataclass(frozen=True)
+class TaskPlan:
+    """One task and what the skip branch leaves out for it."""
+
+    task: Task
+    skip_set: SkipSet
+    removed_blocks: tuple[int, ...]  # the skip set's blocks in their order of removal
+    operating_point: str  # 'high_performance', 'high_sparsity' or a number of blocks
+
+
+@dataclass(frozen=True)
+class FramePlan:
+    """What is done with a frame; made once, used until a parameter changes."""
+
+    tasks: tuple[TaskPlan, ...]
+    branches: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def schedule(self) -> str:
+        """'skip_then_full', 'skip_only' or 'full_only'."""
+        if len(self.branches) == 1:
+            return f'{self.branches[0]}_only'
+        return '_then_'.join(self.branches)
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """One branch's answer to one task."""
+
+    task: str
+    branch: str
+    parsed: ParsedAnswer
+    answer: Answer
+    removed_blocks: tuple[int, ...]
+    operating_point: str
+    num_blocks: int
+
+    @property
+    def sparsity(self) -> float:
+        return len(self.removed_blocks) / self.num_blocks
+
+
+@dataclass(frozen=True)
+class BranchResult:
+    """
+    One branch's answers to all tasks on one frame.
+
+    `elapsed_ms` is the time the branch takes on its own: what is shared between the branches
+    (preprocessing and vision features) is counted, waiting for the other branch is not.
+    """
+
+    branch: str
+    schedule: str
+    tasks: tuple[TaskResult, ...]
+    elapsed_ms: float
+
+
+@dataclass(frozen=True)
+class TaskComparison:
+    """Both branches' answers to one task on one frame, and whether they agree."""
+
+    skip: TaskResult
+    full: TaskResult
+    agreement: Agreement
+
+    @property
+    def speedup(self) -> float:
+        """full / skip, of `total_ms`."""
+        return self.full.answer.timing.total_ms / max(self.skip.answer.timing.total_ms, 1e-9)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Both branches on one frame."""
+
+    tasks: tuple[TaskComparison, ...]
+
+
+def plan_frame(
+    vlm: Vlm,
+    tasks: Sequence[Task],
+    skip_lists: Mapping[str, SkipList],
+    operating_point: str | int = 'high_performance',
+    branches: Sequence[str] = BRANCHES,
+) -> FramePlan:
+    """
+    Return the plan for these tasks and this model.
+
+    A task without a skip list gets an empty skip set and a warning. Raises SkipListMismatchError
+    when a list's blocks are not those of the model, SkipListError for an operating point that a
+    list does not have.
+    """
+    plans = []
+    warnings = []
+    for task in tasks:
+        skip_list = skip_lists.get(task.name) if 'skip' in branches else None
+        if skip_list is None:
+            plans.append(TaskPlan(task, SkipSet(), (), '0'))
+            if 'skip' in branches:
+                warnings.append(f'{task.name} has no skip list: its skip branch leaves out nothing')
+            continue
+        warnings += skip_list.warnings_for(
+            num_blocks=vlm.num_blocks,
+            text_model_type=vlm.text_model_type,
+            prompt=task.prompt,
+            template_sha256=vlm.template_sha256,
+            dtype=vlm.dtype,
+            max_new_tokens=task.max_new_tokens,
+        )
+        blocks = tuple(skip_list.blocks_at(operating_point))
+        skip_set = SkipSet.of(blocks, skip_list.phases)
+        plans.append(TaskPlan(task, skip_set, blocks, str(operating_point)))
+    ordered = tuple(branch for branch in BRANCHES if branch in branches)
+    return FramePlan(tuple(plans), ordered, tuple(warnings))
+
+
+class FramePipeline:
+    """A model and a plan; `run` takes a frame through them."""
+
+    def __init__(self, vlm: Vlm, plan: FramePlan) -> None:
+        self.vlm = vlm
+        self.plan = plan
+
+    def run(
+        self, rgb: np.ndarray, should_stop: Callable[[str], bool] | None = None
+    ) -> Iterator[BranchResult | Comparison]:
+        """
+        Yield each branch's result as soon as it is there, then, if both ran, their comparison.
+
+        `rgb` is uint8, (H, W, 3). `should_stop(branch)` is asked at every block and token of that
+        branch; once it says yes, vlm.Stopped is raised and nothing more is yielded.
+        """
+        start = time.perf_counter()
+        features = self.vlm.encode(rgb)
+        encode_ms = _ms_since(start)
+        results: dict[str, BranchResult] = {}
+        for branch in self.plan.branches:
+            start = time.perf_counter()
+            tasks = tuple(
+                self._answer(features, plan, branch, should_stop) for plan in self.plan.tasks
+            )
+            elapsed_ms = encode_ms + _ms_since(start)
+            results[branch] = BranchResult(branch, self.plan.schedule, tasks, elapsed_ms)
+            yield results[branch]
+        if len(results) == len(BRANCHES):
+            yield self._compare(results['skip'], results['full'])
+
+    def _answer(
+        self,
+        features: ImageFeatures,
+        plan: TaskPlan,
+        branch: str,
+        should_stop: Callable[[str], bool] | None,
+    ) -> TaskResult:
+        skips = branch == 'skip'
+        answer = self.vlm.answer(
+            features,
+            plan.task.prompt,
+            skip=plan.skip_set if skips else SkipSet(),
+            max_new_tokens=plan.task.max_new_tokens,
+            should_stop=None if should_stop is None else lambda: should_stop(branch),
+        )
+        return TaskResult(
+            task=plan.task.name,
+            branch=branch,
+            parsed=plan.task.parse(answer.text),
+            answer=answer,
+            removed_blocks=plan.removed_blocks if skips else (),
+            operating_point=plan.operating_point if skips else '0',
+            num_blocks=self.vlm.num_blocks,
+        )
+
+    def _compare(self, skip: BranchResult, full: BranchResult) -> Comparison:
+        comparisons = []
+        for plan, a, b in zip(self.plan.tasks, skip.tasks, full.tasks, strict=True):
+            agreement = plan.task.agreement(
+                a.parsed, b.parsed, a.answer.token_ids, b.answer.token_ids
+            )
+            comparisons.append(TaskComparison(a, b, agreement))
+        return Comparison(tuple(comparisons))
+
+
+def _ms_since(start: float) -> float:
+    return (time.perf_counter() - start) * 1000.0

@@ -1,0 +1,364 @@
+"""The inference thread: loads the model, takes the newest due frame, answers it, hands it on."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from gmskip_ros.ros.frame_gate import FrameGate
+from gmskip_ros.ros.health import Health
+from gmskip_ros.ros.pipeline import BranchResult, Comparison, FramePipeline, FramePlan, plan_frame
+from gmskip_ros.skipping import SkipList, SkipListError
+from gmskip_ros.tasks import TaskError
+from gmskip_ros.vlm import ImageError, Stopped, VlmError
+
+if TYPE_CHECKING:
+    from gmskip_ros.ros.parameters import Settings
+    from gmskip_ros.vlm import Vlm
+
+MAX_FAILURES_IN_A_ROW = 5  # then the state is error, and ~/enable starts it again
+WARM_UP_SHAPE = (480, 640, 3)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A camera message that waits or is worked on."""
+
+    message: Any
+    stamp_ns: int  # of its header; the time of arrival where the header has none
+
+
+class FrameSlot:
+    """The newest due frame: a lock, one reference, an event. Closed, it takes no frames."""
+
+    def __init__(self, period_ns: int) -> None:
+        self._lock = threading.Lock()
+        self._gate = FrameGate(period_ns)
+        self._frame: Frame | None = None
+        self._event = threading.Event()
+        self._open = False
+
+    def set_period(self, period_ns: int) -> None:
+        with self._lock:
+            self._gate.period_ns = period_ns
+
+    def set_open(self, is_open: bool) -> None:
+        """Closing drops the waiting frame."""
+        with self._lock:
+            self._open = is_open
+            if not is_open:
+                self._frame = None
+
+    def offer(self, frame: Frame) -> str:
+        """
+        Keep the frame if it is due; never waits for the worker.
+
+        Returns the counter (see health.py) of the frame that is dropped by this, this one or one
+        that waited, or '' if none is.
+        """
+        with self._lock:
+            if not self._open:
+                return 'not_ready'
+            verdict = self._gate.offer(frame.stamp_ns)
+            if verdict in ('gated', 'out_of_order'):
+                return verdict
+            dropped = 'replaced' if self._frame is not None else ''
+            self._frame = frame
+        self._event.set()
+        return dropped
+
+    def waits(self) -> bool:
+        """Return whether a due frame waits."""
+        with self._lock:
+            return self._frame is not None
+
+    def wake(self) -> None:
+        """Let `take` return, with or without a frame."""
+        self._event.set()
+
+    def take(self, is_stale: Callable[[Frame], bool]) -> tuple[Frame | None, str]:
+        """
+        Wait for a frame or for `wake`; return (frame, '').
+
+        (None, 'stale') for one that became too old while it waited (it does not use up its
+        period), (None, '') when there is none.
+        """
+        self._event.wait()
+        self._event.clear()
+        with self._lock:
+            frame, self._frame = self._frame, None
+            if frame is None:
+                return None, ''
+            if is_stale(frame):
+                return None, 'stale'
+            self._gate.take(frame.stamp_ns)
+            return frame, ''
+
+
+class Log(Protocol):
+    """What the worker needs of a logger: rclpy's and Python's both have it."""
+
+    def info(self, message: str) -> Any: ...
+    def warning(self, message: str) -> Any: ...
+    def error(self, message: str) -> Any: ...
+
+
+class Outputs(Protocol):
+    """Where results go; called from the worker's thread."""
+
+    def branch_done(self, frame: Frame, result: BranchResult) -> None: ...
+    def comparison_done(self, frame: Frame, comparison: Comparison) -> None: ...
+    def frame_done(
+        self,
+        frame: Frame,
+        rgb: np.ndarray,
+        results: list[BranchResult],
+        comparison: Comparison | None,
+    ) -> None: ...
+
+
+class InferenceWorker:
+    """
+    One thread that owns the model.
+
+    `load(settings, on_progress)` gives the Vlm; `to_rgb(message)` an array, or a ValueError;
+    `settings()` the snapshot that holds for the next frame; `now_ns()` the time of the clock that
+    stamps are made with.
+    """
+
+    def __init__(
+        self,
+        *,
+        load: Callable[[Settings, Callable[[str], None]], Vlm],
+        to_rgb: Callable[[Any], np.ndarray],
+        settings: Callable[[], Settings],
+        skip_lists: Mapping[str, SkipList],
+        outputs: Outputs,
+        now_ns: Callable[[], int],
+        log: Log,
+    ) -> None:
+        self._load = load
+        self._to_rgb = to_rgb
+        self._settings = settings
+        self._skip_lists = skip_lists
+        self._outputs = outputs
+        self._now_ns = now_ns
+        self._log = log
+        first = settings()
+        self.slot = FrameSlot(first.period_ns)
+        self.health = Health(time.monotonic(), first.start_enabled)
+        self.plan: FramePlan | None = None  # the one in use; None until the model is loaded
+        self.vlm: Vlm | None = None
+        self._planned: Settings | None = None  # the settings that self.plan was made of
+        self._lock = threading.Lock()  # of the three below, which both threads write
+        self._enabled = first.start_enabled
+        self._running = False
+        self._error = False
+        self._stop = threading.Event()
+        self._failures_in_a_row = 0
+        self._logged = ''
+        self._warned: set[str] = set()
+        # Not a daemon: a daemon thread inside torch at interpreter exit ends in an abort.
+        self._thread = threading.Thread(target=self._run, name='inference')
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, timeout_s: float) -> bool:
+        """Ask the thread to end, wait for it; return whether it has ended."""
+        self._stop.set()
+        self.slot.wake()
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def set_enabled(self, enabled: bool) -> tuple[bool, str]:
+        """Pause or resume; returns (success, message). Off then on also leaves the error state."""
+        with self._lock:
+            if enabled == self._enabled:
+                if enabled and self._error:
+                    return False, 'in error: call with false, then with true, to start again'
+                return True, 'already enabled' if enabled else 'already paused'
+            self._enabled = enabled
+            retry = enabled and self._error
+            if retry:
+                self._error = False
+                self._failures_in_a_row = 0
+                self.health.set_phase('running' if self._running else 'loading', time.monotonic())
+            self.health.set_enabled(enabled, time.monotonic())
+            self._update_slot()
+        self.slot.wake()
+        if not enabled:
+            return True, 'paused'
+        return True, 'resumed after an error' if retry else 'resumed'
+
+    def _update_slot(self) -> None:
+        self.slot.set_open(self._enabled and self._running and not self._error)
+
+    def _enter_error(self, reason: str) -> None:
+        self.health.set_phase('error', time.monotonic(), reason)
+        with self._lock:
+            self._error = True
+            self._update_slot()
+        self._log_once(reason)
+
+    def _log_once(self, reason: str) -> None:
+        if reason != self._logged:
+            self._logged = reason
+            self._log.error(reason)
+
+    def _is_stale(self, frame: Frame) -> bool:
+        max_age_sec = self._settings().max_frame_age_sec
+        return max_age_sec > 0 and self._now_ns() - frame.stamp_ns > max_age_sec * 1e9
+
+    def offer(self, frame: Frame) -> None:
+        """Take a camera message, from the executor's thread; never waits for the worker."""
+        outcome = 'stale' if self._is_stale(frame) else self.slot.offer(frame)
+        self.health.frame_received(outcome, time.monotonic())
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.is_set():
+                if not self._running and not self._error:
+                    self._prepare()
+                    continue
+                frame, dropped = self.slot.take(self._is_stale)
+                if dropped:
+                    self.health.count(dropped)
+                if frame is not None and not self._stop.is_set():
+                    self._process(frame)
+        except Exception as error:  # nobody else would ever hear of it
+            self._enter_error(f'the inference thread has ended: {_one_line(error)}')
+            raise
+
+    def _prepare(self) -> None:
+        """Load, plan and warm up, or enter the error state with the reason."""
+        self.health.set_phase('loading', time.monotonic())
+        try:
+            if self.vlm is None:
+                self.vlm = self._load(self._settings(), self._on_progress)
+            pipeline = self._pipeline()
+            if self._stop.is_set():
+                return
+            self.health.set_phase('warming_up', time.monotonic())
+            grey = np.full(WARM_UP_SHAPE, 128, dtype=np.uint8)
+            for _ in pipeline.run(grey, lambda branch: self._stop.is_set()):
+                pass
+        except Stopped:
+            return
+        except (VlmError, SkipListError, TaskError) as error:  # they say all in one line
+            self._enter_error(_first_line(error))
+            return
+        except Exception as error:
+            self._enter_error(f'the model cannot be used: {_one_line(error)}')
+            return
+        with self._lock:
+            self._running = True
+            self.health.set_phase('running', time.monotonic())
+            self._update_slot()
+        self._logged = ''
+        vlm = self.vlm
+        self._log.info(f'{vlm.name} runs with {vlm.num_blocks} blocks, {vlm.dtype} on {vlm.device}')
+
+    def _on_progress(self, text: str) -> None:
+        if self._stop.is_set():
+            raise Stopped('stopped while loading')
+        self.health.set_phase('loading', time.monotonic(), text)
+
+    def _pipeline(self) -> FramePipeline:
+        """Return the pipeline for the settings that hold now."""
+        assert self.vlm is not None
+        settings = self._settings()
+        if self.plan is None or settings is not self._planned:
+            self.plan = plan_frame(
+                self.vlm,
+                settings.make_tasks(),
+                self._skip_lists,
+                settings.operating_point,
+                settings.branches,
+            )
+            self._planned = settings
+            for warning in self.plan.warnings:
+                if warning not in self._warned:
+                    self._warned.add(warning)
+                    self._log.warning(warning)
+        return FramePipeline(self.vlm, self.plan)
+
+    def _process(self, frame: Frame) -> None:
+        """Answer one frame; whatever goes wrong, nothing is published for what is missing."""
+        start_s = time.monotonic()
+        try:
+            rgb = self._to_rgb(frame.message)
+        except ValueError as error:
+            self._image_failed(error)
+            return
+        settings = self._settings()
+        drops_full = settings.overload_policy == 'drop_full' and 'skip' in settings.branches
+        results: list[BranchResult] = []
+        comparison: Comparison | None = None
+        gave_way = False
+
+        def should_stop(branch: str) -> bool:
+            nonlocal gave_way
+            gave_way = branch == 'full' and drops_full and self.slot.waits()
+            return gave_way or self._stop.is_set() or not self._enabled
+
+        try:
+            for result in self._pipeline().run(rgb, should_stop):
+                if self._stop.is_set() or not self._enabled:
+                    raise Stopped('paused or stopped')
+                if isinstance(result, Comparison):
+                    comparison = result
+                    self._outputs.comparison_done(frame, comparison)
+                else:
+                    self._outputs.branch_done(frame, result)
+                    self.health.branch_done(result.branch, result.elapsed_ms)
+                    results.append(result)
+        except Stopped:
+            if not gave_way:
+                self.health.count('abandoned')
+                return
+        except ImageError as error:
+            self._image_failed(error)
+            return
+        except Exception as error:  # any: the camera goes on, and so does the node
+            self._inference_failed(error)
+            return
+        self._failures_in_a_row = 0
+        self._logged = ''
+        period_ms = settings.period_ns / 1e6
+        elapsed_ms = (time.monotonic() - start_s) * 1e3
+        overload = ''
+        if gave_way:
+            overload = 'the full branch gave way to a newer frame'
+        elif elapsed_ms > period_ms:
+            overload = f'a frame takes {elapsed_ms:.0f} ms of the {period_ms:.0f} ms it has'
+        outcome = 'full_dropped' if gave_way else 'answered'
+        self.health.frame_done(outcome, time.monotonic(), overload)
+        self._outputs.frame_done(frame, rgb, results, comparison)
+
+    def _image_failed(self, error: ValueError) -> None:
+        reason = f'no answer to this image: {_first_line(error)}'
+        self.health.failure('undecodable', reason)
+        self._log_once(reason)
+
+    def _inference_failed(self, error: Exception) -> None:
+        reason = f'inference failed: {_one_line(error)}'
+        self.health.failure('failed', reason)
+        self._log_once(reason)
+        self._failures_in_a_row += 1
+        if self._failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
+            self._enter_error(f'{MAX_FAILURES_IN_A_ROW} frames in a row: {reason}')
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _one_line(error: Exception) -> str:
+    return f'{type(error).__name__}: {_first_line(error)}'
