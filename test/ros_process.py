@@ -192,7 +192,9 @@ def wait_until(
 
 
 @contextmanager
-def ros_node(name: str = 'probe', domain_id: int | None = None) -> Iterator[Any]:
+def ros_node(
+    name: str = 'probe', domain_id: int | None = None, namespace: str = ''
+) -> Iterator[Any]:
     """
     Give a node inside the test's own process, with its executor, in the same domain as `ros_env`.
 
@@ -205,7 +207,7 @@ def ros_node(name: str = 'probe', domain_id: int | None = None) -> Iterator[Any]
     os.environ.update(environment)  # the profile is read when the first participant is made
     context = rclpy.Context()
     rclpy.init(context=context, domain_id=int(environment['ROS_DOMAIN_ID']))
-    node = rclpy.create_node(name, context=context)
+    node = rclpy.create_node(name, context=context, namespace=namespace)
     executor = SingleThreadedExecutor(context=context)
     executor.add_node(node)
     try:
