@@ -61,10 +61,7 @@ def save_skip_list(skip_list: SkipList, path: str | os.PathLike[str]) -> None:
     load_skip_list gives back an equal SkipList. Raises SkipListError if it cannot be written; then
     the older file is as it was.
     """
-    try:
-        content = _format(skip_list).encode('utf-8')
-    except UnicodeEncodeError as error:
-        raise SkipListError(f'{path}: a text in the skip list is not Unicode ({error})') from None
+    content = _format(skip_list).encode('utf-8')
     try:
         target = Path(os.path.realpath(Path(path).expanduser()))  # a link stays a link
         aside = target.with_name(f'.{target.name}.{secrets.token_hex(4)}.tmp')
@@ -83,9 +80,14 @@ def save_skip_list(skip_list: SkipList, path: str | os.PathLike[str]) -> None:
             os.close(folder)
     except (OSError, ValueError, RuntimeError) as error:
         raise SkipListError(
-            f'{path}: cannot be written ({_reason(error)}); '
+            f'{_shown(path)}: cannot be written ({_reason(error)}); '
             'check the folder, its permissions and the space left'
         ) from error
+
+
+def _shown(path: str | os.PathLike[str]) -> str:
+    text = os.fspath(path)
+    return text if text.isprintable() else repr(text)  # an error is one line
 
 
 def _reason(error: Exception) -> str:
@@ -100,19 +102,19 @@ def _read(given: str) -> bytes:
     try:
         path = Path(given).expanduser()
         if path.is_dir():
-            raise SkipListError(f'{given}: is a folder; give the {_SUFFIX} file in it')
+            raise SkipListError(f'{_shown(given)}: is a folder; give the {_SUFFIX} file in it')
         if not path.exists():
             if '/' in given or given.endswith(('.yaml', '.yml')):
-                raise SkipListError(f'{given}: there is no such file; {_shipped()}')
+                raise SkipListError(f'{_shown(given)}: there is no such file; {_shipped()}')
             raise SkipListError(f'skip list: {given!r} is unknown; {_shipped()}')
         if not path.is_file():  # reading a pipe or a device might never end
-            raise SkipListError(f'{given}: is not a regular file; give a {_SUFFIX} file')
+            raise SkipListError(f'{_shown(given)}: is not a regular file; give a {_SUFFIX} file')
         return path.read_bytes()
     except SkipListError:
         raise
     except (OSError, ValueError, RuntimeError) as error:
         raise SkipListError(
-            f'{given!r}: cannot be read ({_reason(error)}); check the path and its permissions'
+            f'{_shown(given)}: cannot be read ({_reason(error)}); check the path and who may read it'
         ) from error
 
 
@@ -120,7 +122,7 @@ def _parse(content: bytes, source: str) -> SkipList:
     try:
         return _from_mapping(_load_yaml(content))
     except SkipListError as error:
-        raise SkipListError(f'{source}: {error}') from error.__cause__
+        raise SkipListError(f'{_shown(source)}: {error}') from error.__cause__
 
 
 def _load_yaml(content: bytes) -> object:
@@ -266,6 +268,9 @@ def _flow(value: object) -> str:
 
 def _dump(value: object, flow: bool) -> str:
     # No line is wrapped: a line a field, easy to compare with a diff.
-    return yaml.safe_dump(
+    text = yaml.safe_dump(
         value, default_flow_style=flow, sort_keys=False, allow_unicode=True, width=float('inf')
     )
+    if '\x85' in text:  # PyYAML writes this line break as it is, and reads it as a space
+        text = yaml.safe_dump(value, default_flow_style=flow, sort_keys=False, width=float('inf'))
+    return text

@@ -1,0 +1,254 @@
+"""Skip lists in Python: operating points, prefixes, and what does not fit the model in use."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from gmskip_ros.skipping import (
+    Prompt,
+    Removal,
+    SkipList,
+    SkipListError,
+    SkipListMismatchError,
+    derive_operating_points,
+    load_skip_list,
+    shipped_skip_lists,
+)
+
+PUBLISHED = {
+    'single_object': ([29, 16, 27, 21, 28, 24, 20, 17, 2, 6, 7, 25, 8, 11, 12, 26], 11),
+    'multi_object': ([24, 28, 23, 13, 25, 6, 21, 17, 9, 18], 9),
+    'captioning': ([13, 19, 12, 4, 10, 23, 21], 3),
+}
+IN_USE = {
+    'num_blocks': 8,
+    'text_model_type': 'llama',
+    'prompt': 'What?',
+    'template_sha256': 'abc',
+    'dtype': 'float16',
+    'max_new_tokens': 8,
+    'task': 'single_object',
+}
+
+
+def scored(**changes: object) -> SkipList:
+    fields = {
+        'model': 'some/model',
+        'num_blocks': 8,
+        'task': 'single_object',
+        'text_model_type': 'llama',
+        'prompt': Prompt('What?', 'abc', 8),
+        'dtype': 'float16',
+        'min_score_ratio': 0.9,
+        'full_score': 0.5,
+        'removed': (Removal(7, 0.5), Removal(3, 0.6), Removal(5, 0.6), Removal(0, 0.46)),
+    }
+    return SkipList(**{**fields, **changes})
+
+
+def fixed_interval(**changes: object) -> SkipList:
+    fields = {
+        'model': 'some/model',
+        'num_blocks': 8,
+        'task': 'captioning',
+        'method': 'fixed-interval',
+        'nested': False,
+        'sets': {2: [3, 6], 3: [2, 4, 6]},
+    }
+    return SkipList(**{**fields, **changes})
+
+
+@pytest.mark.parametrize('task', PUBLISHED)
+def test_published_lists(task: str) -> None:
+    blocks, high_performance = PUBLISHED[task]
+    skip_list = load_skip_list(f'gmskip_{task}')
+    assert (skip_list.task, skip_list.num_blocks, skip_list.method) == (task, 32, 'gm-skip')
+    assert skip_list.phases == ('prefill', 'decode')
+    assert skip_list.blocks_at('high_sparsity') == tuple(blocks)
+    assert skip_list.blocks_at('high_performance') == tuple(blocks[:high_performance])
+    # What the paper does not state is not made up.
+    assert skip_list.model == 'not stated'
+    assert skip_list.text_model_type is skip_list.target is skip_list.dtype is None
+    assert skip_list.full_score is skip_list.min_score_ratio is None
+    assert {removal.score for removal in skip_list.removed} == {None}
+    assert 'arXiv:2508.18227' in skip_list.provenance
+    assert skip_list.warnings_for(**{**IN_USE, 'num_blocks': 32, 'task': task}) == []
+
+
+def test_shipped_names() -> None:
+    names = shipped_skip_lists()
+    assert {f'gmskip_{task}' for task in PUBLISHED} <= set(names)
+    assert names == sorted(names)
+    for name in names:
+        assert load_skip_list(name).task in PUBLISHED
+
+
+@pytest.mark.parametrize(
+    ('full', 'scores', 'ratio', 'high_performance', 'high_sparsity'),
+    [
+        (0.5, [], 1.0, 0, 0),
+        (0.5, [0.4], 1.0, 0, 0),
+        (0.5, [0.5], 1.0, 1, 1),  # a tie with the full model: the longer
+        (0.5, [0.6, 0.7, 0.7, 0.5, 0.4], 1.0, 3, 4),
+        (0.5, [0.4, 0.9], 1.0, 2, 0),  # below the ratio once ends high_sparsity
+        (0.5, [0.4, 0.9], 0.8, 2, 2),
+        (0.5, [0.45, 0.44, 0.45], 0.9, 0, 1),
+        (0.9, [0.63], 0.7, 0, 1),  # 0.7 * 0.9 is a hair above 0.63 in floats
+        (40 / 48, [38 / 48, 37 / 48], 0.95, 0, 1),  # so is 0.95 * (40/48) above 38/48
+        (1.0, [0.95 - 1e-6], 0.95, 0, 0),
+        (0.0, [0.0, 0.0], 1.0, 2, 2),
+        (0.5, [0.1, 0.0], 0.0, 0, 2),
+        (-1.0, [-0.5, -2.0], 1.0, 1, 1),
+    ],
+)
+def test_operating_points_follow_from_the_scores(
+    full: float, scores: list[float], ratio: float, high_performance: int, high_sparsity: int
+) -> None:
+    assert derive_operating_points(full, scores, ratio) == {
+        'high_performance': high_performance,
+        'high_sparsity': high_sparsity,
+    }
+
+
+def test_a_list_with_scores_derives_its_operating_points() -> None:
+    assert scored().operating_points == {'high_performance': 3, 'high_sparsity': 4}
+    assert scored(min_score_ratio=1.0).operating_points['high_sparsity'] == 3
+    assert scored(removed=()).operating_points == {'high_performance': 0, 'high_sparsity': 0}
+
+
+@pytest.mark.parametrize(
+    ('point', 'blocks'),
+    [
+        ('high_performance', (7, 3, 5)),
+        ('high_sparsity', (7, 3, 5, 0)),
+        (0, ()),
+        ('0', ()),
+        (2, (7, 3)),
+        ('2', (7, 3)),
+        (' 2 ', (7, 3)),
+        (4, (7, 3, 5, 0)),
+    ],
+)
+def test_blocks_at_an_operating_point(point: str | int, blocks: tuple[int, ...]) -> None:
+    assert scored().blocks_at(point) == blocks
+
+
+@pytest.mark.parametrize(
+    'point', [5, '5', -1, '-1', 'best', '', 'high performance', True, 2.0, None, '9' * 50]
+)
+def test_an_operating_point_that_is_not_there(point: object) -> None:
+    with pytest.raises(SkipListError) as caught:
+        scored().blocks_at(point)
+    message = str(caught.value)
+    assert message.startswith('operating_point: ')
+    assert 'has 4 removed blocks; use high_performance (3), high_sparsity (4)' in message
+    assert '0..4' in message
+    assert '\n' not in message and len(message) < 300
+
+
+def test_sets_that_are_no_prefixes_of_one_another() -> None:
+    skip_list = fixed_interval(operating_points={'high_sparsity': 3})
+    assert skip_list.blocks_at(2) == (3, 6)
+    assert skip_list.blocks_at('3') == skip_list.blocks_at('high_sparsity') == (2, 4, 6)
+    assert skip_list.blocks_at(0) == ()
+    for point in (1, 4, 'high_performance'):
+        with pytest.raises(SkipListError, match='0, 2, 3'):
+            skip_list.blocks_at(point)
+
+
+def test_a_model_with_another_number_of_blocks_is_refused() -> None:
+    with pytest.raises(SkipListMismatchError) as caught:
+        scored().warnings_for(**{**IN_USE, 'num_blocks': 24})
+    message = str(caught.value)
+    assert '8' in message and '24' in message and 'some/model' in message
+    assert '\n' not in message
+
+
+@pytest.mark.parametrize(
+    ('name', 'used'),
+    [
+        ('text_model_type', 'qwen2'),
+        ('prompt', 'Which?'),
+        ('template_sha256', 'abd'),
+        ('dtype', 'float32'),
+        ('max_new_tokens', 16),
+        ('task', 'captioning'),
+    ],
+)
+def test_anything_else_that_differs_is_one_warning(name: str, used: object) -> None:
+    assert scored().warnings_for(**IN_USE) == []
+    warnings = scored().warnings_for(**{**IN_USE, name: used})
+    assert len(warnings) == 1
+    assert repr(used) in warnings[0] and repr(IN_USE[name]) in warnings[0]
+    assert '\n' not in warnings[0]
+
+
+def test_what_is_not_stated_gives_no_warning() -> None:
+    silent = scored(text_model_type='not stated', prompt=Prompt(), dtype=None)
+    other = {**IN_USE, 'text_model_type': 'qwen2', 'prompt': 'Which?', 'template_sha256': 'x'}
+    assert silent.warnings_for(**{**other, 'dtype': 'float32', 'max_new_tokens': 99}) == []
+    assert scored().warnings_for(**{**IN_USE, 'template_sha256': None, 'task': None}) == []
+
+
+def test_a_skip_list_does_not_change_with_what_it_was_made_of() -> None:
+    blocks, software = [Removal(1)], {'torch': '2.13.0'}
+    skip_list = SkipList(
+        model='m',
+        num_blocks=2,
+        task='t',
+        removed=blocks,
+        operating_points={'high_performance': 1, 'high_sparsity': 1},
+        software=software,
+    )
+    blocks.append(Removal(0))
+    software['torch'] = '0'
+    assert skip_list.blocks_at('high_sparsity') == (1,)
+    assert skip_list.software == {'torch': '2.13.0'}
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        skip_list.task = 'captioning'
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'num_blocks': 0}, 'num_blocks: 0 is too small; use 1'),
+        ({'num_blocks': True}, 'num_blocks: True is not a whole number'),
+        ({'removed': [29, 16]}, 'removed[0]: 29 is not a Removal'),
+        ({'removed': 'abc'}, "removed: 'abc' is not a sequence of Removal"),
+        ({'prompt': {'text': 'What?'}}, 'is not a Prompt'),
+        ({'full_score': None}, 'full_score: None is missing, but removals have scores'),
+        ({'min_score_ratio': None}, 'min_score_ratio: None is missing'),
+        ({'created': 'yesterday'}, "created: 'yesterday' is not a time in UTC like 2026"),
+        ({'operating_points': {'high_performance': 3}}, 'high_performance and high_sparsity'),
+        ({'full_score': 10**400}, 'is not finite'),
+    ],
+)
+def test_a_list_made_in_python_is_checked_too(changes: dict, message: str) -> None:
+    with pytest.raises(SkipListError) as caught:
+        scored(**changes)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'sets': {}}, 'sets: {} has no set'),
+        ({'sets': {2: [1]}}, 'sets.2: [1] has 1 blocks, not 2'),
+        ({'sets': {2: [1, 1]}}, 'sets.2[1]: 1 was removed before'),
+        ({'sets': {2: [1, 8]}}, 'sets.2[1]: 8 is no block of the 8; use 0..7'),
+        ({'sets': {2: '12'}}, "sets.2: '12' is not a list"),
+        ({'sets': {True: [1]}}, 'sets: True is not a whole number'),
+        ({'sets': {0: []}}, 'sets: 0 is too small'),
+        ({'sets': {8: range(8)}}, 'all 8 blocks are removed'),
+        ({'removed': [Removal(1)]}, 'removed: only for nested: true'),
+        ({'operating_points': {'high_sparsity': 4}}, 'operating_points.high_sparsity: 4'),
+        ({'nested': True}, 'sets: '),
+        ({'nested': 0}, 'nested: 0 is neither true nor false'),
+    ],
+)
+def test_sets_are_checked(changes: dict, message: str) -> None:
+    with pytest.raises(SkipListError) as caught:
+        fixed_interval(**changes)
+    assert message in str(caught.value)

@@ -1,0 +1,413 @@
+"""The skip-list file: what is read, what is refused and how, and writing without loss."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import resource
+import signal
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gmskip_ros.skipping import (
+    Prompt,
+    Removal,
+    SkipList,
+    SkipListError,
+    load_skip_list,
+    save_skip_list,
+    shipped_skip_lists,
+)
+
+# The example of the file format, comments and all.
+EXAMPLE = """\
+schema: gmskip/skip-list/1
+model: llava-hf/llava-1.5-7b-hf   # or "not stated"
+text_model_type: llama            # of the language decoder; null if not stated
+num_blocks: 32
+task: single_object
+target: person                    # single_object only; null = any
+method: gm-skip
+phases: [prefill, decode]
+metric: accuracy
+prompt: {text: "What is the main object?", template_sha256: "0a1b", max_new_tokens: 8}
+dtype: float16
+min_score_ratio: 1.0
+full_score: 0.42
+removed:                          # in the order of removal
+  - {block: 29, score: 0.55}
+  - {block: 16, score: 0.50}
+  - {block: 27, score: 0.42}
+  - {block: 21, score: 0.41}
+operating_points: {high_performance: 1, high_sparsity: 3}
+calibration: {dataset: coco-train2017, images: 1000, sha256: "ff", seed: 0}
+created: 2026-11-20T12:00:00Z
+software: {gmskip_ros: 0.1.0, torch: 2.13.0, transformers: 5.17.0}
+provenance: free text
+"""
+IN_PYTHON = SkipList(
+    model='llava-hf/llava-1.5-7b-hf',
+    text_model_type='llama',
+    num_blocks=32,
+    task='single_object',
+    target='person',
+    method='gm-skip',
+    phases=('prefill', 'decode'),
+    metric='accuracy',
+    prompt=Prompt('What is the main object?', '0a1b', 8),
+    dtype='float16',
+    min_score_ratio=1.0,
+    full_score=0.42,
+    removed=(Removal(29, 0.55), Removal(16, 0.50), Removal(27, 0.42), Removal(21, 0.41)),
+    operating_points={'high_performance': 1, 'high_sparsity': 3},
+    calibration={'dataset': 'coco-train2017', 'images': 1000, 'sha256': 'ff', 'seed': 0},
+    created='2026-11-20T12:00:00Z',
+    software={'gmskip_ros': '0.1.0', 'torch': '2.13.0', 'transformers': '5.17.0'},
+    provenance='free text',
+)
+NOT_NESTED = dataclasses.replace(
+    IN_PYTHON, nested=False, removed=(), operating_points=None, sets={2: (3, 6), 3: (2, 4, 6)}
+)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / 'example.skip.yaml'
+
+
+def refusal(file: Path, content: str | bytes) -> str:
+    """Return the one line with which a file of that content is refused, without the file's name."""
+    file.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(SkipListError) as caught:
+        load_skip_list(str(file))
+    message = str(caught.value)
+    assert message.startswith(f'{file}: ')
+    assert '\n' not in message
+    assert len(message) < len(str(file)) + 250
+    return message.removeprefix(f'{file}: ')
+
+
+def changed(old: str, new: str) -> str:
+    assert EXAMPLE.count(old) == 1
+    return EXAMPLE.replace(old, new)
+
+
+def test_the_example_of_the_format(file: Path) -> None:
+    file.write_text(EXAMPLE)
+    assert load_skip_list(str(file)) == IN_PYTHON
+    assert load_skip_list(file) == IN_PYTHON
+
+
+def test_relative_paths_and_the_home_folder(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.write_text(EXAMPLE)
+    monkeypatch.chdir(file.parent)
+    monkeypatch.setenv('HOME', str(file.parent))
+    for path in ('example.skip.yaml', './example.skip.yaml', '~/example.skip.yaml'):
+        assert load_skip_list(path) == IN_PYTHON
+
+
+def test_a_shipped_name_is_not_shadowed_by_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / 'gmskip_captioning').write_text('not a skip list')
+    monkeypatch.chdir(tmp_path)
+    assert load_skip_list('gmskip_captioning').task == 'captioning'
+
+
+@pytest.mark.parametrize('name', ['gmskip_captionin', '', ' ', 'gmskip_captioning.skip'])
+def test_an_unknown_name_lists_the_shipped_ones(name: str) -> None:
+    with pytest.raises(SkipListError) as caught:
+        load_skip_list(name)
+    message = str(caught.value)
+    assert repr(name) in message and '\n' not in message
+    for shipped in shipped_skip_lists():
+        assert shipped in message
+
+
+def test_yaml_readers_elsewhere_see_the_same(file: Path) -> None:
+    save_skip_list(IN_PYTHON, file)
+    mine, example = yaml.safe_load(file.read_text()), yaml.safe_load(EXAMPLE)
+    assert mine == example
+    assert list(mine) == list(example)  # the order of the format
+
+
+def test_one_removal_a_line(file: Path) -> None:
+    save_skip_list(IN_PYTHON, file)
+    lines = file.read_text().splitlines()
+    assert '  - {block: 29, score: 0.55}' in lines
+    assert len(lines) == len(EXAMPLE.splitlines())
+
+
+NASTY_TEXTS = [
+    'a: b # no comment', "it's", '"quoted"', 'two\nlines\n', ' spaces ', 'tab\there', '2.10',
+    'null', 'yes', '- a', '{a}', '日本語 🚗', 'line\u2028separator', 'next\x85line', 'bell\x07',
+    '%x', '@', 'x' * 5000, '2026-11-20T12:00:00Z', '1e3', '~', '0x10', '\\n', 'half\ud800',
+]
+
+
+@pytest.mark.parametrize('text', NASTY_TEXTS)
+def test_any_text_survives(file: Path, text: str) -> None:
+    skip_list = dataclasses.replace(
+        IN_PYTHON,
+        model=text,
+        target=text,
+        provenance=text,
+        prompt=Prompt(text, text, 3),
+        software={'torch': text, text: '1'},
+        calibration={text: text, 'n': 0.1, 'none': None, 'yes': True},
+    )
+    save_skip_list(skip_list, file)
+    assert load_skip_list(file) == skip_list
+
+
+@pytest.mark.parametrize('score', [0, 1, 0.1, 1 / 3, 1e-17, 123456789.123456789, 1e300, -2.5])
+def test_scores_survive_to_the_last_bit(file: Path, score: float) -> None:
+    skip_list = dataclasses.replace(
+        IN_PYTHON, full_score=score, removed=(Removal(3, score),), operating_points=None
+    )
+    save_skip_list(skip_list, file)
+    loaded = load_skip_list(file)
+    assert loaded == skip_list
+    assert loaded.removed[0].score == score == loaded.full_score
+
+
+@pytest.mark.parametrize(
+    'skip_list',
+    [
+        NOT_NESTED,
+        dataclasses.replace(NOT_NESTED, operating_points={'high_sparsity': 3}),
+        dataclasses.replace(IN_PYTHON, removed=(), operating_points=None),
+        dataclasses.replace(IN_PYTHON, phases=('decode',), created=None, calibration=None),
+        *map(load_skip_list, shipped_skip_lists()),
+    ],
+)
+def test_round_trip(file: Path, skip_list: SkipList) -> None:
+    save_skip_list(skip_list, file)
+    first = file.read_bytes()
+    assert load_skip_list(file) == skip_list
+    save_skip_list(load_skip_list(file), file)
+    assert file.read_bytes() == first
+
+
+def test_a_time_elsewhere_is_taken_to_utc(file: Path) -> None:
+    for written in ('2026-11-20T21:00:00+09:00', '2026-11-20 12:00:00 Z', '"2026-11-20T12:00:00Z"'):
+        file.write_text(changed('2026-11-20T12:00:00Z', written))
+        assert load_skip_list(file).created == '2026-11-20T12:00:00Z'
+
+
+FIELDS = [line.split(':')[0] for line in EXAMPLE.splitlines() if not line.startswith(' ')]
+
+
+@pytest.mark.parametrize('name', FIELDS)
+def test_a_missing_field_is_named(file: Path, name: str) -> None:
+    data = yaml.safe_load(EXAMPLE)
+    del data[name]
+    assert refusal(file, yaml.safe_dump(data)).startswith(f'{name}: ')
+
+
+@pytest.mark.parametrize(
+    ('old', 'new', 'message'),
+    [
+        # the file as a whole
+        ('skip-list/1', 'skip-list/2', "schema: 'gmskip/skip-list/2' is not known; this version"),
+        ('gmskip/skip-list/1', '1', 'schema: 1 is not known; this version reads gmskip'),
+        ('metric: accuracy', 'metrics: accuracy', "'metrics': is not a field"),
+        ('metric: accuracy', 'metric: accuracy\n1: 2', '1: is not a field'),
+        ('metric: accuracy', 'metric: a\nmetric: b', "line 10: 'metric' is there twice"),
+        ('{block: 29,', '{block: 29, block: 3,', "line 15: 'block' is there twice"),
+        ('metric: accuracy', 'metric: "open', 'is not valid YAML'),
+        ('metric: accuracy', 'metric: !!python/name:os.system', 'is not valid YAML'),
+        ('metric: accuracy', 'metric: a: b', 'line 9, column 10: is not valid YAML'),
+        # blocks
+        ('block: 16', 'block: 29', 'removed[1].block: 29 was removed before'),
+        ('block: 16', 'block: -1', 'removed[1].block: -1 is too small; use 0 or more'),
+        ('block: 16', 'block: 32', 'removed[1].block: 32 is no block of the 32; use 0..31'),
+        ('block: 16', 'block: 16.0', 'removed[1].block: 16.0 is not a whole number'),
+        ('block: 16', 'block: true', 'removed[1].block: True is not a whole number'),
+        ('block: 16', 'block: "16"', "removed[1].block: '16' is not a whole number"),
+        ('block: 16', 'block: null', 'removed[1].block: None is not a whole number'),
+        ('{block: 16, score: 0.50}', '16', 'removed[1]: 16 is not {block, score'),
+        ('{block: 16, score: 0.50}', '{block: 16}', 'removed[1].score: is missing'),
+        ('score: 0.50', 'score: 0.50, x: 1', "removed[1].'x': is not a field"),
+        ('num_blocks: 32', 'num_blocks: 4', 'removed[0].block: 29 is no block of the 4'),
+        ('num_blocks: 32', 'num_blocks: 0', 'num_blocks: 0 is too small'),
+        ('num_blocks: 32', 'num_blocks: 32.0', 'num_blocks: 32.0 is not a whole number'),
+        # scores and operating points
+        ('score: 0.50', 'score: high', "removed[1].score: 'high' is not a number"),
+        ('score: 0.50', 'score: .nan', 'removed[1].score: nan is not finite'),
+        ('score: 0.50', 'score: true', 'removed[1].score: True is not a number'),
+        ('score: 0.50', 'score: null', 'removed[1].score: None is missing; score all removals'),
+        ('full_score: 0.42', 'full_score: null', 'full_score: None is missing'),
+        ('full_score: 0.42', 'full_score: .inf', 'full_score: inf is not finite'),
+        ('min_score_ratio: 1.0', 'min_score_ratio: -1', 'min_score_ratio: -1 is negative'),
+        ('high_performance: 1', 'high_performance: 2', 'operating_points.high_performance: 2 is'),
+        ('high_sparsity: 3', 'high_sparsity: 4', 'is not what the scores give; write 3 or'),
+        ('high_sparsity: 3', 'high_sparsity: 5', 'operating_points.high_sparsity: 5 is no length'),
+        ('high_sparsity: 3', 'high_sparsity: -1', 'points.high_sparsity: -1 is too small'),
+        ('high_sparsity: 3', 'high_sparsity: x', "operating_points.high_sparsity: 'x' is not a"),
+        ('high_sparsity: 3', 'highest: 3', "operating_points: 'highest' is unknown"),
+        ('{high_performance: 1, high_sparsity: 3}', 'null', 'operating_points: null'),
+        ('{high_performance: 1, high_sparsity: 3}', '[1, 3]', 'operating_points: [1, 3] is not'),
+        # the rest
+        ('[prefill, decode]', '[prefill, train]', "phases[1]: 'train' is unknown; use prefill and"),
+        ('[prefill, decode]', '[]', 'phases: [] is not a list of prefill and decode'),
+        ('[prefill, decode]', 'decode', "phases: 'decode' is not a list"),
+        ('[prefill, decode]', '[decode, decode]', 'names a phase twice'),
+        ('metric: accuracy', 'metric: 3', 'metric: 3 is not a text; put it in quotes'),
+        ('metric: accuracy', 'metric: ""', "metric: '' is empty; write 'null'"),
+        ('task: single_object', 'task: null', 'task: None is not a text'),
+        ('max_new_tokens: 8', 'max_new_tokens: 0', 'prompt.max_new_tokens: 0 is too small'),
+        ('max_new_tokens: 8', 'max_tokens: 8', "prompt.'max_tokens': is not a field"),
+        ('torch: 2.13.0', 'torch: 2.13', "software.'torch': 2.13 is not a text; put it in quotes"),
+        ('seed: 0', 'seed: [0]', "calibration.'seed': [0] is not a text, a number or null"),
+        ('2026-11-20T12:00:00Z', '2026-11-20', 'is not a time in UTC like'),
+        ('2026-11-20T12:00:00Z', '2026-11-20T12:00:00', 'is not a time in UTC like'),
+        ('provenance: free text', 'provenance: [a]', "provenance: ['a'] is not a text"),
+        ('provenance: free text', 'provenance: x\nsets: {1: [1]}', 'sets: only for nested: false'),
+        ('provenance: free text', 'provenance: x\nnested: no way', "nested: 'no way' is neither"),
+        ('provenance: free text', 'provenance: x\nnested: false', 'sets: is missing'),
+    ],
+)
+def test_one_thing_wrong(file: Path, old: str, new: str, message: str) -> None:
+    assert message in refusal(file, changed(old, new))
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        (b'', 'is not a skip list; it has to start with schema: gmskip/skip-list/1'),
+        (b'just text', 'is not a skip list'),
+        (b'- a\n- b\n', 'is not a skip list'),
+        (b'a: b\n\xff\xfe', 'line 2: is not UTF-8 text'),
+        (b'\x89PNG\r\n\x1a\n\x00\x00', 'is not UTF-8 text'),
+        (b'a: \x00', 'is not valid YAML'),
+        (b'a: [1, 2\nb: 3\n', 'line 2, column 2: is not valid YAML'),
+        (b'a: b\n---\nc: d\n', 'is not valid YAML'),
+        (b'schema: &a [*a]\n', 'is not known'),
+        (b'[' * 20000, 'is not valid YAML'),
+        (b'schema: ' + b'x' * 100000, 'is not known'),
+        (b'? [a]\n: b\n', 'is not valid YAML'),
+    ],
+)
+def test_not_a_skip_list_at_all(file: Path, content: bytes, message: str) -> None:
+    assert message in refusal(file, content)
+
+
+def test_all_blocks_removed(file: Path) -> None:
+    removed = ''.join(f'  - {{block: {block}, score: 1.0}}\n' for block in range(4))
+    start, end = EXAMPLE.index('  - {block: 29'), EXAMPLE.index('operating_points')
+    content = EXAMPLE[:start] + removed + EXAMPLE[end:]
+    assert 'all 4 blocks are removed; at least one has to stay' in refusal(
+        file, content.replace('num_blocks: 32', 'num_blocks: 4')
+    )
+
+
+def test_a_windows_editor_did_no_harm(file: Path) -> None:
+    file.write_bytes(b'\xef\xbb\xbf' + EXAMPLE.replace('\n', '\r\n').encode())
+    assert load_skip_list(file) == IN_PYTHON
+
+
+@pytest.mark.parametrize(
+    ('name', 'message'),
+    [
+        ('.', 'is a folder'),
+        ('absent.skip.yaml', 'there is no such file'),
+        ('pipe', 'is not a regular file'),
+        ('loop', 'there is no such file'),
+        ('example.skip.yaml/x', 'there is no such file'),
+        ('nul\x00', "nul\\x00': "),
+        ('two\nlines', "two\\nlines': there is no such file"),
+        ('x' * 300, 'cannot be read'),
+    ],
+)
+def test_paths_that_lead_nowhere(file: Path, name: str, message: str) -> None:
+    file.write_text(EXAMPLE)
+    os.mkfifo(file.parent / 'pipe')
+    (file.parent / 'loop').symlink_to('loop')
+    with pytest.raises(SkipListError) as caught:
+        load_skip_list(f'{file.parent}/{name}')
+    assert message in str(caught.value) and '\n' not in str(caught.value)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason='root may read and write everywhere')
+def test_without_permission(file: Path) -> None:
+    file.write_text(EXAMPLE)
+    file.chmod(0)
+    with pytest.raises(SkipListError, match=r'cannot be read.*ermission'):
+        load_skip_list(file)
+    file.chmod(0o600)
+    file.parent.chmod(0o500)
+    try:
+        with pytest.raises(SkipListError, match=r'cannot be written.*ermission'):
+            save_skip_list(NOT_NESTED, file)
+        assert file.read_text() == EXAMPLE
+    finally:
+        file.parent.chmod(0o700)
+
+
+def assert_nothing_was_lost(file: Path) -> None:
+    assert file.read_text() == EXAMPLE
+    assert [entry.name for entry in file.parent.iterdir()] == [file.name]  # no scraps either
+
+
+def test_a_full_disk_leaves_the_older_file(file: Path) -> None:
+    file.write_text(EXAMPLE)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # bytes: less than the file has
+    try:
+        with pytest.raises(SkipListError) as caught:
+            save_skip_list(NOT_NESTED, file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert str(caught.value).startswith(f'{file}: cannot be written (')
+    assert 'space' in str(caught.value) and '\n' not in str(caught.value)
+    assert_nothing_was_lost(file)
+
+
+@pytest.mark.parametrize('step', ['fsync', 'replace'])
+@pytest.mark.parametrize('error', [OSError(28, 'No space left on device'), KeyboardInterrupt()])
+def test_a_save_that_ends_half_way_leaves_the_older_file(
+    file: Path, monkeypatch: pytest.MonkeyPatch, step: str, error: BaseException
+) -> None:
+    file.write_text(EXAMPLE)
+
+    def fail(*args: object) -> None:
+        raise error
+
+    monkeypatch.setattr(os, step, fail)
+    with pytest.raises((SkipListError, KeyboardInterrupt)):
+        save_skip_list(NOT_NESTED, file)
+    monkeypatch.undo()
+    assert_nothing_was_lost(file)
+
+
+@pytest.mark.parametrize('where', ['absent/x.skip.yaml', '.', 'nul\x00', 'x' * 300])
+def test_places_that_cannot_be_written(file: Path, where: str) -> None:
+    file.write_text(EXAMPLE)
+    with pytest.raises(SkipListError) as caught:
+        save_skip_list(IN_PYTHON, f'{file.parent}/{where}')
+    assert 'cannot be written' in str(caught.value) and '\n' not in str(caught.value)
+    assert_nothing_was_lost(file)
+
+
+def test_saving_replaces_a_file_and_keeps_a_link(file: Path) -> None:
+    link = file.parent / 'link.skip.yaml'
+    link.symlink_to(file.name)
+    save_skip_list(NOT_NESTED, link)
+    save_skip_list(IN_PYTHON, str(link))
+    assert link.is_symlink()
+    assert load_skip_list(file) == IN_PYTHON
+    assert file.stat().st_mode & 0o777 == 0o666 & ~_umask()
+    assert sorted(entry.name for entry in file.parent.iterdir()) == [file.name, link.name]
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

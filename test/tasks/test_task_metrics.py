@@ -1,0 +1,104 @@
+"""Metrics against their definitions, and ROUGE-L against COCO's official scorer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gmskip_ros.tasks import (
+    TaskError,
+    accuracy,
+    jaccard,
+    make_task,
+    rouge_l,
+    set_exact_match,
+    set_f1,
+    set_precision,
+    set_recall,
+)
+
+GOLDENS = Path(__file__).resolve().parents[3] / 'shared/data/coco-mini/caption_metric_goldens.json'
+
+
+@pytest.fixture(scope='module')
+def goldens() -> dict:
+    if not GOLDENS.is_file():
+        pytest.skip(f'{GOLDENS} is not there: data beside the project, not part of it')
+    return json.loads(GOLDENS.read_text())
+
+
+def test_rouge_l_is_that_of_the_official_scorer(goldens: dict) -> None:
+    scores = []
+    for image in goldens['per_image']:
+        references = [reference.split() for reference in image['references']]
+        scores.append(rouge_l(image['candidate'].split(), references))
+        assert scores[-1] == pytest.approx(image['ROUGE_L'], rel=0, abs=1e-9), image['image_id']
+    assert len(scores) == goldens['images'] == 48
+    assert sum(scores) / len(scores) == pytest.approx(goldens['ROUGE_L'], rel=0, abs=1e-9)
+
+
+def test_captioning_scores_a_real_caption_as_the_official_scorer_does(goldens: dict) -> None:
+    image = goldens['per_image'][0]  # plain words only: every tokenizer gives the same
+    task = make_task('captioning')
+    answer = task.parse(image['candidate'].capitalize() + '.')
+    assert task.score(answer, image['references']) == pytest.approx(image['ROUGE_L'], abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ('answer', 'truth', 'precision', 'recall', 'f1', 'exact', 'overlap'),
+    [
+        ('ab', 'ab', 1, 1, 1, 1, 1),
+        ('ab', 'bcd', 1 / 2, 1 / 3, 2 / 5, 0, 1 / 4),
+        ('a', 'abcd', 1, 1 / 4, 2 / 5, 0, 1 / 4),
+        ('ab', 'cd', 0, 0, 0, 0, 0),
+        ('', 'ab', 0, 0, 0, 0, 0),
+        ('ab', '', 0, 0, 0, 0, 0),
+        ('', '', 0, 0, 0, 1, 1),
+    ],
+)
+def test_set_metrics(
+    answer: str,
+    truth: str,
+    precision: float,
+    recall: float,
+    f1: float,
+    exact: float,
+    overlap: float,
+) -> None:
+    p, g = set(answer), set(truth)
+    assert set_precision(p, g) == precision
+    assert set_recall(p, g) == pytest.approx(recall)
+    assert set_f1(p, g) == pytest.approx(f1)
+    assert set_exact_match(p, g) == exact
+    assert jaccard(p, g) == jaccard(g, p) == overlap
+
+
+def test_accuracy() -> None:
+    assert accuracy('car', 'car') == 1.0
+    assert accuracy('car', 'bus') == 0.0
+
+
+def test_rouge_l_takes_precision_and_recall_from_different_references() -> None:
+    # Precision 1 from the long reference (lcs 2 of 2), recall 1 from the short one (lcs 1 of 1).
+    assert rouge_l(['a', 'b'], [['a', 'x', 'b', 'y'], ['b']]) == pytest.approx(1.0)
+
+
+def test_rouge_l_counts_a_subsequence_not_a_substring() -> None:
+    p, r = 3 / 4, 3 / 5
+    expected = (1 + 1.44) * p * r / (r + 1.44 * p)
+    assert rouge_l(list('axbc'), [list('abyzc')]) == pytest.approx(expected)
+    assert rouge_l(list('axbc'), [list('abyzc')], beta=1.0) == pytest.approx(2 * p * r / (p + r))
+
+
+@pytest.mark.parametrize(
+    ('candidate', 'references'), [('', ['abc']), ('abc', ['']), ('', ['']), ('abc', ['xyz', ''])]
+)
+def test_rouge_l_without_anything_in_common_is_zero(candidate: str, references: list[str]) -> None:
+    assert rouge_l(candidate, references) == 0.0
+
+
+def test_rouge_l_needs_a_reference() -> None:
+    with pytest.raises(TaskError, match='references'):
+        rouge_l(['a'], [])
