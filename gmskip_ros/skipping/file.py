@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import secrets
@@ -73,16 +74,22 @@ def save_skip_list(skip_list: SkipList, path: str | os.PathLike[str]) -> None:
             os.replace(aside, target)
         finally:
             aside.unlink(missing_ok=True)
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the new name itself has to survive a power cut
-        finally:
-            os.close(folder)
     except (OSError, ValueError, RuntimeError) as error:
         raise SkipListError(
             f'{_shown(path)}: cannot be written ({_reason(error)}); '
             'check the folder, its permissions and the space left'
         ) from error
+    _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Let the new name survive a power cut too; not every file system knows how."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _shown(path: str | os.PathLike[str]) -> str:
@@ -114,7 +121,7 @@ def _read(given: str) -> bytes:
         raise
     except (OSError, ValueError, RuntimeError) as error:
         raise SkipListError(
-            f'{_shown(given)}: cannot be read ({_reason(error)}); check the path and who may read it'
+            f'{_shown(given)}: cannot be read ({_reason(error)}); check its permissions'
         ) from error
 
 

@@ -299,7 +299,7 @@ def _check_text(name: str, value: object, or_none: bool = False) -> None:
     if not isinstance(value, str):
         raise _wrong(name, value, 'is not a text; put it in quotes')
     if not value.strip():
-        raise _wrong(name, value, f'is empty; write {"null" if or_none else NOT_STATED!r}')
+        raise _wrong(name, value, f'is empty; write {"null" if or_none else repr(NOT_STATED)}')
 
 
 def _check_whole_number(name: str, value: object, least: int) -> int:

@@ -258,7 +258,7 @@ def test_a_missing_field_is_named(file: Path, name: str) -> None:
         ('[prefill, decode]', 'decode', "phases: 'decode' is not a list"),
         ('[prefill, decode]', '[decode, decode]', 'names a phase twice'),
         ('metric: accuracy', 'metric: 3', 'metric: 3 is not a text; put it in quotes'),
-        ('metric: accuracy', 'metric: ""', "metric: '' is empty; write 'null'"),
+        ('metric: accuracy', 'metric: ""', "metric: '' is empty; write null"),
         ('task: single_object', 'task: null', 'task: None is not a text'),
         ('max_new_tokens: 8', 'max_new_tokens: 0', 'prompt.max_new_tokens: 0 is too small'),
         ('max_new_tokens: 8', 'max_tokens: 8', "prompt.'max_tokens': is not a field"),
