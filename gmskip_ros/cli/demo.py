@@ -1,0 +1,237 @@
+"""`gmskip demo`: the main job on one machine, with its real parts, ending by itself.
+
+A node process, a camera process and this one, which sees only what is on the topics.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from gmskip_ros.cli.demo_processes import Child, DemoError, Interrupted, StopRequest, end
+from gmskip_ros.cli.demo_topics import NODE, Frame, Listener, as_json_lines, listening
+
+CAMERA_TOPIC = '/camera/image_raw'
+MAX_SCENES = 60  # the camera begins again after so many, or a few more
+FIRST_SCENE_SEED = 40_000_000  # scenes that no training, calibration or test uses
+DOMAIN_IDS = range(1, 102)
+OVERLAY_WITHIN_S = 5.0  # of the last frame's comparison
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add `gmskip demo` and its options."""
+    parser = subparsers.add_parser(
+        'demo',
+        help='node and camera in two processes, both branches on rendered scenes, then a summary',
+        description='Start the real node and a camera, show what both branches answer and how '
+        'long they take, and end after some frames with a summary and an overlay picture.',
+    )
+    parser.add_argument(
+        '--frames', type=_positive_int, default=20, metavar='N',
+        help='end after this many compared frames (default 20)',
+    )  # fmt: skip
+    parser.add_argument(
+        '--rate-hz', type=_positive_float, default=10.0, metavar='HZ',
+        help='rate of the camera; the node answers one frame per second (default 10)',
+    )  # fmt: skip
+    parser.add_argument(
+        '--model', default='demo',
+        help='demo, a folder in Hugging Face format, or a hub id (default demo)',
+    )  # fmt: skip
+    parser.add_argument(
+        '--source', type=_folder, metavar='FOLDER',
+        help='pictures for the camera (default: driving scenes rendered for the occasion)',
+    )  # fmt: skip
+    parser.add_argument(
+        '--out', type=Path, default=Path('out/demo'), metavar='FOLDER',
+        help='where overlay.png, frames.jsonl and the logs go (default out/demo)',
+    )  # fmt: skip
+    parser.add_argument(
+        '--deadline-sec', type=_positive_float, default=120.0, metavar='S',
+        help='give up when nothing new arrives for this long (default 120)',
+    )  # fmt: skip
+    parser.add_argument(
+        '--no-progress', action='store_true', help='print the table and the summary only'
+    )
+    parser.set_defaults(func=run)
+
+
+def _positive_int(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number of at least 1')
+    return int(text)
+
+
+def _positive_float(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a number above 0')
+    return value
+
+
+def _folder(text: str) -> Path:
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f'{text!r} is not a folder: give one with pictures')
+    return Path(text).resolve()
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the demo; return 0, or 1 with one line of error, or 128 + the signal that ended it."""
+    stop = StopRequest()
+    try:
+        return _Demo(args, stop).run()
+    except DemoError as error:
+        print(f'gmskip demo: error: {error}', file=sys.stderr)
+        return 1
+    except Interrupted as interrupted:
+        print(f'gmskip demo: ended by {interrupted}', file=sys.stderr)
+        return interrupted.exit_status
+    finally:
+        stop.release()
+
+
+class _Demo:
+    def __init__(self, args: argparse.Namespace, stop: StopRequest) -> None:
+        from gmskip_ros.cli.demo_screen import Screen
+
+        self._args = args
+        self._stop = stop
+        self._screen = Screen(show_progress=not args.no_progress)
+        self._children: list[Child] = []
+
+    def run(self) -> int:
+        out = self._args.out
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            for name in ('overlay.png', 'frames.jsonl'):  # an earlier run's are not taken for ours
+                (out / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise DemoError(f'--out {out}: {error.strerror}: give a folder to write to') from None
+        _set_ros_environment()
+        frames: list[Frame] = []
+        with tempfile.TemporaryDirectory(prefix='gmskip_demo_') as scratch:
+            try:
+                with self._screen.live():
+                    self._children.append(self._start_node())
+                    source = self._args.source or self._render_scenes(Path(scratch))
+                    with listening() as listener:
+                        self._children.append(self._start_camera(source))
+                        self._collect(listener, frames)
+                        self._save_overlay(listener, frames[-1])
+            finally:
+                end(self._children)
+                if frames:
+                    _write_aside(out / 'frames.jsonl', as_json_lines(frames).encode())
+        self._screen.summary(frames)
+        self._screen.files(out)
+        return 0
+
+    def _start_node(self) -> Child:
+        from gmskip_ros.skipping import shipped_skip_lists
+        from gmskip_ros.tasks import TASK_NAMES
+
+        parameters: dict[str, object] = {'model': self._args.model}
+        if self._args.model == 'demo':
+            parameters['labels'] = ['scenes']
+            for task in TASK_NAMES:
+                if f'demo_{task}' in shipped_skip_lists():
+                    parameters[f'skip_list.{task}'] = f'demo_{task}'
+        self._screen.progress(f'starting the node with the model {self._args.model}')
+        remap = {'~/input/image': CAMERA_TOPIC}
+        return Child('dual_vlm_node', parameters, remap, self._args.out / 'node.log')
+
+    def _start_camera(self, source: Path) -> Child:
+        parameters: dict[str, object] = {
+            'source': str(source), 'rate_hz': self._args.rate_hz, 'loop': True,
+            'wait_for_node': f'/{NODE}',
+        }  # fmt: skip
+        remap = {'image_raw': CAMERA_TOPIC}
+        return Child('image_player', parameters, remap, self._args.out / 'camera.log')
+
+    def _render_scenes(self, folder: Path) -> Path:
+        import cv2
+
+        from gmskip_ros.datasets.scenes import render_scene
+
+        # The node takes every tenth or so of the camera's pictures: with a count that shares no
+        # factor with 10 it meets all of them before it meets one again.
+        wanted = min(self._args.frames, MAX_SCENES)
+        count = next(n for n in range(wanted, wanted + 10) if math.gcd(n, 10) == 1)
+        self._screen.progress(f'rendering {count} driving scenes')
+        for index in range(count):
+            self._stop.check()
+            scene = render_scene(FIRST_SCENE_SEED + index)
+            picture = cv2.cvtColor(scene.image, cv2.COLOR_RGB2BGR)
+            if not cv2.imwrite(str(folder / f'{index:05d}.png'), picture):
+                raise DemoError(f'{folder}: the pictures cannot be written: is the disk full?')
+        return folder
+
+    def _collect(self, listener: Listener, frames: list[Frame]) -> None:
+        """Fill `frames` from the topics and show each; raises DemoError where nothing comes."""
+        shown: set[tuple[str, str]] = set()
+        last_news = time.monotonic()
+        while len(frames) < self._args.frames:
+            self._wait_a_little(listener)
+            loading_what = listener.reason if listener.state == 'loading' else ''
+            if listener.state and (listener.state, loading_what) not in shown:
+                shown.add((listener.state, loading_what))
+                self._screen.progress(': '.join(filter(None, (listener.state, listener.reason))))
+                last_news = time.monotonic()
+            if listener.state == 'error':
+                raise DemoError(f'the node reports an error: {listener.reason}')
+            while listener.frames and len(frames) < self._args.frames:
+                frames.append(listener.frames.popleft())
+                self._screen.frame(len(frames), frames[-1])
+                last_news = time.monotonic()
+            self._screen.waiting(listener.state, len(frames), self._args.frames)
+            if time.monotonic() - last_news > self._args.deadline_sec:
+                state = f'in state {listener.state}' if listener.state else 'never heard of'
+                raise DemoError(
+                    f'nothing new from the node ({state}) for {self._args.deadline_sec:g} s: give '
+                    f'it longer with --deadline-sec; {self._children[0].last_lines()}'
+                )
+
+    def _save_overlay(self, listener: Listener, last: Frame) -> None:
+        """Save the last frame's picture, or the newest one if that one does not come."""
+        import cv2
+
+        from gmskip_ros.ros.conversions import image_to_rgb
+
+        deadline = time.monotonic() + OVERLAY_WITHIN_S
+        while listener.overlay_stamp_ns < last.stamp_ns and time.monotonic() < deadline:
+            self._wait_a_little(listener)
+        if listener.overlay is None:
+            log = self._args.out / 'node.log'
+            raise DemoError(f'no picture came on /{NODE}/debug/image: see {log}')
+        picture = cv2.cvtColor(image_to_rgb(listener.overlay), cv2.COLOR_RGB2BGR)
+        _write_aside(self._args.out / 'overlay.png', cv2.imencode('.png', picture)[1].tobytes())
+
+    def _wait_a_little(self, listener: Listener) -> None:
+        listener.spin_once(0.1)
+        self._stop.check()
+        for child in self._children:
+            child.check()
+
+
+def _set_ros_environment() -> None:
+    """Give the three processes the Fast DDS profile and, unless one is set, their own domain."""
+    from gmskip_ros.ros.dds_profile import fastdds_environment
+
+    os.environ.update(fastdds_environment())
+    os.environ.setdefault('ROS_DOMAIN_ID', str(random.choice(DOMAIN_IDS)))
+
+
+def _write_aside(path: Path, data: bytes) -> None:
+    aside = path.with_name(f'.{path.name}.{os.getpid()}')
+    aside.write_bytes(data)
+    os.replace(aside, path)

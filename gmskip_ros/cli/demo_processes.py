@@ -1,0 +1,121 @@
+"""The demo's other processes: each in a group of its own, watched, and ended in any case."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+EXECUTABLES = {
+    'dual_vlm_node': 'gmskip_ros.ros.node',
+    'image_player': 'gmskip_ros.ros.image_player',
+}
+STOP_WITHIN_S = 10.0  # after SIGINT to a child; then it is killed
+LOG_LINES_SHOWN = 5
+
+
+class DemoError(Exception):
+    """The demo cannot go on; the message is for people and names the remedy or the log."""
+
+
+class Interrupted(Exception):
+    """A signal asked the demo to end."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.exit_status = 128 + signum
+
+
+class StopRequest:
+    """Remembers SIGINT, SIGTERM and SIGHUP; `check` turns them into Interrupted at a safe place."""
+
+    def __init__(self) -> None:
+        self._signum = 0
+        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        self._previous = {signum: signal.signal(signum, self._remember) for signum in signals}
+
+    def _remember(self, signum: int, frame: object) -> None:
+        self._signum = self._signum or signum
+
+    def check(self) -> None:
+        """Raise Interrupted if a signal has come."""
+        if self._signum:
+            raise Interrupted(self._signum)
+
+    def release(self) -> None:
+        """Give the signals back to whom they belonged before."""
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+
+
+class Child:
+    """A ROS executable in a process group of its own, its output in a log file."""
+
+    def __init__(
+        self, executable: str, parameters: dict[str, object], remap: dict[str, str], log: Path
+    ) -> None:
+        self.name = executable
+        self._log = log
+        installed = Path(sys.executable).with_name(executable)
+        command = [str(installed)]
+        if not installed.exists():
+            command = [sys.executable, '-m', EXECUTABLES[executable]]
+        command.append('--ros-args')
+        for name, value in parameters.items():
+            command += ['-p', f'{name}:={json.dumps(value, ensure_ascii=False)}']  # JSON is YAML
+        for old, new in remap.items():
+            command += ['-r', f'{old}:={new}']
+        with log.open('wb') as output:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, 'PYTHONUNBUFFERED': '1'},
+                start_new_session=True,  # Ctrl-C reaches it through us, and all of it
+            )
+
+    def check(self) -> None:
+        """Raise DemoError with the last lines of its log if it has ended."""
+        status = self._process.poll()
+        if status is not None:
+            how = f'exit status {status}' if status >= 0 else signal.Signals(-status).name
+            raise DemoError(f'{self.name} ended by itself ({how}); {self.last_lines()}')
+
+    def last_lines(self) -> str:
+        """Return the name of its log and the end of it, for an error message."""
+        lines = self._log.read_text(errors='replace').strip().splitlines()[-LOG_LINES_SHOWN:]
+        if not lines:
+            return f'{self._log} is empty'
+        return '\n  '.join([f'the end of {self._log}:', *lines])
+
+    def ask_to_end(self) -> None:
+        """Send SIGINT, which both executables take as the wish to end."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)
+
+    def end(self, within_s: float) -> None:
+        """Wait for it, then kill what is left of its process group."""
+        try:
+            self._process.wait(within_s)
+        except subprocess.TimeoutExpired:
+            pass
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self._process.wait()
+
+
+def end(children: Sequence[Child]) -> None:
+    """Ask all of them to end, give them STOP_WITHIN_S together, then kill; returns when gone."""
+    for child in children:
+        child.ask_to_end()
+    deadline = time.monotonic() + STOP_WITHIN_S
+    for child in children:
+        child.end(max(0.0, deadline - time.monotonic()))
