@@ -1,0 +1,214 @@
+"""`gmskip ask`: both branches' answers about one picture, without ROS."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from gmskip_ros.tasks import TASK_NAMES
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from gmskip_ros.tasks import Task
+    from gmskip_ros.vlm import Answer, SkipSet, Vlm
+
+DEFAULT_TASK = 'captioning'
+DEFAULT_MAX_NEW_TOKENS = 64  # for a prompt of one's own
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the command and its options to `gmskip`."""
+    parser = subparsers.add_parser(
+        'ask', help='ask a model about one picture, with and without skipped blocks'
+    )
+    parser.add_argument('photo', help='picture file (JPEG, PNG, ...)')
+    parser.add_argument('--model', default='demo', help="'demo', a folder or a hub id")
+    parser.add_argument('--device', default='auto', help='auto, cpu or cuda:N')
+    parser.add_argument('--dtype', default='auto', help='auto, float32, float16 or bfloat16')
+    asked = parser.add_mutually_exclusive_group()
+    asked.add_argument('--task', choices=TASK_NAMES, help=f'default: {DEFAULT_TASK}')
+    asked.add_argument('--prompt', help='a question of your own')
+    left_out = parser.add_mutually_exclusive_group()
+    left_out.add_argument(
+        '--skip-list', metavar='FILE', help="a file or a shipped name; default for demo: the task's"
+    )
+    left_out.add_argument('--skip', metavar='29,16', help='blocks to leave out, 0-based')
+    parser.add_argument(
+        '--operating-point',
+        default='high_performance',
+        help='of the skip list: high_performance (default), high_sparsity or a number of blocks',
+    )
+    parser.add_argument('--max-new-tokens', type=int, help="default: the task's own")
+    parser.add_argument('--json', action='store_true', help='print one JSON object')
+    parser.set_defaults(func=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Answer, print a table or JSON, and return 0."""
+    image = read_photo(args.photo)
+
+    from rich.console import Console
+
+    from gmskip_ros.tasks import make_task
+    from gmskip_ros.vlm import load_vlm
+
+    task = None
+    if args.prompt is None:
+        task = make_task(args.task or DEFAULT_TASK, max_new_tokens=args.max_new_tokens)
+    prompt = args.prompt if task is None else task.prompt
+    max_new_tokens = args.max_new_tokens
+    if max_new_tokens is None:
+        max_new_tokens = DEFAULT_MAX_NEW_TOKENS if task is None else task.max_new_tokens
+
+    with Console(stderr=True).status('starting') as status:
+        vlm = load_vlm(args.model, args.device, args.dtype, on_progress=status.update)
+        skip, warnings = choose_skip_set(args, vlm, task, prompt, max_new_tokens)
+        for warning in warnings:
+            print(f'gmskip: warning: {warning}', file=sys.stderr)
+        status.update('warming up')  # the first pass pays for the libraries' start
+        vlm.answer(image, prompt, skip, max_new_tokens=2)
+        status.update('answering')
+        features = vlm.encode(image)
+        answers = {
+            'skip': vlm.answer(features, prompt, skip, max_new_tokens),
+            'full': vlm.answer(features, prompt, (), max_new_tokens),
+        }
+    report = make_report(args, vlm, task, prompt, skip, answers)
+    if args.json:
+        print(json.dumps(report, indent=2, ensure_ascii=False))
+    else:
+        print_report(report)
+    return 0
+
+
+def read_photo(path: str) -> np.ndarray:
+    """Return the picture as people see it (EXIF orientation applied): uint8 RGB (H, W, 3)."""
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    from gmskip_ros.cli.main import CliError
+
+    try:
+        with Image.open(path) as photo:
+            return np.array(ImageOps.exif_transpose(photo).convert('RGB'))
+    except Exception as error:  # Pillow's decoders raise many kinds over broken files
+        reason = getattr(error, 'strerror', None) or str(error).partition('\n')[0]
+        raise CliError(
+            f'cannot read picture {path!r} ({reason}): give a JPEG, PNG or other picture file'
+        ) from error
+
+
+def choose_skip_set(
+    args: argparse.Namespace, vlm: Vlm, task: Task | None, prompt: str, max_new_tokens: int
+) -> tuple[SkipSet, list[str]]:
+    """Return what the skip branch leaves out, and how its skip list was made for other settings."""
+    from gmskip_ros.cli.main import CliError
+    from gmskip_ros.skipping import load_skip_list
+    from gmskip_ros.vlm import SkipSet
+
+    if args.skip is not None:
+        parts = [part.strip() for part in args.skip.split(',') if part.strip()]
+        try:
+            blocks = [int(part) for part in parts]
+        except ValueError:
+            raise CliError(
+                f'--skip {args.skip!r} is not a list of block indices such as 29,16'
+            ) from None
+        skip = SkipSet.of(blocks)
+        skip.check(vlm.num_blocks)
+        return skip, []
+    name = args.skip_list
+    if name is None:
+        if args.model != 'demo' or task is None:
+            raise CliError('blocks to skip are not given: use --skip 29,16 or --skip-list FILE')
+        name = f'demo_{task.name}'
+    skip_list = load_skip_list(name)
+    warnings = skip_list.warnings_for(
+        num_blocks=vlm.num_blocks,
+        text_model_type=vlm.text_model_type,
+        prompt=prompt,
+        template_sha256=vlm.template_sha256,
+        dtype=vlm.dtype,
+        max_new_tokens=max_new_tokens,
+    )
+    return SkipSet.of(skip_list.blocks_at(args.operating_point), skip_list.phases), warnings
+
+
+def make_report(
+    args: argparse.Namespace,
+    vlm: Vlm,
+    task: Task | None,
+    prompt: str,
+    skip: SkipSet,
+    answers: dict[str, Answer],
+) -> dict[str, Any]:
+    """Return everything there is to print, as plain JSON values; times in milliseconds."""
+    parsed = {branch: task.parse(answer.text) for branch, answer in answers.items()} if task else {}
+    branches = {}
+    for branch, answer in answers.items():
+        skipped = list(skip.blocks) if branch == 'skip' else []
+        branches[branch] = {
+            'answer': parsed[branch].text if task else answer.text,
+            'raw_text': answer.text,
+            'tokens': len(answer.token_ids),
+            'skipped_blocks': skipped,
+            'sparsity': len(skipped) / vlm.num_blocks,
+            **asdict(answer.timing),
+        }
+    report: dict[str, Any] = {
+        'photo': args.photo,
+        'model': vlm.name,
+        'device': vlm.device,
+        'dtype': vlm.dtype,
+        'num_blocks': vlm.num_blocks,
+        'task': task.name if task else None,
+        'prompt': prompt,
+        'branches': branches,
+        'speed_up': answers['full'].timing.total_ms / answers['skip'].timing.total_ms,
+        'agree': answers['skip'].token_ids == answers['full'].token_ids,
+    }
+    if task:
+        agreement = task.agreement(
+            parsed['skip'],
+            parsed['full'],
+            answers['skip'].token_ids,
+            answers['full'].token_ids,
+        )
+        report['agree'] = agreement.agree
+        report['agreement'] = agreement.values
+    return report
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """Print the report of one picture as a table for people."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console()
+    console.print(
+        f'{report["model"]}, {report["num_blocks"]} blocks, '
+        f'{report["dtype"]} on {report["device"]}',
+        markup=False,
+    )
+    console.print(report['prompt'], markup=False)
+    table = Table('', *report['branches'])
+    results = list(report['branches'].values())
+    table.add_row('answer', *(escape(result['answer']) for result in results))
+    skipped = [', '.join(map(str, result['skipped_blocks'])) for result in results]
+    table.add_row('blocks skipped', *(blocks or 'none' for blocks in skipped))
+    table.add_row('tokens', *(str(result['tokens']) for result in results))
+    for phase in ('preprocess', 'vision', 'prefill', 'decode', 'total'):
+        table.add_row(f'{phase} (ms)', *(f'{result[f"{phase}_ms"]:.1f}' for result in results))
+    console.print(table)
+    values = ''.join(f', {name} {value:.2f}' for name, value in report.get('agreement', {}).items())
+    verdict = 'agree' if report['agree'] else 'differ'
+    console.print(
+        f'the answers {verdict}{values}; skipping is {report["speed_up"]:.2f} times as fast '
+        '(vision is counted in both)',
+        highlight=False,
+    )
