@@ -166,7 +166,8 @@ class Definition:
         return other <= token and (window is None or token - other < window)
 
     def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return x / (x.square().mean(dim=-1, keepdim=True) + self.config.rms_norm_eps).sqrt() * weight
+        mean_square = x.square().mean(dim=-1, keepdim=True)
+        return x / (mean_square + self.config.rms_norm_eps).sqrt() * weight
 
     @staticmethod
     def _heads(projection: torch.nn.Module, x: torch.Tensor, heads: int) -> torch.Tensor:

@@ -1,0 +1,255 @@
+"""What `encode`, `answer` and `answer_batch` give back, and what they refuse."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from references import HfReference
+from tiny_models import CHAT_TEMPLATE, make_tiny_model
+
+from gmskip_ros.vlm import (
+    ImageError,
+    NonFiniteLogitsError,
+    PromptError,
+    SkipSet,
+    SkipSetError,
+    Stopped,
+    VlmError,
+    load_vlm,
+)
+
+PROMPT = 'What is it?'
+IMAGE = np.random.default_rng(0).integers(0, 256, (40, 70, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return make_tiny_model(tmp_path_factory.mktemp('tiny'))
+
+
+@pytest.fixture(scope='module')
+def vlm(folder):
+    return load_vlm(str(folder), device='cpu')
+
+
+def test_what_the_model_says_about_itself(vlm, folder) -> None:
+    assert vlm.name == str(folder)
+    assert vlm.num_blocks == 4
+    assert vlm.text_model_type == 'llama'
+    assert (vlm.device, vlm.dtype) == ('cpu', 'float32')
+    assert vlm.template_sha256 == hashlib.sha256(CHAT_TEMPLATE.encode()).hexdigest()
+
+
+def test_two_branches_add_no_parameters(folder) -> None:
+    def parameters_alive() -> int:
+        gc.collect()
+        return sum(type(thing) is torch.nn.Parameter for thing in gc.get_objects())
+
+    reference = HfReference(folder).model
+    expected = sum(parameter.numel() for parameter in reference.parameters())
+    count = len(list(reference.parameters()))
+    del reference
+    before = parameters_alive()
+    vlm = load_vlm(str(folder), device='cpu')
+    loaded = parameters_alive()
+    features = vlm.encode(IMAGE)
+    vlm.answer(features, PROMPT, [1, 2])
+    vlm.answer(features, PROMPT)
+    assert vlm.num_parameters == expected
+    assert loaded - before == count
+    assert parameters_alive() == loaded
+
+
+def test_features_serve_many_prompts(vlm) -> None:
+    features = vlm.encode(IMAGE)
+    for prompt, skip in itertools.product(['What?', 'A longer question, is it not?'], [(), (2,)]):
+        alone = vlm.answer(IMAGE, prompt, skip, max_new_tokens=6, return_logits=True)
+        shared = vlm.answer(features, prompt, skip, max_new_tokens=6, return_logits=True)
+        assert shared.token_ids == alone.token_ids
+        np.testing.assert_array_equal(shared.logits, alone.logits)
+        assert (alone.vision_shared, shared.vision_shared) == (False, True)
+        assert shared.timing.vision_ms == features.vision_ms > 0
+        assert shared.timing.preprocess_ms >= features.preprocess_ms > 0
+
+
+@pytest.mark.parametrize('shared', [False, True])
+def test_phases_sum_to_the_total(vlm, shared) -> None:
+    image = vlm.encode(IMAGE) if shared else IMAGE
+    timing = vlm.answer(image, PROMPT, forced_length=20).timing
+    phases = (timing.preprocess_ms, timing.vision_ms, timing.prefill_ms, timing.decode_ms)
+    assert all(phase > 0 for phase in phases)
+    assert sum(phases) == pytest.approx(timing.total_ms, rel=0.02)
+
+
+def test_an_answer_is_the_decoded_tokens(vlm) -> None:
+    answer = vlm.answer(IMAGE, PROMPT, max_new_tokens=7)
+    assert len(answer.token_ids) == 7
+    assert isinstance(answer.text, str) and answer.text == answer.text.strip()
+    assert answer.logits is None
+    assert vlm.answer(IMAGE, PROMPT, max_new_tokens=3).token_ids == answer.token_ids[:3]
+    assert vlm.answer(IMAGE, PROMPT, max_new_tokens=1).token_ids == answer.token_ids[:1]
+
+
+@pytest.mark.parametrize('as_list', [False, True])
+def test_the_answer_ends_at_end_of_sequence(vlm, folder, tmp_path, as_list) -> None:
+    tokens = vlm.answer(IMAGE, PROMPT, forced_length=10).token_ids
+    end = tokens[3]
+    first = tokens.index(end)
+    ending = make_tiny_model(tmp_path, eos_token_id=[1, end] if as_list else end)
+    stopping = load_vlm(str(ending), device='cpu')
+    answer = stopping.answer(IMAGE, PROMPT, max_new_tokens=10, return_logits=True)
+    assert answer.token_ids == tokens[:first]
+    assert len(answer.logits) == first + 1  # the end-of-sequence token was chosen, too
+    assert stopping.answer(IMAGE, PROMPT, forced_length=10).token_ids == tokens
+
+    # In a batch, the row that ends first leaves the other as it is.
+    other = vlm.answer(IMAGE, 'Another, longer question?', max_new_tokens=10).token_ids
+    other = tuple(itertools.takewhile(lambda token: token != end, other))
+    answers = stopping.answer_batch([IMAGE] * 2, [PROMPT, 'Another, longer question?'], (), 10)
+    assert [answer.token_ids for answer in answers] == [tokens[:first], other]
+
+
+def test_an_empty_answer_is_an_answer(vlm, tmp_path) -> None:
+    first = vlm.answer(IMAGE, PROMPT, max_new_tokens=1).token_ids[0]
+    silent = load_vlm(str(make_tiny_model(tmp_path, eos_token_id=first)), device='cpu')
+    answer = silent.answer(IMAGE, PROMPT)
+    assert (answer.text, answer.token_ids) == ('', ())
+
+
+def test_should_stop_is_asked_per_block_and_token(vlm) -> None:
+    asked = itertools.count()
+
+    def count() -> bool:
+        next(asked)
+        return False
+
+    vlm.answer(IMAGE, PROMPT, forced_length=3, should_stop=count)
+    total = next(asked)
+    assert total >= 3 * vlm.num_blocks
+    for stop_at in (0, 1, vlm.num_blocks, total - 1):
+        calls = itertools.count()
+        with pytest.raises(Stopped):
+            vlm.answer(
+                IMAGE,
+                PROMPT,
+                forced_length=3,
+                should_stop=lambda calls=calls, stop_at=stop_at: next(calls) >= stop_at,
+            )
+    assert vlm.answer(IMAGE, PROMPT).token_ids  # and the model is as good as before
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_non_finite_logits_are_never_an_answer(tmp_path, value) -> None:
+    folder = make_tiny_model(tmp_path)
+    path = folder / 'model.safetensors'
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(path)
+    name = next(name for name in weights if 'layers.2.mlp.down_proj' in name and 'language' in name)
+    weights[name][0, 0] = value
+    save_file(weights, path, metadata={'format': 'pt'})
+    broken = load_vlm(str(folder), device='cpu')
+    with pytest.raises(NonFiniteLogitsError, match='float32 on cpu'):
+        broken.answer(IMAGE, PROMPT)
+    with pytest.raises(NonFiniteLogitsError):
+        broken.answer(IMAGE, PROMPT, SkipSet(prefill=[2]), forced_length=3)
+    assert broken.answer(IMAGE, PROMPT, [2]).token_ids  # the broken block is left out
+
+
+def test_bfloat16_runs(folder) -> None:
+    half = load_vlm(str(folder), device='cpu', dtype='bfloat16')
+    answer = half.answer(IMAGE, PROMPT, [1], return_logits=True)
+    assert half.dtype == 'bfloat16' and answer.logits.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    'image',
+    [
+        None,
+        'photo.jpg',
+        IMAGE.astype(np.float32),
+        IMAGE[..., 0],
+        IMAGE[..., :2],
+        np.zeros((40, 70, 4), np.uint8),
+        np.zeros((0, 70, 3), np.uint8),
+        IMAGE[None],
+    ],
+    ids=['none', 'path', 'float', 'grey', 'two-channels', 'rgba', 'empty', 'batch'],
+)
+def test_what_is_no_image_is_refused(vlm, image) -> None:
+    with pytest.raises(ImageError, match=r'uint8 RGB array of shape \(H, W, 3\)'):
+        vlm.answer(image, PROMPT)
+
+
+@pytest.mark.parametrize('shape', [(1, 1), (1, 50), (50, 1), (3, 3)], ids=str)
+def test_the_smallest_images_are_answered(vlm, shape) -> None:
+    assert vlm.answer(np.full((*shape, 3), 200, np.uint8), PROMPT).token_ids
+
+
+def test_read_only_and_strided_images_are_read_right(vlm) -> None:
+    expected = vlm.answer(IMAGE, PROMPT).token_ids
+    wide = np.repeat(IMAGE, 2, axis=1)
+    wide.setflags(write=False)
+    assert vlm.answer(wide[:, ::2], PROMPT).token_ids == expected
+
+
+@pytest.mark.parametrize('prompt', [None, 7, b'What?', 'an <image> here', 'half a \ud800 pair'])
+def test_bad_prompts_are_refused(vlm, prompt) -> None:
+    with pytest.raises(PromptError):
+        vlm.answer(IMAGE, prompt)
+
+
+@pytest.mark.parametrize('prompt', ['', ' ', '{braces} {{ x }} {% y %}', '</s><s>', 'é 日本 🚗\n'])
+def test_odd_prompts_are_answered(vlm, prompt) -> None:
+    assert vlm.answer(IMAGE, prompt).token_ids
+
+
+@pytest.mark.parametrize('skip', [[4], [-1], [1, 1], [1.0], ['1'], [True], '1', 1], ids=repr)
+def test_bad_skip_sets_are_refused(vlm, skip) -> None:
+    with pytest.raises(SkipSetError):
+        vlm.answer(IMAGE, PROMPT, skip)
+
+
+@pytest.mark.parametrize('length', [0, -1, 1.5, True, '3'])
+def test_bad_lengths_are_refused(vlm, length) -> None:
+    with pytest.raises(VlmError, match='max_new_tokens'):
+        vlm.answer(IMAGE, PROMPT, max_new_tokens=length)
+    with pytest.raises(VlmError, match='forced_length'):
+        vlm.answer(IMAGE, PROMPT, forced_length=length)
+
+
+def test_batches_are_pairs(vlm) -> None:
+    assert vlm.answer_batch([], []) == []
+    with pytest.raises(VlmError, match='2 images for 1 prompts'):
+        vlm.answer_batch([IMAGE, IMAGE], [PROMPT])
+
+
+def test_features_of_another_model_are_refused(vlm, tmp_path) -> None:
+    other = load_vlm(str(make_tiny_model(tmp_path, seed=1)), device='cpu')
+    with pytest.raises(VlmError, match='encode the image with the model that answers'):
+        vlm.answer(other.encode(IMAGE), PROMPT)
+
+
+def test_without_a_chat_template_the_prompt_is_llava_1_5s(vlm, tmp_path) -> None:
+    bare = load_vlm(str(make_tiny_model(tmp_path, chat_template=None)), device='cpu')
+    assert bare.render_prompt('Hm {x}?') == 'USER: <image>\nHm {x}? ASSISTANT:'
+    assert bare.render_prompt('Hm?') == vlm.render_prompt('Hm?')
+    assert bare.answer(IMAGE, PROMPT).token_ids == vlm.answer(IMAGE, PROMPT).token_ids
+    assert bare.template_sha256 != vlm.template_sha256
+
+
+def test_a_template_that_writes_the_start_token_has_it_once(vlm, tmp_path) -> None:
+    starting = make_tiny_model(tmp_path, chat_template='{{ bos_token }}' + CHAT_TEMPLATE)
+    twin = load_vlm(str(starting), device='cpu')
+    assert twin.answer(IMAGE, PROMPT).token_ids == vlm.answer(IMAGE, PROMPT).token_ids
+
+
+def test_a_template_without_an_image_is_refused(tmp_path) -> None:
+    text_only = make_tiny_model(tmp_path, chat_template='{{ messages[0].content[1].text }}')
+    with pytest.raises(PromptError, match='0 image placeholders'):
+        load_vlm(str(text_only), device='cpu').answer(IMAGE, PROMPT)
