@@ -123,8 +123,8 @@ class _Demo:
             try:
                 with self._screen.live():
                     self._children.append(self._start_node())
-                    source = self._args.source or self._render_scenes(Path(scratch))
                     with listening() as listener:
+                        source = self._args.source or self._render_scenes(Path(scratch))
                         self._children.append(self._start_camera(source))
                         self._collect(listener, frames)
                         self._save_overlay(listener, frames[-1])

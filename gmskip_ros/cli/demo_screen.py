@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import statistics
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -131,5 +132,6 @@ class Screen:
 def _said(values: dict[str, str]) -> str:
     """Return an answer on one line; with the raw text where that is all there is to see."""
     answer = ' '.join(values['answer'].split())
-    raw_text = ' '.join(values['raw_text'].split())
-    return f'unknown "{raw_text}"' if answer == 'unknown' else answer or '(empty answer)'
+    if answer == 'unknown':
+        return f'unknown "{textwrap.shorten(values["raw_text"], 60, placeholder="...")}"'
+    return answer or '(empty answer)'

@@ -314,7 +314,9 @@ class _Canvas:
 def _answer_text(answer: OverlayAnswer | None) -> str:
     if answer is None:
         return 'no answer yet'
-    text = _printable(answer.text) or '(empty answer)'
+    text = _printable(answer.text)
+    if not text:
+        return '(empty answer)'
     return text if answer.in_vocabulary else f'{text} (not in the label set)'
 
 

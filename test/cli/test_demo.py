@@ -1,0 +1,220 @@
+"""The real `gmskip demo`: its table, its files, its errors, and that nothing of it stays behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from ros_process import free_domain_id
+
+from gmskip_ros.cli.demo import FIRST_SCENE_SEED
+from gmskip_ros.datasets.scenes import render_scene
+from gmskip_ros.report.overlay import AGREES_RGB, DIFFERS_RGB, MAX_PANEL_FRACTION, RAN_RGB
+from gmskip_ros.tasks import TASK_NAMES
+
+MARK = 'GMSKIP_TEST_MARK'  # in the environment of everything that a test starts
+NODE_IS_HEARD = r's  (loading|warming_up|ready)'
+DEADLINE_S = 150.0  # only to end a test that hangs
+
+
+class RunningDemo:
+    """One `gmskip demo` process and whatever it has started."""
+
+    def __init__(self, out: Path, *options: str) -> None:
+        self._mark = f'{MARK}={uuid.uuid4()}'
+        name, _, value = self._mark.partition('=')
+        environment = {**os.environ, 'ROS_DOMAIN_ID': str(free_domain_id()), name: value}
+        self._stdout = out.with_name('stdout.txt')
+        with self._stdout.open('w') as stdout:
+            self._process = subprocess.Popen(
+                [sys.executable, '-m', 'gmskip_ros.cli.main', 'demo', '--out', str(out), *options],
+                env=environment, stdin=subprocess.DEVNULL, stdout=stdout,
+                stderr=subprocess.PIPE, text=True, start_new_session=True,
+            )  # fmt: skip
+
+    def wait_for_line(self, pattern: str) -> None:
+        deadline = time.monotonic() + DEADLINE_S
+        while not re.search(pattern, self._stdout.read_text(), re.MULTILINE):
+            assert self._process.poll() is None, self._stdout.read_text()
+            assert time.monotonic() < deadline, f'no {pattern!r} in {self._stdout.read_text()!r}'
+            time.sleep(0.1)
+
+    def send_signal(self, signum: int) -> None:
+        self._process.send_signal(signum)
+
+    def wait(self) -> tuple[int, str, str]:
+        """Return exit status, stdout and stderr."""
+        _, stderr = self._process.communicate(timeout=DEADLINE_S)
+        return self._process.returncode, self._stdout.read_text(), stderr
+
+    def processes(self) -> dict[int, str]:
+        """Return the command lines, by process id, of all that runs with this demo's mark."""
+        found = {}
+        for process in Path('/proc').iterdir():
+            try:
+                if self._mark.encode() in (process / 'environ').read_bytes().split(b'\0'):
+                    found[int(process.name)] = (process / 'cmdline').read_text().replace('\0', ' ')
+            except (OSError, ValueError):  # not a process, ended meanwhile, or not ours
+                continue
+        return {pid: command for pid, command in found.items() if command}
+
+    def kill_all(self) -> None:
+        for pid in self.processes():
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> Iterator:
+    started: list[RunningDemo] = []
+
+    def start(*options: str) -> RunningDemo:
+        started.append(RunningDemo(tmp_path / 'out', *options))
+        return started[-1]
+
+    yield start
+    for running in started:
+        running.kill_all()
+
+
+def test_three_frames(demo, tmp_path):
+    running = demo('--frames', '3')
+    status, stdout, stderr = running.wait()
+    assert (status, stderr) == (0, '')
+    assert not running.processes()
+
+    # What the node says of itself (states that last less than a second may be missing), the table.
+    order = ['loading', 'warming_up', 'ready', 'overload']
+    states = [state for state in re.findall(r'^ *[\d.]+ s  (\w+)', stdout, re.MULTILINE)
+              if state in order]  # fmt: skip
+    assert 'ready' in states and states == sorted(states, key=order.index)
+    lines = stdout.splitlines()
+    header = next(line for line in lines if line.startswith('frame'))
+    assert header.split() == ['frame', 'task', 'skip', 'ms', 'full', 'ms', 'verdict', 'answer']
+    pattern = re.compile(r'^ +(\d*) +(\w+) +(\d+) +(\d+)  (agrees|DIFFERS) +(both|skip): ')
+    rows = [found.groups() for found in map(pattern.match, lines) if found]
+    assert [row[0] for row in rows] == ['1', '', '', '2', '', '', '3', '', '']
+    assert [row[1] for row in rows] == list(TASK_NAMES) * 3
+
+    # The same in the file, with numbers as numbers.
+    records = [json.loads(line) for line in (tmp_path / 'out/frames.jsonl').open()]
+    assert len(records) == 9
+    for (_, task, skip_ms, full_ms, verdict, who), record in zip(rows, records, strict=True):
+        assert record['task'] == task
+        assert round(record['skip']['total_ms']) == int(skip_ms)
+        assert round(record['full']['total_ms']) == int(full_ms)
+        assert record['agree'] is (verdict == 'agrees')
+        assert record['skip']['format'] == 'gmskip/result/1'
+        assert 0 < record['skip']['sparsity'] < 1
+        assert record['full']['sparsity'] == 0
+        assert isinstance(record['skip']['answer'], str)
+        if who == 'both':
+            assert record['skip']['answer'] == record['full']['answer']
+    stamps = [record['stamp_ns'] for record in records[::3]]
+    assert stamps == sorted(set(stamps))
+
+    # The summary is about these very frames.
+    for task in TASK_NAMES:
+        of_task = [record for record in records if record['task'] == task]
+        agreeing = sum(record['agree'] for record in of_task)
+        skip_median = sorted(record['skip']['total_ms'] for record in of_task)[1]
+        assert re.search(rf'^{task} +{agreeing}/3 +{skip_median:.0f} +\d+ +[\d.]+x +\d+ %$',
+                         stdout, re.MULTILINE)  # fmt: skip
+    for name in ('overlay.png', 'frames.jsonl', 'node.log', 'camera.log'):
+        assert str(tmp_path / 'out' / name) in stdout
+        assert (tmp_path / 'out' / name).stat().st_size > 0
+
+    # The picture is one of the camera's, with the panel of three tasks on top.
+    picture = cv2.cvtColor(cv2.imread(str(tmp_path / 'out/overlay.png')), cv2.COLOR_BGR2RGB)
+    below = int(picture.shape[0] * MAX_PANEL_FRACTION)
+    scenes = [render_scene(FIRST_SCENE_SEED + index).image for index in range(3)]
+    assert any((picture[below:] == scene[below:]).all() for scene in scenes)
+    stripe = [any((pixel == rgb).all() for rgb in (AGREES_RGB, DIFFERS_RGB))
+              for pixel in picture[:below, 0]]  # fmt: skip
+    assert int(np.diff(np.array(stripe, int), prepend=0).clip(min=0).sum()) == 3
+    assert (picture[:below] == RAN_RGB).all(axis=2).any()
+
+
+@pytest.mark.parametrize(('signum', 'expected'), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_everything(demo, signum, expected):
+    running = demo('--frames', '50')
+    running.wait_for_line(NODE_IS_HEARD)
+    assert len(running.processes()) >= 2
+    running.send_signal(signum)
+    status, _, stderr = running.wait()
+    assert status == expected
+    assert stderr == f'gmskip demo: ended by {signal.Signals(signum).name}\n'
+    assert not running.processes()
+
+
+def test_node_that_dies_is_one_clear_line(demo):
+    running = demo('--frames', '50')
+    running.wait_for_line(NODE_IS_HEARD)
+    node = [pid for pid, command in running.processes().items() if 'dual_vlm_node' in command]
+    assert len(node) == 1
+    os.kill(node[0], signal.SIGKILL)
+    status, _, stderr = running.wait()
+    assert status == 1
+    first, *log = stderr.splitlines()
+    assert first.startswith('gmskip demo: error: dual_vlm_node ended by itself (SIGKILL)')
+    assert 'node.log' in first and log and all(line.startswith('  ') for line in log)
+    assert not running.processes()
+
+
+def test_pictures_that_cannot_be_read_are_named(demo, tmp_path):
+    (tmp_path / 'photos').mkdir()
+    (tmp_path / 'photos/broken.jpg').write_bytes(b'not a picture')
+    running = demo('--source', str(tmp_path / 'photos'))
+    status, _, stderr = running.wait()
+    assert status == 1
+    assert 'error: image_player ended by itself (exit status 2)' in stderr
+    assert 'broken.jpg' in stderr
+    assert not running.processes()
+
+
+def test_model_that_cannot_be_loaded_is_named(demo, tmp_path):
+    (tmp_path / 'no_model').mkdir()
+    running = demo('--model', str(tmp_path / 'no_model'))
+    status, _, stderr = running.wait()
+    assert status == 1
+    assert stderr.startswith('gmskip demo: error: the node reports an error: ')
+    assert 'no_model' in stderr and len(stderr.splitlines()) == 1
+    assert not running.processes()
+
+
+def test_silence_has_a_deadline(demo):
+    running = demo('--deadline-sec', '0.01', '--no-progress')
+    status, stdout, stderr = running.wait()
+    assert status == 1
+    assert stdout == ''
+    assert 'error: nothing new from the node' in stderr and '--deadline-sec' in stderr
+    assert not running.processes()
+
+
+def test_folder_that_cannot_be_written_to(demo, tmp_path):
+    (tmp_path / 'out').write_text('a file where the folder should be')
+    status, _, stderr = demo('--frames', '1').wait()
+    assert status == 1
+    assert stderr.startswith(f'gmskip demo: error: --out {tmp_path / "out"}: ')
+
+
+@pytest.mark.parametrize(
+    ('option', 'value'),
+    [('--frames', '0'), ('--frames', '1.5'), ('--rate-hz', 'nan'), ('--rate-hz', '-1'),
+     ('--deadline-sec', '0'), ('--source', '/no/such/folder')],
+)  # fmt: skip
+def test_bad_options_are_named(demo, option, value):
+    status, _, stderr = demo(option, value).wait()
+    assert status == 2
+    last_line = stderr.splitlines()[-1]
+    assert f'argument {option}: {value!r} is not' in last_line
