@@ -16,7 +16,7 @@ class SkipSetError(VlmError, ValueError):
 
 
 class ImageError(VlmError, ValueError):
-    """An image is not a uint8 RGB array of shape (H, W, 3), or the model cannot take its shape."""
+    """An image is not a uint8 RGB array of shape (H, W, 3)."""
 
 
 class PromptError(VlmError, ValueError):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import numpy as np
 import torch
 import transformers
 
@@ -34,8 +35,11 @@ DTYPES = {
     'bfloat16': torch.bfloat16,
 }
 HUB_FILES = ['*.json', '*.jinja', '*.model', '*.txt', '*.safetensors']
-FILES_THAT_NAME_CODE = (
-    'config.json', 'processor_config.json', 'preprocessor_config.json', 'tokenizer_config.json'
+JSON_FILES = (  # beside config.json, and any of them may be absent
+    'generation_config.json',
+    'preprocessor_config.json',
+    'processor_config.json',
+    'tokenizer_config.json',
 )
 
 
@@ -71,7 +75,11 @@ def load_vlm(
                 f'model {model} does not fit on {torch_device}: {_first_line(error)}; '
                 'use a smaller model, dtype float16 or device cpu'
             ) from error
-    vlm = Vlm(model, hf_model, image_processor, tokenizer, chat_template)
+        vlm = Vlm(model, hf_model, image_processor, tokenizer, chat_template)
+        with _refusals(model, 'the chat template'):  # now, and not at the first frame
+            vlm.render_prompt('What is this?')
+        with _refusals(model, 'the image processor or the vision tower'):
+            vlm.encode(np.zeros((32, 32, 3), np.uint8))
     tell(f'loaded {model}: {vlm.num_blocks} blocks, {vlm.dtype} on {vlm.device}')
     return vlm
 
@@ -131,7 +139,7 @@ def _read_config(model: str, folder: Path) -> Any:
     if family not in FAMILIES:
         names = ', '.join(f'{name} ({key})' for key, name in FAMILIES.items())
         raise ModelLoadError(f'model {model} is of type {family!r}: supported are {names}')
-    for name in FILES_THAT_NAME_CODE:
+    for name in ('config.json', *JSON_FILES):
         if (folder / name).is_file() and 'auto_map' in _read_json(model, folder / name):
             raise ModelLoadError(
                 f'model {model} wants to run code of its own (auto_map in {name}), which is never '
@@ -216,7 +224,7 @@ def _refusals(model: str, part: str) -> Iterator[None]:
         yield
     except Exception as error:  # OSError, ValueError, SafetensorError, ImportError, ...
         raise ModelLoadError(
-            f'model {model}: {part} cannot be loaded ({type(error).__name__}: '
+            f'model {model}: {part} cannot be used ({type(error).__name__}: '
             f'{_first_line(error)}); fetch or copy the checkpoint again'
         ) from error
 

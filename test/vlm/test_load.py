@@ -176,11 +176,26 @@ def test_code_of_a_checkpoint_is_never_run(folder, name) -> None:
     assert f'auto_map in {name}' in refusal(folder)
 
 
+@pytest.mark.parametrize(
+    'template',
+    ['{{ messages[0].content[1].text }}', '{% if', '{{ raise_exception("no") }}'],
+    ids=['text-only', 'broken', 'refusing'],
+)
+def test_templates_that_cannot_carry_an_image_are_refused(folder, template) -> None:
+    (folder / 'chat_template.jinja').write_text(template)
+    assert 'the chat template cannot be used' in refusal(folder)
+
+
+def test_an_image_processor_of_another_size_is_refused(folder) -> None:
+    edit_json(folder / 'preprocessor_config.json', crop_size=56, size=56)  # the tower takes 28
+    assert 'the image processor or the vision tower cannot be used' in refusal(folder)
+
+
 @pytest.mark.parametrize('size', [0, 5, 2000])
 def test_truncated_weights_are_refused(folder, size) -> None:
     path = folder / 'model.safetensors'
     path.write_bytes(path.read_bytes()[:size])
-    assert 'the weights cannot be loaded' in refusal(folder)
+    assert 'the weights cannot be used' in refusal(folder)
 
 
 def test_missing_weights_are_not_made_up(folder) -> None:
@@ -198,15 +213,17 @@ def test_weights_of_another_shape_are_refused(folder) -> None:
     name = next(name for name in weights if 'layers.1.mlp.up_proj' in name)
     weights[name] = weights[name][:-1].contiguous()
     save_file(weights, path, metadata={'format': 'pt'})
-    assert 'the weights cannot be loaded' in refusal(folder)
+    assert 'the weights cannot be used' in refusal(folder)
 
 
 @pytest.mark.parametrize(
     ('name', 'says'),
     [
-        ('tokenizer.json', 'the tokenizer cannot be loaded'),
+        ('tokenizer.json', 'the tokenizer cannot be used'),
         ('processor_config.json', 'processor_config.json'),
+        ('preprocessor_config.json', 'preprocessor_config.json'),
         ('config.json', 'config.json'),
+        ('generation_config.json', 'generation_config.json'),
     ],
 )
 @pytest.mark.parametrize('content', ['', '{"half": ', '[]', '\udcff'], ids=repr)
