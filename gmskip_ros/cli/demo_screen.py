@@ -58,8 +58,10 @@ class Screen:
         """Let the spinner say what is waited for."""
         if self._status is not None:
             elapsed = time.monotonic() - self._started
-            what = f'frame {done + 1} of {wanted}' if state == 'ready' or done else state
-            self._status.update(f'{what or "starting"} ({elapsed:.0f} s)')
+            what = state or 'starting'
+            if done or state == 'ready':
+                what = f'frame {min(done + 1, wanted)} of {wanted}'
+            self._status.update(f'{what} ({elapsed:.0f} s)')
 
     def frame(self, number: int, frame: Frame) -> None:
         """Print one frame: a line per task where the branches agree, two where they differ."""
@@ -74,7 +76,7 @@ class Screen:
             agrees = frame.agrees(task)
             colour = 'rgb({},{},{})'.format(*(AGREES_RGB if agrees else DIFFERS_RGB))
             said = [('skip', _said(skip)), ('full', _said(full))]
-            if said[0][1] == said[1][1]:
+            if agrees and said[0][1] == said[1][1]:
                 said = [('both', said[0][1])]
             table.add_row(
                 str(number) if index == 0 else '',
@@ -91,10 +93,9 @@ class Screen:
         self._print('')
         span_s = (frames[-1].stamp_ns - frames[0].stamp_ns) / 1e9
         rate = f', {(len(frames) - 1) / span_s:.2f} Hz' if span_s > 0 else ''
-        self._print(f'{len(frames)} frames answered by both branches{rate}')
-        table = self._grid(13, 9, 14, 14, 15, None, right=(1, 2, 3, 4, 5))
-        titles = ('task', 'agreement', 'skip median ms', 'full median ms', 'median speed-up',
-                  'sparsity')  # fmt: skip
+        self._print(f'{len(frames)} frames answered by both branches{rate}; medians:')
+        table = self._grid(13, 9, 8, 8, 8, 8, right=(1, 2, 3, 4, 5))
+        titles = ('task', 'agreement', 'skip ms', 'full ms', 'speed-up', 'sparsity')
         table.add_row(*(Text(title, style='bold') for title in titles))
         for task in frames[-1].comparison:
             of_task = [frame for frame in frames if task in frame.comparison]
