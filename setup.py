@@ -7,7 +7,7 @@ package_name = 'gmskip_ros'
 setup(
     name=package_name,
     version='0.1.0',
-    description='LLaVA with and without skipped Transformer blocks on camera frames, as a ROS 2 node',
+    description='LLaVA with and without skipped Transformer blocks, as a ROS 2 node',
     license='Apache-2.0',
     maintainer='gmskip_ros maintainers',
     maintainer_email='maintainers@gmskip-ros.example',

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from gmskip_ros import __version__
 
-COMMANDS = ('ask', 'demo', 'scenes')
+COMMANDS = ('ask', 'demo')
 
 
 class CliError(Exception):
@@ -20,7 +20,8 @@ class CliError(Exception):
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of `gmskip` with every command's own parser in it."""
     parser = argparse.ArgumentParser(
-        prog='gmskip', description='LLaVA answers with all Transformer blocks and with some left out.'
+        prog='gmskip',
+        description='LLaVA answers with all Transformer blocks and with some left out.',
     )
     parser.add_argument('--version', action='version', version=f'gmskip {__version__}')
     subparsers = parser.add_subparsers(dest='command', required=True, metavar='command')
