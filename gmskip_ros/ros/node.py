@@ -24,6 +24,7 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 NODE_NAME = 'dual_vlm'
 DIAGNOSTICS_PERIOD_S = 1.0
 NO_FRAMES_AFTER_S = 3.0  # or two periods, whichever is longer
-JOIN_TIMEOUT_S = 1.5  # loading cannot be interrupted; then the process leaves hard
+JOIN_TIMEOUT_S = 1.5  # loading cannot be interrupted; the process ends all the same
 STOP_POLL_S = 0.1
 
 
@@ -289,9 +290,10 @@ def main(args: list[str] | None = None) -> int:
     try:
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
         node = DualVlmNode()
-    except Exception as error:
-        # Ours (ParameterError) are one line already; rcl's (arguments, a parameter file) are not.
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    except (ValueError, RuntimeError) as error:  # ours, and rcl's about arguments and files
+        first_line = str(error).strip().splitlines()[0]
+        if isinstance(error, rclpy_implementation.UnknownROSArgsError):
+            first_line = f'unknown ROS arguments {first_line}'
         rclpy.logging.get_logger(NODE_NAME).fatal(f'cannot start: {first_line}')
         rclpy.try_shutdown()
         return 2
@@ -302,14 +304,15 @@ def main(args: list[str] | None = None) -> int:
             executor.spin_once(timeout_sec=STOP_POLL_S)
     finally:
         has_ended = node.stop()
-    if not has_ended:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
-    executor.shutdown()
-    node.destroy_node()
-    rclpy.try_shutdown()
-    return 0
+    if has_ended:
+        executor.shutdown()
+        node.destroy_node()
+        rclpy.try_shutdown()
+    # Leave hard: a thread that still loads a model cannot be ended, and where it has ended, Python
+    # takes longer to take torch down than an operator likes to wait.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 if __name__ == '__main__':

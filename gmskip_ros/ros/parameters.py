@@ -39,7 +39,9 @@ class ParameterError(ValueError):
     """A parameter has a value that it cannot have; one line: parameter, value, remedy."""
 
     def __init__(self, name: str, value: object, remedy: str) -> None:
-        super().__init__(f'parameter {name}: {value!r} {remedy}')
+        # An empty list in YAML has no type, so rcl hands over no value.
+        shown = 'nothing' if value is None else repr(value)
+        super().__init__(f'parameter {name}: {shown} {remedy}')
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,143 @@
+"""One frame through both branches: order, what is asked, what comes out, what is refused."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+from fake_vlm import FakeVlm
+
+from gmskip_ros.ros.pipeline import (
+    BranchResult,
+    Comparison,
+    FramePipeline,
+    FramePlan,
+    plan_frame,
+)
+from gmskip_ros.skipping import SkipListError, SkipListMismatchError, load_skip_list
+from gmskip_ros.tasks import TASK_NAMES, make_task
+from gmskip_ros.vlm import ImageFeatures, SkipSet, Stopped, load_vlm
+
+GREY = np.full((48, 64, 3), 128, dtype=np.uint8)
+TASKS = [make_task(name) for name in TASK_NAMES]
+SKIP_LISTS = {name: load_skip_list(f'gmskip_{name}') for name in TASK_NAMES}
+
+
+def plan(vlm: FakeVlm, **arguments: object) -> FramePlan:
+    return plan_frame(vlm, **{'tasks': TASKS, 'skip_lists': SKIP_LISTS, **arguments})  # type: ignore[arg-type]
+
+
+def test_encode_once_then_skip_then_full_then_comparison() -> None:
+    vlm = FakeVlm()
+    results = FramePipeline(vlm, plan(vlm)).run(GREY)  # type: ignore[arg-type]
+    skip = next(results)
+    assert isinstance(skip, BranchResult) and skip.branch == 'skip'
+    # Yielded before the full branch is begun: the production result does not wait for it.
+    assert [call[0] for call in vlm.calls] == ['encode'] + 3 * ['answer']
+    full, comparison = results
+    assert isinstance(full, BranchResult) and full.branch == 'full'
+    assert isinstance(comparison, Comparison)
+    assert [call[0] for call in vlm.calls] == ['encode'] + 6 * ['answer']
+    assert [task.task for task in skip.tasks] == list(TASK_NAMES)
+    assert skip.schedule == full.schedule == 'skip_then_full'
+
+
+def test_each_task_is_asked_with_its_prompt_its_skip_set_and_its_length() -> None:
+    vlm = FakeVlm()
+    list(FramePipeline(vlm, plan(vlm, operating_point='high_performance')).run(GREY))  # type: ignore[arg-type]
+    asked = vlm.calls[1:]
+    published_lengths = {'single_object': 11, 'multi_object': 9, 'captioning': 3}
+    for task, call in zip(TASKS, asked[:3], strict=True):
+        blocks = [removal.block for removal in SKIP_LISTS[task.name].removed]
+        expected = SkipSet.of(blocks[: published_lengths[task.name]])
+        assert call == ('answer', task.prompt, expected, task.max_new_tokens)
+    for task, call in zip(TASKS, asked[3:], strict=True):
+        assert call == ('answer', task.prompt, SkipSet(), task.max_new_tokens)
+
+
+def test_results_say_what_was_left_out() -> None:
+    vlm = FakeVlm()
+    skip, full, comparison = FramePipeline(vlm, plan(vlm, operating_point=2)).run(GREY)  # type: ignore[arg-type]
+    assert skip.tasks[0].removed_blocks == (29, 16)  # in the order of removal
+    assert skip.tasks[0].operating_point == '2' and skip.tasks[0].sparsity == 2 / 32
+    assert full.tasks[0].removed_blocks == () and full.tasks[0].operating_point == '0'
+    assert skip.tasks[0].parsed.text == 'dog' and full.tasks[0].parsed.text == 'car'
+    single, multi, captioning = comparison.tasks
+    assert not single.agreement.agree and not captioning.agreement.agree
+    assert multi.agreement.values['jaccard'] == 0.0
+    assert single.speedup == 1.0
+
+
+@pytest.mark.parametrize('branch', ['skip', 'full'])
+def test_one_branch_alone_has_no_comparison(branch: str) -> None:
+    vlm = FakeVlm()
+    (result,) = FramePipeline(vlm, plan(vlm, branches=[branch])).run(GREY)  # type: ignore[arg-type]
+    assert result.branch == branch and result.schedule == f'{branch}_only'
+
+
+def test_skip_runs_first_in_whatever_order_the_branches_are_named() -> None:
+    vlm = FakeVlm()
+    assert plan(vlm, branches=['full', 'skip']).branches == ('skip', 'full')
+
+
+def test_an_operating_point_of_zero_blocks_agrees_with_full() -> None:
+    vlm = FakeVlm()
+    *_, comparison = FramePipeline(vlm, plan(vlm, operating_point=0)).run(GREY)  # type: ignore[arg-type]
+    assert isinstance(comparison, Comparison)
+    assert all(task.agreement.agree for task in comparison.tasks)
+
+
+def test_stopping_the_full_branch_keeps_the_skip_result() -> None:
+    vlm = FakeVlm()
+    results = FramePipeline(vlm, plan(vlm)).run(GREY, lambda branch: branch == 'full')  # type: ignore[arg-type]
+    assert isinstance(next(results), BranchResult)
+    with pytest.raises(Stopped):
+        next(results)
+
+
+def test_elapsed_time_counts_the_shared_part_for_both_branches() -> None:
+    class SlowEncoder(FakeVlm):
+        def encode(self, image: np.ndarray) -> ImageFeatures:
+            time.sleep(0.03)
+            return super().encode(image)
+
+    vlm = SlowEncoder()
+    skip, full, _ = FramePipeline(vlm, plan(vlm)).run(GREY)  # type: ignore[arg-type]
+    assert skip.elapsed_ms >= 30.0 and full.elapsed_ms >= 30.0
+
+
+def test_a_task_without_a_skip_list_leaves_nothing_out_and_warns() -> None:
+    vlm = FakeVlm()
+    planned = plan(vlm, tasks=TASKS[:1], skip_lists={})
+    assert not planned.tasks[0].skip_set
+    assert any('single_object' in warning for warning in planned.warnings)
+    assert plan(vlm, tasks=TASKS[:1], skip_lists={}, branches=['full']).warnings == ()
+
+
+def test_a_skip_list_for_another_number_of_blocks_is_refused() -> None:
+    vlm = FakeVlm()
+    vlm.num_blocks = 24
+    with pytest.raises(SkipListMismatchError, match=r'(?s)32.*24|24.*32'):
+        plan(vlm)
+
+
+def test_an_unknown_operating_point_is_refused() -> None:
+    with pytest.raises(SkipListError):
+        plan(FakeVlm(), operating_point=17)
+
+
+def test_the_demo_model_answers_as_when_asked_directly() -> None:
+    vlm = load_vlm('demo')
+    scene = np.random.default_rng(0).integers(0, 256, (90, 160, 3), dtype=np.uint8)
+    planned = plan_frame(vlm, TASKS[:2], SKIP_LISTS, 'high_sparsity')
+    skip, full, _ = FramePipeline(vlm, planned).run(scene)
+    assert isinstance(skip, BranchResult) and isinstance(full, BranchResult)
+    for index, task in enumerate(TASKS[:2]):
+        blocks = SKIP_LISTS[task.name].blocks_at('high_sparsity')
+        alone = vlm.answer(scene, task.prompt, blocks, task.max_new_tokens)
+        assert skip.tasks[index].answer.token_ids == alone.token_ids
+        assert skip.tasks[index].answer.vision_shared and not alone.vision_shared
+        complete = vlm.answer(scene, task.prompt, (), task.max_new_tokens)
+        assert full.tasks[index].answer.token_ids == complete.token_ids
+        assert skip.tasks[index].parsed == task.parse(alone.text)

@@ -1,0 +1,391 @@
+"""The inference thread with a stand-in model: which frame is taken, what is published, states."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_vlm import FakeVlm
+
+from gmskip_ros.ros.parameters import SPECS, Settings, load_skip_lists, settings_from
+from gmskip_ros.ros.pipeline import BranchResult, Comparison
+from gmskip_ros.ros.worker import MAX_FAILURES_IN_A_ROW, Frame, InferenceWorker
+from gmskip_ros.vlm import ModelLoadError, NonFiniteLogitsError
+
+SECOND = 1_000_000_000
+GREY = np.full((48, 64, 3), 128, dtype=np.uint8)
+DEADLINE_S = 30.0
+
+
+class Recorder:
+    """Outputs that remember."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, int]] = []  # (what, stamp in s)
+
+    def branch_done(self, frame: Frame, result: BranchResult) -> None:
+        self.events.append((result.branch, frame.stamp_ns // SECOND))
+
+    def comparison_done(self, frame: Frame, comparison: Comparison) -> None:
+        self.events.append(('comparison', frame.stamp_ns // SECOND))
+
+    def frame_done(self, frame: Frame, *_: Any) -> None:
+        self.events.append(('done', frame.stamp_ns // SECOND))
+
+    def done(self) -> list[int]:
+        return [stamp for what, stamp in self.events if what == 'done']
+
+
+class Bench:
+    """A worker with a stand-in model, its clock, settings and outputs."""
+
+    def __init__(self, vlm: FakeVlm | None = None, **settings: Any) -> None:
+        self.vlm = vlm or FakeVlm()
+        values = {name: spec.default for name, spec in SPECS.items()}
+        values.update({f'skip_list.{task}': f'gmskip_{task}' for task in values['tasks']})
+        self.settings = settings_from({**values, 'tasks': ['single_object'], **settings})
+        self.outputs = Recorder()
+        self.now_ns = 0
+        self.load: Callable[[], FakeVlm] = lambda: self.vlm
+        self.to_rgb: Callable[[Any], np.ndarray] = lambda message: GREY
+        self.worker = InferenceWorker(
+            load=self._load,  # type: ignore[arg-type]
+            to_rgb=lambda message: self.to_rgb(message),
+            settings=lambda: self.settings,
+            skip_lists=load_skip_lists(self.settings),
+            outputs=self.outputs,
+            now_ns=lambda: self.now_ns,
+            log=logging.getLogger('bench'),
+        )
+
+    def _load(self, settings: Settings, on_progress: Callable[[str], None]) -> FakeVlm:
+        on_progress('reading weights')
+        return self.load()
+
+    def start(self) -> Bench:
+        self.worker.start()
+        return self
+
+    def offer(self, *stamps_s: float) -> None:
+        for stamp in stamps_s:
+            self.worker.offer(Frame(message=stamp, stamp_ns=round(stamp * SECOND)))
+
+    def state(self) -> str:
+        return self.worker.health.report(time.monotonic()).state
+
+    def frames(self) -> dict[str, int]:
+        return self.worker.health.report(time.monotonic()).frames
+
+    def wait(self, condition: Callable[[], object]) -> None:
+        deadline = time.monotonic() + DEADLINE_S
+        while not condition():
+            assert time.monotonic() < deadline, (self.outputs.events, self.frames())
+            time.sleep(0.002)
+
+
+@pytest.fixture
+def bench() -> Iterator[Callable[..., Bench]]:
+    benches: list[Bench] = []
+
+    def make(*args: Any, **kwargs: Any) -> Bench:
+        benches.append(Bench(*args, **kwargs))
+        return benches[-1]
+
+    yield make
+    for made in benches:
+        assert made.worker.stop(DEADLINE_S)
+
+
+class Gate:
+    """Holds the model at its next token, once armed, until it is let go."""
+
+    def __init__(self, holds: Callable[[bool], bool] = lambda skips: True) -> None:
+        self.holds = holds
+        self.armed = threading.Event()
+        self.reached = threading.Event()
+        self.let_go = threading.Event()
+
+    def __call__(self, skips: bool) -> None:
+        if self.armed.is_set() and self.holds(skips) and not self.let_go.is_set():
+            self.reached.set()
+            assert self.let_go.wait(DEADLINE_S)
+
+
+def test_each_branch_is_handed_on_in_order(bench: Callable[..., Bench]) -> None:
+    b = bench().start()
+    b.wait(lambda: b.state() == 'ready')
+    assert b.outputs.events == []  # warming up publishes nothing
+    b.offer(1.0)
+    b.wait(b.outputs.done)
+    assert b.outputs.events == [('skip', 1), ('full', 1), ('comparison', 1), ('done', 1)]
+
+
+def test_a_busy_worker_takes_the_newest_due_frame(bench: Callable[..., Bench]) -> None:
+    gate = Gate()
+    b = bench(FakeVlm(gate)).start()
+    b.wait(lambda: b.state() == 'ready')
+    gate.armed.set()
+    b.offer(0.0)
+    assert gate.reached.wait(DEADLINE_S)
+    b.offer(0.5, 1.0, 1.5, 2.0, 3.0, 2.9)
+    gate.let_go.set()
+    b.wait(lambda: len(b.outputs.done()) == 2)
+    assert b.outputs.done() == [0, 3]
+    frames = b.frames()
+    assert frames['received'] == 7
+    assert frames['gated'] == 1  # 0.5
+    assert frames['replaced'] == 3  # 1.0, 1.5, 2.0
+    assert frames['out_of_order'] == 1  # 2.9
+    assert frames['answered'] == 2
+
+
+def test_frames_before_ready_are_counted_and_not_kept(bench: Callable[..., Bench]) -> None:
+    b = bench()
+    let_go = threading.Event()
+
+    def load() -> FakeVlm:
+        assert let_go.wait(DEADLINE_S)
+        return b.vlm
+
+    b.load = load
+    b.start()
+    b.wait(lambda: 'reading weights' in b.worker.health.report(0.0).reason)
+    assert b.state() == 'loading'
+    b.offer(0.0, 1.0)
+    let_go.set()
+    b.wait(lambda: b.state() == 'ready')
+    b.offer(2.0)
+    b.wait(b.outputs.done)
+    assert b.outputs.done() == [2]
+    assert b.frames()['not_ready'] == 2
+
+
+def test_stale_frames_are_dropped_and_do_not_use_up_their_period(
+    bench: Callable[..., Bench],
+) -> None:
+    b = bench(max_frame_age_sec=0.5).start()
+    b.wait(lambda: b.state() == 'ready')
+    b.now_ns = 10 * SECOND
+    b.offer(9.0)  # too old
+    b.offer(9.6)
+    b.wait(b.outputs.done)
+    assert b.outputs.done() == [9] and b.frames()['stale'] == 1
+
+
+def test_a_frame_that_became_stale_while_it_waited_is_dropped(bench: Callable[..., Bench]) -> None:
+    gate = Gate()
+    b = bench(FakeVlm(gate), max_frame_age_sec=2).start()
+    b.wait(lambda: b.state() == 'ready')
+    gate.armed.set()
+    b.offer(0.0)
+    assert gate.reached.wait(DEADLINE_S)
+    b.offer(1.0)
+    b.now_ns = 10 * SECOND
+    gate.let_go.set()
+    b.wait(lambda: b.frames()['stale'] == 1)
+    assert b.outputs.done() == [0]
+
+
+def test_drop_full_gives_way_to_a_newer_due_frame_only(bench: Callable[..., Bench]) -> None:
+    gate = Gate(holds=lambda skips: not skips)
+    b = bench(FakeVlm(gate), overload_policy='drop_full').start()
+    b.wait(lambda: b.state() == 'ready')
+    gate.armed.set()
+    b.offer(0.0)
+    assert gate.reached.wait(DEADLINE_S)  # in the full branch
+    b.offer(0.5, 1.0)  # the second is due
+    gate.let_go.set()
+    b.wait(lambda: len(b.outputs.done()) == 2)
+    assert b.outputs.events == [
+        ('skip', 0), ('done', 0), ('skip', 1), ('full', 1), ('comparison', 1), ('done', 1),
+    ]  # fmt: skip
+    assert b.frames()['full_dropped'] == 1 and b.frames()['answered'] == 1
+
+
+def test_slow_down_runs_both_branches_whatever_waits(bench: Callable[..., Bench]) -> None:
+    gate = Gate(holds=lambda skips: not skips)
+    b = bench(FakeVlm(gate), overload_policy='slow_down').start()
+    b.wait(lambda: b.state() == 'ready')
+    gate.armed.set()
+    b.offer(0.0)
+    assert gate.reached.wait(DEADLINE_S)
+    b.offer(1.0)
+    gate.let_go.set()
+    b.wait(lambda: len(b.outputs.done()) == 2)
+    assert [what for what, stamp in b.outputs.events if stamp == 0] == [
+        'skip', 'full', 'comparison', 'done',
+    ]  # fmt: skip
+
+
+def test_a_frame_longer_than_its_period_is_overload(bench: Callable[..., Bench]) -> None:
+    b = bench(rate_hz=60.0).start()
+    b.wait(lambda: b.state() == 'ready')
+    b.vlm.on_token = lambda skips: time.sleep(0.02)
+    b.offer(0.0)
+    b.wait(b.outputs.done)
+    report = b.worker.health.report(time.monotonic())
+    assert report.state == 'overload' and '17 ms' in report.reason
+
+
+def test_new_settings_hold_from_the_next_frame(bench: Callable[..., Bench]) -> None:
+    b = bench().start()
+    b.wait(lambda: b.state() == 'ready')
+    b.settings = replace(b.settings, prompt={**b.settings.prompt, 'single_object': 'Which?'})
+    b.offer(0.0)
+    b.wait(b.outputs.done)
+    assert b.vlm.calls[-1][1] == 'Which?'
+
+
+def test_pausing_abandons_the_frame_and_publishes_nothing_more(
+    bench: Callable[..., Bench],
+) -> None:
+    gate = Gate()
+    b = bench(FakeVlm(gate)).start()
+    b.wait(lambda: b.state() == 'ready')
+    gate.armed.set()
+    b.offer(0.0)
+    assert gate.reached.wait(DEADLINE_S)
+    b.offer(1.0)  # waits
+    assert b.worker.set_enabled(False) == (True, 'paused')
+    gate.let_go.set()
+    b.wait(lambda: b.frames()['abandoned'] == 1)
+    b.offer(2.0)
+    assert b.state() == 'paused'
+    assert b.worker.set_enabled(True) == (True, 'resumed')
+    b.offer(3.0)
+    b.wait(b.outputs.done)
+    assert b.outputs.done() == [3]
+    assert b.frames()['not_ready'] == 1
+
+
+def test_started_disabled_it_loads_and_waits(bench: Callable[..., Bench]) -> None:
+    b = bench(start_enabled=False).start()
+    b.wait(lambda: b.state() == 'paused')
+    b.offer(0.0)
+    assert b.frames()['not_ready'] == 1
+    assert b.worker.set_enabled(True)[0]
+    b.offer(1.0)
+    b.wait(b.outputs.done)
+    assert b.outputs.done() == [1]
+
+
+def test_an_undecodable_image_is_counted_and_never_answered(
+    bench: Callable[..., Bench], caplog: pytest.LogCaptureFixture
+) -> None:
+    b = bench().start()
+    b.wait(lambda: b.state() == 'ready')
+
+    def refuse(message: float) -> np.ndarray:
+        if message < 10.0:
+            raise ValueError('encoding theora is unknown')
+        return GREY
+
+    b.to_rgb = refuse
+    for stamp in range(MAX_FAILURES_IN_A_ROW + 3):
+        b.offer(float(stamp))
+        b.wait(lambda stamp=stamp: b.frames()['undecodable'] == stamp + 1)
+    report = b.worker.health.report(time.monotonic())
+    # The camera is at fault, not the model: never the state error, whatever their number.
+    assert report.state == 'degraded' and 'encoding theora' in report.last_error
+    assert len([r for r in caplog.records if 'theora' in r.message]) == 1  # logged once
+    assert b.outputs.events == []
+    b.offer(10.0)
+    b.wait(b.outputs.done)
+    assert b.outputs.done() == [10]
+
+
+@pytest.mark.parametrize('error', [NonFiniteLogitsError('logits are NaN'), KeyError('bug')])
+def test_failures_in_a_row_end_in_error_and_enable_recovers(
+    bench: Callable[..., Bench], error: Exception
+) -> None:
+    b = bench().start()
+    b.wait(lambda: b.state() == 'ready')
+
+    def fail(skips: bool) -> None:
+        raise error
+
+    b.vlm.on_token = fail
+    for stamp in range(MAX_FAILURES_IN_A_ROW):
+        b.offer(float(stamp))
+        b.wait(lambda stamp=stamp: b.frames()['failed'] == stamp + 1)
+    b.wait(lambda: b.state() == 'error')
+    b.offer(50.0)
+    assert b.frames()['not_ready'] == 1
+    assert b.outputs.events == []
+    success, message = b.worker.set_enabled(True)
+    assert not success and 'false' in message
+    b.vlm.on_token = lambda skips: None
+    b.worker.set_enabled(False)
+    assert b.state() == 'paused'
+    assert b.worker.set_enabled(True)[0]
+    b.offer(60.0)
+    b.wait(b.outputs.done)
+    assert b.outputs.done() == [60] and b.state() == 'ready'
+
+
+def test_one_failure_is_degraded_until_the_next_answer(bench: Callable[..., Bench]) -> None:
+    b = bench().start()
+    b.wait(lambda: b.state() == 'ready')
+
+    def fail_in_full(skips: bool) -> None:
+        if not skips:
+            raise RuntimeError('first line\nsecond line')
+
+    b.vlm.on_token = fail_in_full
+    b.offer(0.0)
+    b.wait(lambda: b.frames()['failed'] == 1)
+    b.wait(lambda: b.state() == 'degraded')
+    report = b.worker.health.report(time.monotonic())
+    assert report.last_error == 'inference failed: RuntimeError: first line'
+    assert b.outputs.events == [('skip', 0)]  # what was answered stays answered; no comparison
+    b.vlm.on_token = lambda skips: None
+    b.offer(1.0)
+    b.wait(b.outputs.done)
+    assert b.state() == 'ready'
+
+
+def test_a_model_that_cannot_be_loaded_is_an_error_until_enabled_again(
+    bench: Callable[..., Bench],
+) -> None:
+    b = bench()
+
+    def load() -> FakeVlm:
+        raise ModelLoadError('model /x: no such folder; give demo, a folder or a hub id')
+
+    b.load = load
+    b.start()
+    b.wait(lambda: b.state() == 'error')
+    assert 'no such folder' in b.worker.health.report(0.0).reason
+    b.load = lambda: b.vlm
+    b.worker.set_enabled(False)
+    b.worker.set_enabled(True)
+    b.wait(lambda: b.state() == 'ready')
+
+
+def test_a_skip_list_for_another_model_is_never_run(bench: Callable[..., Bench]) -> None:
+    vlm = FakeVlm()
+    vlm.num_blocks = 24
+    b = bench(vlm).start()
+    b.wait(lambda: b.state() == 'error')
+    reason = b.worker.health.report(time.monotonic()).reason
+    assert '24' in reason and '32' in reason and '\n' not in reason
+    assert vlm.calls == []
+
+
+def test_stopping_in_the_middle_of_an_answer(bench: Callable[..., Bench]) -> None:
+    gate = Gate()
+    b = bench(FakeVlm(gate)).start()
+    b.wait(lambda: b.state() == 'ready')
+    gate.armed.set()
+    b.offer(0.0)
+    assert gate.reached.wait(DEADLINE_S)
+    assert not b.worker.stop(0.01)  # it is held
+    gate.let_go.set()
+    assert b.worker.stop(DEADLINE_S)
+    assert b.outputs.events == []
