@@ -45,7 +45,8 @@ class ReadyNode:
     def __init__(self, node, message_type=Image, topic='/image_raw', qos=RELIABLE, state='ready'):
         self.frames: list = []
         self.state = state
-        node.create_subscription(message_type, topic, self.frames.append, qos)
+        if topic:
+            node.create_subscription(message_type, topic, self.frames.append, qos)
         health = node.create_publisher(DiagnosticArray, '/diagnostics', 1)
         node.create_timer(0.1, lambda: health.publish(diagnostics(node.get_name(), self.state)))
 
@@ -122,7 +123,11 @@ def test_it_waits_for_the_node_not_for_anybody_and_until_it_is_ready(folder):
             said = "waiting for /dual_vlm: not subscribed to /image_raw, state 'not heard of'"
             wait_until(lambda: said in player.output(), recorder, what=said, process=player)
             with ros_node('dual_vlm') as node:
-                ready = ReadyNode(node, state='loading')
+                ready = ReadyNode(node, topic='')
+                said = "waiting for /dual_vlm: not subscribed to /image_raw, state 'ready'"
+                wait_until(lambda: said in player.output(), node, what=said, process=player)
+                ready.state = 'loading'
+                node.create_subscription(Image, '/image_raw', ready.frames.append, RELIABLE)
                 said = "waiting for /dual_vlm: subscribed to /image_raw, state 'loading'"
                 wait_until(lambda: said in player.output(), node, what=said, process=player)
                 ready.state = 'paused'
@@ -143,7 +148,7 @@ def test_it_waits_for_the_node_not_for_anybody_and_until_it_is_ready(folder):
     ('wait_for_node', 'sign'), [('', 'publishing 3 picture(s)'), ('/nobody', 'waiting for /nobody')]
 )
 def test_told_to_stop_it_ends_without_a_fuss(folder, stop_signal, wait_for_node, sign):
-    command = ros_command('image_player', source=folder, rate_hz=200, wait_for_node=wait_for_node)
+    command = ros_command('image_player', source=folder, rate_hz=1000, wait_for_node=wait_for_node)
     with RosProcess(command) as player:
         player.wait_for_output(sign)
         assert player.stop(stop_signal) == 0
