@@ -13,7 +13,7 @@ setup(
     maintainer_email='maintainers@gmskip-ros.example',
     python_requires='>=3.10',
     packages=find_packages(include=[package_name, package_name + '.*']),
-    package_data={package_name: ['assets/**/*', 'py.typed']},
+    package_data={package_name: ['assets/*', 'assets/*/*', 'py.typed']},
     data_files=[
         ('share/ament_index/resource_index/packages', ['resource/' + package_name]),
         ('share/' + package_name, ['package.xml']),
