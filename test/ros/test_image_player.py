@@ -127,6 +127,8 @@ def test_it_waits_for_the_node_not_for_anybody_and_until_it_is_ready(folder):
                 said = "waiting for /dual_vlm: not subscribed to /image_raw, state 'ready'"
                 wait_until(lambda: said in player.output(), node, what=said, process=player)
                 ready.state = 'loading'
+                said = "waiting for /dual_vlm: not subscribed to /image_raw, state 'loading'"
+                wait_until(lambda: said in player.output(), node, what=said, process=player)
                 node.create_subscription(Image, '/image_raw', ready.frames.append, RELIABLE)
                 said = "waiting for /dual_vlm: subscribed to /image_raw, state 'loading'"
                 wait_until(lambda: said in player.output(), node, what=said, process=player)
