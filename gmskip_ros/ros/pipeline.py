@@ -132,6 +132,7 @@ def plan_frame(
             template_sha256=vlm.template_sha256,
             dtype=vlm.dtype,
             max_new_tokens=task.max_new_tokens,
+            task=task.name,
         )
         blocks = tuple(skip_list.blocks_at(operating_point))
         skip_set = SkipSet.of(blocks, skip_list.phases)

@@ -1,0 +1,247 @@
+"""The node as its users meet it: one real process with the demo model, on real topics."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from diagnostic_msgs.msg import DiagnosticStatus
+from node_probe import PARAMETERS, Probe, keys, picture
+from ros_process import RosProcess, ros_command, ros_node
+from sensor_msgs.msg import CompressedImage, Image
+
+from gmskip_ros.ros.conversions import image_to_rgb, rgb_to_image
+from gmskip_ros.skipping import load_skip_list, save_skip_list
+from gmskip_ros.tasks import DEFAULT_PROMPTS, TASK_NAMES
+
+PHOTOGRAPHS = Path(__file__).resolve().parents[3] / 'shared/data/coco-mini/val2017'
+RESULT_KEYS = [
+    'format', 'answer', 'raw_text', 'tokens', 'preprocess_ms', 'vision_ms', 'prefill_ms',
+    'decode_ms', 'total_ms', 'vision_shared', 'sparsity', 'skipped_blocks', 'operating_point',
+    'full_branch', 'schedule',
+]  # fmt: skip
+PHASES = ('preprocess_ms', 'vision_ms', 'prefill_ms', 'decode_ms')
+
+
+
+
+@pytest.fixture(scope='module')
+def probe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Probe]:
+    """One node, both branches, raw images, for all tests, which leave it as they found it."""
+    # The published lists do not state a prompt; one that does lets a change of it be seen.
+    published = load_skip_list('gmskip_single_object')
+    stated = dataclasses.replace(published.prompt, text=DEFAULT_PROMPTS['single_object'])
+    path = tmp_path_factory.mktemp('skip_lists') / 'single_object.skip.yaml'
+    save_skip_list(dataclasses.replace(published, prompt=stated), path)
+    parameters = {**PARAMETERS, 'skip_list.single_object': path}
+    command = ros_command('dual_vlm_node', rate_hz=1, **parameters)
+    with RosProcess(command) as process, ros_node() as node:
+        probe = Probe(node, process, '/dual_vlm', '/dual_vlm/input/image')
+        probe.wait_for_state('ready')
+        yield probe
+        # Ctrl-C while it waits for frames.
+        assert process.stop(signal.SIGINT) == 0
+        assert 'Traceback' not in process.output() and 'terminate' not in process.output()
+
+
+def test_health_is_told_from_the_first_second(probe: Probe) -> None:
+    reports = probe.received['/diagnostics']
+    states = [keys(report.status[0])['state'] for report in reports]
+    assert states[0] == 'loading' and states.index('loading') < states.index('ready')
+    status = reports[-1].status[0]
+    assert status.name == 'dual_vlm: inference' and status.hardware_id == '/dual_vlm'
+    assert status.level == DiagnosticStatus.OK
+    facts = keys(status)
+    assert facts['model'] == 'demo' and facts['num_blocks'] == '32'
+    assert facts['operating_point.single_object'] == 'high_performance'
+    assert facts['skipped_blocks.single_object'] == '11'
+
+
+def test_a_frame_gets_both_branches_and_a_comparison_under_its_own_header(probe: Probe) -> None:
+    header = probe.ask()
+    (skip,) = probe.results_of(header, 'output/skip/result')
+    (full,) = probe.results_of(header, 'output/full/result')
+    (comparison,) = probe.results_of(header, 'output/comparison')
+    for branch, result in (('skip', skip), ('full', full)):
+        assert [status.name for status in result.status] == [f'{t}/{branch}' for t in TASK_NAMES]
+        for status in result.status:
+            values = keys(status)
+            assert [entry.key for entry in status.values] == RESULT_KEYS
+            assert values['format'] == 'gmskip/result/1'
+            assert values['answer'] == status.message
+            total_ms = sum(float(values[phase]) for phase in PHASES)
+            assert float(values['total_ms']) == pytest.approx(total_ms, rel=0.02)
+            assert values['vision_shared'] == 'true'
+            assert values['full_branch'] == 'isolated'
+            assert values['schedule'] == 'skip_then_full'
+            assert int(values['tokens']) >= 0
+    for task, status, complete, compared in zip(
+        TASK_NAMES, skip.status, full.status, comparison.status, strict=True
+    ):
+        blocks = load_skip_list(f'gmskip_{task}').blocks_at('high_performance')
+        values = keys(status)
+        assert values['skipped_blocks'] == ','.join(map(str, blocks))
+        assert float(values['sparsity']) == pytest.approx(len(blocks) / 32, abs=1e-3)
+        assert values['operating_point'] == 'high_performance'
+        assert keys(complete)['skipped_blocks'] == '' and float(keys(complete)['sparsity']) == 0.0
+        verdict = keys(compared)
+        assert compared.name == f'{task}/comparison'
+        assert verdict['skip_answer'] == status.message
+        assert verdict['full_answer'] == complete.message
+        assert verdict['agree'] == ('true' if compared.message == 'agree' else 'false')
+        speedup = float(verdict['full_total_ms']) / float(verdict['skip_total_ms'])
+        assert float(verdict['speedup']) == pytest.approx(speedup, abs=2e-3)
+    assert 'jaccard' in keys(comparison.status[1]) and 'rouge_l' in keys(comparison.status[2])
+
+
+def test_debug_topics_say_the_same_as_the_result(probe: Probe) -> None:
+    header = probe.ask()
+    for branch in ('skip', 'full'):
+        (result,) = probe.results_of(header, f'output/{branch}/result')
+        for task, status in zip(TASK_NAMES, result.status, strict=True):
+            topic = f'debug/{branch}/{task}'
+            count = len(probe.on(f'output/{branch}/result'))
+            probe.wait(lambda t=topic, n=count: len(probe.on(f'{t}/latency_ms')) >= n, topic)
+            assert probe.on(f'{topic}/text')[-1].data == status.message
+            latency = probe.on(f'{topic}/latency_ms')[-1]
+            (dimension,) = latency.layout.dim
+            names = dimension.label.split(',')
+            assert names == [*PHASES, 'total_ms'] and dimension.size == len(latency.data) == 5
+            for name, value in zip(names, latency.data, strict=True):
+                assert float(keys(status)[name]) == pytest.approx(value, abs=1e-3)
+    assert math.isfinite(probe.on('debug/pipeline_latency_ms')[-1].data)
+
+
+def test_the_overlay_is_made_while_somebody_looks(probe: Probe) -> None:
+    raw = probe.read('/dual_vlm/debug/image', Image)
+    jpeg = probe.read('/dual_vlm/debug/image/compressed', CompressedImage)
+    probe.wait(lambda: probe.node.count_publishers('/dual_vlm/debug/image'), 'the overlay topic')
+
+    def drawn() -> bool:
+        # A frame may be done before the node has seen the new subscriptions: then the next one.
+        probe.ask()
+        for _ in range(20):
+            probe.node.executor.spin_once(timeout_sec=0.05)
+        return bool(probe.on('debug/image') and probe.on('debug/image/compressed'))
+
+    probe.wait(drawn, 'the overlay pictures')
+    shown = image_to_rgb(probe.on('debug/image')[-1])
+    assert shown.shape == picture().shape and not np.array_equal(shown, picture())
+    assert image_to_rgb(probe.on('debug/image/compressed')[-1]).shape == picture().shape
+    probe.node.destroy_subscription(raw)
+    probe.node.destroy_subscription(jpeg)
+
+
+def test_the_rate_can_be_changed_while_it_runs(probe: Probe) -> None:
+    probe.ask()
+    gated = int(probe.health()['frames_gated'])
+    probe.second -= 1  # half a second after the frame just answered
+    half = probe.header(0.5)
+    probe.publish(rgb_to_image(picture(), half))
+    probe.wait(lambda: int(probe.health()['frames_gated']) > gated, 'a gated frame')
+    assert not probe.results_of(half, 'output/skip/result')
+    probe.second += 1
+    assert probe.set_parameter('rate_hz', 2).successful  # an integer for a number
+    probe.ask()
+    probe.second -= 1
+    probe.ask(0.5)
+    assert float(probe.health()['rate_hz']) == 2.0
+    assert probe.set_parameter('rate_hz', 1.0).successful
+
+
+def test_operating_point_and_prompt_can_be_changed_while_it_runs(probe: Probe) -> None:
+    assert probe.set_parameter('operating_point', 2).successful
+    header = probe.ask()
+    (skip,) = probe.results_of(header, 'output/skip/result')
+    assert [keys(status)['operating_point'] for status in skip.status] == ['2', '2', '2']
+    assert keys(skip.status[0])['skipped_blocks'] == '29,16'
+    assert probe.set_parameter('operating_point', 'high_performance').successful
+    prompt = 'Which one of these is the largest thing that you can see?'
+    assert probe.set_parameter('prompt.single_object', prompt).successful
+    probe.ask()
+    # The skip list was calibrated with another prompt: a warning that names the new one.
+    probe.process.wait_for_output(prompt)
+
+
+@pytest.mark.parametrize(
+    ('name', 'value', 'words'),
+    [
+        ('rate_hz', 0.0, ['rate_hz', '0.0', '0.01', '60']),
+        ('rate_hz', 'fast', ['rate_hz', "'fast'"]),
+        ('operating_point', 99, ['operating_point', '99']),
+        ('operating_point', 'most', ['operating_point', "'most'", 'high_sparsity']),
+        ('prompt.captioning', '', ['prompt.captioning', 'empty']),
+        ('device', 'cpu', ['read-only', 'device']),
+        ('model', 'other', ['read-only', 'model']),
+    ],
+)
+def test_a_bad_change_is_refused_with_the_reason(
+    probe: Probe, name: str, value: Any, words: list[str]
+) -> None:
+    result = probe.set_parameter(name, value)
+    assert not result.successful
+    for word in words:
+        assert word in result.reason
+    assert '\n' not in result.reason
+
+
+def test_an_undecodable_image_is_reported_and_never_answered(probe: Probe) -> None:
+    header = probe.header()
+    probe.publish(Image(header=header, height=2, width=2, encoding='theora', step=6, data=[0] * 12))
+    health = probe.wait_for_state('degraded')
+    assert int(health['frames_undecodable']) == 1 and 'theora' in health['last_error']
+    assert probe.received['/diagnostics'][-1].status[0].level == DiagnosticStatus.WARN
+    probe.second += 1
+    probe.ask()
+    assert not probe.results_of(header, 'output/skip/result')
+    probe.wait_for_state('ready', 'no_frames')
+
+
+def test_pause_and_resume(probe: Probe) -> None:
+    assert probe.enable(False).success
+    assert probe.enable(False).message == 'already paused'
+    not_ready = int(probe.wait_for_state('paused')['frames_not_ready'])
+    header = probe.header()
+    probe.publish(rgb_to_image(picture(), header))
+    probe.wait(lambda: int(probe.health()['frames_not_ready']) > not_ready, 'a frame not taken')
+    assert not probe.results_of(header, 'output/skip/result')
+    assert probe.enable(True).success
+    probe.second += 1
+    probe.ask()
+
+
+def test_a_bag_that_starts_over_is_answered_again(probe: Probe) -> None:
+    newest = probe.second
+    probe.second -= 1000
+    probe.ask()
+    probe.second = newest + 1
+    probe.ask()
+
+
+@pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason=f'there is no {PHOTOGRAPHS}')
+def test_real_photographs_at_10_hz(probe: Probe) -> None:
+    before = len(probe.on('output/comparison'))
+    player = ros_command(
+        'image_player',
+        source=PHOTOGRAPHS,
+        rate_hz=10.0,
+        count=48,
+        loop=False,
+        wait_for_node='/dual_vlm',
+        remap={'image_raw': '/dual_vlm/input/image'},
+    )
+    with RosProcess(player) as camera:
+        probe.wait(lambda: len(probe.on('output/comparison')) >= before + 3, 'three comparisons')
+        probe.wait(lambda: camera.returncode() is not None, 'the end of the photographs')
+        assert camera.returncode() == 0, camera.output()
+    stamps = [message.header.stamp for message in probe.on('output/comparison')[before:]]
+    seconds = [stamp.sec for stamp in stamps]
+    assert sorted(set(seconds)) == seconds  # one per second of header time, in order
+    assert all(m.header.frame_id == 'camera' for m in probe.on('output/comparison')[before:])
+    probe.second = seconds[-1] + 2

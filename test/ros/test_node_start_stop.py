@@ -1,0 +1,94 @@
+"""Starting and ending: transports, namespaces, signals, what is refused; a process per test."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+from diagnostic_msgs.msg import DiagnosticStatus
+from node_probe import PARAMETERS, Probe, keys, picture
+from ros_process import RosProcess, ros_command, ros_node
+from tiny_models import make_tiny_model
+
+from gmskip_ros.ros.conversions import rgb_to_compressed, rgb_to_image
+
+
+def test_compressed_images_under_a_namespace_with_the_production_branch_alone() -> None:
+    command = ros_command(
+        'dual_vlm_node',
+        '-r', '__ns:=/front',
+        remap={'~/input/image': '/cam/image_raw'},
+        image_transport='compressed',
+        input_reliability='best_effort',
+        branches=['skip'],
+        tasks=['single_object'],
+        operating_point='3',
+        **PARAMETERS,
+    )  # fmt: skip
+    with RosProcess(command) as process, ros_node() as node:
+        # The remap of the image's name moves the compressed topic with it.
+        probe = Probe(node, process, '/front/dual_vlm', '/cam/image_raw/compressed')
+        probe.wait_for_state('ready', 'no_frames')
+        assert probe.received['/diagnostics'][-1].status[0].hardware_id == '/front/dual_vlm'
+        header = probe.ask(wait_for='output/skip/result')
+        (result,) = probe.results_of(header, 'output/skip/result')
+        (status,) = result.status
+        assert keys(status)['schedule'] == 'skip_only'
+        assert keys(status)['skipped_blocks'] == '29,16,27'
+        assert node.count_publishers('/front/dual_vlm/output/full/result') == 0
+        # A JPEG that is cut off in the middle.
+        broken = rgb_to_compressed(picture(), probe.header())
+        broken.data = broken.data[: len(broken.data) // 2]
+        probe.publish(broken)
+        assert int(probe.wait_for_state('degraded')['frames_undecodable']) == 1
+        assert not probe.results_of(broken.header, 'output/skip/result')
+        assert process.stop(signal.SIGTERM) == 0
+        assert 'Traceback' not in process.output() and 'terminate' not in process.output()
+
+
+@pytest.mark.parametrize('stop_signal', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_model_loads(stop_signal: int) -> None:
+    with RosProcess(ros_command('dual_vlm_node', **PARAMETERS)) as process:
+        process.wait_for_output(': loading')
+        assert process.stop(stop_signal) == 0
+        assert 'Traceback' not in process.output() and 'terminate' not in process.output()
+
+
+def test_a_skip_list_for_another_model_is_an_error_and_nothing_runs(tmp_path: Path) -> None:
+    model = make_tiny_model(tmp_path / 'tiny', num_blocks=4)
+    command = ros_command('dual_vlm_node', model=model, tasks=['captioning'], **PARAMETERS)
+    with RosProcess(command) as process, ros_node() as node:
+        probe = Probe(node, process, '/dual_vlm', '/dual_vlm/input/image')
+        health = probe.wait_for_state('error')
+        assert '32' in health['last_error'] and '4' in health['last_error']
+        assert probe.received['/diagnostics'][-1].status[0].level == DiagnosticStatus.ERROR
+        header = probe.header()
+        probe.publish(rgb_to_image(picture(), header))
+        probe.wait(lambda: probe.health()['frames_not_ready'] == '1', 'a frame not taken')
+        assert not probe.results_of(header, 'output/skip/result')
+        # Off and on tries again, and the reason is still there.
+        assert probe.enable(False).success and probe.enable(True).success
+        probe.wait_for_state('error')
+        assert process.stop(signal.SIGTERM) == 0
+        assert 'Traceback' not in process.output()
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        (['-p', 'rate_hz:=-1'], ['parameter rate_hz', '-1', '0.01 to 60']),
+        (['-p', 'tasks:=[]'], ['parameter tasks']),
+        (['-p', 'skip_list.captioning:=/none.skip.yaml'], ['skip_list.captioning', '/none']),
+        (['--params-file', '/none.param.yaml'], ['/none.param.yaml']),
+    ],
+)
+def test_a_bad_start_is_one_line_and_exit_status_2(
+    arguments: list[str], words: list[str]
+) -> None:
+    with RosProcess(ros_command('dual_vlm_node', *arguments)) as process:
+        assert process.wait() == 2
+        (line,) = [line for line in process.output().splitlines() if '[dual_vlm]' in line]
+        for word in words:
+            assert word in line
+        assert 'Traceback' not in process.output()
