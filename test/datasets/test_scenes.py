@@ -62,7 +62,7 @@ def test_every_class_weather_and_light_occurs(scenes: list[Scene]) -> None:
 
 
 def test_objects_can_be_told_from_the_road(scenes: list[Scene]) -> None:
-    """An object's pixels differ from the same scene's surroundings: nothing invisible is labelled."""
+    """An object has structure of its own: nothing that cannot be seen is labelled."""
     for scene in scenes[:30]:
         for number in range(1, len(scene.objects) + 1):
             inside = scene.image[scene.instances == number].astype(float)
