@@ -24,9 +24,9 @@ OVERRIDES = {
 def launch_setup(context):
     parameters = [LaunchConfiguration('param_file').perform(context)]
     for name, (value_type, _) in OVERRIDES.items():
-        value = LaunchConfiguration(name).perform(context)
-        if value:
-            # Typed, so that YAML does not read a model called 7b or on as something else.
+        value = LaunchConfiguration(name)
+        if value.perform(context):
+            # Typed, so that YAML does not read a model called on as a boolean.
             parameters.append({name: ParameterValue(value, value_type=value_type)})
     return [
         Node(

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 NODE_NAME = 'dual_vlm'
 DIAGNOSTICS_PERIOD_S = 1.0
 NO_FRAMES_AFTER_S = 3.0  # or two periods, whichever is longer
-JOIN_TIMEOUT_S = 1.5  # loading cannot be interrupted; the process ends all the same
+JOIN_TIMEOUT_S = 1.0  # loading cannot be interrupted; the process ends all the same
 STOP_POLL_S = 0.1
 
 

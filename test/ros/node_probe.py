@@ -42,9 +42,10 @@ class Probe:
         self.second = int(time.time())  # of the next frame's stamp
         is_jpeg = image_topic.endswith('/compressed')
         self.make_message = rgb_to_compressed if is_jpeg else rgb_to_image
-        best_effort = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+        # Reliable, so that it matches whatever the node asks for.
+        qos = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
         self.camera = node.create_publisher(
-            CompressedImage if is_jpeg else Image, image_topic, best_effort
+            CompressedImage if is_jpeg else Image, image_topic, qos
         )
         self.enable_client = node.create_client(SetBool, f'{name}/enable')
         self.parameter_client = node.create_client(SetParameters, f'{name}/set_parameters')

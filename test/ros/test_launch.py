@@ -97,8 +97,11 @@ def test_arguments_override_the_parameter_file(description: Recorded) -> None:
     assert param_file == '/my.param.yaml'
     values = {name: value for override in overrides for name, value in override.items()}
     assert set(values) == {'model', 'use_sim_time'}
-    assert values['model'].args == ('7b',) and values['model'].kwargs == {'value_type': str}
-    assert values['use_sim_time'].kwargs == {'value_type': bool}
+    # Substitutions, not their texts: launch_ros converts only those to the type.
+    for name, value_type in (('model', str), ('use_sim_time', bool)):
+        (substitution,) = values[name].args
+        assert isinstance(substitution, LaunchConfiguration) and substitution.args == (name,)
+        assert values[name].kwargs == {'value_type': value_type}
     assert node['namespace'] == 'front'
 
 

@@ -20,7 +20,7 @@ def test_compressed_images_under_a_namespace_with_the_production_branch_alone() 
         '-r', '__ns:=/front',
         remap={'~/input/image': '/cam/image_raw'},
         image_transport='compressed',
-        input_reliability='best_effort',
+        input_reliability='reliable',
         branches=['skip'],
         tasks=['single_object'],
         operating_point='3',
