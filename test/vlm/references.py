@@ -142,13 +142,12 @@ class Definition:
             query = self._rotate(self._heads(attention.q_proj, normed, heads), runs)
             key = self._rotate(self._heads(attention.k_proj, normed, kv_heads), runs)
             value = self._heads(attention.v_proj, normed, kv_heads)
-            attended = torch.zeros_like(query)
-            for head in range(heads):
-                group = head * kv_heads // heads
-                for row, token in enumerate(runs):
-                    seen = [j for j, other in enumerate(runs) if self._sees(index, token, other)]
-                    scores = key[seen, group] @ query[row, head] / query.shape[-1] ** 0.5
-                    attended[row, head] = scores.softmax(dim=0) @ value[seen, group]
+            sees = torch.tensor([[self._sees(index, i, j) for j in runs] for i in runs])
+            key = key.repeat_interleave(heads // kv_heads, dim=1)  # each serves a group of heads
+            value = value.repeat_interleave(heads // kv_heads, dim=1)
+            scores = torch.einsum('qhd,khd->hqk', query, key) / query.shape[-1] ** 0.5
+            weights = scores.masked_fill(~sees, -torch.inf).softmax(dim=-1)
+            attended = torch.einsum('hqk,khd->qhd', weights, value)
             x = x + attention.o_proj(attended.flatten(1))
             normed = self._norm(x, block.post_attention_layernorm.weight)
             gate, up, down = block.mlp.gate_proj, block.mlp.up_proj, block.mlp.down_proj

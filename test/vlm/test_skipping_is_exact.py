@@ -7,10 +7,12 @@ import random
 
 import numpy as np
 import pytest
+import torch
 from references import Definition, HfReference
-from tiny_models import make_tiny_model
+from tiny_models import SLIDING_WINDOW, make_tiny_model
 
 from gmskip_ros.vlm import SkipSet, load_vlm
+from gmskip_ros.vlm.decoder import KeyValueStore
 
 NUM_BLOCKS = 6
 STEPS = 5
@@ -143,6 +145,31 @@ def test_differing_sets_match_the_definition(pair, prefill, decode) -> None:
         [IMAGE, other], [PROMPT, long_prompt], skip, forced_length=STEPS, return_logits=True
     )
     assert_same(row, token_ids, logits)
+
+
+def test_windows_slide_over_decoded_tokens_alone(pair) -> None:
+    """Blocks that only decoding runs store only its tokens; here more than a window of them."""
+    vlm, reference = pair
+    steps = SLIDING_WINDOW + 4
+    inputs = reference.inputs([IMAGE], [PROMPT])
+    skip = SkipSet(prefill=range(1, NUM_BLOCKS))
+    token_ids, logits = Definition(reference).greedy(inputs, steps, skip.prefill, ())
+    answer = vlm.answer(IMAGE, PROMPT, skip, forced_length=steps, return_logits=True)
+    assert_same(answer, token_ids, logits)
+
+
+def test_positions_and_masks_of_a_padded_batch() -> None:
+    """Rotary attention sees only differences of positions, so tokens alone do not show these."""
+    is_real = torch.tensor([[False, False, True, True], [True, True, True, True]])
+    store = KeyValueStore(is_real, max_columns=6, num_blocks=1)
+    assert store.advance(4).tolist() == [[0, 0, 0, 1], [0, 1, 2, 3]]
+    mask = store.mask(first_column=0, num_tokens=4, window=None)
+    assert mask.any(dim=-1).all(), 'a fully masked row: softmax would give NaN'
+    assert mask[0, 0, 3].tolist() == [False, False, True, True]
+    assert store.advance(1).tolist() == [[2], [4]]
+    assert store.advance(1).tolist() == [[3], [5]]
+    assert store.mask(0, 1, window=None)[0, 0, 0].tolist() == [False, False] + [True] * 4
+    assert store.mask(0, 1, window=2)[1, 0, 0].tolist() == [False] * 4 + [True] * 2
 
 
 def test_the_definition_itself_matches_removed_layers(pair) -> None:
