@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import cv2
 import numpy as np
@@ -23,8 +24,9 @@ MAIN_OBJECT_RATIO = 1.5  # the main object's visible area over every other one's
 MIN_VISIBLE_AREA = 0.006  # of the picture
 MIN_VISIBLE_FRACTION = 0.5  # of the object's own area, the rest may be hidden or cut off
 
-Colour = tuple[float, float, float]  # RGB, 0 to 255
-Point = tuple[float, float]
+Colour: TypeAlias = 'Sequence[float] | np.ndarray'  # RGB, 0 to 255
+Number: TypeAlias = 'float | np.floating[Any]'
+Point: TypeAlias = 'tuple[Number, Number]'
 
 
 @dataclass(frozen=True)
@@ -157,21 +159,21 @@ def _background(
     rng: np.random.Generator, width: int, height: int, horizon: float, weather: str, light: str
 ) -> np.ndarray:
     """Return sky, skyline, verge and road, uint8 RGB (H, W, 3)."""
-    sky_top, sky_low = {
+    sky: tuple[Colour, Colour] = {
         'day': ((92, 150, 215), (205, 225, 240)),
         'dusk': ((70, 72, 120), (240, 168, 120)),
         'night': ((12, 16, 34), (38, 44, 66)),
     }[light]
     if weather != 'dry' and light != 'night':
         grey = np.array([168.0, 172.0, 178.0]) * (1.0 if light == 'day' else 0.75)
-        sky_top, sky_low = (0.3 * np.array(c) + 0.7 * grey for c in (sky_top, sky_low))
+        sky = (0.3 * np.array(sky[0]) + 0.7 * grey, 0.3 * np.array(sky[1]) + 0.7 * grey)
     jitter = rng.uniform(0.9, 1.1)
     ramp = np.clip(np.arange(height) / horizon, 0, 1)[:, None]
-    rows = (1 - ramp) * np.array(sky_top) + ramp * np.array(sky_low)  # (H, 3)
+    rows = (1 - ramp) * np.array(sky[0]) + ramp * np.array(sky[1])  # (H, 3)
     image = np.repeat((rows * jitter).clip(0, 255).astype(np.uint8)[:, None], width, axis=1)
     dim = {'day': 1.0, 'dusk': 0.7, 'night': 0.34}[light]
 
-    def fill(points: Sequence[Point], colour: Sequence[float]) -> None:
+    def fill(points: Sequence[Point], colour: Colour) -> None:
         pixels = np.round(np.array(points) * 16).astype(np.int32)
         shade = tuple(float(np.clip(c * dim, 0, 255)) for c in colour)
         cv2.fillPoly(image, [pixels], shade, cv2.LINE_AA, 4)
@@ -356,7 +358,7 @@ class _Brush:
         array = np.array(points, np.float64) * self.size
         return np.stack([self.x + sign * array[:, 0], self.ground - array[:, 1]], axis=1)
 
-    def poly(self, points: Sequence[Point], colour: Sequence[float]) -> None:
+    def poly(self, points: Sequence[Point], colour: Colour) -> None:
         """Fill a polygon."""
         pixels = np.round(self._pixels(points) * 16).astype(np.int32)
         shade = tuple(float(np.clip(c, 0, 255)) for c in colour)
@@ -364,19 +366,19 @@ class _Brush:
         cv2.fillPoly(self.instances, [pixels], (self.number,), cv2.LINE_8, 4)
         cv2.fillPoly(self._own, [pixels + self._pad * 16], (1,), cv2.LINE_8, 4)
 
-    def rect(self, x0: float, y0: float, x1: float, y1: float, colour: Sequence[float]) -> None:
+    def rect(self, x0: float, y0: float, x1: float, y1: float, colour: Colour) -> None:
         """Fill an upright rectangle."""
         self.poly([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], colour)
 
     def disc(
-        self, x: float, y: float, rx: float, colour: Sequence[float], ry: float | None = None
+        self, x: float, y: float, rx: float, colour: Colour, ry: float | None = None
     ) -> None:
         """Fill an ellipse."""
         ry = rx if ry is None else ry
         angles = np.linspace(0, 2 * math.pi, 24, endpoint=False)
         self.poly([(x + rx * math.cos(a), y + ry * math.sin(a)) for a in angles], colour)
 
-    def limb(self, a: Point, b: Point, thick: float, colour: Sequence[float]) -> None:
+    def limb(self, a: Point, b: Point, thick: float, colour: Colour) -> None:
         """Fill a bar from a to b."""
         dx, dy = b[0] - a[0], b[1] - a[1]
         norm = math.hypot(dx, dy) or 1.0
