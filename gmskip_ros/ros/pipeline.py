@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gmskip_ros.vlm import Answer, ImageFeatures, Vlm
 
 BRANCHES = ('skip', 'full')  # in the order in which they run
+WARM_UP_SHAPE = (480, 640, 3)
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,19 @@ class FramePipeline:
             yield results[branch]
         if len(results) == len(BRANCHES):
             yield self._compare(results['skip'], results['full'])
+
+    def warm_up(self, should_stop: Callable[[], bool] | None = None) -> None:
+        """Ask everything once about a grey picture, two tokens each: first runs are the slowest."""
+        features = self.vlm.encode(np.full(WARM_UP_SHAPE, 128, dtype=np.uint8))
+        for branch in self.plan.branches:
+            for plan in self.plan.tasks:
+                self.vlm.answer(
+                    features,
+                    plan.task.prompt,
+                    skip=plan.skip_set if branch == 'skip' else SkipSet(),
+                    max_new_tokens=min(2, plan.task.max_new_tokens),
+                    should_stop=should_stop,
+                )
 
     def _answer(
         self,

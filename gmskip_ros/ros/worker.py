@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from gmskip_ros.vlm import Vlm
 
 MAX_FAILURES_IN_A_ROW = 5  # then the state is error, and ~/enable starts it again
-WARM_UP_SHAPE = (480, 640, 3)
 
 
 @dataclass(frozen=True)
@@ -246,9 +245,7 @@ class InferenceWorker:
             if self._stop.is_set():
                 return
             self.health.set_phase('warming_up', time.monotonic())
-            grey = np.full(WARM_UP_SHAPE, 128, dtype=np.uint8)
-            for _ in pipeline.run(grey, lambda branch: self._stop.is_set()):
-                pass
+            pipeline.warm_up(self._stop.is_set)
         except Stopped:
             return
         except (VlmError, SkipListError, TaskError) as error:  # they say all in one line

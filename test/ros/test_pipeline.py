@@ -56,6 +56,17 @@ def test_each_task_is_asked_with_its_prompt_its_skip_set_and_its_length() -> Non
         assert call == ('answer', task.prompt, SkipSet(), task.max_new_tokens)
 
 
+def test_warming_up_asks_everything_once_and_briefly() -> None:
+    vlm = FakeVlm()
+    FramePipeline(vlm, plan(vlm)).warm_up()  # type: ignore[arg-type]
+    encode, *asked = vlm.calls
+    assert encode[0] == 'encode'
+    assert [(call[1], bool(call[2])) for call in asked] == [
+        (task.prompt, skips) for skips in (True, False) for task in TASKS
+    ]
+    assert {call[3] for call in asked} == {2}
+
+
 def test_results_say_what_was_left_out() -> None:
     vlm = FakeVlm()
     skip, full, comparison = FramePipeline(vlm, plan(vlm, operating_point=2)).run(GREY)  # type: ignore[arg-type]
