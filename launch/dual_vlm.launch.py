@@ -4,13 +4,12 @@ Launch dual_vlm on a camera topic.
     ros2 launch gmskip_ros dual_vlm.launch.py input_image:=/sensing/camera/camera0/image_rect_color
 """
 
+from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
-
-from launch import LaunchDescription
 
 # Empty: the parameter file's value holds.
 OVERRIDES = {
