@@ -91,7 +91,7 @@ class Decoder:
     def __init__(self, language_model: nn.Module, lm_head: nn.Module) -> None:
         # Any: the attributes below are those of the three decoders' own classes.
         model: Any = language_model
-        self.embed_tokens: nn.Module = model.embed_tokens
+        self.embed_tokens: Any = model.embed_tokens
         self.blocks: list[Any] = list(model.layers)
         self.rotary_emb: nn.Module = model.rotary_emb
         self.norm: nn.Module = model.norm

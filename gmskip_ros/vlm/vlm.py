@@ -28,7 +28,9 @@ FALLBACK_TEMPLATE = 'USER: <image>\n{prompt} ASSISTANT:'
 class Vlm:
     """A LLaVA that answers with any set of decoder blocks left out. Made by `load_vlm`.
 
-    Not for use by two threads at once.
+    Attributes: name (as given to load_vlm), num_blocks, text_model_type ('llama', 'mistral' or
+    'qwen2'), device ('cpu', 'cuda:0'), dtype ('float32'), num_parameters, and template_sha256, of
+    the chat template in use. Not for use by two threads at once.
     """
 
     def __init__(
@@ -208,15 +210,19 @@ class Vlm:
 
     def _input_ids(self, prompt: str, features: ImageFeatures) -> list[int]:
         """Return the token ids of the whole sequence, the image token once per image feature."""
-        hidden_size = self._model.config.text_config.hidden_size
-        if features.model != self.name or features.tokens.shape[1] != hidden_size:
+        embedding = self._decoder.embed_tokens.weight  # (V, H)
+        tokens = features.tokens
+        if (features.model, tokens.shape[1], tokens.dtype, tokens.device) != (
+            self.name, embedding.shape[1], embedding.dtype, embedding.device
+        ):
             raise VlmError(
-                f'image features of model {features.model} given to {self.name}: encode the image '
-                'with the model that answers'
+                f'image features of {features.model} ({tokens.dtype} on {tokens.device}) given to '
+                f'{self.name} ({embedding.dtype} on {embedding.device}): encode the image with the '
+                'model that answers'
             )
         text = self.render_prompt(prompt)
         # Expanded as text, as Hugging Face's processors do it, so that tokenization is theirs too.
-        text = text.replace(self._image_token, self._image_token * len(features.tokens))
+        text = text.replace(self._image_token, self._image_token * len(tokens))
         start = self._tokenizer.bos_token  # some templates write it themselves
         adds_start = start is None or not text.startswith(start)
         return self._tokenizer(text, add_special_tokens=adds_start)['input_ids']

@@ -233,6 +233,9 @@ def test_features_of_another_model_are_refused(vlm, tmp_path) -> None:
     other = load_vlm(str(make_tiny_model(tmp_path, seed=1)), device='cpu')
     with pytest.raises(VlmError, match='encode the image with the model that answers'):
         vlm.answer(other.encode(IMAGE), PROMPT)
+    half = load_vlm(vlm.name, device='cpu', dtype='bfloat16')
+    with pytest.raises(VlmError, match='bfloat16'):
+        vlm.answer(half.encode(IMAGE), PROMPT)
 
 
 def test_without_a_chat_template_the_prompt_is_llava_1_5s(vlm, tmp_path) -> None:

@@ -42,7 +42,6 @@ def test_importing_the_package_does_not_import_torch() -> None:
         'vlm.SkipSet.of([1])\n'
         'heavy = {"torch", "transformers"} & set(sys.modules)\n'
         'assert not heavy, heavy\n'
-        'assert callable(vlm.load_vlm) and "torch" in sys.modules\n'
     )
     subprocess.run([sys.executable, '-c', program], check=True, timeout=120)
 
