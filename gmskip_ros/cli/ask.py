@@ -8,6 +8,7 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from gmskip_ros.cli.errors import CliError
 from gmskip_ros.tasks import TASK_NAMES
 
 if TYPE_CHECKING:
@@ -90,8 +91,6 @@ def read_photo(path: str) -> np.ndarray:
     import numpy as np
     from PIL import Image, ImageOps
 
-    from gmskip_ros.cli.main import CliError
-
     try:
         with Image.open(path) as photo:
             return np.array(ImageOps.exif_transpose(photo).convert('RGB'))
@@ -106,7 +105,6 @@ def choose_skip_set(
     args: argparse.Namespace, vlm: Vlm, task: Task | None, prompt: str, max_new_tokens: int
 ) -> tuple[SkipSet, list[str]]:
     """Return what the skip branch leaves out, and how its skip list was made for other settings."""
-    from gmskip_ros.cli.main import CliError
     from gmskip_ros.skipping import load_skip_list
     from gmskip_ros.vlm import SkipSet
 

@@ -9,12 +9,9 @@ import sys
 from collections.abc import Sequence
 
 from gmskip_ros import __version__
+from gmskip_ros.cli.errors import CliError
 
 COMMANDS = ('ask', 'demo')
-
-
-class CliError(Exception):
-    """A command cannot go on; the message is one line that names the thing and the remedy."""
 
 
 def build_parser() -> argparse.ArgumentParser:
