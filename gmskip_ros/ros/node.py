@@ -306,11 +306,12 @@ def main(args: list[str] | None = None) -> int:
         while not stop.is_set() and rclpy.ok():
             executor.spin_once(timeout_sec=STOP_POLL_S)
     finally:
-        has_ended = node.stop()
-    if has_ended:
-        executor.shutdown()
-        node.destroy_node()
-        rclpy.try_shutdown()
+        node.stop()
+    # Also while the thread still loads: it publishes nothing then, and a participant that is not
+    # closed leaves its shared memory behind.
+    executor.shutdown()
+    node.destroy_node()
+    rclpy.try_shutdown()
     # Leave hard: a thread that still loads a model cannot be ended, and where it has ended, Python
     # takes longer to take torch down than an operator likes to wait.
     sys.stdout.flush()
