@@ -105,9 +105,7 @@ class SingleObject(Task):
         full_token_ids: Sequence[int],
     ) -> Agreement:
         """Agree on the same label; two answers outside the set, if they say the same."""
-        if skip.in_vocabulary or full.in_vocabulary:
-            return Agreement(skip.labels == full.labels)
-        return Agreement(normalise(skip.raw_text) == normalise(full.raw_text))
+        return Agreement(_name_the_same(skip, full))
 
     def score(self, answer: ParsedAnswer, references: str | Iterable[str]) -> float:
         """Return the accuracy: 1.0 or 0.0."""
@@ -143,9 +141,11 @@ class MultiObject(Task):
         skip_token_ids: Sequence[int],
         full_token_ids: Sequence[int],
     ) -> Agreement:
-        """Agree on the same set; value 'jaccard'."""
+        """Agree on the same set; without any label, if they say the same; value 'jaccard'."""
+        agree = _name_the_same(skip, full)
+        has_labels = skip.labels or full.labels
         return Agreement(
-            skip.labels == full.labels, {'jaccard': jaccard(skip.labels, full.labels)}
+            agree, {'jaccard': jaccard(skip.labels, full.labels) if has_labels else float(agree)}
         )
 
     def score(self, answer: ParsedAnswer, references: str | Iterable[str]) -> float:
@@ -178,6 +178,12 @@ class Captioning(Task):
         """Return ROUGE-L over lower-case words without punctuation."""
         listed = [references] if isinstance(references, str) else references
         return rouge_l(words(answer.text), [words(reference) for reference in listed])
+
+
+def _name_the_same(skip: ParsedAnswer, full: ParsedAnswer) -> bool:
+    if skip.labels or full.labels:
+        return skip.labels == full.labels
+    return normalise(skip.raw_text) == normalise(full.raw_text)
 
 
 _TASKS: dict[str, type[Task]] = {

@@ -282,7 +282,9 @@ def test_single_object_agreement(skip: str, full: str, agree: bool) -> None:
         ('car, bus', 'bus, cars', True, 1.0),
         ('car, bus', 'bus, dog', False, 1 / 3),
         ('car', '', False, 0.0),
-        ('tree', 'sky', True, 1.0),  # both name nothing of the vocabulary
+        ('tree', 'A Tree', True, 1.0),  # outside the vocabulary, but the same
+        ('tree', 'sky', False, 0.0),
+        ('', '', True, 1.0),
     ],
 )
 def test_multi_object_agreement(skip: str, full: str, agree: bool, value: float) -> None:
