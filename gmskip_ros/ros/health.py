@@ -34,7 +34,7 @@ FRAME_COUNTERS = (
     'answered',  # every branch that was to run on it has published
     'full_dropped',  # overload_policy drop_full: only the skip branch has published
     'undecodable',  # no picture could be made of the message
-    'failed',  # an exception in inference
+    'failed',  # any other exception on the way from the message to the overlay picture
     'abandoned',  # paused or stopped while it was worked on
 )
 ACHIEVED_RATE_WINDOW_S = 10.0
@@ -60,7 +60,7 @@ class Health:
     def __init__(self, now_s: float, enabled: bool = True) -> None:
         self._lock = threading.Lock()
         self._phase, self._phase_reason = 'loading', ''
-        self._enabled = enabled
+        self._paused = not enabled
         self._frames: Counter[str] = Counter()
         self._last_received_s = self._last_usable_s = self._running_since_s = now_s
         self._answered_s: deque[float] = deque()
@@ -78,11 +78,12 @@ class Health:
                 self._start_counting_anew(now_s)
             elif phase == 'error':
                 self._last_error = reason
+                self._paused = False  # a pause hides only what the operator could see before it
 
     def set_enabled(self, enabled: bool, now_s: float) -> None:
         """`~/enable` was called, or the node starts disabled."""
         with self._lock:
-            self._enabled = enabled
+            self._paused = not enabled
             self._start_counting_anew(now_s)
 
     def _start_counting_anew(self, now_s: float) -> None:
@@ -148,11 +149,11 @@ class Health:
     def _state(self, now_s: float, no_frames_after_s: float) -> tuple[str, str]:
         if self._phase in ('loading', 'warming_up'):
             return self._phase, self._phase_reason
-        if not self._enabled:
+        if self._paused:
             return 'paused', 'call ~/enable with true to go on'
         if self._phase == 'error':
             return 'error', self._phase_reason
-        if self._degraded or self._failed_since_report:
+        if self._failed_since_report:
             return 'degraded', self._last_error
         if now_s - self._last_received_s > no_frames_after_s:
             return 'no_frames', f'no image for {now_s - self._last_received_s:.0f} s'
@@ -160,6 +161,8 @@ class Health:
             return 'no_frames', (
                 'all images are older than max_frame_age_sec: is use_sim_time set as it should be?'
             )
+        if self._degraded:
+            return 'degraded', self._last_error
         if self._overload:
             return 'overload', self._overload
         return 'ready', ''

@@ -39,6 +39,7 @@ class FrameSlot:
         self._lock = threading.Lock()
         self._gate = FrameGate(period_ns)
         self._frame: Frame | None = None
+        self._taken: Frame | None = None
         self._event = threading.Event()
         self._open = False
 
@@ -47,11 +48,11 @@ class FrameSlot:
             self._gate.period_ns = period_ns
 
     def set_open(self, is_open: bool) -> None:
-        """Closing drops the waiting frame."""
+        """Closing drops the waiting frame and the taken one."""
         with self._lock:
             self._open = is_open
             if not is_open:
-                self._frame = None
+                self._frame = self._taken = None
 
     def offer(self, frame: Frame) -> str:
         """
@@ -76,6 +77,11 @@ class FrameSlot:
         with self._lock:
             return self._frame is not None
 
+    def holds(self, frame: Frame) -> bool:
+        """Return whether the taken frame is this one; after a pause, however short, it is not."""
+        with self._lock:
+            return self._taken is frame
+
     def wake(self) -> None:
         """Let `take` return, with or without a frame."""
         self._event.set()
@@ -96,6 +102,7 @@ class FrameSlot:
             if is_stale(frame):
                 return None, 'stale'
             self._gate.take(frame.stamp_ns)
+            self._taken = frame
             return frame, ''
 
 
@@ -154,10 +161,11 @@ class InferenceWorker:
         self.plan: FramePlan | None = None  # the one in use; None until the model is loaded
         self.vlm: Vlm | None = None
         self._planned: Settings | None = None  # the settings that self.plan was made of
-        self._lock = threading.Lock()  # of the three below, which both threads write
+        self._lock = threading.Lock()  # of the four below, which both threads use
         self._enabled = first.start_enabled
         self._running = False
         self._error = False
+        self._ended = False  # by an exception that nothing else has caught
         self._stop = threading.Event()
         self._failures_in_a_row = 0
         self._logged = ''
@@ -179,6 +187,8 @@ class InferenceWorker:
     def set_enabled(self, enabled: bool) -> tuple[bool, str]:
         """Pause or resume; returns (success, message). Off then on also leaves the error state."""
         with self._lock:
+            if self._ended:
+                return False, 'the inference thread has ended: restart the node'
             if enabled == self._enabled:
                 if enabled and self._error:
                     return False, 'in error: call with false, then with true, to start again'
@@ -232,6 +242,8 @@ class InferenceWorker:
                 if frame is not None and not self._stop.is_set():
                     self._process(frame)
         except Exception as error:  # nobody else would ever hear of it
+            with self._lock:
+                self._ended = True
             self._enter_error(f'the inference thread has ended: {_one_line(error)}')
             raise
 
@@ -241,7 +253,7 @@ class InferenceWorker:
         try:
             if self.vlm is None:
                 self.vlm = self._load(self._settings(), self._on_progress)
-            pipeline = self._pipeline()
+            pipeline = self._pipeline(self._settings())
             if self._stop.is_set():
                 return
             self.health.set_phase('warming_up', time.monotonic())
@@ -267,10 +279,8 @@ class InferenceWorker:
             raise Stopped('stopped while loading')
         self.health.set_phase('loading', time.monotonic(), text)
 
-    def _pipeline(self) -> FramePipeline:
-        """Return the pipeline for the settings that hold now."""
+    def _pipeline(self, settings: Settings) -> FramePipeline:
         assert self.vlm is not None
-        settings = self._settings()
         if self.plan is None or settings is not self._planned:
             self.plan = plan_frame(
                 self.vlm,
@@ -288,26 +298,42 @@ class InferenceWorker:
 
     def _process(self, frame: Frame) -> None:
         """Answer one frame; whatever goes wrong, nothing is published for what is missing."""
-        start_s = time.monotonic()
         try:
-            rgb = self._to_rgb(frame.message)
-        except ValueError as error:
+            self._answer(frame)
+        except Stopped:
+            self.health.count('abandoned')
+        except ImageError as error:
             self._image_failed(error)
-            return
+        except Exception as error:  # any: the camera goes on, and so does the node
+            self._inference_failed(error)
+        else:
+            self._failures_in_a_row = 0
+            self._logged = ''
+
+    def _answer(self, frame: Frame) -> None:
+        """Decode, answer and hand on one frame; raises Stopped when it is not wanted any more."""
+        start_s = time.monotonic()
         settings = self._settings()
         drops_full = settings.overload_policy == 'drop_full' and 'skip' in settings.branches
         results: list[BranchResult] = []
         comparison: Comparison | None = None
         gave_way = False
 
+        def is_wanted() -> bool:
+            return self.slot.holds(frame) and not self._stop.is_set()
+
         def should_stop(branch: str) -> bool:
             nonlocal gave_way
             gave_way = branch == 'full' and drops_full and self.slot.waits()
-            return gave_way or self._stop.is_set() or not self._enabled
+            return gave_way or not is_wanted()
 
         try:
-            for result in self._pipeline().run(rgb, should_stop):
-                if self._stop.is_set() or not self._enabled:
+            rgb = self._to_rgb(frame.message)
+        except ValueError as error:
+            raise ImageError(str(error)) from error
+        try:
+            for result in self._pipeline(settings).run(rgb, should_stop):
+                if not is_wanted():
                     raise Stopped('paused or stopped')
                 if isinstance(result, Comparison):
                     comparison = result
@@ -318,16 +344,9 @@ class InferenceWorker:
                     results.append(result)
         except Stopped:
             if not gave_way:
-                self.health.count('abandoned')
-                return
-        except ImageError as error:
-            self._image_failed(error)
-            return
-        except Exception as error:  # any: the camera goes on, and so does the node
-            self._inference_failed(error)
-            return
-        self._failures_in_a_row = 0
-        self._logged = ''
+                raise
+        if is_wanted():
+            self._outputs.frame_done(frame, rgb, results, comparison)
         period_ms = settings.period_ns / 1e6
         elapsed_ms = (time.monotonic() - start_s) * 1e3
         overload = ''
@@ -337,9 +356,8 @@ class InferenceWorker:
             overload = f'a frame takes {elapsed_ms:.0f} ms of the {period_ms:.0f} ms it has'
         outcome = 'full_dropped' if gave_way else 'answered'
         self.health.frame_done(outcome, time.monotonic(), overload)
-        self._outputs.frame_done(frame, rgb, results, comparison)
 
-    def _image_failed(self, error: ValueError) -> None:
+    def _image_failed(self, error: ImageError) -> None:
         reason = f'no answer to this image: {_first_line(error)}'
         self.health.failure('undecodable', reason)
         self._log_once(reason)

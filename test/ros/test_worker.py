@@ -82,6 +82,10 @@ class Bench:
     def frames(self) -> dict[str, int]:
         return self.worker.health.report(time.monotonic()).frames
 
+    def wait_for_answers(self, count: int = 1) -> None:
+        """Wait until so many frames are done and counted."""
+        self.wait(lambda: sum(map(self.frames().get, ('answered', 'full_dropped'))) >= count)
+
     def wait(self, condition: Callable[[], object]) -> None:
         deadline = time.monotonic() + DEADLINE_S
         while not condition():
@@ -122,7 +126,7 @@ def test_each_branch_is_handed_on_in_order(bench: Callable[..., Bench]) -> None:
     b.wait(lambda: b.state() == 'ready')
     assert b.outputs.events == []  # warming up publishes nothing
     b.offer(1.0)
-    b.wait(b.outputs.done)
+    b.wait_for_answers()
     assert b.outputs.events == [('skip', 1), ('full', 1), ('comparison', 1), ('done', 1)]
 
 
@@ -135,7 +139,7 @@ def test_a_busy_worker_takes_the_newest_due_frame(bench: Callable[..., Bench]) -
     assert gate.reached.wait(DEADLINE_S)
     b.offer(0.5, 1.0, 1.5, 2.0, 3.0, 2.9)
     gate.let_go.set()
-    b.wait(lambda: len(b.outputs.done()) == 2)
+    b.wait_for_answers(2)
     assert b.outputs.done() == [0, 3]
     frames = b.frames()
     assert frames['received'] == 7
@@ -161,7 +165,7 @@ def test_frames_before_ready_are_counted_and_not_kept(bench: Callable[..., Bench
     let_go.set()
     b.wait(lambda: b.state() == 'ready')
     b.offer(2.0)
-    b.wait(b.outputs.done)
+    b.wait_for_answers()
     assert b.outputs.done() == [2]
     assert b.frames()['not_ready'] == 2
 
@@ -174,7 +178,7 @@ def test_stale_frames_are_dropped_and_do_not_use_up_their_period(
     b.now_ns = 10 * SECOND
     b.offer(9.0)  # too old
     b.offer(9.6)
-    b.wait(b.outputs.done)
+    b.wait_for_answers()
     assert b.outputs.done() == [9] and b.frames()['stale'] == 1
 
 
@@ -201,7 +205,7 @@ def test_drop_full_gives_way_to_a_newer_due_frame_only(bench: Callable[..., Benc
     assert gate.reached.wait(DEADLINE_S)  # in the full branch
     b.offer(0.5, 1.0)  # the second is due
     gate.let_go.set()
-    b.wait(lambda: len(b.outputs.done()) == 2)
+    b.wait_for_answers(2)
     assert b.outputs.events == [
         ('skip', 0), ('done', 0), ('skip', 1), ('full', 1), ('comparison', 1), ('done', 1),
     ]  # fmt: skip
@@ -217,7 +221,7 @@ def test_slow_down_runs_both_branches_whatever_waits(bench: Callable[..., Bench]
     assert gate.reached.wait(DEADLINE_S)
     b.offer(1.0)
     gate.let_go.set()
-    b.wait(lambda: len(b.outputs.done()) == 2)
+    b.wait_for_answers(2)
     assert [what for what, stamp in b.outputs.events if stamp == 0] == [
         'skip', 'full', 'comparison', 'done',
     ]  # fmt: skip
@@ -228,7 +232,7 @@ def test_a_frame_longer_than_its_period_is_overload(bench: Callable[..., Bench])
     b.wait(lambda: b.state() == 'ready')
     b.vlm.on_token = lambda skips: time.sleep(0.02)
     b.offer(0.0)
-    b.wait(b.outputs.done)
+    b.wait_for_answers()
     report = b.worker.health.report(time.monotonic())
     assert report.state == 'overload' and '17 ms' in report.reason
 
@@ -236,9 +240,19 @@ def test_a_frame_longer_than_its_period_is_overload(bench: Callable[..., Bench])
 def test_new_settings_hold_from_the_next_frame(bench: Callable[..., Bench]) -> None:
     b = bench().start()
     b.wait(lambda: b.state() == 'ready')
-    b.settings = replace(b.settings, prompt={**b.settings.prompt, 'single_object': 'Which?'})
+    before = b.settings
+
+    def change(message: Any) -> np.ndarray:
+        prompt = {**before.prompt, 'single_object': 'Which?'}
+        b.settings = replace(before, prompt=prompt)
+        return GREY
+
+    b.to_rgb = change  # while the first frame is worked on
     b.offer(0.0)
-    b.wait(b.outputs.done)
+    b.wait_for_answers()
+    assert b.vlm.calls[-1][1] == before.prompt['single_object']
+    b.offer(1.0)
+    b.wait_for_answers(2)
     assert b.vlm.calls[-1][1] == 'Which?'
 
 
@@ -259,9 +273,43 @@ def test_pausing_abandons_the_frame_and_publishes_nothing_more(
     assert b.state() == 'paused'
     assert b.worker.set_enabled(True) == (True, 'resumed')
     b.offer(3.0)
-    b.wait(b.outputs.done)
+    b.wait_for_answers()
     assert b.outputs.done() == [3]
     assert b.frames()['not_ready'] == 1
+
+
+def test_a_frame_from_before_a_pause_is_not_answered_after_a_quick_resume(
+    bench: Callable[..., Bench],
+) -> None:
+    gate = Gate()
+    b = bench(FakeVlm(gate)).start()
+    b.wait(lambda: b.state() == 'ready')
+    gate.armed.set()
+    b.offer(0.0)
+    assert gate.reached.wait(DEADLINE_S)
+    b.worker.set_enabled(False)
+    b.worker.set_enabled(True)
+    gate.let_go.set()
+    b.wait(lambda: b.frames()['abandoned'] == 1)
+    b.offer(1.0)
+    b.wait_for_answers()
+    assert {stamp for _, stamp in b.outputs.events} == {1}
+
+
+def test_a_frame_is_not_drawn_after_a_pause(bench: Callable[..., Bench]) -> None:
+    b = bench().start()
+    b.wait(lambda: b.state() == 'ready')
+    compared = b.outputs.comparison_done
+
+    def pause(frame: Frame, comparison: Comparison) -> None:
+        compared(frame, comparison)
+        b.worker.set_enabled(False)
+        b.worker.set_enabled(True)
+
+    b.outputs.comparison_done = pause  # type: ignore[method-assign]
+    b.offer(0.0)
+    b.wait_for_answers()
+    assert b.outputs.events == [('skip', 0), ('full', 0), ('comparison', 0)]
 
 
 def test_started_disabled_it_loads_and_waits(bench: Callable[..., Bench]) -> None:
@@ -271,7 +319,7 @@ def test_started_disabled_it_loads_and_waits(bench: Callable[..., Bench]) -> Non
     assert b.frames()['not_ready'] == 1
     assert b.worker.set_enabled(True)[0]
     b.offer(1.0)
-    b.wait(b.outputs.done)
+    b.wait_for_answers()
     assert b.outputs.done() == [1]
 
 
@@ -296,8 +344,55 @@ def test_an_undecodable_image_is_counted_and_never_answered(
     assert len([r for r in caplog.records if 'theora' in r.message]) == 1  # logged once
     assert b.outputs.events == []
     b.offer(10.0)
-    b.wait(b.outputs.done)
+    b.wait_for_answers()
     assert b.outputs.done() == [10]
+
+
+@pytest.mark.parametrize('where', ['to_rgb', 'frame_done'])
+def test_failures_outside_the_model_count_like_those_inside(
+    bench: Callable[..., Bench], where: str
+) -> None:
+    b = bench().start()
+    b.wait(lambda: b.state() == 'ready')
+    owner = b if where == 'to_rgb' else b.outputs
+    healthy = getattr(owner, where)
+
+    def fail(*_: Any) -> Any:
+        raise MemoryError('too large')
+
+    setattr(owner, where, fail)
+    for stamp in range(MAX_FAILURES_IN_A_ROW):
+        b.offer(float(stamp))
+        b.wait(lambda stamp=stamp: b.frames()['failed'] == stamp + 1)
+    b.wait(lambda: b.state() == 'error')
+    assert 'MemoryError: too large' in b.worker.health.report(time.monotonic()).reason
+    assert b.frames()['answered'] == 0
+    setattr(owner, where, healthy)
+    b.worker.set_enabled(False)
+    assert b.worker.set_enabled(True)[0]
+    b.offer(60.0)
+    b.wait_for_answers()
+    assert b.outputs.done() == [60] and b.state() == 'ready'
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnhandledThreadExceptionWarning')
+def test_a_thread_that_has_ended_is_an_error_that_enable_cannot_end(
+    bench: Callable[..., Bench],
+) -> None:
+    gate = Gate()
+    b = bench(FakeVlm(gate), max_frame_age_sec=9.0).start()
+    b.wait(lambda: b.state() == 'ready')
+    gate.armed.set()
+    b.offer(0.0)
+    assert gate.reached.wait(DEADLINE_S)
+    b.offer(1.0)
+    b.now_ns = None  # type: ignore[assignment]  # the clock fails, outside of any frame
+    gate.let_go.set()
+    b.wait(lambda: b.state() == 'error')
+    for enabled in (False, True):
+        success, message = b.worker.set_enabled(enabled)
+        assert not success and 'restart the node' in message
+    assert b.state() == 'error'
 
 
 @pytest.mark.parametrize('error', [NonFiniteLogitsError('logits are NaN'), KeyError('bug')])
@@ -325,8 +420,23 @@ def test_failures_in_a_row_end_in_error_and_enable_recovers(
     assert b.state() == 'paused'
     assert b.worker.set_enabled(True)[0]
     b.offer(60.0)
-    b.wait(b.outputs.done)
+    b.wait_for_answers()
     assert b.outputs.done() == [60] and b.state() == 'ready'
+
+
+def test_a_failure_does_not_hide_that_no_frames_come(bench: Callable[..., Bench]) -> None:
+    b = bench().start()
+    b.wait(lambda: b.state() == 'ready')
+
+    def fail(message: Any) -> np.ndarray:
+        raise ValueError('half a picture')
+
+    b.to_rgb = fail
+    b.offer(0.0)
+    b.wait(lambda: b.worker.health.report(time.monotonic()).last_error)
+    assert b.state() == 'degraded'
+    report = b.worker.health.report(time.monotonic() + 60.0)
+    assert report.state == 'no_frames' and 'half a picture' in report.last_error
 
 
 def test_one_failure_is_degraded_until_the_next_answer(bench: Callable[..., Bench]) -> None:
@@ -346,7 +456,7 @@ def test_one_failure_is_degraded_until_the_next_answer(bench: Callable[..., Benc
     assert b.outputs.events == [('skip', 0)]  # what was answered stays answered; no comparison
     b.vlm.on_token = lambda skips: None
     b.offer(1.0)
-    b.wait(b.outputs.done)
+    b.wait_for_answers()
     assert b.state() == 'ready'
 
 
@@ -365,6 +475,22 @@ def test_a_model_that_cannot_be_loaded_is_an_error_until_enabled_again(
     b.load = lambda: b.vlm
     b.worker.set_enabled(False)
     b.worker.set_enabled(True)
+    b.wait(lambda: b.state() == 'ready')
+
+
+def test_started_disabled_a_model_that_cannot_be_loaded_is_an_error_all_the_same(
+    bench: Callable[..., Bench],
+) -> None:
+    b = bench(start_enabled=False)
+
+    def load() -> FakeVlm:
+        raise ModelLoadError('model /x: no such folder')
+
+    b.load = load
+    b.start()
+    b.wait(lambda: b.state() == 'error')
+    b.load = lambda: b.vlm
+    assert b.worker.set_enabled(True)[0]
     b.wait(lambda: b.state() == 'ready')
 
 
