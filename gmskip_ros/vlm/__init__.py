@@ -20,6 +20,7 @@ from gmskip_ros.vlm.errors import (
     SkipSetError,
     Stopped,
     VlmError,
+    VlmOutOfMemoryError,
 )
 from gmskip_ros.vlm.skip_set import SkipSet
 
@@ -40,6 +41,7 @@ __all__ = [
     'Timing',
     'Vlm',
     'VlmError',
+    'VlmOutOfMemoryError',
     'load_vlm',
 ]
 

@@ -20,11 +20,15 @@ class ImageError(VlmError, ValueError):
 
 
 class PromptError(VlmError, ValueError):
-    """A prompt cannot be put into the model's chat template."""
+    """A prompt cannot be put into the model's chat template, or is too long for its context."""
 
 
 class NonFiniteLogitsError(VlmError):
     """The model gave NaN or infinite logits, so there is no answer."""
+
+
+class VlmOutOfMemoryError(VlmError):
+    """The device has no memory left for this image, batch or answer."""
 
 
 class Stopped(VlmError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.resources
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from gmskip_ros.vlm.decoder import TEXT_MODEL_TYPES
 from gmskip_ros.vlm.errors import ModelLoadError
-from gmskip_ros.vlm.vlm import Vlm
+from gmskip_ros.vlm.vlm import Vlm, is_out_of_memory
 
 # model_type in config.json -> what people call it
 FAMILIES = {
@@ -44,8 +45,8 @@ JSON_FILES = (  # beside config.json, and any of them may be absent
 
 
 def load_vlm(
-    model: str = 'demo',
-    device: str = 'auto',
+    model: str | os.PathLike[str] = 'demo',
+    device: str | torch.device = 'auto',
     dtype: str = 'auto',
     on_progress: Callable[[str], None] | None = None,
 ) -> Vlm:
@@ -56,6 +57,7 @@ def load_vlm(
     or 'bfloat16'. on_progress is told each step in a few words. Code that comes with a checkpoint
     is never run. Raises ModelLoadError, with one line that says what to do.
     """
+    model, device = os.fspath(model), str(device)
     tell = on_progress or (lambda _: None)
     torch_device = _resolve_device(device)
     torch_dtype = _resolve_dtype(dtype, torch_device)
@@ -68,13 +70,8 @@ def load_vlm(
         tell('loading weights')
         hf_model = _load_weights(model, folder, config, torch_dtype)
         tell(f'moving weights to {torch_device}')
-        try:
+        with _refusals(model, f'device {torch_device}', remedy='use device cpu'):
             hf_model.to(torch_device)
-        except RuntimeError as error:
-            raise ModelLoadError(
-                f'model {model} does not fit on {torch_device}: {_first_line(error)}; '
-                'use a smaller model, dtype float16 or device cpu'
-            ) from error
         vlm = Vlm(model, hf_model, image_processor, tokenizer, chat_template)
         with _refusals(model, 'the chat template'):  # now, and not at the first frame
             vlm.render_prompt('What is this?')
@@ -90,7 +87,7 @@ def _resolve_device(device: str) -> torch.device:
         return torch.device('cuda:0' if num_gpus else 'cpu')
     if device == 'cpu':
         return torch.device('cpu')
-    match = re.fullmatch(r'cuda(?::(\d+))?', str(device))
+    match = re.fullmatch(r'cuda(?::(\d+))?', device)
     if match is None:
         raise ModelLoadError(f"unknown device {device!r}: use 'auto', 'cpu' or 'cuda:N'")
     index = int(match[1] or 0)
@@ -147,8 +144,9 @@ def _read_config(model: str, folder: Path) -> Any:
             )
     if not any(folder.glob('*.safetensors')):
         raise ModelLoadError(
-            f'model {model} has no safetensors weights in {folder}: other formats can run code '
-            'when loaded; convert it with save_pretrained or use a safetensors checkpoint'
+            f'model {model} has no safetensors weights in {folder}: if the download is '
+            'incomplete, repeat it; other formats can run code when loaded: convert them with '
+            'save_pretrained'
         )
     with _refusals(model, 'config.json'):
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -218,14 +216,25 @@ def _read_json(model: str, path: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _refusals(model: str, part: str) -> Iterator[None]:
-    """Turn whatever a library raises over a broken checkpoint into one line."""
+def _refusals(
+    model: str, part: str, remedy: str = 'fetch or copy the checkpoint again'
+) -> Iterator[None]:
+    """Turn whatever a library raises, mostly over a broken checkpoint, into one line."""
     try:
         yield
     except Exception as error:  # OSError, ValueError, SafetensorError, ImportError, ...
+        if is_out_of_memory(error):
+            raise ModelLoadError(
+                f'model {model} does not fit into memory with {part}: '
+                'use a smaller model, dtype float16 or device cpu'
+            ) from error
+        if isinstance(error, ImportError) or 'is required' in str(error):  # with its own remedy
+            raise ModelLoadError(
+                f'model {model}: {part} cannot be used: {" ".join(str(error).split())}'
+            ) from error
         raise ModelLoadError(
             f'model {model}: {part} cannot be used ({type(error).__name__}: '
-            f'{_first_line(error)}); fetch or copy the checkpoint again'
+            f'{_first_line(error)}); {remedy}'
         ) from error
 
 

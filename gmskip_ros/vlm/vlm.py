@@ -6,10 +6,12 @@ language decoder is run by `decoder.py`. All branches share the one copy of the 
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import operator
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,11 +20,42 @@ from torch import Tensor
 
 from gmskip_ros.vlm.answer import Answer, ImageFeatures, Timing
 from gmskip_ros.vlm.decoder import Decoder, KeyValueStore
-from gmskip_ros.vlm.errors import ImageError, NonFiniteLogitsError, PromptError, Stopped, VlmError
+from gmskip_ros.vlm.errors import (
+    ImageError,
+    NonFiniteLogitsError,
+    PromptError,
+    Stopped,
+    VlmError,
+    VlmOutOfMemoryError,
+)
 from gmskip_ros.vlm.skip_set import SkipSet
 
 # LLaVA-1.5's prompt, for checkpoints whose processor has no chat template.
 FALLBACK_TEMPLATE = 'USER: <image>\n{prompt} ASSISTANT:'
+Method = TypeVar('Method', bound=Callable[..., Any])
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether memory ran out; for the CPU, PyTorch has a RuntimeError like any other."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError, VlmOutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and 'DefaultCPUAllocator' in str(error)
+    )
+
+
+def _names_out_of_memory(method: Method) -> Method:
+    @functools.wraps(method)
+    def wrapped(self: Vlm, *args: Any, **options: Any) -> Any:
+        try:
+            return method(self, *args, **options)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise VlmOutOfMemoryError(
+                f'{self.name} ran out of memory in {self.dtype} on {self.device}: use a smaller '
+                'model, dtype float16, a smaller batch or another device'
+            ) from error
+
+    return wrapped  # type: ignore[return-value]
 
 
 class Vlm:
@@ -44,6 +77,7 @@ class Vlm:
         self._chat_template = chat_template
         self._decoder = Decoder(model.model.language_model, model.lm_head)
         self._device = next(model.parameters()).device
+        self._max_tokens: int = model.config.text_config.max_position_embeddings
         self._image_token_id: int = model.config.image_token_id
         self._image_token: str = tokenizer.convert_ids_to_tokens(self._image_token_id)
         self._end_ids = _end_of_sequence_ids(model, tokenizer)
@@ -55,11 +89,12 @@ class Vlm:
         template = FALLBACK_TEMPLATE if chat_template is None else chat_template
         self.template_sha256 = hashlib.sha256(template.encode()).hexdigest()
 
+    @_names_out_of_memory
     @torch.inference_mode()
     def encode(self, image: np.ndarray) -> ImageFeatures:
         """Return the image (uint8 RGB, shape (H, W, 3)) as the decoder sees it.
 
-        Raises ImageError for anything else.
+        Raises ImageError for anything else, VlmOutOfMemoryError.
         """
         _check_image(image)
         start_ms = self._clock_ms()
@@ -93,7 +128,8 @@ class Vlm:
 
         It ends at the end-of-sequence token or after max_new_tokens; with forced_length, after
         exactly that many tokens (for fair timing). `should_stop` is polled before every block of
-        every token. Raises SkipSetError, ImageError, PromptError, NonFiniteLogitsError, Stopped.
+        every token. Raises SkipSetError, ImageError, PromptError, NonFiniteLogitsError,
+        VlmOutOfMemoryError, Stopped.
         """
         return self.answer_batch(
             [image_or_features],
@@ -105,6 +141,7 @@ class Vlm:
             return_logits=return_logits,
         )[0]
 
+    @_names_out_of_memory
     @torch.inference_mode()
     def answer_batch(
         self,
@@ -142,6 +179,12 @@ class Vlm:
 
         start_ms = self._clock_ms()
         rows = [self._input_ids(*pair) for pair in zip(prompts, features, strict=True)]
+        num_tokens = max(map(len, rows)) + num_steps - 1  # the last one chosen is not processed
+        if num_tokens > self._max_tokens:
+            raise PromptError(
+                f'image, prompt and answer take up to {num_tokens} tokens, the context of '
+                f'{self.name} holds {self._max_tokens}: shorten the prompt or the answer'
+            )
         preprocessed_ms = self._clock_ms()
 
         hidden, is_real = self._embed(rows, features)  # (B, C, H), (B, C)
@@ -302,6 +345,11 @@ def _check_prompt(prompt: str, image_token: str) -> None:
 
 
 def _check_length(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    try:
+        # NumPy's integers are taken, floats and strings refused; True is a slip.
+        length = 0 if isinstance(value, (bool, np.bool_)) else operator.index(value)
+    except TypeError:
+        length = 0
+    if length < 1:
         raise VlmError(f'{name} is {value!r}: give a whole number of tokens, 1 or more')
-    return value
+    return length

@@ -5,6 +5,9 @@ from __future__ import annotations
 import gc
 import hashlib
 import itertools
+import json
+import re
+import time
 
 import numpy as np
 import pytest
@@ -20,6 +23,7 @@ from gmskip_ros.vlm import (
     SkipSetError,
     Stopped,
     VlmError,
+    VlmOutOfMemoryError,
     load_vlm,
 )
 
@@ -84,6 +88,38 @@ def test_phases_sum_to_the_total(vlm, shared) -> None:
     phases = (timing.preprocess_ms, timing.vision_ms, timing.prefill_ms, timing.decode_ms)
     assert all(phase > 0 for phase in phases)
     assert sum(phases) == pytest.approx(timing.total_ms, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ('part', 'phase'),
+    [
+        ('_image_processor', 'preprocess'),
+        ('_model.get_image_features', 'vision'),
+        ('render_prompt', 'preprocess'),
+        ('_embed', 'prefill'),
+        ('_decoder.forward', 'prefill'),
+        ('_decode_one_token', 'decode'),
+        ('_choose', 'prefill'),
+        ('_choose', 'decode'),
+        ('_tokenizer.decode', 'decode'),
+    ],
+)
+def test_time_spent_is_in_its_phase_and_in_the_total(vlm, monkeypatch, part, phase) -> None:
+    owner = vlm
+    *path, name = part.split('.')
+    for attribute in path:
+        owner = getattr(owner, attribute)
+    original, slowness_ms = getattr(owner, name), 20
+
+    def slow(*args, **options):
+        time.sleep(slowness_ms / 1e3)
+        return original(*args, **options)
+
+    monkeypatch.setattr(owner, name, slow)
+    start = time.perf_counter()
+    timing = vlm.answer(IMAGE, PROMPT, forced_length=2).timing
+    outside_ms = (time.perf_counter() - start) * 1e3
+    assert slowness_ms <= getattr(timing, f'{phase}_ms') < timing.total_ms <= outside_ms
 
 
 def test_an_answer_is_the_decoded_tokens(vlm) -> None:
@@ -204,6 +240,54 @@ def test_bad_prompts_are_refused(vlm, prompt) -> None:
         vlm.answer(IMAGE, prompt)
 
 
+def test_what_exceeds_the_context_is_refused(vlm) -> None:
+    with pytest.raises(PromptError, match=r'take up to \d+ tokens.* holds 512') as caught:
+        vlm.answer(IMAGE, 'x' * 600, max_new_tokens=1)
+    excess = int(re.search(r'take up to (\d+)', str(caught.value))[1]) - 512
+    longest = 'x' * (600 - excess)
+    assert vlm.answer(IMAGE, longest, max_new_tokens=1).token_ids
+    for prompt, length in [(longest + 'x', 1), (longest, 2)]:
+        with pytest.raises(PromptError, match='take up to 513 tokens'):
+            vlm.answer(IMAGE, prompt, max_new_tokens=length)
+        with pytest.raises(PromptError, match='take up to 513 tokens'):
+            vlm.answer_batch([IMAGE] * 2, ['short', prompt], max_new_tokens=length)
+
+
+@pytest.mark.parametrize(
+    'error', [torch.OutOfMemoryError('CUDA out of memory'), MemoryError()], ids=['gpu', 'cpu']
+)
+def test_no_memory_left_is_said_in_one_line(vlm, monkeypatch, error) -> None:
+    def fail(*_args, **_options):
+        raise error
+
+    features = vlm.encode(IMAGE)
+    with monkeypatch.context() as patched:
+        patched.setattr(vlm._model, 'get_image_features', fail)
+        patched.setattr(vlm._decoder, 'forward', fail)
+        for ask in (lambda: vlm.encode(IMAGE), lambda: vlm.answer(features, PROMPT)):
+            with pytest.raises(VlmOutOfMemoryError, match=r'out of memory .*: use a smaller'):
+                ask()
+    assert vlm.answer(IMAGE, PROMPT).token_ids
+
+
+def test_the_cpu_allocators_own_refusal_is_recognised(tmp_path) -> None:
+    folder = make_tiny_model(tmp_path)
+    config = json.loads((folder / 'config.json').read_text())
+    config['text_config']['max_position_embeddings'] = 1 << 60
+    (folder / 'config.json').write_text(json.dumps(config))
+    with pytest.raises(VlmOutOfMemoryError, match='float32 on cpu'):
+        load_vlm(folder, 'cpu').answer(IMAGE, PROMPT, forced_length=1 << 50)
+
+
+def test_other_errors_are_not_taken_for_memory(vlm, monkeypatch) -> None:
+    def fail(*_args, **_options):
+        raise RuntimeError('shapes do not match')
+
+    monkeypatch.setattr(vlm._decoder, 'forward', fail)
+    with pytest.raises(RuntimeError, match='shapes'):
+        vlm.answer(IMAGE, PROMPT)
+
+
 @pytest.mark.parametrize('prompt', ['', ' ', '{braces} {{ x }} {% y %}', '</s><s>', 'é 日本 🚗\n'])
 def test_odd_prompts_are_answered(vlm, prompt) -> None:
     assert vlm.answer(IMAGE, prompt).token_ids
@@ -215,7 +299,11 @@ def test_bad_skip_sets_are_refused(vlm, skip) -> None:
         vlm.answer(IMAGE, PROMPT, skip)
 
 
-@pytest.mark.parametrize('length', [0, -1, 1.5, True, '3'])
+def test_lengths_may_be_numpy_integers(vlm) -> None:
+    assert len(vlm.answer(IMAGE, PROMPT, max_new_tokens=np.int64(2)).token_ids) == 2
+
+
+@pytest.mark.parametrize('length', [0, -1, 1.5, True, np.True_, '3'])
 def test_bad_lengths_are_refused(vlm, length) -> None:
     with pytest.raises(VlmError, match='max_new_tokens'):
         vlm.answer(IMAGE, PROMPT, max_new_tokens=length)

@@ -13,6 +13,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from tiny_models import make_tiny_model
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from gmskip_ros.vlm import ModelLoadError, load_vlm
 
@@ -88,16 +89,52 @@ def test_devices(folder) -> None:
     assert "device 'cuda:99' is not there" in refusal(folder, 'cuda:99')
 
 
-def test_the_pil_backend_is_used(folder) -> None:
-    """The torchvision backend differs in the last bits."""
-    for family, text in [('llava_next', 'mistral'), ('llava_onevision', 'qwen2')]:
-        make_tiny_model(folder.parent / family, family, text, 2)
-        load_vlm(str(folder.parent / family), device='cpu')
-    from gmskip_ros.vlm.load import _load_processor
+def test_the_pil_backend_is_used(folder, monkeypatch) -> None:
+    """The torchvision backend, the default where it is installed, differs in the last bits."""
+    backends = []
+    from_pretrained = AutoImageProcessor.from_pretrained
 
-    for name in ('tiny', 'llava_next', 'llava_onevision'):
-        _, image_processor, _ = _load_processor(name, folder.parent / name)
-        assert type(image_processor).__name__.endswith('Pil')
+    def spy(*args, **options):
+        backends.append(options.get('backend'))
+        return from_pretrained(*args, **options)
+
+    monkeypatch.setattr(AutoImageProcessor, 'from_pretrained', spy)
+    load_vlm(str(folder), device='cpu')
+    assert backends == ['pil']
+
+
+def test_paths_and_devices_as_objects(folder) -> None:
+    vlm = load_vlm(folder, torch.device('cpu'))
+    assert (vlm.name, vlm.device) == (str(folder), 'cpu')
+
+
+@pytest.mark.parametrize(
+    'error', [torch.OutOfMemoryError('CUDA out of memory'), MemoryError()], ids=['gpu', 'cpu']
+)
+@pytest.mark.parametrize('step', ['from_pretrained', 'to', 'get_image_features'])
+def test_a_model_that_does_not_fit(folder, monkeypatch, step, error) -> None:
+    def fail(*_args, **_options):
+        raise error
+
+    monkeypatch.setattr(transformers.LlavaForConditionalGeneration, step, fail)
+    message = refusal(folder)
+    assert 'does not fit into memory' in message and 'smaller model' in message
+    assert 'again' not in message
+
+
+def test_a_missing_library_is_named_with_its_own_remedy(folder) -> None:
+    (folder / 'tokenizer.json').unlink()
+    (folder / 'tokenizer.model').write_bytes(b'of another library')
+    message = refusal(folder)
+    assert 'pip install' in message and 'again' not in message
+
+
+def test_an_import_error_keeps_all_its_lines(folder, monkeypatch) -> None:
+    def fail(*_args, **_options):
+        raise ImportError('\nIt requires a library.\nInstall it like this.\n')
+
+    monkeypatch.setattr(transformers.AutoTokenizer, 'from_pretrained', fail)
+    assert refusal(folder).endswith('It requires a library. Install it like this.')
 
 
 def test_what_is_neither_a_folder_nor_a_hub_id(tmp_path) -> None:
@@ -141,10 +178,12 @@ def test_a_filled_cache_serves_a_hub_id_offline(folder, tmp_path, monkeypatch) -
     (repository / 'refs').mkdir(parents=True)
     (repository / 'refs' / 'main').write_text(commit)
     (repository / 'snapshots').mkdir()
-    folder.rename(repository / 'snapshots' / commit)
+    snapshot = folder.rename(repository / 'snapshots' / commit)
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(repository.parent))
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
     assert load_vlm('owner/name', device='cpu').name == 'owner/name'
+    (snapshot / 'model.safetensors').unlink()
+    assert 'the download is incomplete' in refusal('owner/name')
 
 
 def test_unknown_families_are_named(folder) -> None:
