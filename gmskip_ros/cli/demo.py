@@ -115,6 +115,8 @@ class _Demo:
             out.mkdir(parents=True, exist_ok=True)
             for name in ('overlay.png', 'frames.jsonl'):  # an earlier run's are not taken for ours
                 (out / name).unlink(missing_ok=True)
+            for name in ('node.log', 'camera.log'):
+                (out / name).write_bytes(b'')
         except OSError as error:
             raise DemoError(f'--out {out}: {error.strerror}: give a folder to write to') from None
         _set_ros_environment()
@@ -233,5 +235,8 @@ def _set_ros_environment() -> None:
 
 def _write_aside(path: Path, data: bytes) -> None:
     aside = path.with_name(f'.{path.name}.{os.getpid()}')
-    aside.write_bytes(data)
-    os.replace(aside, path)
+    try:
+        aside.write_bytes(data)
+        os.replace(aside, path)
+    except OSError as error:
+        raise DemoError(f'{path}: {error.strerror}: give another folder with --out') from None

@@ -32,12 +32,20 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """Remembers SIGINT, SIGTERM and SIGHUP; `check` turns them into Interrupted at a safe place."""
+    """
+    Remembers SIGINT, SIGTERM and SIGHUP; `check` turns them into Interrupted at a safe place.
+
+    A signal that is ignored (SIGHUP under nohup) stays ignored.
+    """
 
     def __init__(self) -> None:
         self._signum = 0
         signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        self._previous = {signum: signal.signal(signum, self._remember) for signum in signals}
+        self._previous = {
+            signum: signal.signal(signum, self._remember)
+            for signum in signals
+            if signal.getsignal(signum) != signal.SIG_IGN
+        }
 
     def _remember(self, signum: int, frame: object) -> None:
         self._signum = self._signum or signum

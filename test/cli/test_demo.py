@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 from ros_process import free_domain_id
 
-from gmskip_ros.cli.demo import FIRST_SCENE_SEED
+from gmskip_ros.cli.demo import FIRST_SCENE_SEED, _write_aside
+from gmskip_ros.cli.demo_processes import DemoError, StopRequest
 from gmskip_ros.datasets.scenes import render_scene
 from gmskip_ros.report.overlay import AGREES_RGB, DIFFERS_RGB, MAX_PANEL_FRACTION, RAN_RGB
 from gmskip_ros.tasks import TASK_NAMES
@@ -206,6 +207,29 @@ def test_folder_that_cannot_be_written_to(demo, tmp_path):
     status, _, stderr = demo('--frames', '1').wait()
     assert status == 1
     assert stderr.startswith(f'gmskip demo: error: --out {tmp_path / "out"}: ')
+
+
+def test_folder_in_which_nothing_can_be_made(demo):
+    status, _, stderr = demo('--frames', '1', '--out', '/sys').wait()
+    assert status == 1
+    assert stderr.startswith('gmskip demo: error: --out /sys: ') and len(stderr.splitlines()) == 1
+
+
+def test_folder_that_is_gone_at_the_end(tmp_path):
+    with pytest.raises(DemoError, match=r'/gone/frames\.jsonl: .*--out'):
+        _write_aside(tmp_path / 'gone/frames.jsonl', b'')
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    handler = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        stop = StopRequest()
+        os.kill(os.getpid(), signal.SIGHUP)
+        stop.check()
+        stop.release()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, handler)
 
 
 @pytest.mark.parametrize(
