@@ -33,6 +33,7 @@ OPERATING_POINTS = ('high_performance', 'high_sparsity')
 RATE_HZ_RANGE = (0.01, 60.0)
 MAX_FRAME_AGE_SEC_RANGE = (0.0, 3600.0)
 MAX_NEW_TOKENS_RANGE = (1, 512)
+IMAGE_TOKEN = '<image>'  # of LLaVA's chat templates, which place it themselves
 
 
 class ParameterError(ValueError):
@@ -102,6 +103,14 @@ def _text(name: str, value: Any) -> str:
 def _filled_text(name: str, value: Any) -> str:
     if not _text(name, value).strip():
         raise ParameterError(name, value, 'is empty: give a text')
+    return value
+
+
+def _prompt(name: str, value: Any) -> str:
+    if IMAGE_TOKEN in _filled_text(name, value):
+        raise ParameterError(
+            name, value, f'holds {IMAGE_TOKEN}: leave it out, the node places the image itself'
+        )
     return value
 
 
@@ -183,7 +192,7 @@ def _device(name: str, value: Any) -> str:
 def _operating_point(name: str, value: Any) -> str | int:
     if value in OPERATING_POINTS:
         return value
-    if isinstance(value, str) and value.isascii() and value.isdigit():
+    if isinstance(value, str) and re.fullmatch('[0-9]{1,4}', value):
         return int(value)
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
@@ -217,7 +226,7 @@ def _specs() -> tuple[Spec, ...]:
              'which prefix of the skip lists: high_performance, high_sparsity or a number of '
              'blocks', _operating_point, read_only=False),
         *(
-            Spec(f'prompt.{name}', DEFAULT_PROMPTS[name], 'the question of this task', _filled_text,
+            Spec(f'prompt.{name}', DEFAULT_PROMPTS[name], 'the question of this task', _prompt,
                  read_only=False)
             for name in TASK_NAMES
         ),
