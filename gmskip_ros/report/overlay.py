@@ -42,7 +42,11 @@ TRANSLITERATED = str.maketrans({
 
 @dataclass(frozen=True)
 class OverlayAnswer:
-    """One branch's answer to one task; `total_ms` counts preprocessing to the last token."""
+    """One branch's answer to one task.
+
+    `text` is the answer for people, or the model's own words where they are not `in_vocabulary`;
+    `total_ms` counts preprocessing to the last token.
+    """
 
     task: str
     branch: str  # 'skip' or 'full'
@@ -317,7 +321,7 @@ def _answer_text(answer: OverlayAnswer | None) -> str:
     text = _printable(answer.text)
     if not text:
         return '(empty answer)'
-    return text if answer.in_vocabulary else f'{text} (not in the label set)'
+    return text if answer.in_vocabulary else f'not in the label set: {text}'  # cut at its end
 
 
 def _printable(text: str) -> str:

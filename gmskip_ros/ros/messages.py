@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
@@ -123,6 +124,12 @@ def health_array(
     return DiagnosticArray(header=header, status=[status])
 
 
+def overlay_title(name: str, stamp_ns: int) -> str:
+    """Return the overlay picture's title: name and the frame's time of day, 'x  12:03:04.5' UTC."""
+    seconds, rest_ns = divmod(stamp_ns, 1_000_000_000)
+    return f'{name}  {time.strftime("%H:%M:%S", time.gmtime(seconds))}.{rest_ns // 100_000_000}'
+
+
 def overlay_tasks(
     results: Sequence[BranchResult], comparison: Comparison | None
 ) -> list[OverlayTask]:
@@ -152,7 +159,7 @@ def _overlay_answer(result: TaskResult | None) -> OverlayAnswer | None:
     return OverlayAnswer(
         task=result.task,
         branch=result.branch,
-        text=result.parsed.text,
+        text=result.parsed.text if result.parsed.in_vocabulary else result.parsed.raw_text,
         total_ms=result.answer.timing.total_ms,
         in_vocabulary=result.parsed.in_vocabulary,
     )

@@ -190,6 +190,17 @@ def test_answer_outside_the_label_set_is_marked():
     assert changed_box(known, unknown)[3] < 560
 
 
+@pytest.mark.parametrize('rest', ['', CAPTION * 3])
+def test_the_mark_stands_before_the_words_and_is_never_cut_off(rest):
+    image = road()
+
+    def left_of_words(known: bool) -> int:
+        cat, dog = (draw_overlay(image, [row(word + rest, known=known)]) for word in ('cat', 'dog'))
+        return changed_box(cat, dog)[1]
+
+    assert left_of_words(known=False) > left_of_words(known=True) + 60
+
+
 def test_title_is_drawn_above_the_rows():
     image = road()
     box = changed_box(draw_overlay(image, [row()]), draw_overlay(image, [row()], title='front'))
