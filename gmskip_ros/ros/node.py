@@ -23,6 +23,7 @@ import rclpy.logging
 from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
+from rclpy.exceptions import ParameterException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
@@ -253,8 +254,9 @@ class DualVlmNode(Node):
             return
         header = frame.message.header
         try:
-            picture = draw_overlay(rgb, messages.overlay_tasks(results, comparison),
-                                   title=self.get_name())  # fmt: skip
+            title = messages.overlay_title(self.get_name(), frame.stamp_ns)
+            tasks = messages.overlay_tasks(results, comparison)
+            picture = draw_overlay(rgb, tasks, title=title)
             if raw:
                 self._publish(self._picture, rgb_to_image(picture, header))
             if jpeg:
@@ -293,7 +295,8 @@ def main(args: list[str] | None = None) -> int:
     try:
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
         node = DualVlmNode()
-    except (ValueError, RuntimeError) as error:  # ours, and rcl's about arguments and files
+    # Ours, and ROS's about arguments, files and its own parameters.
+    except (ValueError, RuntimeError, ParameterException) as error:
         first_line = str(error).strip().splitlines()[0]
         if isinstance(error, rclpy_implementation.UnknownROSArgsError):
             first_line = f'unknown ROS arguments {first_line}'

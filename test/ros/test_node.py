@@ -6,6 +6,7 @@ import dataclasses
 import math
 import signal
 from collections.abc import Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from node_probe import PARAMETERS, Probe, keys, picture
 from ros_process import RosProcess, ros_command, ros_node
 from sensor_msgs.msg import CompressedImage, Image
 
+from gmskip_ros.report.overlay import OverlayTask, draw_overlay
 from gmskip_ros.ros.conversions import image_to_rgb, rgb_to_image
 from gmskip_ros.skipping import load_skip_list, save_skip_list
 from gmskip_ros.tasks import DEFAULT_PROMPTS, TASK_NAMES
@@ -27,8 +29,7 @@ RESULT_KEYS = [
     'full_branch', 'schedule',
 ]  # fmt: skip
 PHASES = ('preprocess_ms', 'vision_ms', 'prefill_ms', 'decode_ms')
-
-
+TITLE_HEIGHT = 16  # px, of the overlay on the probe's picture
 
 
 @pytest.fixture(scope='module')
@@ -133,9 +134,30 @@ def test_the_overlay_is_made_while_somebody_looks(probe: Probe) -> None:
     probe.wait(drawn, 'the overlay pictures')
     shown = image_to_rgb(probe.on('debug/image')[-1])
     assert shown.shape == picture().shape and not np.array_equal(shown, picture())
+    stamp = probe.on('debug/image')[-1].header.stamp
+    time_of_day = datetime.fromtimestamp(stamp.sec, timezone.utc).strftime('%H:%M:%S')
+    title = f'dual_vlm  {time_of_day}.{str(stamp.nanosec).zfill(9)[0]}'
+    rows = [OverlayTask(task, None, None, None, (), 32) for task in TASK_NAMES]
+    titled = draw_overlay(picture(), rows, title=title)
+    assert np.array_equal(shown[:TITLE_HEIGHT], titled[:TITLE_HEIGHT])
     assert image_to_rgb(probe.on('debug/image/compressed')[-1]).shape == picture().shape
     probe.node.destroy_subscription(raw)
     probe.node.destroy_subscription(jpeg)
+
+
+def test_of_a_10_hz_camera_the_first_frame_of_each_second_is_answered(probe: Probe) -> None:
+    before = len(probe.on('output/skip/result'))
+    gated = int(probe.health()['frames_gated'])
+    firsts = []
+    for phase_s in (0.03, 0.0, 0.09):  # the camera's clock drifts over the second's beginning
+        firsts.append(probe.ask(phase_s))
+        for tenth in range(1, 10):
+            probe.publish(rgb_to_image(picture(), probe.header(phase_s + tenth / 10 - 1.0)))
+            probe.node.executor.spin_once(timeout_sec=0.05)
+    probe.wait(lambda: int(probe.health()['frames_gated']) > gated, 'the gated frames')
+    probe.ask()
+    answered = [message.header for message in probe.on('output/skip/result')[before:]]
+    assert answered[:-1] == firsts
 
 
 def test_the_rate_can_be_changed_while_it_runs(probe: Probe) -> None:
@@ -177,6 +199,7 @@ def test_operating_point_and_prompt_can_be_changed_while_it_runs(probe: Probe) -
         ('operating_point', 99, ['operating_point', '99']),
         ('operating_point', 'most', ['operating_point', "'most'", 'high_sparsity']),
         ('prompt.captioning', '', ['prompt.captioning', 'empty']),
+        ('prompt.captioning', 'Is <image> wet?', ['prompt.captioning', '<image>', 'leave it out']),
         ('device', 'cpu', ['read-only', 'device']),
         ('model', 'other', ['read-only', 'model']),
     ],

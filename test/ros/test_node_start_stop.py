@@ -81,6 +81,7 @@ def test_a_skip_list_for_another_model_is_an_error_and_nothing_runs(tmp_path: Pa
         (['-p', 'tasks:=[]'], ['parameter tasks']),
         (['-p', 'skip_list.captioning:=/none.skip.yaml'], ['skip_list.captioning', '/none']),
         (['--params-file', '/none.param.yaml'], ['/none.param.yaml']),
+        (['-p', 'use_sim_time:=1'], ['use_sim_time']),
     ],
 )
 def test_a_bad_start_is_one_line_and_exit_status_2(
