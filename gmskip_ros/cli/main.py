@@ -29,6 +29,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; expected errors are one line on stderr."""
+    # OpenMP reads this when torch is loaded. Its threads spin while they wait for each other by
+    # default: beside other processes on the same cores that made an answer 40 times slower.
+    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     from gmskip_ros.skipping import SkipListError
     from gmskip_ros.tasks import TaskError
     from gmskip_ros.vlm import VlmError
