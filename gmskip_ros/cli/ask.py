@@ -14,6 +14,7 @@ from gmskip_ros.tasks import TASK_NAMES
 if TYPE_CHECKING:
     import numpy as np
 
+    from gmskip_ros.skipping import SkipList
     from gmskip_ros.tasks import Task
     from gmskip_ros.vlm import Answer, SkipSet, Vlm
 
@@ -33,6 +34,9 @@ def add_parser(subparsers: Any) -> None:
     asked = parser.add_mutually_exclusive_group()
     asked.add_argument('--task', choices=TASK_NAMES, help=f'default: {DEFAULT_TASK}')
     asked.add_argument('--prompt', help='a question of your own')
+    parser.add_argument(
+        '--labels', metavar='car,bus', help="a set's name or labels, for a task (default: coda)"
+    )
     left_out = parser.add_mutually_exclusive_group()
     left_out.add_argument(
         '--skip-list', metavar='FILE', help="a file or a shipped name; default for demo: the task's"
@@ -40,7 +44,6 @@ def add_parser(subparsers: Any) -> None:
     left_out.add_argument('--skip', metavar='29,16', help='blocks to leave out, 0-based')
     parser.add_argument(
         '--operating-point',
-        default='high_performance',
         help='of the skip list: high_performance (default), high_sparsity or a number of blocks',
     )
     parser.add_argument('--max-new-tokens', type=int, help="default: the task's own")
@@ -51,27 +54,34 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Answer, print a table or JSON, and return 0."""
     image = read_photo(args.photo)
+    task, prompt, max_new_tokens = choose_question(args)
+    skip, skip_list = choose_skip_set(args, task)
 
     from rich.console import Console
+    from rich.markup import escape
 
-    from gmskip_ros.tasks import make_task
     from gmskip_ros.vlm import load_vlm
 
-    task = None
-    if args.prompt is None:
-        task = make_task(args.task or DEFAULT_TASK, max_new_tokens=args.max_new_tokens)
-    prompt = args.prompt if task is None else task.prompt
-    max_new_tokens = args.max_new_tokens
-    if max_new_tokens is None:
-        max_new_tokens = DEFAULT_MAX_NEW_TOKENS if task is None else task.max_new_tokens
-
     with Console(stderr=True).status('starting') as status:
-        vlm = load_vlm(args.model, args.device, args.dtype, on_progress=status.update)
-        skip, warnings = choose_skip_set(args, vlm, task, prompt, max_new_tokens)
-        for warning in warnings:
-            print(f'gmskip: warning: {warning}', file=sys.stderr)
+
+        def tell(step: str) -> None:
+            status.update(escape(step))  # a model's name may look like markup
+
+        vlm = load_vlm(args.model, args.device, args.dtype, on_progress=tell)
+        if skip_list is not None:
+            for warning in skip_list.warnings_for(
+                num_blocks=vlm.num_blocks,
+                text_model_type=vlm.text_model_type,
+                prompt=prompt,
+                template_sha256=vlm.template_sha256,
+                dtype=vlm.dtype,
+                max_new_tokens=max_new_tokens,
+                task=task.name if task else None,
+            ):
+                print(f'gmskip: warning: {warning}', file=sys.stderr)
+        skip.check(vlm.num_blocks)
         status.update('warming up')  # the first pass pays for the libraries' start
-        vlm.answer(image, prompt, skip, max_new_tokens=2)
+        vlm.answer(image, prompt, skip, min(2, max_new_tokens))
         status.update('answering')
         features = vlm.encode(image)
         answers = {
@@ -93,22 +103,46 @@ def read_photo(path: str) -> np.ndarray:
 
     try:
         with Image.open(path) as photo:
+            if photo.mode.startswith(('I', 'F')):  # Pillow would cut off all above 255
+                raise ValueError(f'mode {photo.mode} has more than 8 bits per channel')
             return np.array(ImageOps.exif_transpose(photo).convert('RGB'))
     except Exception as error:  # Pillow's decoders raise many kinds over broken files
         reason = getattr(error, 'strerror', None) or str(error).partition('\n')[0]
         raise CliError(
-            f'cannot read picture {path!r} ({reason}): give a JPEG, PNG or other picture file'
+            f'cannot read picture {path!r} ({reason}): give a JPEG, PNG or other file of 8 bits'
         ) from error
 
 
+def choose_question(args: argparse.Namespace) -> tuple[Task | None, str, int]:
+    """Return the task (None for a prompt of one's own), the prompt and max_new_tokens."""
+    from gmskip_ros.tasks import make_task
+
+    if args.prompt is None:
+        labels = ['coda'] if args.labels is None else args.labels.split(',')
+        task = make_task(
+            args.task or DEFAULT_TASK,
+            labels=[label.strip() for label in labels],
+            max_new_tokens=args.max_new_tokens,
+        )
+        return task, task.prompt, task.max_new_tokens
+    if args.labels is not None:
+        raise CliError('--labels is for reading the answers of a task: leave it out with --prompt')
+    length = DEFAULT_MAX_NEW_TOKENS if args.max_new_tokens is None else args.max_new_tokens
+    if length < 1:
+        raise CliError(f'--max-new-tokens {length} must be at least 1')
+    return None, args.prompt, length
+
+
 def choose_skip_set(
-    args: argparse.Namespace, vlm: Vlm, task: Task | None, prompt: str, max_new_tokens: int
-) -> tuple[SkipSet, list[str]]:
-    """Return what the skip branch leaves out, and how its skip list was made for other settings."""
+    args: argparse.Namespace, task: Task | None
+) -> tuple[SkipSet, SkipList | None]:
+    """Return what the skip branch leaves out, and the list it is from, if it is from one."""
     from gmskip_ros.skipping import load_skip_list
     from gmskip_ros.vlm import SkipSet
 
     if args.skip is not None:
+        if args.operating_point is not None:
+            raise CliError('--operating-point is for skip lists: leave it out with --skip')
         parts = [part.strip() for part in args.skip.split(',') if part.strip()]
         try:
             blocks = [int(part) for part in parts]
@@ -116,24 +150,15 @@ def choose_skip_set(
             raise CliError(
                 f'--skip {args.skip!r} is not a list of block indices such as 29,16'
             ) from None
-        skip = SkipSet.of(blocks)
-        skip.check(vlm.num_blocks)
-        return skip, []
+        return SkipSet.of(blocks), None
     name = args.skip_list
     if name is None:
         if args.model != 'demo' or task is None:
             raise CliError('blocks to skip are not given: use --skip 29,16 or --skip-list FILE')
         name = f'demo_{task.name}'
     skip_list = load_skip_list(name)
-    warnings = skip_list.warnings_for(
-        num_blocks=vlm.num_blocks,
-        text_model_type=vlm.text_model_type,
-        prompt=prompt,
-        template_sha256=vlm.template_sha256,
-        dtype=vlm.dtype,
-        max_new_tokens=max_new_tokens,
-    )
-    return SkipSet.of(skip_list.blocks_at(args.operating_point), skip_list.phases), warnings
+    removed = skip_list.blocks_at(args.operating_point or 'high_performance')
+    return SkipSet.of(removed, skip_list.phases), skip_list
 
 
 def make_report(
@@ -197,6 +222,8 @@ def print_report(report: dict[str, Any]) -> None:
     table = Table('', *report['branches'])
     results = list(report['branches'].values())
     table.add_row('answer', *(escape(result['answer']) for result in results))
+    if any(result['raw_text'] != result['answer'] for result in results):
+        table.add_row('raw text', *(escape(result['raw_text']) for result in results))
     skipped = [', '.join(map(str, result['skipped_blocks'])) for result in results]
     table.add_row('blocks skipped', *(blocks or 'none' for blocks in skipped))
     table.add_row('tokens', *(str(result['tokens']) for result in results))

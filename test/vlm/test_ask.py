@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +16,10 @@ from tiny_models import make_tiny_model
 
 from gmskip_ros.cli import main
 from gmskip_ros.cli.ask import read_photo
-from gmskip_ros.vlm import load_vlm
+from gmskip_ros.cli.errors import CliError
+from gmskip_ros.vlm import Vlm, load_vlm
+
+CELLS = re.compile('[│┃|]')  # between the cells of the table
 
 
 @pytest.fixture(scope='module')
@@ -83,6 +91,67 @@ def test_a_shipped_skip_list_gives_the_blocks(gmskip, photo) -> None:
     assert blocks['2'] == [13, 19]
 
 
+def test_a_list_for_another_task_is_warned_of(gmskip, photo) -> None:
+    options = ('--skip-list', 'gmskip_single_object', '--max-new-tokens', 1)
+    _, _, errors = gmskip(photo, *options, '--task', 'captioning')
+    assert "warning: skip list for single_object: calibrated with task 'single_object'" in errors
+    assert "running with 'captioning'" in errors
+    for own in (['--task', 'single_object'], ['--prompt', 'What is it?']):
+        assert 'warning' not in gmskip(photo, *options, *own)[2]
+
+
+@pytest.mark.parametrize(
+    ('options', 'answer', 'raw_is_shown'),
+    [
+        (['--task', 'single_object'], 'unknown', True),
+        (['--task', 'single_object', '--labels', 'coco'], 'zebra', True),
+        (['--task', 'single_object', '--labels', 'car, zebra'], 'zebra', True),
+        (['--task', 'captioning'], 'A [/zebra].', False),
+        (['--prompt', 'What is it?'], 'A [/zebra].', False),
+    ],
+)
+def test_the_answer_as_read_and_as_said(
+    gmskip, photo, monkeypatch, options, answer, raw_is_shown
+) -> None:
+    give_answer = Vlm.answer
+
+    def say(*args, **settings):
+        return dataclasses.replace(give_answer(*args, **settings), text='A [/zebra].')
+
+    monkeypatch.setattr(Vlm, 'answer', say)
+    status, output, _ = gmskip(photo, '--skip', '', '--max-new-tokens', 1, *options)
+    assert status == 0
+    rows = {cells[1].strip(): cells[2].strip() for cells in map(CELLS.split, output.splitlines())
+            if len(cells) > 2}  # fmt: skip
+    assert rows['answer'] == answer
+    assert rows.get('raw text') == ('A [/zebra].' if raw_is_shown else None)
+
+
+def test_names_with_markup_are_names(gmskip, folder, photo, tmp_path) -> None:
+    odd = tmp_path / 'm[' / 'v2]'
+    odd.parent.mkdir()
+    odd.symlink_to(folder)
+    status, output, _ = gmskip(photo, '--skip', '1', '--max-new-tokens', 1, '--model', odd)
+    assert status == 0 and '[/v2]' in output.replace('\n', '')
+
+
+def test_nothing_heavy_is_loaded_before_openmp_is_told_to_sleep(photo) -> None:
+    program = (
+        'import os, sys\n'
+        'from gmskip_ros.cli.main import main\n'
+        f'assert main(["ask", {str(photo)!r}, "--skip", "x"]) == 2\n'
+        'assert "torch" not in sys.modules\n'
+        'print(os.environ["OMP_WAIT_POLICY"])\n'
+    )
+    environment = {key: value for key, value in os.environ.items() if key != 'OMP_WAIT_POLICY'}
+    for given, expected in [({}, 'PASSIVE'), ({'OMP_WAIT_POLICY': 'ACTIVE'}, 'ACTIVE')]:
+        result = subprocess.run(
+            [sys.executable, '-c', program],
+            env={**environment, **given}, check=True, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert result.stdout == f'{expected}\n'
+
+
 def test_a_list_for_another_model_is_refused(gmskip, photo, tmp_path) -> None:
     small = make_tiny_model(tmp_path, num_blocks=2)
     status, _, errors = gmskip(photo, '--model', small, '--skip-list', 'gmskip_captioning')
@@ -93,21 +162,37 @@ def test_a_list_for_another_model_is_refused(gmskip, photo, tmp_path) -> None:
     ('options', 'says'),
     [
         (['--skip', '29,29'], 'block 29 is named twice'),
-        (['--skip', '32'], 'block 32 does not exist'),
-        (['--skip', '-1'], 'block -1 is negative'),
+        (['--skip=-1'], 'block -1 is negative'),
         (['--skip', '1;2'], "'1;2' is not a list"),
+        (['--skip', '1', '--operating-point', '8'], 'leave it out with --skip'),
         (['--skip-list', 'no_such_list'], 'no_such_list'),
         (['--skip-list', 'gmskip_captioning', '--operating-point', '99'], '99'),
         ([], 'use --skip 29,16 or --skip-list'),
         (['--skip', '1', '--max-new-tokens', '0'], '0'),
+        (['--skip', '1', '--prompt', 'Why?', '--max-new-tokens', '0'], '0'),
+        (['--skip', '1', '--labels', 'car,car'], "'car' is there twice"),
+        (['--skip', '1', '--labels', 'coda', '--prompt', 'Why?'], 'leave it out with --prompt'),
+    ],
+)
+def test_bad_options_are_one_line_before_the_model_is_loaded(
+    gmskip, photo, options, says
+) -> None:
+    status, output, errors = gmskip(photo, *options, '--model', '/nowhere')
+    assert status == 2 and output == ''
+    assert errors.startswith('gmskip: error: ') and errors.count('\n') == 1
+    assert says in errors
+
+
+@pytest.mark.parametrize(
+    ('options', 'says'),
+    [
+        (['--skip', '32'], 'block 32 does not exist'),
         (['--skip', '1', '--prompt', 'an <image>'], '<image>'),
         (['--skip', '1', '--model', '/nowhere'], '/nowhere'),
         (['--skip', '1', '--dtype', 'int3'], 'int3'),
     ],
 )
-def test_bad_options_are_one_line(gmskip, photo, options, says) -> None:
-    if '-1' in options:
-        options = ['--skip=-1']
+def test_what_the_model_refuses_is_one_line(gmskip, photo, options, says) -> None:
     status, output, errors = gmskip(photo, *options)
     assert status == 2 and output == ''
     assert errors.startswith('gmskip: error: ') and errors.count('\n') == 1
@@ -149,3 +234,14 @@ def test_any_colour_mode_becomes_rgb(tmp_path, mode) -> None:
     image = read_photo(str(path))
     assert image.shape == (4, 6, 3)
     assert np.abs(image.astype(int) - 204).max() <= 2
+
+
+@pytest.mark.parametrize(
+    ('name', 'dtype', 'mode'),
+    [('a.png', np.uint16, 'I;16'), ('a.tif', np.int32, 'I'), ('a.tif', np.float32, 'F')],
+)
+def test_more_than_8_bits_are_refused_and_not_cut_off(tmp_path, name, dtype, mode) -> None:
+    path = tmp_path / name
+    Image.fromarray(np.full((4, 6), 1000, dtype)).save(path)
+    with pytest.raises(CliError, match=f'a.*mode {mode} has more than 8 bits.*give a .* of 8 bits'):
+        read_photo(str(path))
