@@ -1,23 +1,25 @@
 """Train the embedded demo model: `make demo-model`, or `python tools/demo_model/train.py --help`.
 
-Three stages, seeded, saved every 100 steps, and continued where a run was stopped:
+Three stages, seeded, saved every 100 steps, and continued where a run was stopped (--work holds
+what is saved; remove it after changing this code):
 
 1. tower: the vision tower alone learns which classes each patch holds (a head thrown away later);
 2. core: tower, projector and a decoder of CORE_BLOCKS blocks learn the three tasks together;
 3. grown: NUM_BLOCKS - CORE_BLOCKS new blocks, identities at first, are put between the core's, and
-   all are trained on with the new ones left out at random now and then.
+   all are trained on. The new ones are left out at random now and then, so that they are missed
+   little; when one of the core's is left out, the answers have to suffer by a margin, so that each
+   of those is missed, some more and some less.
 
-The core was trained without dropping, so its blocks matter; the grown ones matter little. A large
-model's blocks matter as unevenly, which is what calibration is there to find.
+A large model's blocks matter as unevenly, which is what calibration is there to find.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import os
 import shutil
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,12 +59,13 @@ class Stage:
     learning_rate: float  # the one-cycle peak
     patch_loss: float  # weight of the auxiliary loss
     drop_new: float = 0.0  # the deepest new block's chance to be left out; it rises with depth
+    miss_core: tuple[float, float] | None = None  # least and largest loss without a core block
 
 
 STAGES = (
     Stage('tower', 0, 1200, 64, 2e-3, 1.0),
     Stage('core', CORE_BLOCKS, 3600, 32, 1.5e-3, 0.3),
-    Stage('grown', NUM_BLOCKS, 1200, 32, 4e-4, 0.1, 0.05),
+    Stage('grown', NUM_BLOCKS, 900, 32, 4e-4, 0.1, 0.05, (0.08, 0.3)),
 )
 
 
@@ -227,11 +230,15 @@ def train_stage(
         optimizer.load_state_dict(state['optimizer'])
         first = state['step']
     bar = progress.add_task(stage.name, total=stage.steps, completed=first, loss='')
-    core = set(grown_positions()) if stage.drop_new else set(range(stage.num_blocks))
+    core = grown_positions() if stage.drop_new else list(range(stage.num_blocks))
+    margins = {}
+    if stage.miss_core:
+        order = np.random.default_rng(seed).permutation(core).tolist()
+        margins = dict(zip(order, np.linspace(*stage.miss_core, len(core)).tolist(), strict=True))
     trainee.train()
     for block in trainee.llava.model.language_model.layers if stage.num_blocks else ():
         block.compile()
-    averages, started = np.zeros(2), time.monotonic()
+    averages, started = np.zeros(3), time.monotonic()
     for step in range(first, stage.steps):
         rng = np.random.default_rng(
             [seed, STAGES.index(stage), step]
@@ -253,7 +260,12 @@ def train_stage(
             answer_loss = torch.zeros(())
             if stage.num_blocks:
                 answer_loss = trainee.answer_loss(tokens, batch, torch.from_numpy(rows), dropped)
-        loss = stage.patch_loss * patch_loss + answer_loss
+            missed = torch.zeros(())
+            if margins and step % 2:
+                block = core[step // 2 % len(core)]
+                without = trainee.answer_loss(tokens, batch, torch.from_numpy(rows), {block})
+                missed = F.relu(margins[block] - without)
+        loss = stage.patch_loss * patch_loss + answer_loss + missed
         if not torch.isfinite(loss):
             sys.exit(f'train: loss is {loss.item()} at step {step} of {stage.name}: lower its rate')
         optimizer.zero_grad(set_to_none=True)
@@ -261,9 +273,12 @@ def train_stage(
         average_gradients(trainee)
         nn.utils.clip_grad_norm_(trainee.parameters(), 1.0)
         optimizer.step()
-        averages = 0.98 * averages + 0.02 * np.array([patch_loss.item(), answer_loss.item()])
+        averages = 0.98 * averages + 0.02 * np.array(
+            [patch_loss.item(), answer_loss.item(), missed.item()]
+        )
         shown = averages / (1 - 0.98 ** (step - first + 1))
-        progress.update(bar, advance=1, loss=f'patches {shown[0]:.3f}, answers {shown[1]:.4f}')
+        losses = 'patches {:.3f}, answers {:.4f}, missed {:.4f}'.format(*shown)
+        progress.update(bar, advance=1, loss=losses)
         if rank == 0 and ((step + 1) % SAVE_EVERY == 0 or step + 1 == stage.steps):
             aside = state_path.with_suffix('.part')
             state = {'trainee': trainee.state_dict(), 'optimizer': optimizer.state_dict()}
@@ -271,8 +286,8 @@ def train_stage(
             aside.replace(state_path)
             if not sys.stdout.isatty():
                 pace = (time.monotonic() - started) / (step + 1 - first)
-                print(f'{stage.name} {step + 1}/{stage.steps}: patches {shown[0]:.4f}, '
-                      f'answers {shown[1]:.4f}, {pace:.3f} s a step', flush=True)  # fmt: skip
+                where = f'{stage.name} {step + 1}/{stage.steps}'
+                print(f'{where}: {losses}, {pace:.2f} s a step', flush=True)
 
 
 def save_checkpoint(
@@ -291,11 +306,10 @@ def save_checkpoint(
     aside.replace(out)
 
 
-def train(rank: int, args: argparse.Namespace) -> None:
+def train(rank: int, args: argparse.Namespace, rendezvous: str) -> None:
     """Run all stages as process `rank` of `args.processes`; the first one saves the checkpoint."""
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
-    rendezvous = (args.work / f'rendezvous-{os.getppid()}').resolve().as_uri()
     dist.init_process_group('gloo', init_method=rendezvous, rank=rank, world_size=args.processes)
     images, shares, texts = load_training_scenes(args.work / 'scenes', args.scenes)
     processor = make_processor()
@@ -334,7 +348,9 @@ def main() -> None:
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     render_training_scenes(args.work / 'scenes', args.scenes, args.processes)
-    mp.spawn(train, (args,), nprocs=args.processes)
+    with tempfile.TemporaryDirectory() as scratch:
+        rendezvous = (Path(scratch) / 'rendezvous').as_uri()
+        mp.spawn(train, (args, rendezvous), nprocs=args.processes)
 
 
 if __name__ == '__main__':
