@@ -226,6 +226,8 @@ def train_stage(
     state_path, first = folder / f'{stage.name}.pt', 0
     if state_path.exists():
         state = torch.load(state_path, weights_only=True)
+        if state['seed'] != seed:
+            sys.exit(f'train: {state_path} has seed {state["seed"]}: give --seed or --work anew')
         trainee.load_state_dict(state['trainee'])
         optimizer.load_state_dict(state['optimizer'])
         first = state['step']
@@ -282,7 +284,7 @@ def train_stage(
         if rank == 0 and ((step + 1) % SAVE_EVERY == 0 or step + 1 == stage.steps):
             aside = state_path.with_suffix('.part')
             state = {'trainee': trainee.state_dict(), 'optimizer': optimizer.state_dict()}
-            torch.save({**state, 'step': step + 1}, aside)
+            torch.save({**state, 'step': step + 1, 'seed': seed}, aside)
             aside.replace(state_path)
             if not sys.stdout.isatty():
                 pace = (time.monotonic() - started) / (step + 1 - first)
@@ -302,6 +304,8 @@ def save_checkpoint(
     card = out / 'README.md'
     if card.exists():
         shutil.copy(card, aside / 'README.md')
+    for path in aside.iterdir():
+        path.chmod(0o644)
     shutil.rmtree(out, ignore_errors=True)
     aside.replace(out)
 
