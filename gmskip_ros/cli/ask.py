@@ -77,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
                 dtype=vlm.dtype,
                 max_new_tokens=max_new_tokens,
                 task=task.name if task else None,
+                model=vlm.name,
             ):
                 print(f'gmskip: warning: {warning}', file=sys.stderr)
         skip.check(vlm.num_blocks)

@@ -139,15 +139,9 @@ class _Demo:
         return 0
 
     def _start_node(self) -> Child:
-        from gmskip_ros.skipping import shipped_skip_lists
-        from gmskip_ros.tasks import TASK_NAMES
-
         parameters: dict[str, object] = {'model': self._args.model}
         if self._args.model == 'demo':
             parameters['labels'] = ['scenes']
-            for task in TASK_NAMES:
-                if f'demo_{task}' in shipped_skip_lists():
-                    parameters[f'skip_list.{task}'] = f'demo_{task}'
         self._screen.progress(f'starting the node with the model {self._args.model}')
         remap = {'~/input/image': CAMERA_TOPIC}
         return Child('dual_vlm_node', parameters, remap, self._args.out / 'node.log')

@@ -218,7 +218,7 @@ def _specs() -> tuple[Spec, ...]:
         Spec('input_reliability', 'best_effort', 'of the image subscription',
              _one_of(RELIABILITIES)),
         *(
-            Spec(f'skip_list.{name}', f'gmskip_{name}',
+            Spec(f'skip_list.{name}', f'demo_{name}',
                  "absolute path or shipped name of a skip list; '' = leave nothing out", _text)
             for name in TASK_NAMES
         ),

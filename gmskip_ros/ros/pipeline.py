@@ -134,6 +134,7 @@ def plan_frame(
             dtype=vlm.dtype,
             max_new_tokens=task.max_new_tokens,
             task=task.name,
+            model=vlm.name,
         )
         blocks = tuple(skip_list.blocks_at(operating_point))
         skip_set = SkipSet.of(blocks, skip_list.phases)

@@ -250,6 +250,7 @@ class SkipList:
         dtype: str,
         max_new_tokens: int,
         task: str | None = None,
+        model: str | None = None,
     ) -> list[str]:
         """Return one line for every way in which the model in use is not the calibrated one.
 
@@ -263,6 +264,7 @@ class SkipList:
                 'use a list calibrated for this model'
             )
         pairs: list[tuple[str, object, object]] = [
+            ('model', self.model, model),
             ('task', self.task, task),
             ('text_model_type', self.text_model_type, text_model_type),
             ('prompt', self.prompt.text, prompt),

@@ -30,6 +30,7 @@ IN_USE = {
     'dtype': 'float16',
     'max_new_tokens': 8,
     'task': 'single_object',
+    'model': 'some/model',
 }
 
 
@@ -175,6 +176,7 @@ def test_a_model_with_another_number_of_blocks_is_refused() -> None:
         ('dtype', 'float32'),
         ('max_new_tokens', 16),
         ('task', 'captioning'),
+        ('model', 'another/model'),
     ],
 )
 def test_anything_else_that_differs_is_one_warning(name: str, used: object) -> None:
@@ -186,7 +188,9 @@ def test_anything_else_that_differs_is_one_warning(name: str, used: object) -> N
 
 
 def test_what_is_not_stated_gives_no_warning() -> None:
-    silent = scored(text_model_type='not stated', prompt=Prompt(), dtype=None)
+    silent = scored(
+        model='not stated', text_model_type='not stated', prompt=Prompt(), dtype=None
+    )
     other = {**IN_USE, 'text_model_type': 'qwen2', 'prompt': 'Which?', 'template_sha256': 'x'}
     assert silent.warnings_for(**{**other, 'dtype': 'float32', 'max_new_tokens': 99}) == []
     assert scored().warnings_for(**{**IN_USE, 'template_sha256': None, 'task': None}) == []
