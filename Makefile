@@ -17,7 +17,7 @@ test: $(READY)
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
 
-# The embedded model, trained again (an hour on two cores), and its skip lists.
+# The embedded model, trained again (80 minutes on two cores), and its skip lists.
 demo-model: $(READY)
 	$(BIN)/python tools/demo_model/train.py
 	$(BIN)/python tools/demo_model/find_skip_lists.py

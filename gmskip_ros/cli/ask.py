@@ -35,11 +35,14 @@ def add_parser(subparsers: Any) -> None:
     asked.add_argument('--task', choices=TASK_NAMES, help=f'default: {DEFAULT_TASK}')
     asked.add_argument('--prompt', help='a question of your own')
     parser.add_argument(
-        '--labels', metavar='car,bus', help="a set's name or labels, for a task (default: coda)"
+        '--labels', metavar='car,bus',
+        help="for single_object and multi_object: a set's name, or labels (default: coda)",
     )
     left_out = parser.add_mutually_exclusive_group()
     left_out.add_argument(
-        '--skip-list', metavar='FILE', help="a file or a shipped name; default for demo: the task's"
+        '--skip-list',
+        metavar='FILE',
+        help="a file or a shipped name (default: the task's for demo, else none)",
     )
     left_out.add_argument('--skip', metavar='29,16', help='blocks to leave out, 0-based')
     parser.add_argument(
@@ -118,6 +121,8 @@ def choose_question(args: argparse.Namespace) -> tuple[Task | None, str, int]:
     """Return the task (None for a prompt of one's own), the prompt and max_new_tokens."""
     from gmskip_ros.tasks import make_task
 
+    if args.labels is not None and (args.task or DEFAULT_TASK) == 'captioning':
+        raise CliError('--labels is for --task single_object and multi_object: leave it out')
     if args.prompt is None:
         labels = ['coda'] if args.labels is None else args.labels.split(',')
         task = make_task(
@@ -126,8 +131,6 @@ def choose_question(args: argparse.Namespace) -> tuple[Task | None, str, int]:
             max_new_tokens=args.max_new_tokens,
         )
         return task, task.prompt, task.max_new_tokens
-    if args.labels is not None:
-        raise CliError('--labels is for reading the answers of a task: leave it out with --prompt')
     length = DEFAULT_MAX_NEW_TOKENS if args.max_new_tokens is None else args.max_new_tokens
     if length < 1:
         raise CliError(f'--max-new-tokens {length} must be at least 1')
@@ -153,10 +156,14 @@ def choose_skip_set(
             ) from None
         return SkipSet.of(blocks), None
     name = args.skip_list
-    if name is None:
-        if args.model != 'demo' or task is None:
-            raise CliError('blocks to skip are not given: use --skip 29,16 or --skip-list FILE')
+    if name is None and args.model == 'demo' and task is not None:
         name = f'demo_{task.name}'
+    if name is None:
+        if args.operating_point is not None:
+            raise CliError('--operating-point is for skip lists: give one with --skip-list')
+        remedy = 'give --skip 29,16 or --skip-list FILE'
+        print(f'gmskip: warning: no blocks are left out: {remedy}', file=sys.stderr)
+        return SkipSet(), None
     skip_list = load_skip_list(name)
     removed = skip_list.blocks_at(args.operating_point or 'high_performance')
     return SkipSet.of(removed, skip_list.phases), skip_list

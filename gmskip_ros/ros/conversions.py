@@ -8,7 +8,8 @@ What is read, and how, is this module's whole contract:
 ====================================== ===========================================================
 rgb8, bgr8, rgba8, bgra8, mono8        as it is; alpha is dropped, grey is repeated
 bayer_{rggb,bggr,gbrg,grbg}8           bilinear demosaicing; at least 3 x 3 pixels
-the same with 16 for 8                 the high byte (value >> 8), then as above
+rgb16, mono16, bayer_rggb16, ...: all  the high byte (value >> 8), then as above
+of those with 16 for 8
 yuv422 or uyvy (UYVY), yuv422_yuy2     BT.601, 16..235 (OpenCV's), chroma of a pair repeated; even
 or yuyv (YUYV)                         width
 nv12                                   the same; even width and height; the plane of height/2 rows

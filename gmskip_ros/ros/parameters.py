@@ -29,6 +29,7 @@ DTYPES = ('auto', 'float32', 'float16', 'bfloat16')
 TRANSPORTS = ('raw', 'compressed')
 RELIABILITIES = ('best_effort', 'reliable')
 OVERLOAD_POLICIES = ('slow_down', 'drop_full')
+AUTO = 'auto'  # of the skip lists
 OPERATING_POINTS = ('high_performance', 'high_sparsity')
 RATE_HZ_RANGE = (0.01, 60.0)
 MAX_FRAME_AGE_SEC_RANGE = (0.0, 3600.0)
@@ -218,8 +219,9 @@ def _specs() -> tuple[Spec, ...]:
         Spec('input_reliability', 'best_effort', 'of the image subscription',
              _one_of(RELIABILITIES)),
         *(
-            Spec(f'skip_list.{name}', f'demo_{name}',
-                 "absolute path or shipped name of a skip list; '' = leave nothing out", _text)
+            Spec(f'skip_list.{name}', AUTO,
+                 "absolute path or shipped name of a skip list; auto = the demo model's own for "
+                 "demo, else none; '' = leave nothing out", _text)
             for name in TASK_NAMES
         ),
         Spec('operating_point', 'high_performance',
@@ -264,6 +266,8 @@ def load_skip_lists(settings: Settings) -> dict[str, SkipList]:
     skip_lists = {}
     for task in settings.tasks:
         name_or_path = settings.skip_list[task]
+        if name_or_path == AUTO:
+            name_or_path = f'demo_{task}' if settings.model == 'demo' else ''
         if name_or_path:
             try:
                 skip_lists[task] = load_skip_list(name_or_path)

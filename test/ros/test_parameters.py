@@ -193,6 +193,13 @@ def test_skip_lists_are_loaded_for_the_tasks_that_run() -> None:
     assert 'captioning' not in parameters.load_skip_lists(without)
 
 
+def test_the_demo_models_skip_lists_are_for_the_demo_model_alone() -> None:
+    demo = parameters.load_skip_lists(settings_from(DEFAULTS))
+    assert {skip_list.model for skip_list in demo.values()} == {'demo'} and len(demo) == 3
+    other = settings_from({**DEFAULTS, 'model': 'llava-hf/llava-1.5-7b-hf'})
+    assert parameters.load_skip_lists(other) == {}
+
+
 def test_a_missing_skip_list_is_named_with_its_parameter() -> None:
     settings = settings_from({**DEFAULTS, 'skip_list.captioning': '/nowhere/x.skip.yaml'})
     with pytest.raises(ParameterError, match=r'skip_list\.captioning.*/nowhere/x\.skip\.yaml'):

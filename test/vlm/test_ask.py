@@ -167,11 +167,12 @@ def test_a_list_for_another_model_is_refused(gmskip, photo, tmp_path) -> None:
         (['--skip', '1', '--operating-point', '8'], 'leave it out with --skip'),
         (['--skip-list', 'no_such_list'], 'no_such_list'),
         (['--skip-list', 'gmskip_captioning', '--operating-point', '99'], '99'),
-        ([], 'use --skip 29,16 or --skip-list'),
+        (['--operating-point', '8'], 'give one with --skip-list'),
         (['--skip', '1', '--max-new-tokens', '0'], '0'),
         (['--skip', '1', '--prompt', 'Why?', '--max-new-tokens', '0'], '0'),
-        (['--skip', '1', '--labels', 'car,car'], "'car' is there twice"),
-        (['--skip', '1', '--labels', 'coda', '--prompt', 'Why?'], 'leave it out with --prompt'),
+        (['--task', 'multi_object', '--labels', 'car,car'], "'car' is there twice"),
+        (['--labels', 'coda', '--prompt', 'Why?'], '--labels is for --task'),
+        (['--labels', 'coda'], '--labels is for --task'),
     ],
 )
 def test_bad_options_are_one_line_before_the_model_is_loaded(
@@ -181,6 +182,14 @@ def test_bad_options_are_one_line_before_the_model_is_loaded(
     assert status == 2 and output == ''
     assert errors.startswith('gmskip: error: ') and errors.count('\n') == 1
     assert says in errors
+
+
+def test_without_blocks_to_skip_both_branches_are_full_and_it_says_so(gmskip, photo) -> None:
+    """For the demo model a task has a list of its own; a prompt of one's own has none."""
+    status, output, errors = gmskip(photo, '--prompt', 'Why?', '--max-new-tokens', 1, '--json')
+    assert status == 0
+    assert 'no blocks are left out: give --skip 29,16 or --skip-list FILE' in errors
+    assert json.loads(output)['branches']['skip']['skipped_blocks'] == []
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from gmskip_ros.vlm import Vlm, load_vlm
 
 FOLDER = Path(str(importlib.resources.files('gmskip_ros') / 'assets' / 'demo'))
 # Seeds that neither training nor calibration has seen (see tools/demo_model/training_scenes.py).
-HELD_OUT_SEED = 40_000_000
+HELD_OUT_SEED = 50_000_000
 NUM_SCENES = 40
 
 

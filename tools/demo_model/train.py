@@ -226,8 +226,8 @@ def train_stage(
     state_path, first = folder / f'{stage.name}.pt', 0
     if state_path.exists():
         state = torch.load(state_path, weights_only=True)
-        if state['seed'] != seed:
-            sys.exit(f'train: {state_path} has seed {state["seed"]}: give --seed or --work anew')
+        if state.get('seed') != seed:
+            sys.exit(f'train: {state_path} is of another seed: give that --seed or another --work')
         trainee.load_state_dict(state['trainee'])
         optimizer.load_state_dict(state['optimizer'])
         first = state['step']
@@ -238,8 +238,9 @@ def train_stage(
         order = np.random.default_rng(seed).permutation(core).tolist()
         margins = dict(zip(order, np.linspace(*stage.miss_core, len(core)).tolist(), strict=True))
     trainee.train()
-    for block in trainee.llava.model.language_model.layers if stage.num_blocks else ():
-        block.compile()
+    if stage.num_blocks and shutil.which('c++'):  # twice as fast; PyTorch compiles with it
+        for block in trainee.llava.model.language_model.layers:
+            block.compile()
     averages, started = np.zeros(3), time.monotonic()
     for step in range(first, stage.steps):
         rng = np.random.default_rng(
