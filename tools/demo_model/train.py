@@ -355,7 +355,10 @@ def main() -> None:
     render_training_scenes(args.work / 'scenes', args.scenes, args.processes)
     with tempfile.TemporaryDirectory() as scratch:
         rendezvous = (Path(scratch) / 'rendezvous').as_uri()
-        mp.spawn(train, (args, rendezvous), nprocs=args.processes)
+        try:
+            mp.spawn(train, (args, rendezvous), nprocs=args.processes)
+        except mp.ProcessExitedException as error:  # it has said why
+            sys.exit(error.exit_code)
 
 
 if __name__ == '__main__':
