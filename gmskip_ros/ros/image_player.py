@@ -11,7 +11,9 @@ is one line and exit status 2.
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -23,16 +25,17 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import ParameterException
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
-from rclpy.impl.implementation_singleton import rclpy_implementation
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
 from gmskip_ros.ros.conversions import ConversionError, rgb_to_compressed, rgb_to_image
 
 PICTURE_SUFFIXES = ('.jpg', '.jpeg', '.png')
+STOP_POLL_S = 0.1
 CACHE_BYTES = 512 << 20  # of finished messages: 86 raw frames of 1080p, 582 of 640x480
 # The states (of gmskip's node) in which its model is loaded and it waits for frames.
 READY_STATES = ('ready', 'no_frames', 'overload', 'degraded')
@@ -225,8 +228,12 @@ class ImagePlayer(Node):
 
 def main(args: list[str] | None = None) -> int:
     """Run the player until it has finished or is told to stop; return the exit status."""
+    stop = threading.Event()
+    # Our own handlers, not rclpy's: those shut the context in the middle of whatever is published.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
     try:
-        rclpy.init(args=args)
+        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     except RuntimeError as error:
         print(f'image_player: error: ROS arguments: {str(error).splitlines()[0]}', file=sys.stderr)
         return 2
@@ -234,16 +241,11 @@ def main(args: list[str] | None = None) -> int:
         executor = SingleThreadedExecutor()
         node = ImagePlayer()
         executor.add_node(node)
-        while not node.finished:
-            executor.spin_once()
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
+        while not (node.finished or stop.is_set()):
+            executor.spin_once(timeout_sec=STOP_POLL_S)
     except (PlayerError, ConversionError, OSError, ParameterException) as error:
         print(f'image_player: error: {error}', file=sys.stderr)
         return 2
-    except rclpy_implementation.RCLError:
-        if rclpy.ok():  # otherwise a signal has shut ROS down in the middle of a call
-            raise
     finally:
         rclpy.try_shutdown()
     return 0
