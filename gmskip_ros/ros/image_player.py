@@ -11,9 +11,7 @@ is one line and exit status 2.
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -33,9 +31,9 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
 from gmskip_ros.ros.conversions import ConversionError, rgb_to_compressed, rgb_to_image
+from gmskip_ros.ros.stop_signals import STOP_POLL_S, stop_event_on_signals
 
 PICTURE_SUFFIXES = ('.jpg', '.jpeg', '.png')
-STOP_POLL_S = 0.1
 CACHE_BYTES = 512 << 20  # of finished messages: 86 raw frames of 1080p, 582 of 640x480
 # The states (of gmskip's node) in which its model is loaded and it waits for frames.
 READY_STATES = ('ready', 'no_frames', 'overload', 'degraded')
@@ -228,10 +226,7 @@ class ImagePlayer(Node):
 
 def main(args: list[str] | None = None) -> int:
     """Run the player until it has finished or is told to stop; return the exit status."""
-    stop = threading.Event()
-    # Our own handlers, not rclpy's: those shut the context in the middle of whatever is published.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    stop = stop_event_on_signals()
     try:
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     except RuntimeError as error:

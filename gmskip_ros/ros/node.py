@@ -10,9 +10,7 @@ node cannot start with the parameters or arguments it was given.
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -40,6 +38,7 @@ from gmskip_ros.ros.conversions import image_to_rgb, rgb_to_compressed, rgb_to_i
 from gmskip_ros.ros.health import WARN
 from gmskip_ros.ros.parameters import ParameterError, Settings
 from gmskip_ros.ros.pipeline import BRANCHES, BranchResult, Comparison
+from gmskip_ros.ros.stop_signals import STOP_POLL_S, stop_event_on_signals
 from gmskip_ros.ros.worker import Frame, InferenceWorker
 
 if TYPE_CHECKING:
@@ -49,7 +48,6 @@ NODE_NAME = 'dual_vlm'
 DIAGNOSTICS_PERIOD_S = 1.0
 NO_FRAMES_AFTER_S = 3.0  # or two periods, whichever is longer
 JOIN_TIMEOUT_S = 1.0  # loading cannot be interrupted; the process ends all the same
-STOP_POLL_S = 0.1
 
 
 class DualVlmNode(Node):
@@ -287,11 +285,8 @@ def main(args: list[str] | None = None) -> int:
     # OpenMP reads this when torch is loaded. Its threads spin while they wait for each other by
     # default: beside other processes on the same cores that made an answer 40 times slower.
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
-    stop = threading.Event()
-    # Our own handlers, not rclpy's: the context stays whole until the inference thread has ended,
-    # so nothing is published into a context that is gone, and no KeyboardInterrupt lands anywhere.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    # The context stays whole until the inference thread has ended: it may still publish.
+    stop = stop_event_on_signals()
     try:
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
         node = DualVlmNode()

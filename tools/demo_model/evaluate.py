@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from architecture import NUM_BLOCKS
 from measure import mean_scores
 from rich.console import Console
 from rich.table import Table
@@ -19,7 +20,6 @@ from training_scenes import TEST_SEED
 from gmskip_ros.datasets.scenes import Scene
 from gmskip_ros.tasks import TASK_NAMES, make_task, set_f1
 
-NUM_BLOCKS = 32
 MEANING = {
     'single_object': 'accuracy',
     'multi_object': 'set F1',

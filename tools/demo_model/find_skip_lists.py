@@ -15,7 +15,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
-from evaluate import NUM_BLOCKS
+from architecture import NUM_BLOCKS
 from measure import mean_scores
 from train import REPOSITORY
 from training_scenes import CALIBRATION_SEED
