@@ -26,8 +26,8 @@ setup(
     install_requires=['setuptools'],
     # The wheel environment of `make`; versions are pinned in constraints.txt.
     extras_require={
-        'model': ['numpy', 'opencv-python-headless', 'pillow>=10.1', 'pyyaml', 'rich',
-                  'safetensors', 'tokenizers', 'torch', 'transformers'],
+        'model': ['jinja2', 'matplotlib', 'numpy', 'opencv-python-headless', 'pillow>=10.1',
+                  'pyyaml', 'rich', 'safetensors', 'tokenizers', 'torch', 'transformers'],
         'ros': ['cv-bridge', 'ros-jazzy-rclpy[fastrtps]', 'ros-jazzy-diagnostic-msgs',
                 'ros-jazzy-sensor-msgs', 'ros-jazzy-std-msgs', 'ros-jazzy-std-srvs'],
         'test': ['import-linter', 'jsonschema', 'mypy', 'pytest', 'pytest-timeout', 'ruff',
