@@ -1,5 +1,10 @@
-"""Tasks: prompts, how answers are read, and how they are scored. Standard library only."""
+"""Tasks: prompts, how answers are read, and how they are scored.
 
+Standard library only, but for gmskip_ros.tasks.statistics, which needs NumPy and is imported by
+its own path.
+"""
+
+from gmskip_ros.tasks.cider import Cider
 from gmskip_ros.tasks.errors import TaskError
 from gmskip_ros.tasks.labels import LABEL_SETS, resolve_labels
 from gmskip_ros.tasks.metrics import (
@@ -11,6 +16,7 @@ from gmskip_ros.tasks.metrics import (
     set_precision,
     set_recall,
 )
+from gmskip_ros.tasks.scoring import METRICS, Absent, Score, Scorer, make_scorer
 from gmskip_ros.tasks.task import (
     DEFAULT_MAX_NEW_TOKENS,
     DEFAULT_PROMPTS,
@@ -20,18 +26,26 @@ from gmskip_ros.tasks.task import (
     Task,
     make_task,
 )
+from gmskip_ros.tasks.tokenizer import caption_tokens
 
 __all__ = [
     'DEFAULT_MAX_NEW_TOKENS',
     'DEFAULT_PROMPTS',
     'LABEL_SETS',
+    'METRICS',
     'TASK_NAMES',
+    'Absent',
     'Agreement',
+    'Cider',
     'ParsedAnswer',
+    'Score',
+    'Scorer',
     'Task',
     'TaskError',
     'accuracy',
+    'caption_tokens',
     'jaccard',
+    'make_scorer',
     'make_task',
     'resolve_labels',
     'rouge_l',

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 _NOT_WORD = re.compile(r'[\W_]+')
-_ARTICLES = ('a', 'an', 'the')
+ARTICLES = ('a', 'an', 'the')
 # Nouns whose plural is not made by the rules below; only the last word of a label matters.
 _IRREGULAR_PLURALS = {
     'child': 'children', 'foot': 'feet', 'goose': 'geese', 'knife': 'knives', 'leaf': 'leaves',
@@ -26,7 +26,7 @@ def normalise(text: str) -> str:
     there is stays, so that labels such as 'A' and 'B' can be answered.
     """
     parts = words(text)
-    while len(parts) > 1 and parts[0] in _ARTICLES:
+    while len(parts) > 1 and parts[0] in ARTICLES:
         parts = parts[1:]
     return ' '.join(parts)
 

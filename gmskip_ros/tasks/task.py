@@ -52,7 +52,7 @@ class Task(ABC):
         self.prompt = prompt
         self.max_new_tokens = max_new_tokens
         self.labels = labels
-        self._vocabulary = Vocabulary(labels, synonyms)
+        self.vocabulary = Vocabulary(labels, synonyms)
 
     @abstractmethod
     def parse(self, raw_text: str) -> ParsedAnswer:
@@ -80,7 +80,7 @@ class Task(ABC):
     def _reference_labels(self, references: str | Iterable[str]) -> frozenset[str]:
         """Return the references as labels; one outside the set stays, and no answer equals it."""
         listed = [references] if isinstance(references, str) else references
-        return frozenset(self._vocabulary.match(text) or normalise(text) for text in listed)
+        return frozenset(self.vocabulary.match(text) or normalise(text) for text in listed)
 
 
 class SingleObject(Task):
@@ -92,7 +92,7 @@ class SingleObject(Task):
     name = 'single_object'
 
     def parse(self, raw_text: str) -> ParsedAnswer:
-        label = self._vocabulary.match(raw_text)
+        label = self.vocabulary.match(raw_text)
         if label is None:
             return ParsedAnswer(UNKNOWN, frozenset(), False, raw_text)
         return ParsedAnswer(label, frozenset((label,)), True, raw_text)
@@ -127,8 +127,8 @@ class MultiObject(Task):
     def parse(self, raw_text: str) -> ParsedAnswer:
         labels: dict[str, None] = {}  # in the order answered, each once
         for item in self._SEPARATORS.split(raw_text):
-            whole = self._vocabulary.match(item)  # a label may contain an 'and' of its own
-            found = [whole] if whole else map(self._vocabulary.match, self._AND.split(item))
+            whole = self.vocabulary.match(item)  # a label may contain an 'and' of its own
+            found = [whole] if whole else map(self.vocabulary.match, self._AND.split(item))
             labels.update((label, None) for label in found if label)
         return ParsedAnswer(
             ', '.join(labels) or UNKNOWN, frozenset(labels), bool(labels), raw_text
@@ -160,7 +160,7 @@ class Captioning(Task):
 
     def parse(self, raw_text: str) -> ParsedAnswer:
         text = raw_text.strip()
-        return ParsedAnswer(text, self._vocabulary.find(text), bool(text), raw_text)
+        return ParsedAnswer(text, self.vocabulary.find(text), bool(text), raw_text)
 
     def agreement(
         self,

@@ -36,6 +36,10 @@ class Vocabulary:
         """Return the label that the whole text names once normalised, or None."""
         return self._label_of.get(normalise(text))
 
+    def spellings(self, label: str) -> frozenset[str]:
+        """Return the normalised texts that match takes for a label; none for an unknown one."""
+        return frozenset(form for form, named in self._label_of.items() if named == label)
+
     def find(self, text: str) -> frozenset[str]:
         """Return the labels mentioned in running text, as whole words.
 

@@ -1,0 +1,121 @@
+"""CIDEr as COCO's caption scorer computes it (its code calls CIDEr-D so)."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from gmskip_ros.tasks.errors import TaskError
+
+_LONGEST = 4  # n-grams of 1 to 4 tokens
+_SIGMA = 6.0  # of the length penalty, in tokens
+_SCALE = 10.0
+
+NGram = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Reference:
+    counts: Mapping[NGram, int]
+    norms: tuple[float, ...]  # of its tf-idf vector, for each length of n-gram
+    length: int
+
+
+class Cider:
+    """CIDEr-D of captions against fixed references (Vedantam et al. 2015, arXiv:1411.5726).
+
+    A caption and a reference are compared by the tf-idf vectors of their n-grams, n = 1..4: the
+    cosine with the caption's counts clipped to the reference's, times exp(-d^2 / (2 x 6^2)) for d
+    bigrams more or less; the mean over n and the references, x10. An n-gram's document frequency
+    is the number of images of which a reference has it, so scores depend on which images are
+    there, and those of image lists of different size must not be compared.
+    """
+
+    def __init__(self, references: Sequence[Sequence[Sequence[str]]]) -> None:
+        """Take, for each image, the tokens of its references; TaskError if an image has none."""
+        if not references:
+            raise TaskError('references: there is no image; CIDEr needs at least one')
+        for index, of_image in enumerate(references):
+            if not of_image:
+                raise TaskError(f'references of image {index}: there is none; CIDEr needs one')
+        counted = [[_ngrams(tokens) for tokens in of_image] for of_image in references]
+        frequency = Counter(ngram for image in counted for ngram in {g for r in image for g in r})
+        # An n-gram that no reference has counts as if one image had it.
+        self._rarest = math.log(len(references))
+        self._idf = {ngram: self._rarest - math.log(n) for ngram, n in frequency.items()}
+        self._references = [
+            [
+                _Reference(counts, self._norms(counts), _length_in_bigrams(tokens))
+                for counts, tokens in zip(counted_image, of_image, strict=True)
+            ]
+            for counted_image, of_image in zip(counted, references, strict=True)
+        ]
+        self._best = [self._upper_bound(image) for image in self._references]
+
+    def score(self, index: int, candidate_tokens: Sequence[str]) -> float:
+        """Return CIDEr-D of a caption for image `index`, in 0..10."""
+        counts = _ngrams(candidate_tokens)
+        norms = self._norms(counts)
+        length = _length_in_bigrams(candidate_tokens)
+        references = self._references[index]
+        total = 0.0
+        for reference in references:
+            products = [0.0] * _LONGEST
+            for ngram, count in counts.items():
+                there = reference.counts.get(ngram)
+                if there:
+                    weight = self._idf[ngram]
+                    products[len(ngram) - 1] += min(count, there) * there * weight * weight
+            similarity = sum(
+                product / (norm * reference_norm)
+                for product, norm, reference_norm in zip(
+                    products, norms, reference.norms, strict=True
+                )
+                if product
+            )
+            total += similarity * math.exp(-((length - reference.length) ** 2) / (2 * _SIGMA**2))
+        # Rounding alone could lift a perfect caption above the bound.
+        return min(_SCALE * total / (_LONGEST * len(references)), self._best[index])
+
+    def best(self, index: int) -> float:
+        """Return a score that no caption for image `index` exceeds.
+
+        10 x mean_n |mean_r r_n|, r_n the unit-length tf-idf vector of reference r for n-grams of
+        length n: without clipping and penalty, which only lower a score, the score is the mean
+        over n of the product of the caption's own unit vector with mean_r r_n.
+        """
+        return self._best[index]
+
+    def _norms(self, counts: Mapping[NGram, int]) -> tuple[float, ...]:
+        squares = [0.0] * _LONGEST
+        for ngram, count in counts.items():
+            squares[len(ngram) - 1] += (count * self._idf.get(ngram, self._rarest)) ** 2
+        return tuple(map(math.sqrt, squares))
+
+    def _upper_bound(self, references: Sequence[_Reference]) -> float:
+        sums: dict[NGram, float] = {}
+        for reference in references:
+            for ngram, count in reference.counts.items():
+                norm = reference.norms[len(ngram) - 1]
+                if norm:
+                    unit = count * self._idf[ngram] / norm
+                    sums[ngram] = sums.get(ngram, 0.0) + unit
+        squares = [0.0] * _LONGEST
+        for ngram, value in sums.items():
+            squares[len(ngram) - 1] += value * value
+        return _SCALE * sum(map(math.sqrt, squares)) / (_LONGEST * len(references))
+
+
+def _ngrams(tokens: Sequence[str]) -> Counter[NGram]:
+    return Counter(
+        tuple(tokens[start : start + n])
+        for n in range(1, _LONGEST + 1)
+        for start in range(len(tokens) - n + 1)
+    )
+
+
+def _length_in_bigrams(tokens: Sequence[str]) -> int:
+    """Return the length that the penalty sees: COCO's code counts it from the bigrams."""
+    return max(len(tokens) - 1, 0)
