@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gmskip_ros.vlm.answer import Answer, ImageFeatures, Timing
+from gmskip_ros.vlm.answer import Answer, CandidateAnswer, ImageFeatures, Timing
 from gmskip_ros.vlm.errors import (
     ImageError,
     ModelLoadError,
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     'Answer',
+    'CandidateAnswer',
     'ImageError',
     'ImageFeatures',
     'ModelLoadError',

@@ -55,3 +55,12 @@ class Answer:
     timing: Timing
     vision_shared: bool
     logits: np.ndarray | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class CandidateAnswer:
+    """One greedy answer of a skip set among many; not complete if it was ended once decided."""
+
+    token_ids: tuple[int, ...]
+    text: str
+    complete: bool = True

@@ -97,6 +97,7 @@ class Decoder:
         self.norm: nn.Module = model.norm
         self.lm_head = lm_head
         self.windows = sliding_windows(model.config)
+        self.token_blocks = 0  # tokens (padding included) that went through a block so far
 
     def forward(
         self,
@@ -109,24 +110,58 @@ class Decoder:
 
         Raises Stopped as soon as `should_stop`, polled before every block, says so.
         """
+        return self.logits(self.run_blocks(hidden, store, skipped, should_stop)[:, -1])
+
+    def run_blocks(
+        self,
+        hidden: Tensor,
+        store: KeyValueStore,
+        skipped: Collection[int],
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Tensor:
+        """Return hidden (B, T, H) after the retained blocks; see `forward`."""
         num_tokens = hidden.shape[1]
         rotary = self.rotary_emb(hidden, store.advance(num_tokens))  # cos, sin: (B, T, D)
         masks: dict[tuple[int, int | None], Tensor | None] = {}
-        for index, block in enumerate(self.blocks):
+        for index in range(len(self.blocks)):
             if should_stop is not None and should_stop():
                 raise Stopped('stopped before the answer was complete')
             if index in skipped:
                 continue
-            attention = block.self_attn
-            query, key, value = _project(attention, block.input_layernorm(hidden), rotary)
+            query, key, value = self.project(index, hidden, rotary)
             keys, values = store.append(index, key, value)  # (B, K, S, D)
             which = (store.first_column[index], self.windows[index])
             if which not in masks:
                 masks[which] = store.mask(which[0], num_tokens, which[1])
-            attended = _attend(query, keys, values, masks[which], attention.scaling)
-            hidden = hidden + attention.o_proj(attended)
-            hidden = hidden + block.mlp(block.post_attention_layernorm(hidden))
-        return self.lm_head(self.norm(hidden[:, -1]))
+            hidden = self.finish_block(index, hidden, query, keys, values, masks[which])
+        return hidden
+
+    def project(
+        self, index: int, hidden: Tensor, rotary: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """First half of a block: rotated query (B, N, T, D) and key, value (both (B, K, T, D))."""
+        self.token_blocks += hidden.shape[0] * hidden.shape[1]
+        block = self.blocks[index]
+        return _project(block.self_attn, block.input_layernorm(hidden), rotary)
+
+    def finish_block(
+        self,
+        index: int,
+        hidden: Tensor,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        mask: Tensor | None,
+    ) -> Tensor:
+        """Second half: attend over keys and values (B, K, S, D), feed forward; hidden (B, T, H)."""
+        block = self.blocks[index]
+        attended = _attend(query, keys, values, mask, block.self_attn.scaling)
+        hidden = hidden + block.self_attn.o_proj(attended)
+        return hidden + block.mlp(block.post_attention_layernorm(hidden))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits (..., V) of the tokens after hidden (..., H)."""
+        return self.lm_head(self.norm(hidden))
 
 
 def sliding_windows(config: Any) -> list[int | None]:

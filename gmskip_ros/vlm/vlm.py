@@ -10,7 +10,7 @@ import functools
 import hashlib
 import operator
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,7 +18,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gmskip_ros.vlm.answer import Answer, ImageFeatures, Timing
+from gmskip_ros.vlm.answer import Answer, CandidateAnswer, ImageFeatures, Timing
+from gmskip_ros.vlm.candidates import Candidate, CandidateWalk
 from gmskip_ros.vlm.decoder import Decoder, KeyValueStore
 from gmskip_ros.vlm.errors import (
     ImageError,
@@ -75,14 +76,15 @@ class Vlm:
         self._image_processor = image_processor
         self._tokenizer = tokenizer
         self._chat_template = chat_template
-        self._decoder = Decoder(model.model.language_model, model.lm_head)
+        self.decoder = Decoder(model.model.language_model, model.lm_head)
         self._device = next(model.parameters()).device
-        self._max_tokens: int = model.config.text_config.max_position_embeddings
+        self.text_config = model.config.text_config
+        self.max_tokens: int = self.text_config.max_position_embeddings
         self._image_token_id: int = model.config.image_token_id
         self._image_token: str = tokenizer.convert_ids_to_tokens(self._image_token_id)
-        self._end_ids = _end_of_sequence_ids(model, tokenizer)
-        self.num_blocks = len(self._decoder.blocks)
-        self.text_model_type: str = model.config.text_config.model_type
+        self.end_ids = _end_of_sequence_ids(model, tokenizer)
+        self.num_blocks = len(self.decoder.blocks)
+        self.text_model_type: str = self.text_config.model_type
         self.device = str(self._device)
         self.dtype = str(model.dtype).removeprefix('torch.')
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -178,18 +180,18 @@ class Vlm:
                 raise Stopped('stopped before the answer was complete')
 
         start_ms = self._clock_ms()
-        rows = [self._input_ids(*pair) for pair in zip(prompts, features, strict=True)]
+        rows = [self.input_ids(*pair) for pair in zip(prompts, features, strict=True)]
         num_tokens = max(map(len, rows)) + num_steps - 1  # the last one chosen is not processed
-        if num_tokens > self._max_tokens:
+        if num_tokens > self.max_tokens:
             raise PromptError(
                 f'image, prompt and answer take up to {num_tokens} tokens, the context of '
-                f'{self.name} holds {self._max_tokens}: shorten the prompt or the answer'
+                f'{self.name} holds {self.max_tokens}: shorten the prompt or the answer'
             )
         preprocessed_ms = self._clock_ms()
 
-        hidden, is_real = self._embed(rows, features)  # (B, C, H), (B, C)
+        hidden, is_real = self.embed(rows, features)  # (B, C, H), (B, C)
         store = KeyValueStore(is_real, is_real.shape[1] + num_steps - 1, self.num_blocks)
-        logits = self._decoder.forward(hidden, store, skip_set.prefill, should_stop)
+        logits = self.decoder.forward(hidden, store, skip_set.prefill, should_stop)
         token_ids: list[list[int]] = [[] for _ in rows]
         chosen_logits: list[list[np.ndarray]] = [[] for _ in rows]
         unfinished = set(range(len(rows)))
@@ -203,13 +205,13 @@ class Vlm:
             for row in sorted(unfinished):
                 if return_logits:
                     chosen_logits[row].append(logits[row].float().cpu().numpy())
-                if forced_length is None and next_ids[row] in self._end_ids:
+                if forced_length is None and next_ids[row] in self.end_ids:
                     unfinished.discard(row)
                 else:
                     token_ids[row].append(next_ids[row])
             if not unfinished:
                 break
-        texts = [self._tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in token_ids]
+        texts = [self.decode_text(ids) for ids in token_ids]
         done_ms = self._clock_ms()
 
         return [
@@ -231,6 +233,107 @@ class Vlm:
             for row in range(len(rows))
         ]
 
+    @_names_out_of_memory
+    @torch.inference_mode()
+    def answer_candidates(
+        self,
+        features: Sequence[ImageFeatures],
+        prompts: Sequence[str],
+        removed: Collection[int] = (),
+        candidates: Sequence[Candidate] = (None,),
+        max_new_tokens: int = 16,
+        *,
+        drafts: Sequence[Sequence[int]] | None = None,
+        is_decided: Callable[[int, str], bool] | None = None,
+        max_rows: int = 256,
+        memory_bytes: int = 4 << 30,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> list[list[CandidateAnswer]]:
+        """Return, per image and candidate, what `answer` gives without `removed` and that block.
+
+        A candidate is a block that is not in `removed`, or None for no further one. `drafts` are
+        guesses of each image's answer: good ones save work, none changes an answer.
+        `is_decided(image, text so far)` may end an answer that it knows enough of. At most
+        `max_rows` sequences go through a block together, fewer where by estimate they would take
+        more than `memory_bytes`; one image and one candidate always go. Errors are `answer`'s.
+        """
+        SkipSet.of([*removed, *(i for i in candidates if i is not None)]).check(self.num_blocks)
+        num_steps = _check_length('max_new_tokens', max_new_tokens)
+        drafts = [()] * len(features) if drafts is None else drafts
+        if not len(features) == len(prompts) == len(drafts):
+            raise VlmError(
+                f'{len(features)} images, {len(prompts)} prompts and {len(drafts)} drafts: give '
+                'one for each'
+            )
+        if not features or not candidates:
+            return [[] for _ in features]
+        walk = CandidateWalk(
+            self,
+            features,
+            prompts,
+            removed,
+            num_steps,
+            drafts,
+            is_decided=is_decided,
+            max_rows=max_rows,
+            memory_bytes=memory_bytes,
+            should_stop=should_stop,
+        )
+        return walk.answers(candidates)
+
+    @_names_out_of_memory
+    @torch.inference_mode()
+    def log_probabilities(
+        self,
+        features: Sequence[ImageFeatures],
+        prompts: Sequence[str],
+        texts: Sequence[str],
+        skip: Iterable[int] = (),
+    ) -> list[float]:
+        """Return log P(text | image, prompt), summed over the text's tokens, of every triple.
+
+        A text's tokens are those of the text alone, put behind the prompt's; the blocks of `skip`
+        are left out throughout. Errors are those of `answer`.
+        """
+        skip_set = SkipSet.of(skip)
+        skip_set.check(self.num_blocks)
+        text_ids = [self._tokenizer(text, add_special_tokens=False)['input_ids'] for text in texts]
+        rows = [
+            self.input_ids(prompt, image) + ids
+            for prompt, image, ids in zip(prompts, features, text_ids, strict=True)
+        ]
+        if not rows:
+            return []
+        hidden, is_real = self.embed(rows, list(features))
+        store = KeyValueStore(is_real, is_real.shape[1], self.num_blocks)
+        hidden = self.decoder.run_blocks(hidden, store, skip_set.prefill)
+        results = []
+        for row, ids in zip(hidden, text_ids, strict=True):  # left-padded: texts end together
+            before = self.decoder.logits(row[-len(ids) - 1 : -1])  # (tokens of the text, V)
+            chosen = before.float().log_softmax(dim=-1)[range(len(ids)), ids]
+            results.append(float(chosen.sum()))
+        return results
+
+    def num_parameters_run(self, skip: SkipSet | Iterable[int] = ()) -> int:
+        """Return how many parameters are left with the blocks of `skip` left out in both phases."""
+        skip_set = SkipSet.of(skip)
+        skip_set.check(self.num_blocks)
+        left_out = skip_set.prefill & skip_set.decode
+        return self.num_parameters - sum(
+            parameter.numel()
+            for block in left_out
+            for parameter in self.decoder.blocks[block].parameters()
+        )
+
+    @property
+    def token_blocks(self) -> int:
+        """Tokens that went through a block since loading: the measure of the decoder's work."""
+        return self.decoder.token_blocks
+
+    def decode_text(self, token_ids: Sequence[int]) -> str:
+        """Return the text of an answer's tokens."""
+        return self._tokenizer.decode(list(token_ids), skip_special_tokens=True).strip()
+
     def render_prompt(self, prompt: str) -> str:
         """Return `prompt` in the model's chat template, with one image placeholder in it."""
         _check_prompt(prompt, self._image_token)
@@ -251,9 +354,9 @@ class Vlm:
             )
         return text
 
-    def _input_ids(self, prompt: str, features: ImageFeatures) -> list[int]:
+    def input_ids(self, prompt: str, features: ImageFeatures) -> list[int]:
         """Return the token ids of the whole sequence, the image token once per image feature."""
-        embedding = self._decoder.embed_tokens.weight  # (V, H)
+        embedding = self.decoder.embed_tokens.weight  # (V, H)
         tokens = features.tokens
         if (features.model, tokens.shape[1], tokens.dtype, tokens.device) != (
             self.name, embedding.shape[1], embedding.dtype, embedding.device
@@ -270,7 +373,7 @@ class Vlm:
         adds_start = start is None or not text.startswith(start)
         return self._tokenizer(text, add_special_tokens=adds_start)['input_ids']
 
-    def _embed(
+    def embed(
         self, rows: list[list[int]], features: list[ImageFeatures]
     ) -> tuple[Tensor, Tensor]:
         """Return the left-padded batch (B, C, H), zero on padding, and where it is real (B, C)."""
@@ -280,7 +383,7 @@ class Vlm:
         is_real = torch.zeros(len(rows), num_columns, dtype=torch.bool, device=self._device)
         for index, (row, image) in enumerate(zip(rows, features, strict=True)):
             ids = torch.tensor(row, device=self._device)
-            embedded = self._decoder.embed_tokens(ids)  # (tokens, H)
+            embedded = self.decoder.embed_tokens(ids)  # (tokens, H)
             embedded[ids == self._image_token_id] = image.tokens
             hidden[index, num_columns - len(row) :] = embedded
             is_real[index, num_columns - len(row) :] = True
@@ -295,8 +398,8 @@ class Vlm:
     ) -> Tensor:
         """Run the newest token of every row; return the logits (B, V) of the one after it."""
         ids = torch.tensor(token_ids, device=self._device)[:, None]  # (B, 1)
-        hidden = self._decoder.embed_tokens(ids)  # (B, 1, H)
-        return self._decoder.forward(hidden, store, skip_set.decode, should_stop)
+        hidden = self.decoder.embed_tokens(ids)  # (B, 1, H)
+        return self.decoder.forward(hidden, store, skip_set.decode, should_stop)
 
     def _choose(self, logits: Tensor, unfinished: set[int]) -> list[int]:
         """Return the likeliest token of every row; refuse NaN and infinite logits (B, V)."""
