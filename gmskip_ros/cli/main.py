@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from gmskip_ros import __version__
 from gmskip_ros.cli.errors import CliError
 
-COMMANDS = ('ask', 'demo')
+COMMANDS = ('ask', 'demo', 'scenes')
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,1 +1,18 @@
-"""Rendered driving scenes and dataset readers."""
+"""Dataset readers, and rendered driving scenes (`gmskip_ros.datasets.scenes`)."""
+
+from gmskip_ros.datasets.errors import DatasetError
+from gmskip_ros.datasets.opening import open_dataset
+from gmskip_ros.datasets.picture import read_image
+from gmskip_ros.datasets.sample import Dataset, Sample, choose_samples, sample_hash
+from gmskip_ros.datasets.scenes_writer import write_scenes
+
+__all__ = [
+    'Dataset',
+    'DatasetError',
+    'Sample',
+    'choose_samples',
+    'open_dataset',
+    'read_image',
+    'sample_hash',
+    'write_scenes',
+]

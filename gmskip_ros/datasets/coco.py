@@ -1,0 +1,140 @@
+"""COCO's folders (2014, 2017 and any written like them), and Karpathy's split of the captions."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from gmskip_ros.datasets.coco_format import (
+    Id,
+    Picture,
+    make_samples,
+    read_captions,
+    read_labels,
+    read_pictures,
+)
+from gmskip_ros.datasets.errors import DatasetError
+from gmskip_ros.datasets.json_file import note, read_object, records
+from gmskip_ros.datasets.sample import Dataset
+
+_ANNOTATIONS = re.compile(r'(?:instances|captions)_(.+)\.json')
+_OFFICIAL = re.compile(r'(?:train|val)20(?:14|17)')
+_KARPATHY = 'karpathy-'
+_TRAINED_ON = 'are in the training data of LLaVA models: scores on them tell little about new ones'
+
+
+def coco_splits(folder: Path) -> list[str]:
+    """Return the splits of which `folder`/annotations has instances or captions, sorted."""
+    names = [entry.name for entry in (folder / 'annotations').glob('*.json')]
+    return sorted({match[1] for name in names if (match := _ANNOTATIONS.fullmatch(name))})
+
+
+def open_coco(folder: Path, split: str, captions: Path | None) -> Dataset:
+    """Return one split: labels from instances_<split>.json, captions from captions_<split>.json.
+
+    `captions` is another file to take them from, in the same format. A picture without annotations is a
+    sample without labels.
+    """
+    notes: list[str] = []
+    pictures: dict[Id, Picture] = {}
+    labels: tuple[str, ...] = ()
+    instances = folder / 'annotations' / f'instances_{split}.json'
+    own_captions = folder / 'annotations' / f'captions_{split}.json'
+    if instances.exists():
+        content = read_object(instances)
+        pictures = read_pictures(content, instances, split, notes)
+        labels = read_labels(content, instances, pictures, notes)
+    if captions is not None or own_captions.exists():
+        path = captions or own_captions
+        content = read_object(path)
+        if not instances.exists():
+            pictures = read_pictures(content, path, split, notes)
+        read_captions(content, path, pictures, notes)
+        _check_captions(captions, pictures)
+
+    folders = _image_folders(folder, split)
+
+    def find(number: Id, picture: Picture) -> Path | None:
+        return _first_file(at / picture.file_name for at in folders)
+
+    samples = make_samples(pictures, labels, find, ' or '.join(map(str, folders)), notes)
+    official = _OFFICIAL.fullmatch(split)
+    name = f'coco-{split}' if official else split
+    return Dataset(name, samples, labels, tuple(notes), _warnings([split] if official else []))
+
+
+def karpathy_splits(content: dict[str, object], path: Path) -> list[str]:
+    """Return 'karpathy-train', ... as the file has them, sorted."""
+    return sorted({_KARPATHY + record.text('split') for record in records(content, 'images', path)})
+
+
+def open_karpathy(folder: Path, split: str, content: dict[str, object], path: Path) -> Dataset:
+    """Return one of Karpathy's splits, for example 'karpathy-test', in COCO's folder.
+
+    Captions come from his file, labels from the instances of 2014 or of 2017, where they are
+    there. Pictures are found under both years' names.
+    """
+    notes: list[str] = []
+    pictures: dict[Id, Picture] = {}
+    repeated: list[str] = []
+    parts: dict[str, None] = {}
+    for record in records(content, 'images', path):
+        if _KARPATHY + record.text('split') != split:
+            continue
+        number, part, file_name = (
+            record.identity('cocoid'), record.text('filepath'), record.text('filename')
+        )  # fmt: skip
+        if number in pictures:
+            repeated.append(file_name)
+            continue
+        texts = [sentence.text('raw') for sentence in record.objects('sentences')]
+        pictures[number] = Picture(f'{part}/{file_name}', file_name, captions=texts)
+        parts[part] = None
+    notes += note(repeated, 'image is listed twice, taken once', 'images are listed twice, '
+                  'taken once')  # fmt: skip
+
+    labels: tuple[str, ...] = ()
+    annotations = folder / 'annotations'
+    files = [annotations / f'instances_{part}.json' for part in parts]
+    if not all(file.exists() for file in files):
+        files = [annotations / f'instances_{part}.json' for part in ('train2017', 'val2017')]
+    for file in filter(Path.exists, files):
+        instances = read_object(file)
+        for number, listed in read_pictures(instances, file, split, []).items():
+            if number in pictures:
+                pictures[number].size = listed.size
+        found = read_labels(instances, file, pictures, notes, only_given=True)
+        labels = tuple(dict.fromkeys(labels + found))
+
+    def find(number: Id, picture: Picture) -> Path | None:
+        new_name = f'{number:012d}.jpg' if isinstance(number, int) else f'{number}.jpg'
+        part = picture.key.partition('/')[0]
+        named = [at / picture.file_name for at in _image_folders(folder, part)]
+        for year in ('val2017', 'train2017'):
+            named += [at / new_name for at in _image_folders(folder, year)]
+        return _first_file(named)
+
+    samples = make_samples(pictures, labels, find, str(folder), notes)
+    return Dataset(f'coco-{split}', samples, labels, tuple(notes), _warnings(list(parts)))
+
+
+def _image_folders(folder: Path, split: str) -> list[Path]:
+    return [folder / split, folder / 'images' / split, folder / 'images']
+
+
+def _first_file(paths: object) -> Path | None:
+    return next((path for path in paths if path.is_file()), None)  # type: ignore[attr-defined]
+
+
+def _check_captions(path: Path | None, pictures: dict[Id, Picture]) -> None:
+    if path is not None and not any(picture.captions for picture in pictures.values()):
+        raise DatasetError(f'{path}: has no caption of this split; give the file of the same split')
+
+
+def _warnings(parts: list[str]) -> tuple[str, ...]:
+    warnings = []
+    if any(part.startswith('train') for part in parts):
+        warnings.append(f'COCO train images {_TRAINED_ON}')
+    if 'val2014' in parts:
+        warnings.append(f'most COCO val2014 images are in train2017, and those {_TRAINED_ON}')
+    return tuple(warnings)

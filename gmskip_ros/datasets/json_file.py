@@ -1,0 +1,146 @@
+"""JSON files of others, read with a line about what is wrong and where."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from gmskip_ros.datasets.errors import DatasetError
+
+_SHOWN = 5  # names in a note
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object that the file holds; DatasetError if it holds none."""
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise DatasetError(
+            f'{path}: cannot be read ({error.strerror}); check its path and permissions'
+        ) from error
+    except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8
+        raise DatasetError(f'{path}: is not JSON ({error}); get the file again') from error
+    if not isinstance(content, dict):
+        raise DatasetError(f'{path}: holds a {kind_of(content)}; an object is needed')
+    return content
+
+
+def records(content: dict[str, Any], name: str, path: Path) -> Iterator[Record]:
+    """Give the entries of the list `name`, each a Record; DatasetError if it is no such list."""
+    if name not in content:
+        raise DatasetError(f'{path}: {name} is missing; it must be a list of objects')
+    if not isinstance(content[name], list):
+        raise DatasetError(f'{path}: {name} is a {kind_of(content[name])}; it must be a list')
+    for index, values in enumerate(content[name]):
+        yield Record(values, path, f'{name}[{index}]')
+
+
+class Record:
+    """One object of a file. Its fields are checked when they are asked for."""
+
+    __slots__ = ('_path', '_place', '_values')
+
+    def __init__(self, values: object, path: Path, place: str) -> None:
+        self._path, self._place = path, place
+        if not isinstance(values, dict):
+            raise DatasetError(f'{path}: {place} is a {kind_of(values)}; an object is needed')
+        self._values = values
+
+    def error(self, name: str, what: str) -> DatasetError:
+        """Return the error about one field."""
+        return DatasetError(f'{self._path}: {self._place}.{name} {what}')
+
+    def has(self, name: str) -> bool:
+        """Return whether the field is there and not null."""
+        return self._values.get(name) is not None
+
+    def value(self, name: str, needed: str) -> Any:
+        """Return the field as it is; `needed` says what it must be where it is missing."""
+        if name not in self._values:
+            raise self.error(name, f'is missing; it must be {needed}')
+        return self._values[name]
+
+    def identity(self, name: str) -> int | str:
+        """Return an id: a whole number or a text."""
+        value = self.value(name, 'a whole number')
+        if isinstance(value, bool) or not isinstance(value, int | str):
+            raise self.error(name, f'is {short(value)}; it must be a whole number or a text')
+        return value
+
+    def text(self, name: str) -> str:
+        """Return a text that says something, without white space around it."""
+        value = self.value(name, 'a text')
+        if not isinstance(value, str) or not value.strip():
+            raise self.error(name, f'is {short(value)}; it must be a text')
+        return value.strip()
+
+    def number(self, name: str) -> float:
+        """Return a finite number."""
+        value = self.value(name, 'a number')
+        if not is_number(value):
+            raise self.error(name, f'is {short(value)}; it must be a number')
+        return value
+
+    def size(self, name: str) -> float:
+        """Return a number above 0."""
+        value = self.number(name)
+        if value <= 0:
+            raise self.error(name, f'is {short(value)}; it must be above 0')
+        return value
+
+    def flag(self, name: str) -> bool:
+        """Return 0, 1, false or true as a bool; a field that is not there is false."""
+        value = self._values.get(name, False)
+        if value not in (0, 1):
+            raise self.error(name, f'is {short(value)}; it must be 0, 1, false or true')
+        return bool(value)
+
+    def numbers(self, name: str, count: int) -> Sequence[float]:
+        """Return a list of `count` finite numbers."""
+        value = self.value(name, f'a list of {count} numbers')
+        if not isinstance(value, list) or len(value) != count or not all(map(is_number, value)):
+            raise self.error(name, f'is {short(value)}; it must be a list of {count} numbers')
+        return value
+
+    def list_of(self, name: str) -> list[Any]:
+        """Return a list, whatever is in it."""
+        value = self.value(name, 'a list')
+        if not isinstance(value, list):
+            raise self.error(name, f'is {short(value)}; it must be a list')
+        return value
+
+    def objects(self, name: str) -> Iterator[Record]:
+        """Give the objects of a list."""
+        for index, values in enumerate(self.list_of(name)):
+            yield Record(values, self._path, f'{self._place}.{name}[{index}]')
+
+
+def is_number(value: object) -> bool:
+    """Return whether it is an int or a finite float, and no bool."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value)
+
+
+def kind_of(value: object) -> str:
+    """Return JSON's word for the type of a value."""
+    names = {dict: 'object', list: 'list', str: 'text', bool: 'boolean', type(None): 'null'}
+    return names.get(type(value), 'number')
+
+
+def short(value: object) -> str:
+    """Return the value as JSON for an error: one line of 60 characters at most."""
+    text = json.dumps(value, ensure_ascii=True)
+    return text if len(text) <= 60 else text[:57] + '...'
+
+
+def note(names: Sequence[object], one: str, many: str) -> list[str]:
+    """Return ['<count> <one or many>: <the first names>'], or [] where there is none."""
+    if not names:
+        return []
+    shown = ', '.join(str(name) for name in names[:_SHOWN])
+    more = ', ...' if len(names) > _SHOWN else ''
+    return [f'{len(names):,} {one if len(names) == 1 else many}: {shown}{more}']

@@ -1,0 +1,84 @@
+"""One door for every layout."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from gmskip_ros.datasets.coco import coco_splits, karpathy_splits, open_coco, open_karpathy
+from gmskip_ros.datasets.coda import coda_splits, is_coda_split, open_coda
+from gmskip_ros.datasets.errors import DatasetError
+from gmskip_ros.datasets.json_file import read_object
+from gmskip_ros.datasets.questions import open_questions
+from gmskip_ros.datasets.sample import Dataset
+
+_LAYOUTS = (
+    'known are: a folder with annotations/instances_<split>.json or captions_<split>.json (COCO), '
+    'a folder with <split>/annotations.json or <split>/corner_case.json (CODA), a .jsonl file'
+)
+
+
+def open_dataset(
+    path: str | os.PathLike[str],
+    *,
+    split: str | None = None,
+    captions: str | os.PathLike[str] | None = None,
+) -> Dataset:
+    """Return the dataset at `path`; its layout is recognised.
+
+    - COCO's folder; `captions` may be another file like captions_val2017.json, or Karpathy's
+      dataset_coco.json, whose own splits are then 'karpathy-test' and so on;
+    - CODA's folder, or the folder of one split in it; `captions` may be the folder CODA-LM;
+    - a .jsonl file of questions (see open_questions).
+
+    `split` may be left out where there is one only. Raises DatasetError: one line with the file,
+    the field and the remedy.
+    """
+    place, texts = _existing(path), _existing(captions) if captions is not None else None
+    if place.is_file() and place.suffix == '.jsonl':
+        if split is not None or texts is not None:
+            raise DatasetError(f'{place}: a .jsonl file has neither splits nor captions')
+        return open_questions(place)
+    if place.is_dir():
+        if splits := coco_splits(place):
+            return _open_coco(place, split, splits, texts)
+        if is_coda_split(place):
+            chosen = place
+            _choose(split, [place.resolve().name], place)
+        elif splits := coda_splits(place):
+            chosen = place / _choose(split, splits, place)
+        else:
+            raise DatasetError(f'{place}: is no dataset that is known; {_LAYOUTS}')
+        return open_coda(chosen, texts)
+    raise DatasetError(f'{place}: is no dataset that is known; {_LAYOUTS}')
+
+
+def _open_coco(
+    folder: Path, split: str | None, splits: Sequence[str], captions: Path | None
+) -> Dataset:
+    if captions is not None:
+        if not captions.is_file():
+            raise DatasetError(f'{captions}: is no file; captions of COCO are a JSON file')
+        content = read_object(captions)
+        if 'annotations' not in content:  # as in COCO's own files
+            splits = karpathy_splits(content, captions)
+            return open_karpathy(folder, _choose(split, splits, captions), content, captions)
+    return open_coco(folder, _choose(split, splits, folder), captions)
+
+
+def _choose(split: str | None, splits: Sequence[str], place: Path) -> str:
+    if split is None and len(splits) == 1:
+        return splits[0]
+    if split is None:
+        raise DatasetError(f'{place}: has several splits; choose one of {", ".join(splits)}')
+    if split not in splits:
+        raise DatasetError(f'{place}: has no split {split!r}; there is {", ".join(splits)}')
+    return split
+
+
+def _existing(path: str | os.PathLike[str]) -> Path:
+    place = Path(path).expanduser()
+    if not place.exists():
+        raise DatasetError(f'{place}: there is no such file or folder; {_LAYOUTS}')
+    return place

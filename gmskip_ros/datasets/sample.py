@@ -1,0 +1,95 @@
+"""What a reader gives: samples, the dataset they are from, and a choice of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gmskip_ros.datasets.errors import DatasetError
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture, and what is known of it; what is not known is empty or None."""
+
+    key: str  # unique in its dataset; '<split>/<file name>', so val/0001.jpg is not test/0001.jpg
+    image_path: Path
+    labels: tuple[str, ...] = ()  # classes present, each once, largest total visible area first
+    main_object: str | None = None  # class of the largest single instance, crowds left out
+    captions: tuple[str, ...] = ()
+    question: str | None = None  # generic task only
+    references: tuple[str, ...] = ()  # generic task only
+    attributes: Mapping[str, str] = field(default_factory=dict)  # weather, period
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The samples of one split, in the order of their keys."""
+
+    name: str  # 'coco-val2017', 'coda-base-val-1500', ...
+    samples: tuple[Sample, ...]
+    labels: tuple[str, ...]  # class names in the file's order
+    notes: tuple[str, ...]  # one line for each kind of thing that was left out or put right
+    warnings: tuple[str, ...]  # what a reader of the scores must know
+
+
+def choose_samples(
+    samples: Sequence[Sample], count: int, test_count: int, seed: int
+) -> tuple[list[Sample], list[Sample]]:
+    """Return `count` samples to calibrate on and `test_count` others, chosen by the seed.
+
+    No picture is in both, even where it has several questions. The choice depends on the keys only
+    and not on the order of `samples`; with the same seed, fewer samples are the first of more. If
+    there are fewer than asked for, both shrink in proportion, to 1 or more each. Raises
+    DatasetError where even that cannot be.
+    """
+    if count < 0 or test_count < 0 or count + test_count == 0:
+        raise DatasetError(f'{count} and {test_count} samples cannot be chosen: ask for 1 or more')
+    groups: dict[Path, list[Sample]] = {}
+    for sample in sorted(samples, key=lambda sample: sample.key):
+        groups.setdefault(sample.image_path, []).append(sample)
+    wanted_groups = (count > 0) + (test_count > 0)
+    if len(groups) < wanted_groups:
+        raise DatasetError(
+            f'{len(groups)} pictures are too few for {count} samples and {test_count} others: '
+            f'at least {wanted_groups} are needed'
+        )
+    if len(samples) < count + test_count:
+        share = count / (count + test_count)
+        least, most = int(count > 0), len(samples) - int(test_count > 0)
+        count = min(max(round(len(samples) * share), least), most)
+        test_count = len(samples) - count
+    ordered = sorted(groups.values(), key=lambda group: _shuffled(group[0].key, seed))
+    chosen: list[Sample] = []
+    while len(chosen) < count and len(ordered) > (test_count > 0):
+        chosen += ordered.pop(0)
+    others = [sample for group in ordered for sample in group]
+    return chosen[:count], others[:test_count]
+
+
+def _shuffled(key: str, seed: int) -> bytes:
+    return hashlib.sha256(f'{seed}\n{key}'.encode()).digest()
+
+
+def sample_hash(samples: Sequence[Sample]) -> str:
+    """Return the SHA-256 (hex) of the samples' keys, image bytes and references, in this order.
+
+    Raises DatasetError if a picture cannot be read.
+    """
+    total = hashlib.sha256()
+    for sample in samples:
+        try:
+            image = hashlib.sha256(sample.image_path.read_bytes()).hexdigest()
+        except OSError as error:
+            raise DatasetError(
+                f'{sample.image_path}: cannot be read ({error.strerror}); put it back'
+            ) from error
+        content = [
+            sample.key, image, sample.labels, sample.main_object, sample.captions,
+            sample.question, sample.references,
+        ]  # fmt: skip
+        total.update(json.dumps(content).encode() + b'\n')
+    return total.hexdigest()
