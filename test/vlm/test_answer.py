@@ -96,8 +96,8 @@ def test_phases_sum_to_the_total(vlm, shared) -> None:
         ('_image_processor', 'preprocess'),
         ('_model.get_image_features', 'vision'),
         ('render_prompt', 'preprocess'),
-        ('_embed', 'prefill'),
-        ('_decoder.forward', 'prefill'),
+        ('embed', 'prefill'),
+        ('decoder.forward', 'prefill'),
         ('_decode_one_token', 'decode'),
         ('_choose', 'prefill'),
         ('_choose', 'decode'),
@@ -263,7 +263,7 @@ def test_no_memory_left_is_said_in_one_line(vlm, monkeypatch, error) -> None:
     features = vlm.encode(IMAGE)
     with monkeypatch.context() as patched:
         patched.setattr(vlm._model, 'get_image_features', fail)
-        patched.setattr(vlm._decoder, 'forward', fail)
+        patched.setattr(vlm.decoder, 'forward', fail)
         for ask in (lambda: vlm.encode(IMAGE), lambda: vlm.answer(features, PROMPT)):
             with pytest.raises(VlmOutOfMemoryError, match=r'out of memory .*: use a smaller'):
                 ask()
@@ -283,7 +283,7 @@ def test_other_errors_are_not_taken_for_memory(vlm, monkeypatch) -> None:
     def fail(*_args, **_options):
         raise RuntimeError('shapes do not match')
 
-    monkeypatch.setattr(vlm._decoder, 'forward', fail)
+    monkeypatch.setattr(vlm.decoder, 'forward', fail)
     with pytest.raises(RuntimeError, match='shapes'):
         vlm.answer(IMAGE, PROMPT)
 
