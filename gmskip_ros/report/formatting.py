@@ -1,0 +1,124 @@
+"""How figures are written in reports: units, digits, and a dash for what was not measured.
+
+All of it is ASCII, so that a table prints on any terminal.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+DASH = '-'
+MAX_TEXT_CHARS = 400
+
+# Scores are kept as shares (CIDEr: 0..10) and shown x100, as papers print them.
+_METRIC_LABELS = {
+    'accuracy': 'accuracy, %',
+    'balanced_accuracy': 'balanced accuracy, %',
+    'set_precision': 'set precision, %',
+    'set_recall': 'set recall, %',
+    'set_f1': 'set F1, %',
+    'set_exact_match': 'set exact match, %',
+    'cider': 'CIDEr x100',
+    'rouge_l': 'ROUGE-L x100',
+    'exact': 'exact match, %',
+    'vqa': 'VQA accuracy, %',
+    'relaxed': 'relaxed accuracy, %',
+    'contains': 'contains, %',
+    'visual_gain': 'visual gain x100',
+}
+
+
+def metric_label(metric: object) -> str:
+    """Return a metric's name with the unit of `hundredths`."""
+    name = one_line(metric)
+    return _METRIC_LABELS.get(name, name.replace('_', ' ') + ' x100')
+
+
+def score_label(result: Mapping[str, Any]) -> str:
+    """Return what a result's score is, with its unit."""
+    if result['task'] == 'joint':  # the least of score / full score over the tasks
+        return 'least score / full, %'
+    return metric_label(result['metric'])
+
+
+def is_known(value: object) -> bool:
+    """Return whether `value` is a number that can be shown: not None, not NaN, not infinite."""
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def number(value: Any, digits: int = 1, sign: bool = False) -> str:
+    """Return a number with a fixed count of digits after the point, or a dash."""
+    if not is_known(value):
+        return DASH
+    text = f'{value:{"+" if sign else ""}.{digits}f}'
+    # a difference that rounds to zero has no sign
+    return text.lstrip('+-') if float(text) == 0 else text
+
+
+def hundredths(value: Any) -> str:
+    """Return a score or a share x100: 0.981 as '98.1'."""
+    return number(value * 100) if is_known(value) else DASH
+
+
+def points(value: Any) -> str:
+    """Return a difference of two scores x100, with its sign: -0.01 as '-1.0'."""
+    return number(value * 100, sign=True) if is_known(value) else DASH
+
+
+def interval(value: Any) -> str:
+    """Return an interval of differences x100: '[-2.0, +0.5]'."""
+    return f'[{points(value[0])}, {points(value[1])}]' if value else DASH
+
+
+def p_value(value: Any) -> str:
+    """Return a probability: '0.031', or '<0.001'."""
+    if not is_known(value):
+        return DASH
+    return '<0.001' if value < 0.001 else f'{value:.3f}'
+
+
+def parameters(value: Any) -> str:
+    """Return a number of parameters: '8.2 M', '6.74 B'."""
+    if not is_known(value):
+        return DASH
+    for size, unit, digits in ((1e9, 'B', 2), (1e6, 'M', 1), (1e3, 'k', 1)):
+        if value >= size:
+            return f'{value / size:.{digits}f} {unit}'
+    return str(value)
+
+
+def one_line(value: object) -> str:
+    """Return any text on one line, without control characters, cut at its end if it is long."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return DASH
+    text = ' '.join(str(value).split())
+    if len(text) > MAX_TEXT_CHARS:
+        text = text[: MAX_TEXT_CHARS - 3] + '...'
+    return ''.join(
+        letter if letter.isprintable() else letter.encode('unicode_escape').decode('ascii')
+        for letter in text
+    )
+
+
+def block_list(blocks: Sequence[int]) -> str:
+    """Return blocks as '29, 16, 27', in the given order."""
+    return ', '.join(map(str, blocks)) or DASH
+
+
+def machine_name(result: Mapping[str, Any]) -> str:
+    """Return the machine that every latency of the result was measured on: 'CPU X (cpu, float32)'.
+
+    It stands beside the figures, so that those of a GPU and of a CPU are never mixed.
+    """
+    machine = result['machine']
+    device = str(result['device'])
+    name = machine.get('gpu' if device.startswith('cuda') else 'cpu')
+    return f'{one_line(name or "unknown machine")} ({device}, {result["dtype"]})'
+
+
+def subject(result: Mapping[str, Any]) -> str:
+    """Return what was asked of which model: 'single_object (person), llava-1.5-7b'."""
+    target = f' ({result["target"]})' if result.get('target') else ''
+    return one_line(f'{result["task"]}{target}, {result["model"]}')

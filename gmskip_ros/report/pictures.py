@@ -1,0 +1,354 @@
+"""The two pictures of a calibration: what skipping costs and brings; every block that was tried.
+
+Colours are Okabe-Ito's or of the map `viridis`, both readable with any colour vision; what a line
+or a mark means is written beside it.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import matplotlib.style
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from gmskip_ros.report import formatting as fmt
+
+BLUE, ORANGE, GREEN, PURPLE = '#0072B2', '#D55E00', '#009E73', '#CC79A7'  # Okabe-Ito
+GREY, DARK = '#767676', '#222222'
+DPI = 130
+_STYLE = {
+    'font.size': 10, 'axes.titlesize': 11, 'axes.titleweight': 'bold', 'axes.titlelocation': 'left',
+    'axes.spines.top': False, 'axes.spines.right': False, 'axes.edgecolor': GREY,
+    'axes.labelcolor': DARK, 'xtick.color': DARK, 'ytick.color': DARK, 'text.color': DARK,
+    'axes.grid': True, 'grid.color': '#E4E4E4', 'grid.linewidth': 0.8, 'axes.axisbelow': True,
+    'lines.linewidth': 2.0, 'lines.markersize': 4.5,
+}  # fmt: skip
+_HATCH = [((0.0, 0.5), (0.5, 1.0)), ((0.0, 0.0), (1.0, 1.0)), ((0.5, 0.0), (1.0, 0.5))]
+
+
+def scores_are_comparable(result: Mapping[str, Any]) -> bool:
+    """Return whether calibration and test scores may stand on one axis.
+
+    CIDEr weighs words by their frequency in the references in use, so that its values on two sets
+    of different size are two different measures.
+    """
+    metric = str(result['metric'])
+    has_cider = 'cider' in metric or (metric == 'visual_gain' and result['task'] == 'captioning')
+    if not has_cider or result['task'] == 'joint':  # joint: each score relative to full
+        return True
+    calibration, test = result['dataset']['calibration'], result['dataset']['test']
+    return test is None or test['images'] == calibration['images']
+
+
+def draw_trade_off(result: Mapping[str, Any]) -> bytes:
+    """Return a PNG: score, visual gain and latency over sparsity, both operating points marked.
+
+    One panel per quantity that was measured, with a common axis for sparsity.
+    """
+    with matplotlib.style.context(['default', _STYLE]):
+        prefixes = sorted(result['prefixes'], key=lambda prefix: prefix['length'])
+        panels = _trade_off_panels(result, prefixes)
+        figure = Figure(figsize=(9.5, 1.3 + 2.7 * len(panels)), dpi=DPI, layout='constrained')
+        axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0].tolist()
+        figure.suptitle(
+            _literal(f'What skipping costs and brings: {fmt.subject(result)}'),
+            x=0.01, ha='left', fontsize=13, weight='bold', wrap=True,
+        )  # fmt: skip
+        highest = max([100 * prefix['sparsity'] for prefix in prefixes] + [10])
+        axes[-1].set_xlim(-0.02 * highest, 1.02 * highest)
+        axes[-1].set_xlabel(
+            f'sparsity: skipped blocks, % of {result["num_blocks"]}'
+            + ('' if _tested(prefixes) else '\nNo test images: visual gain and latency were not '
+               'measured.')
+        )  # fmt: skip
+        for axis, draw in zip(axes, panels, strict=True):
+            draw(axis)
+        _mark_operating_points(axes, result)
+        return _png(figure)
+
+
+Panel = Callable[[Axes], None]
+
+
+def _trade_off_panels(
+    result: Mapping[str, Any], prefixes: Sequence[Mapping[str, Any]]
+) -> list[Panel]:
+    comparable, tested = scores_are_comparable(result), bool(_tested(prefixes))
+
+    def score(axis: Axes) -> None:
+        _draw_scores(axis, result, prefixes, calibration=True, test=tested and comparable)
+
+    def test_score(axis: Axes) -> None:
+        _draw_scores(axis, result, prefixes, calibration=False, test=True)
+
+    def gain(axis: Axes) -> None:
+        axis.set_title('Visual gain: score minus score on shuffled images (test)')
+        axis.set_ylabel(fmt.score_label(result).replace(', %', ', % points'))
+        xs, ys = _series(prefixes, 'visual_gain', 100)
+        axis.axhline(0, color=GREY, linewidth=1)
+        _draw_lines(axis, [(xs, ys, GREEN, 'o', 'visual gain')], result['nested'])
+
+    def latency(axis: Axes) -> None:
+        axis.set_title(_literal(f'Latency, median, on {fmt.machine_name(result)}'))
+        axis.set_ylabel('ms')
+        lines = [
+            (*_series(prefixes, 'latency_ms', 1), PURPLE, 'o', 'whole answer'),
+            (*_series(prefixes, 'language_ms', 1), DARK, '^', 'prefill + decode'),
+        ]
+        _draw_lines(axis, lines, result['nested'], from_zero=True)
+
+    panels: list[Panel] = [score]
+    if tested and not comparable:
+        panels.append(test_score)
+    if len(_series(prefixes, 'visual_gain', 100)[0]):
+        panels.append(gain)
+    if len(_series(prefixes, 'latency_ms', 1)[0]):
+        panels.append(latency)
+    return panels
+
+
+def _tested(prefixes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [prefix for prefix in prefixes if prefix['test']]
+
+
+def _series(
+    prefixes: Sequence[Mapping[str, Any]], key: str, factor: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return sparsity in % and a measured quantity, of the prefixes where it is known."""
+    known = [prefix for prefix in _tested(prefixes) if fmt.is_known(prefix['test'].get(key))]
+    return (
+        np.array([100 * prefix['sparsity'] for prefix in known]),
+        np.array([factor * prefix['test'][key] for prefix in known]),
+    )
+
+
+Line = tuple[np.ndarray, np.ndarray, str, str, str]  # x, y, colour, marker, label
+
+
+def _draw_scores(
+    axis: Axes,
+    result: Mapping[str, Any],
+    prefixes: Sequence[Mapping[str, Any]],
+    *,
+    calibration: bool,
+    test: bool,
+) -> None:
+    axis.set_ylabel(fmt.score_label(result))
+    lines: list[Line] = []
+    levels: list[tuple[float, str]] = []
+    if calibration:
+        known = [prefix for prefix in prefixes if fmt.is_known(prefix['calibration_score'])]
+        xs = np.array([100 * prefix['sparsity'] for prefix in known])
+        ys = np.array([100 * prefix['calibration_score'] for prefix in known])
+        count = result['dataset']['calibration']['images']
+        lines.append((xs, ys, BLUE, 'o', f'calibration, {count} images'))
+        if fmt.is_known(result['min_score_ratio']):
+            ratio = result['min_score_ratio']
+            levels.append((100 * ratio * result['full_score'], f'min_score_ratio {ratio:g} x full'))
+    if test:
+        xs, ys = _series(prefixes, 'score', 100)
+        count = result['dataset']['test']['images']
+        lines.append((xs, ys, ORANGE, 's', f'test, {count} images'))
+        banded = _draw_interval(axis, prefixes)
+        if not calibration and len(ys) and xs[0] == 0:
+            levels.append((float(ys[0]), 'full model'))
+    axis.set_title({
+        (True, True): 'Score',
+        (True, False): 'Score on the calibration images',
+        (False, True): 'Score on the test images (CIDEr of another number of images: '
+        'not comparable)',
+    }[calibration, test] + (' (band: 95 % interval of the difference to full)' if test
+                            and calibration and banded else ''))  # fmt: skip
+    _draw_lines(axis, lines, result['nested'], levels)
+
+
+def _draw_interval(axis: Axes, prefixes: Sequence[Mapping[str, Any]]) -> bool:
+    """Draw full's test score plus the interval of the difference to it; return whether it is."""
+    full = [prefix['test'] for prefix in _tested(prefixes) if prefix['length'] == 0]
+    known = [
+        (100 * prefix['sparsity'], prefix['test'].get('interval') or (0, 0))
+        for prefix in _tested(prefixes)
+        if prefix['test'].get('interval') or prefix['length'] == 0
+    ]
+    if not full or len(known) < 2:
+        return False
+    axis.fill_between(
+        [sparsity for sparsity, _ in known],
+        *([100 * (full[0]['score'] + interval[end]) for _, interval in known] for end in (0, 1)),
+        color=ORANGE, alpha=0.16, linewidth=0,
+    )  # fmt: skip
+    return True
+
+
+def _draw_lines(
+    axis: Axes,
+    lines: Sequence[Line],
+    nested: bool,
+    levels: Sequence[tuple[float, str]] = (),
+    from_zero: bool = False,
+) -> None:
+    """Draw lines and horizontal levels, each with its name at the right, without overlap."""
+    names: list[tuple[float, str, str]] = []
+    for xs, ys, colour, marker, label in lines:
+        if len(ys):
+            # sets that are no prefixes of one another are points of their own
+            axis.plot(xs, ys, color=colour, marker=marker, linestyle='-' if nested else '')
+            names.append((float(ys[-1]), label, colour))
+    for level, label in levels:
+        axis.axhline(level, color=GREY, linestyle=(0, (5, 3)), linewidth=1.3, zorder=1)
+        names.append((level, label, GREY))
+    low, high = axis.get_ylim()
+    low = 0 if from_zero else low
+    axis.set_ylim(low, high)
+    heights = _spread([(y - low) / (high - low) for y, _, _ in names], gap=0.11)
+    for height, (_, label, colour) in zip(heights, names, strict=True):
+        axis.annotate(
+            label, (1.0, height), xytext=(6, 0), xycoords='axes fraction',
+            textcoords='offset points', color=colour, va='center', annotation_clip=False,
+        )  # fmt: skip
+
+
+def _spread(heights: Sequence[float], gap: float) -> list[float]:
+    """Return the heights, those nearer than `gap` moved apart as little as that takes."""
+    order = sorted(range(len(heights)), key=lambda i: heights[i])
+    placed = list(heights)
+    for _ in range(50):  # few labels: settles in some steps
+        for below, above in itertools.pairwise(order):
+            missing = gap - (placed[above] - placed[below])
+            if missing > 0:
+                placed[below] -= missing / 2
+                placed[above] += missing / 2
+    return placed
+
+
+def _mark_operating_points(axes: Sequence[Axes], result: Mapping[str, Any]) -> None:
+    lengths: dict[int, list[str]] = {}
+    for name, length in (result['operating_points'] or {}).items():
+        lengths.setdefault(length, []).append(name)
+    marked = sorted(lengths.items())
+    for i, (length, names) in enumerate(marked):
+        sparsity = 100 * length / result['num_blocks']
+        for axis in axes:
+            axis.axvline(sparsity, color=DARK, linewidth=1.2, linestyle=':', zorder=1)
+        # two labels stand on the outer sides of their lines, so that they never overlap
+        is_left_of_two = len(marked) == 2 and i == 0
+        axes[0].annotate(
+            f'{" = ".join(names)}\n{length} blocks, {sparsity:.1f} %',
+            (sparsity, 1.0), xytext=(5 if is_left_of_two else -5, 3),
+            xycoords=('data', 'axes fraction'), textcoords='offset points', va='bottom',
+            ha='right' if is_left_of_two else 'left', fontsize=9, weight='bold',
+        )  # fmt: skip
+    if marked:
+        axes[0].set_title(axes[0].get_title(loc='left'), pad=34)
+
+
+def draw_heat_map(result: Mapping[str, Any]) -> bytes | None:
+    """Return a PNG: the score without each block (x) in each round (y); None without any round.
+
+    The removed block has a ring, a bound in place of a score is hatched, a block that was removed
+    before is left empty.
+    """
+    rounds = [each for each in result['rounds'] if each['cells']]
+    if not rounds:
+        return None
+    num_blocks = result['num_blocks']
+    scores = np.full((len(rounds), num_blocks), np.nan)
+    bounds, removed = [], []
+    for row, each in enumerate(rounds):
+        for cell in each['cells']:
+            if fmt.is_known(cell['score']):
+                scores[row, cell['block']] = 100 * cell['score']
+            if not cell['exact']:
+                bounds.append((cell['block'], row))
+        if each['removed'] is not None:
+            removed.append((each['removed'], row))
+    with matplotlib.style.context(['default', _STYLE]):
+        return _draw_heat_map(result, rounds, scores, bounds, removed)
+
+
+def _draw_heat_map(
+    result: Mapping[str, Any],
+    rounds: Sequence[Mapping[str, Any]],
+    scores: np.ndarray,
+    bounds: Sequence[tuple[int, int]],
+    removed: Sequence[tuple[int, int]],
+) -> bytes:
+    """Draw `scores` (rounds, blocks), x100, NaN where there is none."""
+    num_rounds, num_blocks = scores.shape
+    cell_inch = 0.30 if num_blocks <= 48 else 0.19
+    figure = Figure(
+        figsize=(max(9.0, 2.2 + cell_inch * num_blocks), 2.3 + cell_inch * num_rounds),
+        dpi=DPI, layout='constrained',
+    )  # fmt: skip
+    axis = figure.subplots()
+    axis.grid(False)
+    image = axis.imshow(scores, cmap='viridis', interpolation='nearest', aspect='auto')
+    axis.set_xticks(np.arange(-0.5, num_blocks), minor=True)
+    axis.set_yticks(np.arange(-0.5, num_rounds), minor=True)
+    axis.grid(True, which='minor', color='white', linewidth=0.8)
+    axis.tick_params(which='both', length=0)
+    step = 1 if num_blocks <= 48 else 5
+    axis.set_xticks(range(0, num_blocks, step))
+    rows = [row for row in range(num_rounds) if (row + 1) % step == 0 or row == 0]
+    axis.set_yticks(rows, [str(rounds[row]['round']) for row in rows])
+    axis.tick_params(labelsize=8)
+    axis.set_xlabel('block left out, besides those removed before')
+    axis.set_ylabel('round')
+    axis.spines[:].set_visible(False)
+
+    stripes = [
+        [(x - 0.5 + left, y + 0.5 - low), (x - 0.5 + right, y + 0.5 - high)]
+        for x, y in bounds
+        for (left, low), (right, high) in _HATCH
+    ]
+    axis.add_collection(LineCollection(stripes, colors='black', linewidths=1.6, alpha=0.55))
+    axis.add_collection(LineCollection(stripes, colors='white', linewidths=0.8))
+    size = (cell_inch * 72 * 0.5) ** 2
+    axis.scatter(
+        [block for block, _ in removed], [row for _, row in removed], s=size, facecolors='white',
+        edgecolors='black', linewidths=1.4,
+    )  # fmt: skip
+
+    bar = figure.colorbar(image, ax=axis, pad=0.01, fraction=0.03, aspect=18)
+    bar.set_label(fmt.score_label(result))
+    low, high = image.get_clim()
+    if fmt.is_known(result['min_score_ratio']) and low < high:
+        least = 100 * result['min_score_ratio'] * result['full_score']
+        bar.ax.axhline(min(max(least, low), high), color='black', linewidth=3)
+    figure.suptitle(
+        _literal(f'Score without each block, round by round: {fmt.subject(result)}'),
+        x=0.01, ha='left', fontsize=13, weight='bold', wrap=True,
+    )  # fmt: skip
+    keys: list[Any] = [
+        Line2D([], [], linestyle='', marker='o', markersize=8, markerfacecolor='white',
+               markeredgecolor='black', label='removed in this round'),
+        Patch(facecolor='white', edgecolor=GREY, label='removed before'),
+        Patch(facecolor='#3b528b', edgecolor='white', hatch='////', label='upper bound: '
+              'dropped before its score was complete'),
+    ]  # fmt: skip
+    axis.legend(
+        handles=keys, loc='lower left', bbox_to_anchor=(0, 1), ncol=3, frameon=False, fontsize=9,
+        borderaxespad=0.4,
+    )  # fmt: skip
+    return _png(figure)
+
+
+def _literal(text: str) -> str:
+    """Return a title that Matplotlib draws as it is: no formulas, only letters the font has."""
+    return text.encode('latin-1', 'backslashreplace').decode('latin-1').replace('$', r'\$')
+
+
+def _png(figure: Figure) -> bytes:
+    content = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(content)
+    return content.getvalue()

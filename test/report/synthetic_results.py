@@ -1,0 +1,197 @@
+"""Results of calibrations and evaluations, made up: no model and no images are needed."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+MACHINE = {'cpu': 'AMD EPYC 9554', 'gpu': 'NVIDIA H200', 'memory_gib': 128}
+SOFTWARE = {'gmskip_ros': '0.1.0', 'torch': '2.13.0'}
+COMMAND = 'gmskip calibrate --model demo --task single_object'
+
+
+def evaluation(length: int = 0, **changes: Any) -> dict[str, Any]:
+    """Return the evaluation of `length` blocks: the score rises a little, then falls fast."""
+    score = 0.942 + 0.004 * length - 0.00004 * length**3 if length < 16 else 0.1
+    language_ms = 412.5 - 11.3 * length
+    return {
+        'images': 500,
+        'score': score,
+        'scores': {'accuracy': score, 'balanced_accuracy': score - 0.017},
+        'shuffled_score': 0.121,
+        'visual_gain': score - 0.121,
+        'auroc': 0.953 - 0.004 * length,
+        'score_without_target': 0.914,
+        'most_frequent_answer': 'traffic light',
+        'most_frequent_share': 0.134 + 0.01 * length,
+        'in_vocabulary_share': 0.998,
+        'tokens_per_answer': 2.35,
+        'difference': score - 0.942 if length else None,
+        'interval': [score - 0.942 - 0.018, score - 0.942 + 0.013] if length else None,
+        'mcnemar_p': max(0.0002, 0.8 - 0.1 * length) if length else None,
+        'latency_ms': 150.4 + language_ms,
+        'ms_per_token': language_ms / 2.35,
+        'language_ms': language_ms,
+        'latency_cut': 1 - language_ms / 412.5 if length else None,
+        'answers_got_shorter': False,
+        'parameters_run': 6_740_000_000 - 202_000_000 * length,
+        'token_agreement': 1 - 0.02 * length,
+        **changes,
+    }
+
+
+def calibration(
+    num_blocks: int = 32, num_removed: int = 14, *, test: bool = True, **changes: Any
+) -> dict[str, Any]:
+    """Return a nested trajectory: `num_removed` rounds, and one more in which it stopped."""
+    order = [(num_blocks - 3 - 7 * i) % num_blocks for i in range(num_blocks)]
+    removed = list(dict.fromkeys([*order, *range(num_blocks)]))[:num_removed]
+    prefixes = [
+        {
+            'length': length,
+            'blocks': removed[:length],
+            'sparsity': length / num_blocks,
+            'calibration_score': evaluation(length)['score'] + 0.012 + 0.0005 * length,
+            'test': evaluation(length) if test else None,
+        }
+        for length in range(num_removed + 1)
+    ]
+    scores = [prefix['calibration_score'] for prefix in prefixes]
+    good = [all(score >= scores[0] for score in scores[: i + 1]) for i in range(len(scores))]
+    result: dict[str, Any] = {
+        'format': 'gmskip/calibration/1',
+        'command': COMMAND,
+        'created': '2026-11-20T12:00:00Z',
+        'model': 'llava-hf/llava-1.5-7b-hf',
+        'text_model_type': 'llama',
+        'num_blocks': num_blocks,
+        'device': 'cuda:0',
+        'dtype': 'float16',
+        'task': 'single_object',
+        'target': 'person',
+        'metric': 'accuracy',
+        'method': 'gm-skip',
+        'nested': True,
+        'options': {'tie_order': 'backward', 'exhaustive': False},
+        'min_score_ratio': 1.0,
+        'max_sparsity': 0.9,
+        'stopped_by': 'the best candidate of round 15 scores below 1.0 x full',
+        'dataset': {
+            'name': 'coco-val2017',
+            'notes': ['3 crowd boxes left out'],
+            'warnings': [],
+            'calibration': {'images': 1000, 'sha256': 'c0ffee' * 8, 'seed': 0},
+            'test': {'images': 500, 'sha256': 'beef' * 12} if test else None,
+        },
+        'unreadable': [],
+        'full_score': prefixes[0]['calibration_score'],
+        'rounds': [
+            _round(number, num_blocks, removed, prefixes) for number in range(1, num_removed + 2)
+        ],
+        'operating_points': {
+            'high_performance': scores.index(max(scores)), 'high_sparsity': good.count(True) - 1,
+        },
+        'prefixes': prefixes,
+        'stability': None,
+        'machine': MACHINE,
+        'software': SOFTWARE,
+    }  # fmt: skip
+    return {**result, **changes}
+
+
+def _round(
+    number: int, num_blocks: int, removed: list[int], prefixes: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Return round `number` (from 1): the removed block scores best, some others are bounds."""
+    is_last = number > len(removed)
+    best = 0.4 if is_last else prefixes[number]['calibration_score']
+    left = [block for block in range(num_blocks) if block not in removed[: number - 1]]
+    cells = []
+    for block in left:
+        is_removed = not is_last and block == removed[number - 1]
+        ripple = 0.28 * abs(math.sin(1.7 * block + 0.3 * number)) + 0.3 * (block < 2) + 0.004
+        cells.append({
+            'block': block,
+            'score': best if is_removed else best - ripple,
+            'exact': number == 1 or is_removed or (block + number) % 3 > 0,
+        })
+    return {
+        'round': number, 'removed': None if is_last else removed[number - 1], 'score': best,
+        'seconds': 12.5, 'token_blocks': 123456, 'cells': cells,
+    }  # fmt: skip
+
+
+def fixed_interval() -> dict[str, Any]:
+    """Return a result whose sets are not prefixes of one another."""
+    prefixes = []
+    for interval in (0, 10, 7, 6, 4, 3):
+        blocks = [i for i in range(1, 31) if interval and i % interval == 0]
+        prefixes.append({
+            'length': len(blocks), 'blocks': blocks, 'sparsity': len(blocks) / 32,
+            'calibration_score': evaluation(len(blocks))['score'],
+            'test': evaluation(len(blocks)),
+        })  # fmt: skip
+    points = {'high_performance': 3, 'high_sparsity': 5}
+    return calibration(
+        nested=False, method='fixed-interval', rounds=[], prefixes=prefixes, operating_points=points
+    )
+
+
+def captioning(**changes: Any) -> dict[str, Any]:
+    """Return a result guided by CIDEr, whose test images are another number."""
+    result = calibration(task='captioning', target=None, metric='cider', **changes)
+    result['full_score'] *= 1.2
+    for prefix in result['prefixes']:
+        prefix['calibration_score'] *= 1.2
+        score = 0.9 * prefix['test']['score']
+        prefix['test'].update({
+            'score': score, 'scores': {'cider': score, 'rouge_l': 0.55}, 'auroc': None,
+            'score_without_target': None, 'most_frequent_answer': None,
+            'most_frequent_share': None, 'in_vocabulary_share': None, 'mcnemar_p': None,
+            'difference': score - 0.866, 'interval': [score - 0.89, score - 0.85],
+        })  # fmt: skip
+    return result
+
+
+def joint() -> dict[str, Any]:
+    """Return a result for several tasks: its score is the least share of full's."""
+    result = calibration(task='joint', target=None, metric='least_ratio', full_score=1.0)
+    for prefix in result['prefixes']:
+        prefix['calibration_score'] = 1 - 0.004 * prefix['length']
+        prefix['test'].update(
+            scores={'single_object accuracy': 0.9, 'captioning cider': 1.1},
+            score=1 - 0.006 * prefix['length'], visual_gain=None, shuffled_score=None,
+        )
+    return result
+
+
+def evaluated(**changes: Any) -> dict[str, Any]:
+    """Return an evaluation of four skip sets."""
+    base = calibration()
+    rows = []
+    for name, source, length in (
+        ('Full', None, 0),
+        ('Fixed interval 4', None, 7),
+        ('GM-Skip high performance', 'person.skip.yaml', 6),
+        ('GM-Skip high sparsity', 'person.skip.yaml', 11),
+    ):
+        rows.append({
+            'name': name, 'source': source, 'blocks': list(range(3, 3 + length)),
+            'sparsity': length / 32, 'evaluation': evaluation(length),
+        })  # fmt: skip
+    keys = (
+        'model', 'text_model_type', 'num_blocks', 'device', 'dtype', 'task', 'target', 'metric',
+        'machine', 'software', 'created',
+    )  # fmt: skip
+    return {
+        'format': 'gmskip/evaluation/1',
+        'command': 'gmskip evaluate --model demo',
+        **{key: base[key] for key in keys},
+        'dataset': {
+            'name': 'coco-val2017', 'notes': [], 'warnings': [],
+            'test': {'images': 500, 'sha256': 'beef' * 12},
+        },
+        'score_note': None,
+        'rows': rows,
+        **changes,
+    }  # fmt: skip
