@@ -5,9 +5,7 @@ Imported by its own path: the rest of gmskip_ros.tasks does without NumPy.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -85,14 +83,14 @@ def mcnemar_p(only_a_right: int, only_b_right: int) -> float:
     for k in range(1, min(only_a_right, only_b_right) + 1):
         ways = ways * (discordant - k + 1) // k
         tail += ways
-    return float(min(Fraction(1), Fraction(2 * tail, 2**discordant)))
+    return min(2 * tail / 2**discordant, 1.0)
 
 
 def _numbers(name: str, values: Sequence[Any], finite: bool = False) -> np.ndarray:
     numbers = np.array([float(value) for value in values])
     if not len(numbers):
         raise TaskError(f'{name}: there is none; at least one is needed')
-    for number in numbers:
-        if math.isnan(number) or (finite and math.isinf(number)):
-            raise TaskError(f'{name}: {number} is among them; leave it out')
+    unusable = numbers[~np.isfinite(numbers) if finite else np.isnan(numbers)]
+    if len(unusable):
+        raise TaskError(f'{name}: {unusable[0]} is among them; leave it out')
     return numbers
