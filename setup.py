@@ -30,8 +30,8 @@ setup(
                   'pyyaml', 'rich', 'safetensors', 'tokenizers', 'torch', 'transformers'],
         'ros': ['cv-bridge', 'ros-jazzy-rclpy[fastrtps]', 'ros-jazzy-diagnostic-msgs',
                 'ros-jazzy-sensor-msgs', 'ros-jazzy-std-msgs', 'ros-jazzy-std-srvs'],
-        'test': ['import-linter', 'jsonschema', 'mypy', 'pytest', 'pytest-timeout', 'ruff',
-                 'types-PyYAML'],
+        'test': ['import-linter', 'jsonschema', 'mypy', 'pycocotools', 'pytest', 'pytest-timeout',
+                 'ruff', 'types-PyYAML'],
     },
     entry_points={
         'console_scripts': [

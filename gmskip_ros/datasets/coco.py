@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from gmskip_ros.datasets.coco_format import (
@@ -32,8 +33,8 @@ def coco_splits(folder: Path) -> list[str]:
 def open_coco(folder: Path, split: str, captions: Path | None) -> Dataset:
     """Return one split: labels from instances_<split>.json, captions from captions_<split>.json.
 
-    `captions` is another file to take them from, in the same format. A picture without annotations is a
-    sample without labels.
+    `captions` is another file to take them from, in the same format. A picture without annotations
+    is a sample without labels.
     """
     notes: list[str] = []
     pictures: dict[Id, Picture] = {}
@@ -61,6 +62,14 @@ def open_coco(folder: Path, split: str, captions: Path | None) -> Dataset:
     official = _OFFICIAL.fullmatch(split)
     name = f'coco-{split}' if official else split
     return Dataset(name, samples, labels, tuple(notes), _warnings([split] if official else []))
+
+
+def is_karpathy(content: dict[str, object]) -> bool:
+    """Return whether the file has captions in Karpathy's format: sentences in its images."""
+    images = content.get('images')
+    return isinstance(images, list) and any(
+        isinstance(image, dict) and 'sentences' in image for image in images[:1]
+    )
 
 
 def karpathy_splits(content: dict[str, object], path: Path) -> list[str]:
@@ -122,8 +131,8 @@ def _image_folders(folder: Path, split: str) -> list[Path]:
     return [folder / split, folder / 'images' / split, folder / 'images']
 
 
-def _first_file(paths: object) -> Path | None:
-    return next((path for path in paths if path.is_file()), None)  # type: ignore[attr-defined]
+def _first_file(paths: Iterable[Path]) -> Path | None:
+    return next((path for path in paths if path.is_file()), None)
 
 
 def _check_captions(path: Path | None, pictures: dict[Id, Picture]) -> None:

@@ -160,7 +160,7 @@ def _visible_area(
     # Boxes are written with two digits: less than a pixel is rounding.
     cut = inside_width < width - 1 or inside_height < height - 1
     area = inside_width * inside_height
-    return (min(area, record.size('area')) if record.has('area') else area), cut
+    return (min(area, record.number('area')) if record.has('area') else area), cut
 
 
 def read_captions(

@@ -5,6 +5,7 @@ CODA's licence forbids redistribution: nothing of it is in this package.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -30,10 +31,7 @@ _LM_TEXT = 'description and explanation'
 
 def coda_splits(folder: Path) -> list[str]:
     """Return the names of the folders in `folder` that hold one of CODA's splits, sorted."""
-    try:
-        return sorted(entry.name for entry in folder.iterdir() if is_coda_split(entry))
-    except OSError as error:
-        raise DatasetError(f'{folder}: cannot be read ({error.strerror})') from error
+    return sorted(entry.name for entry in folder.iterdir() if is_coda_split(entry))
 
 
 def is_coda_split(folder: Path) -> bool:
@@ -41,12 +39,17 @@ def is_coda_split(folder: Path) -> bool:
     return (folder / _ALL).is_file() or (folder / _CORNER_CASES).is_file()
 
 
+def name_of(folder: Path) -> str:
+    """Return the name under which the folder is reached, also where that is a link or '.'."""
+    return Path(os.path.abspath(folder)).name
+
+
 def open_coda(folder: Path, captions: Path | None) -> Dataset:
     """Return the split that `folder` holds: CODA's base-val-1500, CODA2022's val, test or sample.
 
     The split's name is the folder's. Corner cases and common classes are labels alike.
     """
-    split = folder.resolve().name
+    split = name_of(folder)
     path = next(path for path in (folder / _ALL, folder / _CORNER_CASES) if path.is_file())
     notes: list[str] = []
     content = read_object(path)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from gmskip_ros.datasets.errors import DatasetError
+from gmskip_ros.datasets.errors import DatasetError, one_line
 
 _SHOWN = 5  # names in a note
 
@@ -17,14 +17,10 @@ def read_object(path: Path) -> dict[str, Any]:
     """Return the JSON object that the file holds; DatasetError if it holds none."""
     try:
         content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise DatasetError(
-            f'{path}: cannot be read ({error.strerror}); check its path and permissions'
-        ) from error
     except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8
         raise DatasetError(f'{path}: is not JSON ({error}); get the file again') from error
     if not isinstance(content, dict):
-        raise DatasetError(f'{path}: holds a {kind_of(content)}; an object is needed')
+        raise DatasetError(f'{path}: holds {kind_of(content)}; it must hold an object')
     return content
 
 
@@ -33,7 +29,7 @@ def records(content: dict[str, Any], name: str, path: Path) -> Iterator[Record]:
     if name not in content:
         raise DatasetError(f'{path}: {name} is missing; it must be a list of objects')
     if not isinstance(content[name], list):
-        raise DatasetError(f'{path}: {name} is a {kind_of(content[name])}; it must be a list')
+        raise DatasetError(f'{path}: {name} is {kind_of(content[name])}; it must be a list')
     for index, values in enumerate(content[name]):
         yield Record(values, path, f'{name}[{index}]')
 
@@ -46,7 +42,7 @@ class Record:
     def __init__(self, values: object, path: Path, place: str) -> None:
         self._path, self._place = path, place
         if not isinstance(values, dict):
-            raise DatasetError(f'{path}: {place} is a {kind_of(values)}; an object is needed')
+            raise DatasetError(f'{path}: {place} is {kind_of(values)}; it must be an object')
         self._values = values
 
     def error(self, name: str, what: str) -> DatasetError:
@@ -126,9 +122,9 @@ def is_number(value: object) -> bool:
 
 
 def kind_of(value: object) -> str:
-    """Return JSON's word for the type of a value."""
-    names = {dict: 'object', list: 'list', str: 'text', bool: 'boolean', type(None): 'null'}
-    return names.get(type(value), 'number')
+    """Return JSON's word for the type of a value, with its article."""
+    names = {dict: 'an object', list: 'a list', str: 'a text', bool: 'a boolean'}
+    return 'null' if value is None else names.get(type(value), 'a number')
 
 
 def short(value: object) -> str:
@@ -141,6 +137,6 @@ def note(names: Sequence[object], one: str, many: str) -> list[str]:
     """Return ['<count> <one or many>: <the first names>'], or [] where there is none."""
     if not names:
         return []
-    shown = ', '.join(str(name) for name in names[:_SHOWN])
+    shown = one_line(', '.join(str(name) for name in names[:_SHOWN]))
     more = ', ...' if len(names) > _SHOWN else ''
     return [f'{len(names):,} {one if len(names) == 1 else many}: {shown}{more}']

@@ -6,8 +6,14 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from gmskip_ros.datasets.coco import coco_splits, karpathy_splits, open_coco, open_karpathy
-from gmskip_ros.datasets.coda import coda_splits, is_coda_split, open_coda
+from gmskip_ros.datasets.coco import (
+    coco_splits,
+    is_karpathy,
+    karpathy_splits,
+    open_coco,
+    open_karpathy,
+)
+from gmskip_ros.datasets.coda import coda_splits, is_coda_split, name_of, open_coda
 from gmskip_ros.datasets.errors import DatasetError
 from gmskip_ros.datasets.json_file import read_object
 from gmskip_ros.datasets.questions import open_questions
@@ -35,36 +41,35 @@ def open_dataset(
     `split` may be left out where there is one only. Raises DatasetError: one line with the file,
     the field and the remedy.
     """
-    place, texts = _existing(path), _existing(captions) if captions is not None else None
+    try:
+        given = None if captions is None else _existing(captions)
+        return _open(_existing(path), split, given)
+    except OSError as error:
+        raise DatasetError(
+            f'{error.filename}: cannot be read ({error.strerror}); check it and its permissions'
+        ) from error
+
+
+def _open(place: Path, split: str | None, captions: Path | None) -> Dataset:
     if place.is_file() and place.suffix == '.jsonl':
-        if split is not None or texts is not None:
+        if split is not None or captions is not None:
             raise DatasetError(f'{place}: a .jsonl file has neither splits nor captions')
         return open_questions(place)
-    if place.is_dir():
-        if splits := coco_splits(place):
-            return _open_coco(place, split, splits, texts)
-        if is_coda_split(place):
-            chosen = place
-            _choose(split, [place.resolve().name], place)
-        elif splits := coda_splits(place):
-            chosen = place / _choose(split, splits, place)
-        else:
-            raise DatasetError(f'{place}: is no dataset that is known; {_LAYOUTS}')
-        return open_coda(chosen, texts)
-    raise DatasetError(f'{place}: is no dataset that is known; {_LAYOUTS}')
-
-
-def _open_coco(
-    folder: Path, split: str | None, splits: Sequence[str], captions: Path | None
-) -> Dataset:
-    if captions is not None:
-        if not captions.is_file():
-            raise DatasetError(f'{captions}: is no file; captions of COCO are a JSON file')
+    if not place.is_dir():
+        raise DatasetError(f'{place}: is no dataset that is known; {_LAYOUTS}')
+    if captions is not None and captions.is_file():
         content = read_object(captions)
-        if 'annotations' not in content:  # as in COCO's own files
+        if is_karpathy(content):
             splits = karpathy_splits(content, captions)
-            return open_karpathy(folder, _choose(split, splits, captions), content, captions)
-    return open_coco(folder, _choose(split, splits, folder), captions)
+            return open_karpathy(place, _choose(split, splits, captions), content, captions)
+    if splits := coco_splits(place):
+        return open_coco(place, _choose(split, splits, place), captions)
+    if is_coda_split(place):
+        _choose(split, [name_of(place)], place)
+        return open_coda(place, captions)
+    if splits := coda_splits(place):
+        return open_coda(place / _choose(split, splits, place), captions)
+    raise DatasetError(f'{place}: is no dataset that is known; {_LAYOUTS}')
 
 
 def _choose(split: str | None, splits: Sequence[str], place: Path) -> str:
@@ -78,7 +83,7 @@ def _choose(split: str | None, splits: Sequence[str], place: Path) -> str:
 
 
 def _existing(path: str | os.PathLike[str]) -> Path:
-    place = Path(path).expanduser()
+    place = Path(os.path.expanduser(path))
     if not place.exists():
         raise DatasetError(f'{place}: there is no such file or folder; {_LAYOUTS}')
     return place

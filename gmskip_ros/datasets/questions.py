@@ -18,10 +18,6 @@ def open_questions(path: Path) -> Dataset:
     """
     try:
         text = path.read_bytes().decode('utf-8-sig')
-    except OSError as error:
-        raise DatasetError(
-            f'{path}: cannot be read ({error.strerror}); check its path and permissions'
-        ) from error
     except UnicodeDecodeError as error:
         raise DatasetError(f'{path}: is not UTF-8 text; save the file as UTF-8') from error
     samples: dict[str, Sample] = {}

@@ -22,7 +22,7 @@ class Sample:
     captions: tuple[str, ...] = ()
     question: str | None = None  # generic task only
     references: tuple[str, ...] = ()  # generic task only
-    attributes: Mapping[str, str] = field(default_factory=dict)  # weather, period
+    attributes: Mapping[str, str] = field(default_factory=dict, hash=False)  # weather, period
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,16 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gmskip_ros import __version__
 from gmskip_ros.datasets.errors import DatasetError
 
+if TYPE_CHECKING:
+    from gmskip_ros.datasets.scenes import Scene
+
 SPLIT = 'scenes'
 JPEG_QUALITY = 95
-_JOB_FILE = 'scenes.json'
-_AREA = 'visible pixels'
 
 
 def write_scenes(
@@ -25,24 +26,28 @@ def write_scenes(
 ) -> bool:
     """Write the scenes of seeds `seed` to `seed` + `count` - 1; open_dataset reads the folder.
 
-    Pictures are scenes/<seed as 12 digits>.jpg, so those of other seeds have other keys. An
-    interrupted job is taken up where it was; returns False if it was complete. `on_progress` is
-    called with the number of scenes done. Raises DatasetError if the folder holds anything else or
-    cannot be written.
+    Pictures are scenes/<seed as 12 digits>.jpg, so those of other seeds have other keys. Areas are
+    visible pixels. An interrupted job is taken up where it was; returns False if it was complete.
+    `on_progress` is called with the number of scenes done. Raises DatasetError if the folder holds
+    anything else or cannot be written.
     """
     if count < 1 or seed < 0 or seed + count > 10**12:
         raise DatasetError(
             f'{count} scenes from seed {seed}: give 1 or more, and a seed from 0 to 999999999999'
         )
-    root = Path(folder).expanduser()
+    root = Path(os.path.expanduser(folder))
     job = {'format': 'gmskip/scenes/1', 'scenes': count, 'seed': seed, 'gmskip_ros': __version__}
     try:
         _claim(root, job)
         # Written last: where it is, all else is.
-        last = root / 'annotations' / f'instances_{SPLIT}.json'
-        if last.exists():
+        instances = root / 'annotations' / f'instances_{SPLIT}.json'
+        partial = root / 'annotations' / f'{SPLIT}.partial.jsonl'
+        if instances.exists():
+            partial.unlink(missing_ok=True)
             return False
-        _write_all(root, range(seed, seed + count), last, on_progress)
+        descriptions = _render(root, range(seed, seed + count), partial, on_progress)
+        _write_annotations(root, descriptions, instances)
+        partial.unlink()
     except OSError as error:
         raise DatasetError(
             f'{error.filename or root}: cannot be written ({error.strerror}); check the folder, '
@@ -54,7 +59,7 @@ def write_scenes(
 def _claim(root: Path, job: dict[str, Any]) -> None:
     """Make the folder and leave the job's description there, or find the same one."""
     root.mkdir(parents=True, exist_ok=True)
-    described = root / _JOB_FILE
+    described = root / 'scenes.json'
     if described.exists():
         try:
             found = json.loads(described.read_bytes())
@@ -71,44 +76,63 @@ def _claim(root: Path, job: dict[str, Any]) -> None:
     _write(described, (json.dumps(job) + '\n').encode())
 
 
-def _write_all(
-    root: Path, seeds: range, last: Path, on_progress: Callable[[int], None] | None
-) -> None:
+def _render(
+    root: Path, seeds: range, partial: Path, on_progress: Callable[[int], None] | None
+) -> list[dict[str, Any]]:
+    """Write the pictures that `partial` does not describe; return the descriptions of all."""
     import cv2
 
-    from gmskip_ros.datasets.scenes import CLASSES, render_scene
+    from gmskip_ros.datasets.scenes import render_scene
 
     for name in (SPLIT, 'annotations'):
         (root / name).mkdir(exist_ok=True)
-    images: list[dict[str, Any]] = []
-    boxes: list[dict[str, Any]] = []
-    captions: list[dict[str, Any]] = []
-    for done, seed in enumerate(seeds, start=1):
-        scene = render_scene(seed)
-        picture = root / SPLIT / f'{seed:012d}.jpg'
-        if not picture.exists():
+    lines = partial.read_bytes().splitlines(keepends=True) if partial.exists() else []
+    if lines and not lines[-1].endswith(b'\n'):  # interrupted in the middle of a line
+        lines.pop()
+    _write(partial, b''.join(lines))
+    descriptions = [json.loads(line) for line in lines]
+    with open(partial, 'ab') as file:
+        for seed in seeds[len(descriptions) :]:
+            scene = render_scene(seed)
             bgr = cv2.cvtColor(scene.image, cv2.COLOR_RGB2BGR)
             encoded = cv2.imencode('.jpg', bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
-            _write(picture, encoded.tobytes())
-        height, width = scene.image.shape[:2]
-        images.append({
-            'id': seed, 'file_name': picture.name, 'width': width, 'height': height,
-            'weather': scene.weather, 'period': scene.light,
-        })  # fmt: skip
-        for thing in scene.objects:
-            boxes.append({
-                'id': len(boxes) + 1, 'image_id': seed, 'bbox': list(thing.box), 'iscrowd': 0,
-                'category_id': CLASSES.index(thing.name) + 1, 'area': thing.visible_area,
-            })  # fmt: skip
-        captions.append({'id': done, 'image_id': seed, 'caption': scene.caption})
-        if on_progress is not None:
-            on_progress(done)
-    info = {'description': f'driving scenes rendered by gmskip_ros; area is {_AREA}'}
+            name = f'{seed:012d}.jpg'
+            _write(root / SPLIT / name, encoded.tobytes())
+            descriptions.append(_describe(scene, seed, name))
+            file.write((json.dumps(descriptions[-1]) + '\n').encode())
+            file.flush()
+            if on_progress is not None:
+                on_progress(len(descriptions))
+    return descriptions
+
+
+def _describe(scene: Scene, seed: int, name: str) -> dict[str, Any]:
+    height, width = scene.image.shape[:2]
+    image = {'id': seed, 'file_name': name, 'width': width, 'height': height,
+             'weather': scene.weather, 'period': scene.light}  # fmt: skip
+    things = [(thing.name, thing.box, thing.visible_area) for thing in scene.objects]
+    return {'image': image, 'things': things, 'caption': scene.caption}
+
+
+def _write_annotations(root: Path, descriptions: list[dict[str, Any]], instances: Path) -> None:
+    from gmskip_ros.datasets.scenes import CLASSES
+
+    boxes: list[dict[str, Any]] = []
+    captions: list[dict[str, Any]] = []
+    for number, scene in enumerate(descriptions, start=1):
+        about = {'image_id': scene['image']['id']}
+        captions.append({'id': number, **about, 'caption': scene['caption']})
+        for name, box, area in scene['things']:
+            class_id = CLASSES.index(name) + 1
+            boxes.append({'id': len(boxes) + 1, **about, 'category_id': class_id,
+                          'bbox': box, 'area': area, 'iscrowd': 0})  # fmt: skip
+    common = {
+        'info': {'description': 'driving scenes rendered by gmskip_ros'},
+        'images': [scene['image'] for scene in descriptions],
+    }
     classes = [{'id': number, 'name': name} for number, name in enumerate(CLASSES, start=1)]
-    _write_json(root / 'annotations' / f'captions_{SPLIT}.json',
-                {'info': info, 'images': images, 'annotations': captions})  # fmt: skip
-    _write_json(last, {'info': info, 'images': images, 'annotations': boxes,
-                       'categories': classes})  # fmt: skip
+    _write_json(instances.with_name(f'captions_{SPLIT}.json'), {**common, 'annotations': captions})
+    _write_json(instances, {**common, 'annotations': boxes, 'categories': classes})
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -1,0 +1,452 @@
+"""COCO's layouts: what a sample holds, what is left out and told, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from look_alikes import box, by_key, classes, image, note_about, write_json, write_pictures
+
+from gmskip_ros.datasets import DatasetError, open_dataset
+
+COCO_MINI = Path(__file__).resolve().parents[3] / 'shared/data/coco-mini'
+needs_coco_mini = pytest.mark.skipif(not COCO_MINI.is_dir(), reason=f'{COCO_MINI} is not there')
+
+CLASSES = classes(person=1, car=3, dog=18)
+
+
+def write_coco(folder: Path, boxes=(), *, images=None, split='val2017', categories=CLASSES):
+    """Write pictures a.jpg to c.jpg with the boxes given and return the folder."""
+    listed = images or [image(1, 'a.jpg'), image(2, 'b.jpg'), image(3, 'c.jpg')]
+    write_pictures(folder / split, sorted({entry['file_name'] for entry in listed}))
+    content = {'images': listed, 'annotations': list(boxes), 'categories': categories}
+    write_json(folder / 'annotations' / f'instances_{split}.json', content)
+    return folder
+
+
+def edit(folder: Path, change, name='instances_val2017.json') -> None:
+    """Change the content of an annotation file in place."""
+    path = folder / 'annotations' / name
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+# ------------------------------------------------------------------------- what a sample holds
+
+
+def test_labels_are_ordered_by_total_area_and_the_main_object_is_the_largest_single(tmp_path):
+    folder = write_coco(tmp_path, [
+        box(1, 1, 18, (0, 0, 10, 10)), box(2, 1, 18, (20, 0, 10, 10)),
+        box(3, 1, 3, (0, 20, 15, 10)), box(4, 1, 1, (40, 20, 5, 5)),
+    ])  # fmt: skip
+    dataset = open_dataset(folder)
+    sample = by_key(dataset.samples)['val2017/a.jpg']
+    assert sample.labels == ('dog', 'car', 'person')  # 200, 150 and 25 pixels
+    assert sample.main_object == 'car'  # no single dog has more than 100
+    assert sample.image_path == folder / 'val2017' / 'a.jpg'
+    assert dataset.name == 'coco-val2017'
+    assert dataset.labels == ('person', 'car', 'dog')
+    assert dataset.warnings == ()
+
+
+def test_the_area_is_the_mask_s_where_it_is_stated(tmp_path):
+    folder = write_coco(tmp_path, [
+        box(1, 1, 18, (0, 0, 40, 40), area=50.5), box(2, 1, 3, (0, 0, 10, 10)),
+    ])  # fmt: skip
+    assert open_dataset(folder).samples[0].labels == ('car', 'dog')
+    edit(folder, lambda content: content['annotations'][0].pop('area'))
+    assert open_dataset(folder).samples[0].labels == ('dog', 'car')
+
+
+def test_equal_areas_are_ordered_as_the_file_s_classes(tmp_path):
+    boxes = [box(1, 1, 18, (0, 0, 10, 10)), box(2, 1, 1, (20, 0, 10, 10))]
+    folder = write_coco(tmp_path, boxes)
+    sample = open_dataset(folder).samples[0]
+    assert (sample.labels, sample.main_object) == (('person', 'dog'), 'person')
+
+
+def test_an_image_without_annotations_is_a_sample_without_labels(tmp_path):
+    folder = write_coco(tmp_path, [box(1, 1, 3, (0, 0, 9, 9)), box(2, 3, 3, (0, 0, 9, 9))])
+    dataset = open_dataset(folder)
+    sample = by_key(dataset.samples)['val2017/b.jpg']
+    assert (sample.labels, sample.main_object, sample.captions) == ((), None, ())
+    assert note_about(dataset.notes, 'no labels') == '1 image has no labels: val2017/b.jpg'
+
+
+def test_a_crowd_is_a_label_and_never_the_main_object(tmp_path):
+    folder = write_coco(tmp_path, [
+        box(1, 1, 1, (0, 0, 60, 40), iscrowd=1), box(2, 1, 3, (0, 0, 5, 5)),
+        box(3, 2, 1, (0, 0, 60, 40), iscrowd=1),
+    ])  # fmt: skip
+    dataset = open_dataset(folder)
+    samples = by_key(dataset.samples)
+    assert samples['val2017/a.jpg'].labels == ('person', 'car')
+    assert samples['val2017/a.jpg'].main_object == 'car'
+    assert samples['val2017/b.jpg'].labels == ('person',)
+    assert samples['val2017/b.jpg'].main_object is None
+    told = note_about(dataset.notes, 'crowd')
+    assert told == (
+        '2 crowd regions count as labels, never as the main object: val2017/a.jpg, val2017/b.jpg'
+    )
+
+
+def test_captions_come_from_the_captions_of_the_split(tmp_path):
+    folder = write_coco(tmp_path)
+    images = [image(1, 'a.jpg'), image(2, 'b.jpg')]
+    texts = [
+        {'id': 1, 'image_id': 1, 'caption': ' A car. '},
+        {'id': 2, 'image_id': 1, 'caption': 'A red car.'},
+        {'id': 2, 'image_id': 1, 'caption': 'A red car.'},  # there twice
+        {'id': 3, 'image_id': 1, 'caption': 'A red car.'},  # said by another person
+        {'id': 4, 'image_id': 99, 'caption': 'Nothing.'},
+    ]
+    content = {'images': images, 'annotations': texts}
+    path = write_json(folder / 'annotations' / 'captions_val2017.json', content)
+    dataset = open_dataset(folder)
+    samples = by_key(dataset.samples)
+    assert samples['val2017/a.jpg'].captions == ('A car.', 'A red car.', 'A red car.')
+    assert samples['val2017/b.jpg'].captions == ()
+    assert '1 caption is there twice' in note_about(dataset.notes, 'caption is there')
+    assert note_about(dataset.notes, 'caption is of').endswith(': image 99')
+
+    elsewhere = path.rename(tmp_path / 'mine.json')
+    assert open_dataset(folder).samples[0].captions == ()
+    assert open_dataset(folder, captions=elsewhere).samples == dataset.samples
+
+
+def test_captions_alone_are_a_dataset_without_labels(tmp_path):
+    write_pictures(tmp_path / 'images', ['a.jpg'])
+    write_json(tmp_path / 'annotations' / 'captions_val2014.json', {
+        'images': [image(1, 'a.jpg')],
+        'annotations': [{'id': 1, 'image_id': 1, 'caption': 'A car.'}],
+    })  # fmt: skip
+    dataset = open_dataset(tmp_path)
+    assert (dataset.labels, dataset.samples[0].labels) == ((), ())
+    assert dataset.samples[0].captions == ('A car.',)
+    assert not [note for note in dataset.notes if 'labels' in note]
+
+
+@pytest.mark.parametrize('place', ['{split}', 'images/{split}', 'images'])
+@pytest.mark.parametrize('split, name', [
+    ('val2017', '000000000042.jpg'), ('val2014', 'COCO_val2014_000000000042.jpg'),
+])  # fmt: skip
+def test_the_layouts_of_2014_and_2017(tmp_path, place, split, name):
+    write_pictures(tmp_path / place.format(split=split), [name])
+    boxes = [box(1, 42, 3, (0, 0, 9, 9))]
+    content = {'images': [image(42, name)], 'annotations': boxes, 'categories': CLASSES}
+    write_json(tmp_path / 'annotations' / f'instances_{split}.json', content)
+    (sample,) = open_dataset(tmp_path).samples
+    assert sample.key == f'{split}/{name}'
+    assert sample.image_path == tmp_path / place.format(split=split) / name
+    assert sample.labels == ('car',)
+
+
+def test_train_images_are_flagged(tmp_path):
+    for split in ('train2014', 'train2017', 'val2014', 'val2017'):
+        write_coco(tmp_path, split=split)
+    told = {split: open_dataset(tmp_path, split=split).warnings for split in (
+        'train2014', 'train2017', 'val2014', 'val2017')}  # fmt: skip
+    for split in ('train2014', 'train2017'):
+        (warning,) = told[split]
+        assert 'training data of LLaVA' in warning
+    assert 'most COCO val2014 images' in told['val2014'][0]  # they are in train2017
+    assert told['val2017'] == ()
+
+
+def test_a_split_of_one_s_own_is_not_called_coco(tmp_path):
+    assert open_dataset(write_coco(tmp_path, split='garage')).name == 'garage'
+
+
+# -------------------------------------------------------- what is left out or put right, and told
+
+
+def test_missing_images_are_left_out_and_counted(tmp_path):
+    folder = write_coco(tmp_path)
+    (folder / 'val2017' / 'b.jpg').unlink()
+    dataset = open_dataset(folder)
+    assert list(by_key(dataset.samples)) == ['val2017/a.jpg', 'val2017/c.jpg']
+    assert note_about(dataset.notes, 'missing') == '1 image is missing, left out: val2017/b.jpg'
+
+
+def test_long_lists_are_counted_and_shortened(tmp_path):
+    images = [image(number, f'{number:04d}.jpg') for number in range(1200)]
+    folder = write_coco(tmp_path, images=images[:1])
+    edit(folder, lambda content: content.update(images=images))
+    told = note_about(open_dataset(folder).notes, 'missing')
+    assert told.startswith('1,199 images are missing, left out: val2017/0001.jpg, ')
+    assert told.endswith('val2017/0005.jpg, ...')
+
+
+def test_boxes_are_clipped_to_their_image(tmp_path):
+    folder = write_coco(tmp_path, [
+        box(1, 1, 18, (-90, 0, 100, 10)),  # 10 x 10 of it are inside
+        box(2, 1, 3, (30, 10, 15, 10)),
+        box(3, 1, 1, (-20, 5, 10, 10)),  # all outside
+        box(4, 2, 1, (5, 5, 0, 10)),
+        box(5, 2, 1, (5, 5, 10, 10), area=0),
+        box(6, 3, 1, (0, 0, 64.4, 48.4)),  # rounding
+    ])  # fmt: skip
+    dataset = open_dataset(folder)
+    samples = by_key(dataset.samples)
+    assert samples['val2017/a.jpg'].labels == ('car', 'dog')
+    assert samples['val2017/b.jpg'].labels == ()
+    assert samples['val2017/c.jpg'].labels == ('person',)
+    assert note_about(dataset.notes, 'clipped') == '1 box is clipped to its image: val2017/a.jpg'
+    assert note_about(dataset.notes, 'no area').startswith('3 boxes have no area')
+
+
+def test_an_image_listed_twice_is_one_sample(tmp_path):
+    images = [image(1, 'a.jpg'), image(1, 'a.jpg'), image(2, 'b.jpg'), image(9, 'b.jpg')]
+    boxes = [box(1, 1, 3, (0, 0, 9, 9)), box(2, 2, 1, (0, 0, 9, 9)), box(3, 9, 18, (0, 0, 5, 5))]
+    dataset = open_dataset(write_coco(tmp_path, boxes, images=images))
+    samples = by_key(dataset.samples)
+    assert list(samples) == ['val2017/a.jpg', 'val2017/b.jpg']
+    assert samples['val2017/b.jpg'].labels == ('person', 'dog')  # of both its ids
+    assert note_about(dataset.notes, 'listed twice') == '1 image is listed twice, taken once: a.jpg'
+    assert note_about(dataset.notes, 'two ids').endswith('taken as one: val2017/b.jpg')
+
+
+def test_an_image_id_of_two_files_is_left_out(tmp_path):
+    images = [image(1, 'a.jpg'), image(1, 'b.jpg'), image(2, 'c.jpg')]
+    dataset = open_dataset(write_coco(tmp_path, [box(1, 1, 3, (0, 0, 9, 9))], images=images))
+    assert list(by_key(dataset.samples)) == ['val2017/c.jpg']
+    assert note_about(dataset.notes, 'two files').endswith(': id 1')
+
+
+def test_a_box_that_is_there_twice_counts_once_and_another_with_its_id_is_kept(tmp_path):
+    dog = box(1, 1, 18, (0, 0, 10, 6))
+    boxes = [dog, dog, box(2, 1, 3, (0, 0, 10, 9)), box(2, 1, 1, (0, 0, 5, 5))]
+    dataset = open_dataset(write_coco(tmp_path, boxes))
+    assert dataset.samples[0].labels == ('car', 'dog', 'person')  # 90, 60 (not 120) and 25
+    assert note_about(dataset.notes, 'twice') == '1 box is there twice, taken once: id 1'
+
+
+def test_boxes_of_unknown_images_and_classes_are_left_out(tmp_path):
+    boxes = [box(1, 77, 3, (0, 0, 9, 9)), box(2, 1, 55, (0, 0, 9, 9)), box(3, 1, 3, (0, 0, 9, 9))]
+    dataset = open_dataset(write_coco(tmp_path, boxes))
+    assert dataset.samples[0].labels == ('car',)
+    assert note_about(dataset.notes, 'image that').endswith(': image 77')
+    assert note_about(dataset.notes, 'class that').endswith(': class 55')
+
+
+# ------------------------------------------------------------------------------ what is refused
+
+
+def set_in(*path, value):
+    """Return a change that puts the value there; without a value, that takes it away."""
+    def change(content):
+        *way, last = path
+        for step in way:
+            content = content[step]
+        if value is None:
+            del content[last]
+        else:
+            content[last] = value
+    return change
+
+
+@pytest.mark.parametrize('change, field', [
+    (set_in('images', value=None), r'images is missing'),
+    (set_in('images', value={}), r'images is an object; it must be a list'),
+    (set_in('images', 0, value='a.jpg'), r'images\[0\] is a text'),
+    (set_in('images', 1, 'file_name', value=None), r'images\[1\]\.file_name is missing'),
+    (set_in('images', 1, 'file_name', value=7), r'images\[1\]\.file_name is 7'),
+    (set_in('images', 1, 'id', value=True), r'images\[1\]\.id is true'),
+    (set_in('images', 1, 'id', value=1.5), r'images\[1\]\.id is 1\.5'),
+    (set_in('images', 0, 'width', value='64'), r'images\[0\]\.width is "64"'),
+    (set_in('images', 0, 'height', value=0), r'images\[0\]\.height is 0'),
+    (set_in('images', 0, 'weather', value=['wet']), r'images\[0\]\.weather is \["wet"\]'),
+    (set_in('categories', value=None), r'categories is missing'),
+    (set_in('categories', 0, 'name', value=' '), r'categories\[0\]\.name is " "'),
+    (set_in('categories', 1, 'id', value=1), r'categories\[1\]\.id is 1, which another class'),
+    (set_in('annotations', value=None), r'annotations is missing'),
+    (set_in('annotations', 0, value=[]), r'annotations\[0\] is a list'),
+    (set_in('annotations', 0, 'image_id', value=None), r'annotations\[0\]\.image_id is missing'),
+    (set_in('annotations', 0, 'category_id', value=[3]), r'annotations\[0\]\.category_id is \[3\]'),
+    (set_in('annotations', 0, 'bbox', value=None), r'annotations\[0\]\.bbox is missing'),
+    (set_in('annotations', 0, 'bbox', value=[1, 2, 3]), r'annotations\[0\]\.bbox is \[1, 2, 3\]'),
+    (set_in('annotations', 0, 'bbox', value=[1, 2, 3, float('nan')]), r'bbox is .*NaN'),
+    (set_in('annotations', 0, 'area', value='big'), r'annotations\[0\]\.area is "big"'),
+    (set_in('annotations', 0, 'iscrowd', value=2), r'annotations\[0\]\.iscrowd is 2'),
+])  # fmt: skip
+def test_a_bad_field_is_one_line_with_file_and_field(tmp_path, change, field):
+    folder = write_coco(tmp_path, [box(1, 1, 3, (0, 0, 9, 9))])
+    edit(folder, change)
+    with pytest.raises(DatasetError) as error:
+        open_dataset(folder)
+    message = str(error.value)
+    assert re.search(field, message)
+    assert message.startswith(str(folder / 'annotations' / 'instances_val2017.json'))
+    assert '\n' not in message
+    assert re.search('; (it must|rename)', message)  # the remedy
+
+
+def test_boxes_need_the_size_of_their_image(tmp_path):
+    folder = write_coco(tmp_path, [box(1, 1, 3, (0, 0, 9, 9))])
+
+    def forget(content):
+        del content['images'][0]['width'], content['images'][0]['height']
+
+    edit(folder, forget)
+    with pytest.raises(DatasetError, match=r'annotations\[0\]\.bbox .*a\.jpg.* width and height'):
+        open_dataset(folder)
+
+
+@pytest.mark.parametrize('content, what', [
+    ('{"images": [', 'is not JSON'), ('[]', 'holds a list'), ('', 'is not JSON'),
+    ('\xff', 'is not JSON'),
+])  # fmt: skip
+def test_a_broken_file_is_one_line(tmp_path, content, what):
+    path = tmp_path / 'annotations' / 'instances_val2017.json'
+    path.parent.mkdir()
+    path.write_bytes(content.encode('latin-1'))
+    with pytest.raises(DatasetError, match=what) as error:
+        open_dataset(tmp_path)
+    assert str(path) in str(error.value) and '\n' not in str(error.value)
+
+
+def test_no_images_left_names_where_they_were_looked_for(tmp_path):
+    folder = write_coco(tmp_path)
+    (folder / 'val2017').rename(folder / 'elsewhere')
+    with pytest.raises(DatasetError, match='none of 3 images is there') as error:
+        open_dataset(folder)
+    assert str(folder / 'val2017') in str(error.value)
+    assert str(folder / 'images' / 'val2017') in str(error.value)
+
+
+def test_splits_are_named_where_none_or_a_wrong_one_is_given(tmp_path):
+    write_coco(tmp_path, split='train2017')
+    write_coco(tmp_path, split='val2017')
+    with pytest.raises(DatasetError, match='several splits; choose one of train2017, val2017'):
+        open_dataset(tmp_path)
+    with pytest.raises(DatasetError, match=r"no split 'test2017'; there is train2017, val2017"):
+        open_dataset(tmp_path, split='test2017')
+    assert open_dataset(tmp_path, split='val2017').name == 'coco-val2017'
+
+
+def test_a_folder_of_no_known_layout_names_those_that_are_known(tmp_path):
+    (tmp_path / 'annotations').mkdir()
+    file = tmp_path / 'pictures.zip'
+    file.write_bytes(b'PK')
+    for path in (tmp_path, file, tmp_path / 'nowhere', tmp_path / 'a\0b'):
+        with pytest.raises(DatasetError, match=r'COCO.*CODA.*\.jsonl') as error:
+            open_dataset(path)
+        assert '\n' not in str(error.value) and '\0' not in str(error.value)
+
+
+def test_captions_of_another_split_are_refused(tmp_path):
+    folder = write_coco(tmp_path)
+    texts = [{'id': 1, 'image_id': 500, 'caption': 'A car.'}]
+    other = write_json(tmp_path / 'captions_val2014.json', {'images': [], 'annotations': texts})
+    with pytest.raises(DatasetError, match='no caption of this split'):
+        open_dataset(folder, captions=other)
+    with pytest.raises(DatasetError, match='cannot be read'):
+        open_dataset(folder, captions=folder)
+    with pytest.raises(DatasetError, match='no such file'):
+        open_dataset(folder, captions=tmp_path / 'nothing.json')
+
+
+# ------------------------------------------------------------------------------ Karpathy's split
+
+
+def write_karpathy(path: Path) -> Path:
+    """Write a file like dataset_coco.json about images 1 to 4, one of each of its splits."""
+    images = []
+    for number, split in enumerate(('train', 'restval', 'val', 'test'), start=1):
+        part = 'train2014' if split == 'train' else 'val2014'
+        sentences = [{'raw': f'Caption {n} of {number} .', 'sentid': n} for n in (1, 2)]
+        images.append({
+            'filepath': part, 'filename': f'COCO_{part}_{number:012d}.jpg', 'imgid': number,
+            'cocoid': number, 'split': split, 'sentids': [1, 2], 'sentences': sentences,
+        })  # fmt: skip
+    return write_json(path, {'dataset': 'coco', 'images': images})
+
+
+def test_karpathy_s_splits_are_his_file_s(tmp_path):
+    captions = write_karpathy(tmp_path / 'dataset_coco.json')
+    write_pictures(tmp_path / 'val2014', [f'COCO_val2014_{n:012d}.jpg' for n in (2, 3, 4)])
+    write_pictures(tmp_path / 'train2014', ['COCO_train2014_000000000001.jpg'])
+    with pytest.raises(DatasetError, match='karpathy-restval, karpathy-test, karpathy-train, '):
+        open_dataset(tmp_path, captions=captions)
+    with pytest.raises(DatasetError, match="no split 'val2014'"):
+        open_dataset(tmp_path, captions=captions, split='val2014')
+    dataset = open_dataset(tmp_path, captions=captions, split='karpathy-test')
+    assert dataset.name == 'coco-karpathy-test'
+    (sample,) = dataset.samples
+    assert sample.key == 'val2014/COCO_val2014_000000000004.jpg'  # as in COCO's own val2014
+    assert sample.captions == ('Caption 1 of 4 .', 'Caption 2 of 4 .')
+    assert (sample.labels, dataset.labels) == ((), ())  # no instances here
+    assert 'val2014' in dataset.warnings[0]
+    train = open_dataset(tmp_path, captions=captions, split='karpathy-train')
+    assert 'training data of LLaVA' in train.warnings[0]
+
+
+@pytest.mark.parametrize('year', [2014, 2017])
+def test_karpathy_s_captions_meet_the_labels_and_images_of_either_year(tmp_path, year):
+    """The ids are the same in both years; the images of his test were in train or val of 2017."""
+    captions = write_karpathy(tmp_path / 'karpathy' / 'dataset_coco.json')
+    root = tmp_path / 'coco'
+    if year == 2014:
+        names = {'val2014': [image(4, 'COCO_val2014_000000000004.jpg')]}
+    else:
+        names = {'val2017': [image(9, '000000000009.jpg')],
+                 'train2017': [image(4, '000000000004.jpg')]}  # fmt: skip
+    for split, images in names.items():
+        boxes = [box(n, entry['id'], 3, (0, 0, 9, 9)) for n, entry in enumerate(images)]
+        write_coco(root, boxes, images=images, split=split)
+    dataset = open_dataset(root, captions=captions, split='karpathy-test')
+    (sample,) = dataset.samples
+    assert sample.key == 'val2014/COCO_val2014_000000000004.jpg'
+    assert sample.image_path.is_file()
+    assert (sample.labels, sample.main_object) == (('car',), 'car')
+    assert dataset.labels == ('person', 'car', 'dog')
+    assert dataset.notes == ()  # the other images are no peculiarity
+
+
+def test_another_of_karpathy_s_files_is_refused(tmp_path):
+    """dataset_flickr8k.json has no cocoid."""
+    captions = write_karpathy(tmp_path / 'dataset_flickr8k.json')
+    content = json.loads(captions.read_text())
+    for entry in content['images']:
+        del entry['cocoid']
+    write_json(captions, content)
+    with pytest.raises(DatasetError, match=r'images\[3\]\.cocoid is missing'):
+        open_dataset(tmp_path, captions=captions, split='karpathy-test')
+
+
+# ------------------------------------------------------------------------- COCO's own photographs
+
+
+@needs_coco_mini
+def test_labels_and_crowds_are_pycocotools_s():
+    from pycocotools.coco import COCO
+
+    reference = COCO(str(COCO_MINI / 'annotations' / 'instances_val2017.json'))
+    names = {entry['id']: entry['name'] for entry in reference.dataset['categories']}
+    dataset = open_dataset(COCO_MINI)
+    samples = by_key(dataset.samples)
+    assert len(samples) == len(reference.imgs) == 48
+    assert dataset.labels == tuple(names.values())
+    crowds = 0
+    for number, entry in reference.imgs.items():
+        boxes = reference.loadAnns(reference.getAnnIds(imgIds=[number]))
+        crowds += sum(found['iscrowd'] for found in boxes)
+        sample = samples[f'val2017/{entry["file_name"]}']
+        assert set(sample.labels) == {names[found['category_id']] for found in boxes}
+        single = [found for found in boxes if not found['iscrowd']]
+        largest = max(single, key=lambda found: found['area'], default=None)
+        assert sample.main_object == (largest and names[largest['category_id']])
+    assert crowds == int(note_about(dataset.notes, 'crowd').split()[0]) == 7
+
+
+@needs_coco_mini
+def test_captions_are_pycocotools_s():
+    from pycocotools.coco import COCO
+
+    reference = COCO(str(COCO_MINI / 'annotations' / 'captions_val2017.json'))
+    for sample in open_dataset(COCO_MINI).samples:
+        found = reference.imgToAnns[int(Path(sample.key).stem)]
+        assert list(sample.captions) == [entry['caption'].strip() for entry in found]

@@ -1,0 +1,194 @@
+"""CODA's layouts and CODA-LM, on look-alikes: the licence lets nothing of theirs be here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from look_alikes import box, by_key, image, note_about, write_json, write_pictures
+
+from gmskip_ros.datasets import DatasetError, open_dataset
+
+# Ids have gaps, one name is misspelt, one names nothing, as in CODA's files.
+CATEGORIES = [
+    {'id': 1, 'name': 'pedestrian', 'supercategory': 'pedestrian'},
+    {'id': 3, 'name': 'car', 'supercategory': 'vehicle'},
+    {'id': 17, 'name': 'dog', 'supercategory': 'animal'},
+    {'id': 29, 'name': 'suitcace', 'supercategory': 'obstruction'},
+    {'id': 43, 'name': 'misc', 'supercategory': 'misc'},
+]
+FILES = {'base-val-1500': 'corner_case.json', 'sample': 'corner_case.json',
+         'val': 'annotations.json', 'test': 'annotations.json'}  # fmt: skip
+
+
+def write_split(root: Path, split: str) -> Path:
+    """Write pictures 0001.jpg to 0004.jpg of one split and return its folder."""
+    names = [f'{number:04d}.jpg' for number in range(1, 5)]
+    images = [image(number, name) for number, name in enumerate(names, start=1)]
+    images[0] |= {'period': 'daytime', 'weather': 'rainy'}
+    images[1] |= {'period': None}
+    boxes = [
+        box(1, 1, 29, (0, 0, 30, 20), iscrowd=False, corner_case=True),
+        box(2, 1, 3, (-40, 0, 50, 10), iscrowd=False, corner_case=False),  # leaves the image
+        box(3, 2, 17, (0, 0, 20, 20), iscrowd=False, corner_case=True),  # no common class here
+        box(4, 3, 43, (0, 0, 20, 20), iscrowd=False, corner_case=True),
+        box(5, 3, 1, (0, 0, 60, 40), iscrowd=True, corner_case=False),
+        box(6, 3, 3, (0, 0, 20, 10), iscrowd=False, corner_case=False),
+        box(7, 4, 43, (0, 0, 20, 20), iscrowd=False, corner_case=True),
+    ]
+    write_pictures(root / split / 'images', names)
+    content = {'info': {}, 'images': images, 'annotations': boxes, 'categories': CATEGORIES}
+    write_json(root / split / FILES[split], content)
+    return root / split
+
+
+@pytest.mark.parametrize('split', list(FILES))
+def test_every_split_s_layout_is_known(tmp_path, split):
+    folder = write_split(tmp_path, split)
+    dataset = open_dataset(tmp_path)
+    assert dataset == open_dataset(folder) == open_dataset(tmp_path, split=split)
+    assert dataset.name == f'coda-{split}'
+    assert dataset.labels == ('pedestrian', 'car', 'dog', 'suitcase')
+    samples = by_key(dataset.samples)
+    assert list(samples) == [f'{split}/{number:04d}.jpg' for number in range(1, 5)]
+    first, second, third, fourth = samples.values()
+    assert first.image_path == folder / 'images' / '0001.jpg'
+    assert (first.labels, first.main_object) == (('suitcase', 'car'), 'suitcase')
+    assert first.attributes == {'period': 'daytime', 'weather': 'rainy'}
+    assert (second.labels, second.attributes) == (('dog',), {})
+    assert (third.labels, third.main_object) == (('pedestrian', 'car'), 'car')
+    assert (fourth.labels, fourth.main_object) == ((), None)
+
+
+def test_what_was_left_out_or_put_right_is_told(tmp_path):
+    notes = open_dataset(write_split(tmp_path, 'val')).notes
+    assert note_about(notes, 'misc') == (
+        '2 boxes of class misc, which no answer can name, are left out: val/0003.jpg, val/0004.jpg'
+    )
+    assert note_about(notes, 'clipped') == '1 box is clipped to its image: val/0001.jpg'
+    assert note_about(notes, 'crowd').startswith('1 crowd region counts as a label')
+    assert note_about(notes, 'no labels') == '1 image has no labels: val/0004.jpg'
+    assert len(notes) == 4
+
+
+def test_where_corner_cases_only_are_labelled_it_is_said(tmp_path):
+    (warning,) = open_dataset(write_split(tmp_path, 'base-val-1500')).warnings
+    assert 'corner cases only' in warning
+    assert open_dataset(write_split(tmp_path, 'val')).warnings == ()
+
+
+def test_val_and_test_share_file_names_and_no_keys(tmp_path):
+    for split in ('val', 'test'):
+        write_split(tmp_path, split)
+    with pytest.raises(DatasetError, match='several splits; choose one of test, val'):
+        open_dataset(tmp_path)
+    val, test = (open_dataset(tmp_path, split=split).samples for split in ('val', 'test'))
+    assert [sample.image_path.name for sample in val] == [
+        sample.image_path.name for sample in test
+    ]
+    assert not {sample.key for sample in val} & {sample.key for sample in test}
+
+
+def test_a_linked_folder_keeps_the_name_of_the_link(tmp_path, monkeypatch):
+    real = write_split(tmp_path / 'disk', 'val').rename(tmp_path / 'disk' / 'coda-2022-part-1')
+    (tmp_path / 'CODA').mkdir()
+    (tmp_path / 'CODA' / 'val').symlink_to(real)
+    assert open_dataset(tmp_path / 'CODA').name == 'coda-val'
+    assert open_dataset(tmp_path / 'CODA' / 'val').name == 'coda-val'
+    monkeypatch.chdir(real)
+    assert open_dataset('.').name == 'coda-coda-2022-part-1'
+
+
+def test_a_wrong_split_names_those_that_are_there(tmp_path):
+    folder = write_split(tmp_path, 'val')
+    for path in (tmp_path, folder):
+        with pytest.raises(DatasetError, match=r"no split 'test'; there is val"):
+            open_dataset(path, split='test')
+
+
+def test_missing_images(tmp_path):
+    folder = write_split(tmp_path, 'val')
+    (folder / 'images' / '0002.jpg').unlink()
+    dataset = open_dataset(folder)
+    assert note_about(dataset.notes, 'missing') == '1 image is missing, left out: val/0002.jpg'
+    (folder / 'images').rename(folder / 'pictures')
+    with pytest.raises(DatasetError, match=r'val/images: none of 4 images is there'):
+        open_dataset(folder)
+
+
+# -------------------------------------------------------------------------------------- CODA-LM
+
+
+def write_lm(root: Path, part: str, name: str, text: str | None) -> Path:
+    """Write one of CODA-LM's files and return the folder CODA-LM."""
+    general = {'vehicles': [{'description': 'd', 'explanation': 'e'}], 'traffic signs': []}
+    if text is not None:
+        general['description and explanation'] = text
+    region = {'1': {'description and explanation': 'A dog.', 'box': [0, 0, 9, 9],
+                    'category_name': 'dog'}}  # fmt: skip
+    content = {'general_perception': general, 'region_perception': region,
+               'driving_suggestion': 'Slow down.'}  # fmt: skip
+    write_json(root / 'CODA-LM' / part / name, content)
+    return root / 'CODA-LM'
+
+
+def test_coda_lm_describes_the_pictures_of_its_source_split(tmp_path):
+    """CODA-LM's Train is about CODA2022's val; its Val, Test and Mini are about test."""
+    for split in ('val', 'test'):
+        write_split(tmp_path, split)
+    write_lm(tmp_path, 'Train', 'val_0001.json', 'A suitcase lies on the road.')
+    write_lm(tmp_path, 'Train', 'val_0002.json', None)
+    write_lm(tmp_path, 'Train', 'val_0099.json', 'No such picture.')
+    write_lm(tmp_path, 'Val', 'test_0001.json', 'From Val.')
+    write_lm(tmp_path, 'Test', 'test_0002.json', 'From Test.')
+    folder = write_lm(tmp_path, 'Mini', 'test_0001.json', 'From Mini.')
+    (folder / 'Val' / 'vqa_anno').mkdir()  # what the authors' own converter leaves there
+    (folder / 'Val' / 'vqa_anno' / 'general_perception.json').write_text('{}\n{}\n')
+
+    dataset = open_dataset(tmp_path, split='val', captions=folder)
+    samples = by_key(dataset.samples)
+    assert samples['val/0001.jpg'].captions == ('A suitcase lies on the road.',)
+    assert samples['val/0002.jpg'].captions == samples['val/0003.jpg'].captions == ()
+    assert note_about(dataset.notes, 'CODA-LM file has').endswith(': val_0002.json')
+    assert note_about(dataset.notes, 'CODA-LM file is about').endswith(': val_0099.json')
+
+    samples = by_key(open_dataset(tmp_path, split='test', captions=folder).samples)
+    captions = [sample.captions for sample in samples.values()]
+    assert captions == [('From Val.',), ('From Test.',), (), ()]
+    mini = open_dataset(tmp_path, split='test', captions=folder / 'Mini').samples
+    assert mini[0].captions == ('From Mini.',)
+
+
+def test_coda_lm_without_a_word_on_the_split_is_refused(tmp_path):
+    base = write_split(tmp_path, 'base-val-1500')
+    folder = write_lm(tmp_path, 'Train', 'val_0001.json', 'A suitcase lies on the road.')
+    with pytest.raises(DatasetError, match='describes no picture of base-val-1500'):
+        open_dataset(base, captions=folder)
+    with pytest.raises(DatasetError, match='is no folder'):
+        open_dataset(base, captions=folder / 'Train' / 'val_0001.json')
+
+
+@pytest.mark.parametrize('content, what', [
+    ('{', 'is not JSON'),
+    ('{}', 'general_perception is missing'),
+    ('{"general_perception": []}', 'general_perception is a list'),
+    ('{"general_perception": {"description and explanation": 5}}', 'explanation is 5'),
+])  # fmt: skip
+def test_a_broken_file_of_coda_lm_is_one_line(tmp_path, content, what):
+    split = write_split(tmp_path, 'val')
+    folder = write_lm(tmp_path, 'Train', 'val_0001.json', 'A suitcase.')
+    path = folder / 'Train' / 'val_0002.json'
+    path.write_text(content)
+    with pytest.raises(DatasetError, match=what) as error:
+        open_dataset(split, captions=folder)
+    assert str(path) in str(error.value) and '\n' not in str(error.value)
+
+
+def test_a_broken_annotation_names_its_place(tmp_path):
+    folder = write_split(tmp_path, 'val')
+    content = json.loads((folder / 'annotations.json').read_text())
+    content['annotations'][2]['iscrowd'] = 'no'
+    write_json(folder / 'annotations.json', content)
+    with pytest.raises(DatasetError, match=r'val/annotations\.json: annotations\[2\]\.iscrowd'):
+        open_dataset(folder)

@@ -1,0 +1,89 @@
+"""A .jsonl file of questions is a dataset; what is wrong in it is told by line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from look_alikes import note_about, write_pictures
+
+from gmskip_ros.datasets import DatasetError, open_dataset
+
+
+def write_lines(folder: Path, *lines: object) -> Path:
+    """Write the pictures a.jpg and b/c.jpg and a file with these lines."""
+    write_pictures(folder, ['a.jpg', 'b/c.jpg'])
+    path = folder / 'my-benchmark.jsonl'
+    texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    path.write_text('\n'.join(texts) + '\n', encoding='utf-8')
+    return path
+
+
+def question(**more: object) -> dict[str, object]:
+    return {'image': 'a.jpg', 'question': 'How many?', 'references': ['2', 'two'], **more}
+
+
+def test_a_line_is_a_sample(tmp_path):
+    path = write_lines(
+        tmp_path, question(id='q1'), '', question(image='b/c.jpg', references='été', topic='x'),
+        question(id=7),
+    )  # fmt: skip
+    dataset = open_dataset(path)
+    assert (dataset.name, dataset.labels, dataset.notes) == ('my-benchmark', (), ())
+    last, first, second = dataset.samples[1], dataset.samples[2], dataset.samples[0]
+    assert (first.key, second.key, last.key) == ('q1', '7', 'b/c.jpg:3')
+    assert first.image_path == tmp_path / 'a.jpg' and last.image_path == tmp_path / 'b' / 'c.jpg'
+    assert (first.question, first.references) == ('How many?', ('2', 'two'))
+    assert last.references == ('été',)
+
+
+def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path):
+    path = write_lines(tmp_path, question(), question())
+    path.write_bytes(b'\xef\xbb\xbf' + path.read_bytes().replace(b'\n', b'\r\n'))
+    assert [sample.key for sample in open_dataset(path).samples] == ['a.jpg:1', 'a.jpg:2']
+
+
+def test_missing_images_are_left_out_and_counted(tmp_path):
+    path = write_lines(tmp_path, question(), question(image='z.jpg'))
+    dataset = open_dataset(path)
+    assert len(dataset.samples) == 1
+    assert note_about(dataset.notes, 'missing') == '1 image is missing, left out: z.jpg'
+
+
+@pytest.mark.parametrize('line, what', [
+    ('{"image": ', 'line 2 is not JSON'),
+    ([1], 'line 2 is a list'),
+    ({'question': 'How?', 'references': 'x'}, r'line 2\.image is missing'),
+    (question(question=' '), r'line 2\.question is " "'),
+    (question(references=[]), r'line 2\.references must be'),
+    (question(references=[3]), r'line 2\.references must be .* quotes'),
+    (question(references=''), r'line 2\.references must be'),
+    ({'image': 'a.jpg', 'question': 'How?'}, r'line 2\.references is missing'),
+    (question(id=['x']), r'line 2\.id is \["x"\]'),
+    (question(id='first'), r'line 2\.id is first, as on line 1'),
+])  # fmt: skip
+def test_a_bad_line_is_told_by_its_number(tmp_path, line, what):
+    path = write_lines(tmp_path, question(id='first'), line)
+    with pytest.raises(DatasetError, match=what) as error:
+        open_dataset(path)
+    assert str(error.value).startswith(str(path)) and '\n' not in str(error.value)
+
+
+def test_nothing_to_ask_is_refused(tmp_path):
+    with pytest.raises(DatasetError, match='has no line'):
+        open_dataset(write_lines(tmp_path, ''))
+    with pytest.raises(DatasetError, match='none of 1 images is there'):
+        open_dataset(write_lines(tmp_path, question(image='z.jpg')))
+    path = write_lines(tmp_path, question())
+    path.write_bytes(b'\xff\xfe')
+    with pytest.raises(DatasetError, match='UTF-8'):
+        open_dataset(path)
+
+
+def test_it_has_neither_splits_nor_captions(tmp_path):
+    path = write_lines(tmp_path, question())
+    with pytest.raises(DatasetError, match='neither splits nor captions'):
+        open_dataset(path, split='val')
+    with pytest.raises(DatasetError, match='neither splits nor captions'):
+        open_dataset(path, captions=path)
