@@ -235,8 +235,7 @@ def _facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return what was calibrated and how, as (name, value) lines."""
     names = (
         'model', 'text_model_type', 'num_blocks', 'device', 'dtype', 'task', 'target', 'prompt',
-        'metric', 'method', 'options', 'min_score_ratio', 'max_sparsity', 'full_score',
-        'stopped_by',
+        'metric', 'method', 'options', 'min_score_ratio', 'max_sparsity', 'stopped_by',
     )  # fmt: skip
     facts = {name: result[name] for name in names if name in result}
     dataset = {

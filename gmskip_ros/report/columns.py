@@ -240,7 +240,7 @@ def flat_facts(facts: Mapping[str, Any], parent: str = '') -> list[tuple[str, st
     """Return nested settings as lines: {'test': {'images': 5}} as [('test: images', '5')]."""
     lines: list[tuple[str, str]] = []
     for key, value in facts.items():
-        name = f'{parent}{fmt.one_line(key).replace("_", " ")}'
+        name = f'{parent}{fmt.one_line(key)}'
         if isinstance(value, Mapping) and value:
             lines += flat_facts(value, f'{name}: ')
         elif isinstance(value, (list, tuple)):

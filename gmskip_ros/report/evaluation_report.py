@@ -50,7 +50,7 @@ def _sections(result: Mapping[str, Any]) -> list[tuple[str, Sequence[Column], li
     score_notes = [fmt.one_line(result['score_note'])] if result['score_note'] else []
     paper = (col.NAME, col.SPARSITY, score, *col.COST)
     sections: list[tuple[str, Sequence[Column], list[str]]] = [
-        (fmt.subject(result), paper, [machine, *score_notes])
+        (f'Score and cost: {fmt.subject(result)}', paper, [machine, *score_notes])
     ]
     metrics = col.score_columns(rows)
     if len(metrics) > 1:

@@ -31,7 +31,7 @@ _STYLE = {
     'axes.spines.top': False, 'axes.spines.right': False, 'axes.edgecolor': GREY,
     'axes.labelcolor': DARK, 'xtick.color': DARK, 'ytick.color': DARK, 'text.color': DARK,
     'axes.grid': True, 'grid.color': '#E4E4E4', 'grid.linewidth': 0.8, 'axes.axisbelow': True,
-    'lines.linewidth': 2.0, 'lines.markersize': 4.5,
+    'lines.linewidth': 2.0,
 }  # fmt: skip
 _HATCH = [((0.0, 0.5), (0.5, 1.0)), ((0.0, 0.0), (1.0, 1.0)), ((0.5, 0.0), (1.0, 0.5))]
 
@@ -93,7 +93,7 @@ def _trade_off_panels(
 
     def gain(axis: Axes) -> None:
         axis.set_title('Visual gain: score minus score on shuffled images (test)')
-        axis.set_ylabel(fmt.score_label(result).replace(', %', ', % points'))
+        axis.set_ylabel(_literal(fmt.score_label(result).replace(', %', ', % points')))
         xs, ys = _series(prefixes, 'visual_gain', 100)
         axis.axhline(0, color=GREY, linewidth=1)
         _draw_lines(axis, [(xs, ys, GREEN, 'o', 'visual gain')], result['nested'])
@@ -143,9 +143,10 @@ def _draw_scores(
     calibration: bool,
     test: bool,
 ) -> None:
-    axis.set_ylabel(fmt.score_label(result))
+    axis.set_ylabel(_literal(fmt.score_label(result)))
     lines: list[Line] = []
     levels: list[tuple[float, str]] = []
+    banded = False
     if calibration:
         known = [prefix for prefix in prefixes if fmt.is_known(prefix['calibration_score'])]
         xs = np.array([100 * prefix['sparsity'] for prefix in known])
@@ -159,21 +160,24 @@ def _draw_scores(
         xs, ys = _series(prefixes, 'score', 100)
         count = result['dataset']['test']['images']
         lines.append((xs, ys, ORANGE, 's', f'test, {count} images'))
-        banded = _draw_interval(axis, prefixes)
+        banded = _draw_interval(axis, prefixes, result['nested'])
         if not calibration and len(ys) and xs[0] == 0:
             levels.append((float(ys[0]), 'full model'))
-    axis.set_title({
-        (True, True): 'Score',
-        (True, False): 'Score on the calibration images',
-        (False, True): 'Score on the test images (CIDEr of another number of images: '
-        'not comparable)',
-    }[calibration, test] + (' (band: 95 % interval of the difference to full)' if test
-                            and calibration and banded else ''))  # fmt: skip
+    title = 'Score' if calibration and test else 'Score on the calibration images'
+    if not calibration:
+        title = 'Score on the test images: CIDEr of another number of images, not comparable'
+    if banded:
+        title += ' ' if calibration else '\n'
+        title += '(shaded: 95 % interval of the difference to full)'
+    axis.set_title(title)
     _draw_lines(axis, lines, result['nested'], levels)
 
 
-def _draw_interval(axis: Axes, prefixes: Sequence[Mapping[str, Any]]) -> bool:
-    """Draw full's test score plus the interval of the difference to it; return whether it is."""
+def _draw_interval(axis: Axes, prefixes: Sequence[Mapping[str, Any]], nested: bool) -> bool:
+    """Draw full's test score plus the interval of the difference to it, where that is known.
+
+    Return whether it is drawn: as a band, or as bars for sets that are no prefixes of one another.
+    """
     full = [prefix['test'] for prefix in _tested(prefixes) if prefix['length'] == 0]
     known = [
         (100 * prefix['sparsity'], prefix['test'].get('interval') or (0, 0))
@@ -182,11 +186,13 @@ def _draw_interval(axis: Axes, prefixes: Sequence[Mapping[str, Any]]) -> bool:
     ]
     if not full or len(known) < 2:
         return False
-    axis.fill_between(
-        [sparsity for sparsity, _ in known],
-        *([100 * (full[0]['score'] + interval[end]) for _, interval in known] for end in (0, 1)),
-        color=ORANGE, alpha=0.16, linewidth=0,
-    )  # fmt: skip
+    level = full[0]['score']
+    low, high = ([100 * (level + interval[end]) for _, interval in known] for end in (0, 1))
+    xs = [x for x, _ in known]
+    if nested:
+        axis.fill_between(xs, low, high, color=ORANGE, alpha=0.16, linewidth=0)
+    else:
+        axis.vlines(xs, low, high, color=ORANGE, alpha=0.3, linewidth=5)
     return True
 
 
@@ -202,7 +208,11 @@ def _draw_lines(
     for xs, ys, colour, marker, label in lines:
         if len(ys):
             # sets that are no prefixes of one another are points of their own
-            axis.plot(xs, ys, color=colour, marker=marker, linestyle='-' if nested else '')
+            # one of two coinciding points stays in sight: they differ in size
+            axis.plot(
+                xs, ys, color=colour, marker=marker, markersize=6.5 if colour == BLUE else 4,
+                linestyle='-' if nested else '',
+            )  # fmt: skip
             names.append((float(ys[-1]), label, colour))
     for level, label in levels:
         axis.axhline(level, color=GREY, linestyle=(0, (5, 3)), linewidth=1.3, zorder=1)
@@ -287,7 +297,7 @@ def _draw_heat_map(
     num_rounds, num_blocks = scores.shape
     cell_inch = 0.30 if num_blocks <= 48 else 0.19
     figure = Figure(
-        figsize=(max(9.0, 2.2 + cell_inch * num_blocks), 2.3 + cell_inch * num_rounds),
+        figsize=(max(9.0, 2.2 + cell_inch * num_blocks), max(2.6, 1.5 + cell_inch * num_rounds)),
         dpi=DPI, layout='constrained',
     )  # fmt: skip
     axis = figure.subplots()
@@ -306,13 +316,15 @@ def _draw_heat_map(
     axis.set_ylabel('round')
     axis.spines[:].set_visible(False)
 
-    stripes = [
-        [(x - 0.5 + left, y + 0.5 - low), (x - 0.5 + right, y + 0.5 - high)]
-        for x, y in bounds
-        for (left, low), (right, high) in _HATCH
-    ]
-    axis.add_collection(LineCollection(stripes, colors='black', linewidths=1.6, alpha=0.55))
-    axis.add_collection(LineCollection(stripes, colors='white', linewidths=0.8))
+    low, high = image.get_clim()
+    for colour, on_bright in (('white', False), ('black', True)):
+        stripes = [
+            [(x - 0.5 + left, y + 0.5 - bottom), (x - 0.5 + right, y + 0.5 - top)]
+            for x, y in bounds
+            if (scores[y, x] > (low + high) / 2) == on_bright
+            for (left, bottom), (right, top) in _HATCH
+        ]
+        axis.add_collection(LineCollection(stripes, colors=colour, linewidths=0.9))
     size = (cell_inch * 72 * 0.5) ** 2
     axis.scatter(
         [block for block, _ in removed], [row for _, row in removed], s=size, facecolors='white',
@@ -320,11 +332,7 @@ def _draw_heat_map(
     )  # fmt: skip
 
     bar = figure.colorbar(image, ax=axis, pad=0.01, fraction=0.03, aspect=18)
-    bar.set_label(fmt.score_label(result))
-    low, high = image.get_clim()
-    if fmt.is_known(result['min_score_ratio']) and low < high:
-        least = 100 * result['min_score_ratio'] * result['full_score']
-        bar.ax.axhline(min(max(least, low), high), color='black', linewidth=3)
+    bar.set_label(_literal(fmt.score_label(result)))
     figure.suptitle(
         _literal(f'Score without each block, round by round: {fmt.subject(result)}'),
         x=0.01, ha='left', fontsize=13, weight='bold', wrap=True,
@@ -333,11 +341,20 @@ def _draw_heat_map(
         Line2D([], [], linestyle='', marker='o', markersize=8, markerfacecolor='white',
                markeredgecolor='black', label='removed in this round'),
         Patch(facecolor='white', edgecolor=GREY, label='removed before'),
-        Patch(facecolor='#3b528b', edgecolor='white', hatch='////', label='upper bound: '
-              'dropped before its score was complete'),
+        Patch(facecolor='#3b528b', edgecolor='white', hatch='////', label='upper bound of '
+              'a block dropped early'),
     ]  # fmt: skip
+    if fmt.is_known(result['min_score_ratio']):
+        least = 100 * result['min_score_ratio'] * result['full_score']
+        text = f'min_score_ratio {result["min_score_ratio"]:g} x full: {least:.1f}'
+        if low <= least <= high:
+            bar.ax.axhline(least, color='black', linewidth=3)
+            keys.append(Line2D([], [], color='black', linewidth=3, label=text))
+        else:  # every score lies on one side of it
+            keys.append(Line2D([], [], linestyle='', label=f'({text})'))
     axis.legend(
-        handles=keys, loc='lower left', bbox_to_anchor=(0, 1), ncol=3, frameon=False, fontsize=9,
+        handles=keys, loc='lower left', bbox_to_anchor=(0, 1), ncol=4 if num_blocks > 24 else 2,
+        frameon=False, fontsize=9,
         borderaxespad=0.4,
     )  # fmt: skip
     return _png(figure)

@@ -1,0 +1,181 @@
+"""The tables, the CSV and the page of `gmskip evaluate`: the same figures everywhere."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import io
+import re
+
+import pytest
+import synthetic_results as made_up
+from html_page import HtmlPage
+from rich.console import Console
+
+from gmskip_ros.report.evaluation_report import evaluation_tables, write_evaluation_report
+
+
+def printed(result: dict, width: int) -> list[str]:
+    file = io.StringIO()
+    console = Console(width=width, file=file, color_system=None)
+    for table in evaluation_tables(result):
+        console.print(table)
+    return file.getvalue().splitlines()
+
+
+def test_writes_a_csv_and_a_page_that_loads_nothing(tmp_path):
+    result = made_up.evaluated()
+    before = copy.deepcopy(result)
+    paths = write_evaluation_report(result, tmp_path / 'out')
+    assert [path.name for path in paths] == ['evaluation.csv', 'report.html']
+    assert sorted((tmp_path / 'out').iterdir()) == sorted(paths)
+    page = HtmlPage(tmp_path / 'out' / 'report.html')
+    assert page.links == []
+    assert not {'script', 'link', 'iframe', 'object', 'embed', 'img'} & set(page.tags)
+    assert not re.search(r'url\(|@import', page.styles)
+    assert result == before
+
+
+def test_page_and_csv_have_the_figures_of_the_result(tmp_path):
+    result = made_up.evaluated()
+    write_evaluation_report(result, tmp_path)
+    page = HtmlPage(tmp_path / 'report.html')
+    with open(tmp_path / 'evaluation.csv', encoding='utf-8', newline='') as file:
+        records = list(csv.DictReader(file))
+    cost = page.table('Sparsity, %', 'Parameters run')
+    full = page.table('Difference', 'McNemar p')
+    controls = page.table('Shuffled score', 'AUROC, %')
+    sets = page.table('Blocks', 'Source')
+    assert len(cost) == len(full) == len(controls) == len(sets) == len(result['rows'])
+    for i, row in enumerate(result['rows']):
+        evaluation = row['evaluation']
+        assert {table[i]['Skip set'] for table in (cost, full, controls, sets)} == {row['name']}
+        assert records[i]['name'] == row['name']
+        assert records[i]['blocks'].split() == [str(block) for block in row['blocks']]
+        assert float(records[i]['score']) == evaluation['score']
+        assert float(records[i]['scores.balanced_accuracy']) == (
+            evaluation['scores']['balanced_accuracy']
+        )
+        assert int(records[i]['parameters_run']) == evaluation['parameters_run']
+        assert cost[i]['Sparsity, %'] == f'{100 * row["sparsity"]:.1f}'
+        assert cost[i]['accuracy, %'] == f'{100 * evaluation["score"]:.1f}'
+        assert cost[i]['Parameters run'] == f'{evaluation["parameters_run"] / 1e9:.2f} B'
+        assert cost[i]['ms per answer'] == f'{evaluation["latency_ms"]:.1f}'
+        assert cost[i]['ms per token'] == f'{evaluation["ms_per_token"]:.1f}'
+        assert controls[i]['Shuffled score'] == '12.1'
+        assert controls[i]['Visual gain'] == f'+{100 * evaluation["visual_gain"]:.1f}'
+        assert controls[i]['AUROC, %'] == f'{100 * evaluation["auroc"]:.1f}'
+        assert controls[i]['Most frequent answer'] == 'traffic light'
+    assert full[0]['Difference'] == full[0]['95 % interval'] == full[0]['McNemar p'] == '-'
+    low, high = result['rows'][3]['evaluation']['interval']
+    assert full[3]['95 % interval'] == f'[{100 * low:+.1f}, {100 * high:+.1f}]'
+    assert full[3]['McNemar p'] == '<0.001'
+    assert sets[0] == {
+        'Skip set': 'Full', 'Blocks left out': '0', 'Sparsity, %': '0.0', 'Blocks': '-',
+        'Source': '-',
+    }  # fmt: skip
+
+
+def test_metrics_have_a_table_of_their_own_only_if_there_are_several(tmp_path):
+    result = made_up.evaluated()
+    titles = [str(table.title) for table in evaluation_tables(result)]
+    assert [title.partition(':')[0] for title in titles] == [
+        'Score and cost', 'All scores', 'Against full', 'Does it still look?'
+    ]  # fmt: skip
+    for row in result['rows']:
+        row['evaluation']['scores'] = {'rouge_l': 0.5}
+    assert len(evaluation_tables(result)) == 3
+
+
+def test_cider_is_shown_as_in_papers_with_its_note(tmp_path):
+    note = 'Document frequencies come from the references of these 500 images.'
+    result = made_up.evaluated(task='captioning', target=None, metric='cider', score_note=note)
+    result['rows'][0]['evaluation']['score'] = 1.1974  # what COCO's scorer prints
+    write_evaluation_report(result, tmp_path)
+    page = HtmlPage(tmp_path / 'report.html')
+    assert page.table('CIDEr x100')[0]['CIDEr x100'] == '119.7'
+    assert note in page.text
+    assert note in ' '.join(printed(result, 120))
+
+
+def test_everything_is_escaped(tmp_path):
+    evil = '<script>alert("x")</script>'
+    result = made_up.evaluated(
+        model=evil, target=evil, metric=evil, command=evil, score_note=evil,
+        machine={'cpu': evil, 'gpu': evil}, unreadable=[evil],
+    )  # fmt: skip
+    result['dataset'].update(name=evil, notes=[evil], warnings=[evil])
+    for row in result['rows']:
+        row.update(name=evil, source=evil)
+        row['evaluation']['most_frequent_answer'] = evil
+    write_evaluation_report(result, tmp_path)
+    page = HtmlPage(tmp_path / 'report.html')
+    assert 'script' not in page.tags
+    assert page.text.count(evil) > 15
+    assert evil in ' '.join(printed(result, 400))
+
+
+def test_what_is_not_known_is_a_dash(tmp_path):
+    result = made_up.evaluated(target=None, machine={'cpu': None, 'gpu': None})
+    for row in result['rows']:
+        row['evaluation'] = {**dict.fromkeys(row['evaluation']), 'score': float('nan')}
+    write_evaluation_report(result, tmp_path)
+    page = HtmlPage(tmp_path / 'report.html')
+    texts = [page.text, (tmp_path / 'evaluation.csv').read_text(), *printed(result, 120)]
+    for text in texts:
+        assert not re.search(r'\b(None|nan|null|inf)\b', text)
+    assert page.table('accuracy, %')[0]['accuracy, %'] == '-'
+    assert page.table('In label set, %')[0]['In label set, %'] == '-'
+
+
+def test_every_latency_has_its_machine(tmp_path):
+    result = made_up.evaluated(device='cpu', dtype='float32')
+    write_evaluation_report(result, tmp_path)
+    text = HtmlPage(tmp_path / 'report.html').text
+    for shown in (text, ' '.join(printed(result, 120))):
+        notes = re.findall(r'Latency:[^\n]{0,60}', shown)
+        assert len(notes) == 2  # of the two tables with latencies
+        assert all('AMD EPYC 9554 (cpu, float32)' in note for note in notes)
+
+
+def test_shorter_answers_are_marked(tmp_path):
+    result = made_up.evaluated()
+    assert not any('shorter' in line for line in printed(result, 120))
+    result['rows'][2]['evaluation']['answers_got_shorter'] = True
+    write_evaluation_report(result, tmp_path)
+    page = HtmlPage(tmp_path / 'report.html')
+    cuts = [row['Language time cut, %'] for row in page.table('Language time cut, %')]
+    assert [cut.endswith('*') for cut in cuts] == [False, False, True, False]
+    assert '* answers got shorter' in page.text
+    assert any('* answers got shorter' in line for line in printed(result, 120))
+
+
+def test_warnings_and_unreadable_images_come_first(tmp_path):
+    result = made_up.evaluated(unreadable=['a/x.jpg', 'b/y.jpg'])
+    result['dataset']['warnings'] = ['COCO train images are in the training data']
+    write_evaluation_report(result, tmp_path)
+    text = HtmlPage(tmp_path / 'report.html').text
+    top, _, rest = text.partition('Score and cost')
+    assert 'COCO train images' in top
+    assert '2 images could not be read' in top
+    assert 'a/x.jpg' in rest
+    assert 'b/y.jpg' in rest
+
+
+@pytest.mark.parametrize('width', [80, 120])
+def test_tables_fit_the_terminal(width):
+    result = made_up.evaluated()
+    lines = printed(result, width)
+    assert max(map(len, lines)) <= width
+    for row in result['rows']:
+        evaluation = row['evaluation']
+        figures = [f'{100 * evaluation["score"]:.1f}', f'{evaluation["latency_ms"]:.1f}']
+        assert any(set(figures) <= set(line.split()) for line in lines), figures
+    for word in ('performance', 'sparsity', 'Parameters', 'Difference', '[-0.3, +2.8]'):
+        assert any(word in line for line in lines), word
+
+
+def test_table_shows_names_as_they_are():
+    result = made_up.evaluated()
+    result['rows'][1]['name'] = '[red]x[/red]'
+    assert any('[red]x[/red]' in line for line in printed(result, 120))
