@@ -28,7 +28,7 @@ class Cider:
 
     A caption and a reference are compared by the tf-idf vectors of their n-grams, n = 1..4: the
     cosine with the caption's counts clipped to the reference's, times exp(-d^2 / (2 x 6^2)) for d
-    bigrams more or less; the mean over n and the references, x10. An n-gram's document frequency
+    tokens more or less; the mean over n and the references, x10. An n-gram's document frequency
     is the number of images of which a reference has it, so scores depend on which images are
     there, and those of image lists of different size must not be compared.
     """
@@ -47,7 +47,7 @@ class Cider:
         self._idf = {ngram: self._rarest - math.log(n) for ngram, n in frequency.items()}
         self._references = [
             [
-                _Reference(counts, self._norms(counts), _length_in_bigrams(tokens))
+                _Reference(counts, self._norms(counts), len(tokens))
                 for counts, tokens in zip(counted_image, of_image, strict=True)
             ]
             for counted_image, of_image in zip(counted, references, strict=True)
@@ -58,7 +58,8 @@ class Cider:
         """Return CIDEr-D of a caption for image `index`, in 0..10."""
         counts = _ngrams(candidate_tokens)
         norms = self._norms(counts)
-        length = _length_in_bigrams(candidate_tokens)
+        # COCO's code counts bigrams, the same difference: without a token nothing is similar.
+        length = len(candidate_tokens)
         references = self._references[index]
         total = 0.0
         for reference in references:
@@ -114,8 +115,3 @@ def _ngrams(tokens: Sequence[str]) -> Counter[NGram]:
         for n in range(1, _LONGEST + 1)
         for start in range(len(tokens) - n + 1)
     )
-
-
-def _length_in_bigrams(tokens: Sequence[str]) -> int:
-    """Return the length that the penalty sees: COCO's code counts it from the bigrams."""
-    return max(len(tokens) - 1, 0)

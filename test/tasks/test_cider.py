@@ -144,10 +144,18 @@ def test_scores_that_are_nothing() -> None:
     assert everywhere.score(0, list('abcd')) == everywhere.best(0) == 0
 
 
-def test_a_length_penalty_counts_in_bigrams() -> None:
+def test_rounding_lifts_no_caption_above_the_best_score() -> None:
+    random_ = random.Random(2)
+    for _ in range(300):
+        reference = random_.choices('abcdefgh', k=random_.randrange(4, 14))
+        cider = Cider([[reference], [['a', 'c'], ['x']], [['b', 'f', 'y']]])
+        assert cider.score(0, reference) == pytest.approx(10)
+        assert cider.score(0, reference) <= cider.best(0)
+
+
+def test_the_length_penalty() -> None:
     cider = Cider([[['a']], [['b']]])
     assert cider.score(0, ['a']) == pytest.approx(2.5)
-    # No bigram in either: no penalty between one word and none; one bigram against none: exp(-1/72)
     assert cider.score(0, ['a', 'a']) == pytest.approx(2.5 / 2 * math.exp(-1 / 72))
 
 
