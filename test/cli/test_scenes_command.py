@@ -140,21 +140,23 @@ def test_killed_and_started_again_it_completes(tmp_path, written):
 
 def test_half_a_line_of_the_list_is_dropped(tmp_path, written):
     folder = tmp_path / 'out'
+    partial = folder / 'annotations' / 'scenes.partial.jsonl'
 
     class Stop(Exception):
         pass
 
-    def stop(done):
-        if done == 3:
-            raise Stop
+    for last in (3, 7):
 
-    with pytest.raises(Stop):
-        write_scenes(folder, 12, 40, stop)
-    partial = folder / 'annotations' / 'scenes.partial.jsonl'
-    partial.write_bytes(partial.read_bytes()[:-10])
+        def stop(done, last=last):
+            if done == last:
+                raise Stop
+
+        with pytest.raises(Stop):
+            write_scenes(folder, 12, 40, stop)
+        partial.write_bytes(partial.read_bytes()[:-10])
     counts: list[int] = []
     assert write_scenes(folder, 12, 40, counts.append)
-    assert counts == list(range(3, 13))
+    assert counts == list(range(7, 13))
     assert contents(folder) == contents(written)
 
 

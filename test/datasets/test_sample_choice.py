@@ -23,16 +23,17 @@ def keys(samples: list[Sample]) -> list[str]:
     return [sample.key for sample in samples]
 
 
-def test_the_choice_is_the_seed_s_and_not_the_order_s():
-    samples = make_samples(50)
+@pytest.mark.parametrize('per_image', [1, 4])
+def test_the_choice_is_the_seed_s_and_not_the_order_s(per_image):
+    samples = make_samples(50, per_image)
     chosen, others = choose_samples(samples, 10, 5, seed=3)
     assert (len(chosen), len(others)) == (10, 5)
     assert len({*keys(chosen), *keys(others)}) == 15  # disjoint
-    for _ in range(5):
-        random.Random(0).shuffle(samples)
+    for attempt in range(5):
+        random.Random(attempt).shuffle(samples)
         assert choose_samples(samples, 10, 5, seed=3) == (chosen, others)
     other_seeds = [keys(choose_samples(samples, 10, 5, seed)[0]) for seed in range(20)]
-    assert len({tuple(found) for found in other_seeds}) == 20
+    assert len({tuple(found) for found in other_seeds}) > 15
 
 
 def test_fewer_samples_are_the_first_of_more():
