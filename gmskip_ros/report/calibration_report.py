@@ -94,7 +94,7 @@ def _prefix_name(prefix: Mapping[str, Any], point_of: Mapping[int, str]) -> str:
     name = {'both': 'high_performance = high_sparsity', None: ''}.get(
         point_of.get(length), point_of.get(length, '')
     )
-    size = 'Full' if length == 0 else f'{length} blocks' if length > 1 else '1 block'
+    size = fmt.count_of(length) if length else 'Full'
     return f'{size}: {name}' if name else size
 
 

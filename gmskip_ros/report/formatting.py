@@ -11,6 +11,7 @@ from typing import Any
 
 DASH = '-'
 MAX_TEXT_CHARS = 400
+MAX_MODEL_CHARS = 40  # in a title
 
 # Scores are kept as shares (CIDEr: 0..10) and shown x100, as papers print them.
 _METRIC_LABELS = {
@@ -119,6 +120,17 @@ def machine_name(result: Mapping[str, Any]) -> str:
 
 
 def subject(result: Mapping[str, Any]) -> str:
-    """Return what was asked of which model: 'single_object (person), llava-1.5-7b'."""
+    """Return what was asked of which model: 'single_object (person), llava-1.5-7b'.
+
+    Of a long path the end is kept: titles have one line.
+    """
     target = f' ({result["target"]})' if result.get('target') else ''
-    return one_line(f'{result["task"]}{target}, {result["model"]}')
+    model = one_line(result['model'])
+    if len(model) > MAX_MODEL_CHARS:
+        model = '...' + model[3 - MAX_MODEL_CHARS :]
+    return f'{one_line(result["task"] + target)}, {model}'
+
+
+def count_of(blocks: int) -> str:
+    """Return '1 block', '2 blocks'."""
+    return f'{blocks} block' if blocks == 1 else f'{blocks} blocks'

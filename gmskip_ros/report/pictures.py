@@ -253,7 +253,7 @@ def _mark_operating_points(axes: Sequence[Axes], result: Mapping[str, Any]) -> N
         # two labels stand on the outer sides of their lines, so that they never overlap
         is_left_of_two = len(marked) == 2 and i == 0
         axes[0].annotate(
-            f'{" = ".join(names)}\n{length} blocks, {sparsity:.1f} %',
+            f'{" = ".join(names)}\n{fmt.count_of(length)}, {sparsity:.1f} %',
             (sparsity, 1.0), xytext=(5 if is_left_of_two else -5, 3),
             xycoords=('data', 'axes fraction'), textcoords='offset points', va='bottom',
             ha='right' if is_left_of_two else 'left', fontsize=9, weight='bold',

@@ -352,6 +352,17 @@ def test_table_shows_names_as_they_are():
     assert '[bold]end' in text
 
 
+def test_long_model_path_keeps_its_end_in_titles(tmp_path):
+    path = '/models/' + 'folder/' * 30 + 'llava-1.5-7b'
+    result = made_up.calibration(model=path)
+    write_calibration_report(result, tmp_path)
+    lines = printed(calibration_table(result), 80)
+    assert lines[0].rstrip().endswith('folder/llava-1.5-7b: accuracy, %')
+    page = HtmlPage(tmp_path / 'report.html')
+    assert path in page.text  # whole among the facts
+    assert path not in page.text.partition('Result')[0]
+
+
 def test_table_prints_on_an_ascii_terminal():
     content = io.BytesIO()
     file = io.TextIOWrapper(content, encoding='ascii')
