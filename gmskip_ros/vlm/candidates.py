@@ -49,7 +49,7 @@ class _Row:
     candidate: Candidate
     tokens: list[int]
     num_accepted: int = 0  # tokens of the draft that were read as its own
-    is_near_tie: bool = False
+    is_unsure: bool = False  # a near tie or NaN: to be answered alone
     has_ended: bool = False
     is_complete: bool = True
 
@@ -186,7 +186,7 @@ class CandidateWalk:
                 row = _Row(image, candidate, [])
                 at = group * num_images + index
                 self._follow_draft(row, drafts[index], chosen[at], margins[at])
-                (rows_done if row.has_ended or row.is_near_tie else undone).append(row)
+                (rows_done if row.has_ended or row.is_unsure else undone).append(row)
         for start in range(0, len(undone), self.max_rows):
             part = undone[start : start + self.max_rows]
             self._decode(part, images, joined, stored, layout, positions, prompt_columns)
@@ -234,19 +234,14 @@ class CandidateWalk:
         for position in range(len(draft) + 1):
             self._take(row, chosen[position], margins[position])
             agrees = position < len(draft) and chosen[position] == draft[position]
-            if row.has_ended or row.is_near_tie or not agrees:
+            if row.has_ended or row.is_unsure or not agrees:
                 return
             row.num_accepted += 1
 
     def _take(self, row: _Row, token: int, margin: float) -> None:
         """Add one token to row, and see whether that ends it."""
-        if margin != margin:
-            raise NonFiniteLogitsError(
-                f'{self.vlm.name} gave NaN or infinite logits in {self.vlm.dtype} on '
-                f'{self.vlm.device} without blocks {sorted(self._left_out(row))}: try dtype '
-                'float32 or bfloat16, or check the weights'
-            )
-        row.is_near_tie = row.is_near_tie or margin < 0
+        # Of NaN too: tokens of the draft that the row did not take can have brought it in.
+        row.is_unsure = row.is_unsure or not margin >= 0
         if token in self.vlm.end_ids:
             row.has_ended = True
             return
@@ -330,9 +325,9 @@ class CandidateWalk:
                 )
             chosen, margins = self._two_best(self.decoder.logits(hidden))
             for row, ids, margin in zip(rows, chosen, margins, strict=True):
-                if not (row.has_ended or row.is_near_tie):
+                if not (row.has_ended or row.is_unsure):
                     self._take(row, ids[0], margin[0])
-            going_on = [i for i, row in enumerate(rows) if not (row.has_ended or row.is_near_tie)]
+            going_on = [i for i, row in enumerate(rows) if not (row.has_ended or row.is_unsure)]
             if not going_on:
                 return
             if 5 * len(going_on) <= 4 * len(rows):  # copying all that is stored pays off
@@ -352,14 +347,18 @@ class CandidateWalk:
         return allowed[:, None, None]
 
     def _answer_of(self, row: _Row) -> CandidateAnswer:
-        if row.is_near_tie:
-            answer = self.vlm.answer(
-                self.features[row.image],
-                self.prompts[row.image],
-                self._left_out(row),
-                self.num_steps,
-                should_stop=self.should_stop,
-            )
+        if row.is_unsure:
+            left_out = self._left_out(row)
+            try:
+                answer = self.vlm.answer(
+                    self.features[row.image],
+                    self.prompts[row.image],
+                    left_out,
+                    self.num_steps,
+                    should_stop=self.should_stop,
+                )
+            except NonFiniteLogitsError as error:
+                raise NonFiniteLogitsError(f'without blocks {sorted(left_out)}: {error}') from error
             return CandidateAnswer(answer.token_ids, answer.text, True)
         return CandidateAnswer(tuple(row.tokens), self._text(row.tokens), row.is_complete)
 
