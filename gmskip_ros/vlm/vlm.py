@@ -259,12 +259,15 @@ class Vlm:
         """
         SkipSet.of([*removed, *(i for i in candidates if i is not None)]).check(self.num_blocks)
         num_steps = _check_length('max_new_tokens', max_new_tokens)
+        max_rows = _check_length('max_rows', max_rows, 'sequences')
+        memory_bytes = _check_length('memory_bytes', memory_bytes, 'bytes')
         drafts = [()] * len(features) if drafts is None else drafts
         if not len(features) == len(prompts) == len(drafts):
             raise VlmError(
                 f'{len(features)} images, {len(prompts)} prompts and {len(drafts)} drafts: give '
                 'one for each'
             )
+        self._check_drafts(drafts)
         if not features or not candidates:
             return [[] for _ in features]
         walk = CandidateWalk(
@@ -412,6 +415,14 @@ class Vlm:
             )
         return ids
 
+    def _check_drafts(self, drafts: Sequence[Sequence[int]]) -> None:
+        num_tokens = self.decoder.embed_tokens.weight.shape[0]
+        for token in (token for draft in drafts for token in draft):
+            if not 0 <= token < num_tokens:
+                raise VlmError(
+                    f'a draft holds token {token}: {self.name} knows 0 to {num_tokens - 1}'
+                )
+
     def _clock_ms(self) -> float:
         """Return the steady clock once the device has done all it was given."""
         if self._device.type == 'cuda':
@@ -447,12 +458,12 @@ def _check_prompt(prompt: str, image_token: str) -> None:
         raise PromptError(f'prompt {prompt!r} is not valid Unicode text') from None
 
 
-def _check_length(name: str, value: int) -> int:
+def _check_length(name: str, value: int, unit: str = 'tokens') -> int:
     try:
         # NumPy's integers are taken, floats and strings refused; True is a slip.
         length = 0 if isinstance(value, (bool, np.bool_)) else operator.index(value)
     except TypeError:
         length = 0
     if length < 1:
-        raise VlmError(f'{name} is {value!r}: give a whole number of tokens, 1 or more')
+        raise VlmError(f'{name} is {value!r}: give a whole number of {unit}, 1 or more')
     return length
