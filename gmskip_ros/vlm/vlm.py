@@ -295,11 +295,18 @@ class Vlm:
     ) -> list[float]:
         """Return log P(text | image, prompt), summed over the text's tokens, of every triple.
 
-        A text's tokens are those of the text alone, put behind the prompt's; the blocks of `skip`
-        are left out throughout. Errors are those of `answer`.
+        A text's tokens are those of the text alone, put behind the prompt's; no token (an empty
+        text) gives 0.0. The blocks of `skip` are left out throughout. Errors are those of `answer`.
         """
         skip_set = SkipSet.of(skip)
         skip_set.check(self.num_blocks)
+        if not len(features) == len(prompts) == len(texts):
+            raise VlmError(
+                f'{len(features)} images, {len(prompts)} prompts and {len(texts)} texts: give one '
+                'for each'
+            )
+        for text in texts:
+            _check_text('text', text, self._image_token)
         text_ids = [self._tokenizer(text, add_special_tokens=False)['input_ids'] for text in texts]
         rows = [
             self.input_ids(prompt, image) + ids
@@ -307,12 +314,19 @@ class Vlm:
         ]
         if not rows:
             return []
+        if max(map(len, rows)) > self.max_tokens:
+            raise PromptError(
+                f'image, prompt and text take up to {max(map(len, rows))} tokens, the context of '
+                f'{self.name} holds {self.max_tokens}: shorten the prompt or the text'
+            )
         hidden, is_real = self.embed(rows, list(features))
         store = KeyValueStore(is_real, is_real.shape[1], self.num_blocks)
         hidden = self.decoder.run_blocks(hidden, store, skip_set.prefill)
         results = []
         for row, ids in zip(hidden, text_ids, strict=True):  # left-padded: texts end together
             before = self.decoder.logits(row[-len(ids) - 1 : -1])  # (tokens of the text, V)
+            if not before.isfinite().all():
+                raise self._non_finite_logits()
             chosen = before.float().log_softmax(dim=-1)[range(len(ids)), ids]
             results.append(float(chosen.sum()))
         return results
@@ -339,7 +353,7 @@ class Vlm:
 
     def render_prompt(self, prompt: str) -> str:
         """Return `prompt` in the model's chat template, with one image placeholder in it."""
-        _check_prompt(prompt, self._image_token)
+        _check_text('prompt', prompt, self._image_token)
         if self._chat_template is None:
             text = FALLBACK_TEMPLATE.format(prompt=prompt).replace('<image>', self._image_token, 1)
         else:
@@ -409,11 +423,14 @@ class Vlm:
         finite = logits.isfinite().all(dim=-1)
         ids, is_finite = torch.stack((logits.argmax(dim=-1), finite.long())).tolist()
         if not all(is_finite[row] for row in unfinished):
-            raise NonFiniteLogitsError(
-                f'{self.name} gave NaN or infinite logits in {self.dtype} on {self.device}: '
-                'try dtype float32 or bfloat16, or check the weights'
-            )
+            raise self._non_finite_logits()
         return ids
+
+    def _non_finite_logits(self) -> NonFiniteLogitsError:
+        return NonFiniteLogitsError(
+            f'{self.name} gave NaN or infinite logits in {self.dtype} on {self.device}: '
+            'try dtype float32 or bfloat16, or check the weights'
+        )
 
     def _check_drafts(self, drafts: Sequence[Sequence[int]]) -> None:
         num_tokens = self.decoder.embed_tokens.weight.shape[0]
@@ -447,15 +464,16 @@ def _check_image(image: np.ndarray) -> None:
         raise ImageError(f'image is {image.dtype} of shape {image.shape}: {expected}')
 
 
-def _check_prompt(prompt: str, image_token: str) -> None:
-    if not isinstance(prompt, str):
-        raise PromptError(f'prompt is a {type(prompt).__name__}: give text')
-    if image_token in prompt:
-        raise PromptError(f'prompt holds {image_token!r}, which stands for the image: leave it out')
+def _check_text(name: str, text: str, image_token: str) -> None:
+    """Refuse what is no text for a `name` ('prompt', ...) of the model."""
+    if not isinstance(text, str):
+        raise PromptError(f'{name} is a {type(text).__name__}: give text')
+    if image_token in text:
+        raise PromptError(f'{name} holds {image_token!r}, which stands for the image: leave it out')
     try:
-        prompt.encode()
+        text.encode()
     except UnicodeEncodeError:
-        raise PromptError(f'prompt {prompt!r} is not valid Unicode text') from None
+        raise PromptError(f'{name} {text!r} is not valid Unicode text') from None
 
 
 def _check_length(name: str, value: int, unit: str = 'tokens') -> int:
