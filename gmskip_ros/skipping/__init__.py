@@ -8,6 +8,7 @@ from gmskip_ros.skipping.skip_list import (
     Removal,
     SkipList,
     derive_operating_points,
+    meets_ratio,
 )
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     'SkipListMismatchError',
     'derive_operating_points',
     'load_skip_list',
+    'meets_ratio',
     'save_skip_list',
     'shipped_skip_lists',
 ]

@@ -46,13 +46,17 @@ def derive_operating_points(
     all_scores = [full_score, *scores]
     best = max(all_scores)
     high_performance = max(n for n, score in enumerate(all_scores) if score == best)
-    least = min_score_ratio * full_score - _RATIO_TOLERANCE * abs(full_score)
     high_sparsity = 0
     for n, score in enumerate(scores, start=1):
-        if score < least:
+        if not meets_ratio(score, full_score, min_score_ratio):
             break
         high_sparsity = n
     return {'high_performance': high_performance, 'high_sparsity': high_sparsity}
+
+
+def meets_ratio(score: float, full_score: float, min_score_ratio: float) -> bool:
+    """Tell whether a score is at least min_score_ratio x full_score, up to rounding."""
+    return score >= min_score_ratio * full_score - _RATIO_TOLERANCE * abs(full_score)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,214 @@
+"""Answers to many questions under many skip sets, over cached pictures and several processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gmskip_ros.calibration.distributed import Ranks
+from gmskip_ros.datasets import DatasetError, read_image
+from gmskip_ros.vlm import CandidateAnswer, ImageFeatures, VlmError
+
+if TYPE_CHECKING:
+    from gmskip_ros.vlm import Vlm
+
+# How candidates are answered: in one walk for all; each alone with full generation; or each alone,
+# but many pictures in a batch. The answers are the same, the batched ones up to rounding.
+METHODS = ('walk', 'alone', 'batched')
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One question about one picture, by its index, and a guess of the answer's tokens."""
+
+    image: int
+    prompt: str
+    draft: tuple[int, ...] = ()
+
+
+class Pictures:
+    """The pictures as the decoder sees them, by index: encoded once where memory allows.
+
+    With several processes, each keeps the pictures whose index falls to its rank.
+    """
+
+    def __init__(
+        self, vlm: Vlm, paths: Sequence[Path], memory_bytes: int, ranks: Ranks
+    ) -> None:
+        self.paths = tuple(paths)
+        self._vlm = vlm
+        self._memory_bytes = memory_bytes
+        self._ranks = ranks
+        self._kept: dict[int, ImageFeatures] = {}
+
+    def is_mine(self, image: int) -> bool:
+        """Tell whether this process answers questions about a picture."""
+        return image % self._ranks.world_size == self._ranks.rank
+
+    def encode_all(self, on_done: Callable[[int], None] = lambda _: None) -> dict[int, str]:
+        """Encode every picture; return why, for those that cannot be read, in every process."""
+        unreadable = {}
+        for image in range(len(self.paths)):
+            if self.is_mine(image):
+                try:
+                    self._encode(image)
+                except (DatasetError, VlmError) as error:
+                    if not isinstance(error, DatasetError):
+                        raise
+                    unreadable[image] = str(error)
+            on_done(image + 1)
+        merged: dict[int, str] = {}
+        for part in self._ranks.gather(unreadable):
+            merged.update(part)
+        return dict(sorted(merged.items()))
+
+    def __getitem__(self, image: int) -> ImageFeatures:
+        features = self._kept.get(image)
+        if features is None:
+            return self._encode(image)
+        return replace(features, tokens=features.tokens.to(self._vlm.device))
+
+    def _encode(self, image: int) -> ImageFeatures:
+        features = self._vlm.encode(read_image(self.paths[image]))
+        kept = features.tokens.cpu()
+        size = kept.element_size() * kept.nelement()
+        if size <= self._memory_bytes:  # otherwise it is encoded again each time: slower
+            self._memory_bytes -= size
+            self._kept[image] = replace(features, tokens=kept)
+        return features
+
+
+class Answerer:
+    """Answers questions under skip sets; what it answers depends on no setting of speed."""
+
+    def __init__(
+        self,
+        vlm: Vlm,
+        pictures: Pictures,
+        ranks: Ranks,
+        method: str = 'walk',
+        batch_size: int = 256,
+        memory_gib: float = 4.0,
+    ) -> None:
+        self.vlm = vlm
+        self.pictures = pictures
+        self.ranks = ranks
+        self.method = method
+        self.batch_size = batch_size
+        self.memory_bytes = int(memory_gib * GIB)
+        self.token_blocks = 0  # of all processes: tokens that went through a block
+
+    def answers(
+        self,
+        asks: Sequence[Ask],
+        removed: Iterable[int],
+        candidates: Sequence[int | None] = (None,),
+        max_new_tokens: int = 16,
+        is_decided: Callable[[int, str], bool] | None = None,
+    ) -> list[list[CandidateAnswer]]:
+        """Return, per question and candidate, the answer without `removed` and that block.
+
+        Every process must call it with the same arguments, and gets the same. Errors are the
+        engine's, DatasetError for a picture that has gone, and RankLostError.
+        """
+        removed = sorted(removed)
+        mine = [i for i, ask in enumerate(asks) if self.pictures.is_mine(ask.image)]
+        before = self.vlm.token_blocks
+        answered: list[list[CandidateAnswer]] = []
+        if mine:
+            own = [asks[i] for i in mine]
+            answered = _METHODS[self.method](
+                self, own, removed, candidates, max_new_tokens,
+                None if is_decided is None else lambda i, text: is_decided(mine[i], text),
+            )  # fmt: skip
+        work = self.vlm.token_blocks - before
+        results: list[list[CandidateAnswer]] = [[] for _ in asks]
+        for part in self.ranks.gather((work, dict(zip(mine, answered, strict=True)))):
+            self.token_blocks += part[0]
+            for i, answers in part[1].items():
+                results[i] = answers
+        return results
+
+    def _walk(
+        self,
+        asks: Sequence[Ask],
+        removed: Sequence[int],
+        candidates: Sequence[int | None],
+        max_new_tokens: int,
+        is_decided: Callable[[int, str], bool] | None,
+    ) -> list[list[CandidateAnswer]]:
+        # So many pictures that a walk is full with one candidate; it splits what is too much.
+        results = []
+        for start in range(0, len(asks), self.batch_size):
+            some = asks[start : start + self.batch_size]
+
+            def decided(i: int, text: str, start: int = start) -> bool:
+                return is_decided is not None and is_decided(start + i, text)
+
+            results += self.vlm.answer_candidates(
+                [self.pictures[ask.image] for ask in some],
+                [ask.prompt for ask in some],
+                removed,
+                candidates,
+                max_new_tokens,
+                drafts=[ask.draft for ask in some],
+                is_decided=None if is_decided is None else decided,
+                max_rows=self.batch_size,
+                memory_bytes=self.memory_bytes,
+            )
+        return results
+
+    def _alone(
+        self,
+        asks: Sequence[Ask],
+        removed: Sequence[int],
+        candidates: Sequence[int | None],
+        max_new_tokens: int,
+        is_decided: Callable[[int, str], bool] | None,
+    ) -> list[list[CandidateAnswer]]:
+        return [
+            [
+                self._batch([ask], removed, candidate, max_new_tokens)[0]
+                for candidate in candidates
+            ]
+            for ask in asks
+        ]
+
+    def _batched(
+        self,
+        asks: Sequence[Ask],
+        removed: Sequence[int],
+        candidates: Sequence[int | None],
+        max_new_tokens: int,
+        is_decided: Callable[[int, str], bool] | None,
+    ) -> list[list[CandidateAnswer]]:
+        columns = []
+        for candidate in candidates:
+            column: list[CandidateAnswer] = []
+            for start in range(0, len(asks), self.batch_size):
+                some = asks[start : start + self.batch_size]
+                column += self._batch(some, removed, candidate, max_new_tokens)
+            columns.append(column)
+        return [list(row) for row in zip(*columns, strict=True)]
+
+    def _batch(
+        self, asks: Sequence[Ask], removed: Sequence[int], candidate: int | None, length: int
+    ) -> list[CandidateAnswer]:
+        answers = self.vlm.answer_batch(
+            [self.pictures[ask.image] for ask in asks],
+            [ask.prompt for ask in asks],
+            [*removed, *([] if candidate is None else [candidate])],
+            length,
+        )
+        return [CandidateAnswer(answer.token_ids, answer.text) for answer in answers]
+
+
+_METHODS = {
+    'walk': Answerer._walk,
+    'alone': Answerer._alone,
+    'batched': Answerer._batched,
+}

@@ -1,0 +1,7 @@
+"""What can keep a calibration from being made."""
+
+from __future__ import annotations
+
+
+class CalibrationError(ValueError):
+    """Settings or data that cannot be calibrated with; one line with thing, value and remedy."""

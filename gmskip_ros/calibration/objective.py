@@ -1,0 +1,166 @@
+"""The score that a search compares: a weighted sum over answers, exact where scores are counts."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+from gmskip_ros.calibration.errors import CalibrationError
+from gmskip_ros.calibration.questions import Questions
+from gmskip_ros.tasks.scoring import METRICS, Absent, Score, Scorer, make_scorer
+
+BALANCED_ACCURACY = 'balanced_accuracy'
+VISUAL_GAIN = 'visual_gain'
+
+
+@dataclass(frozen=True)
+class Item:
+    """One answer that counts: the question `question` of its part, asked about picture `image`."""
+
+    part: int
+    image: int
+    question: int
+    weight: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """One task's score: the sum of weight x score over its items, by `denominator`."""
+
+    questions: Questions
+    metric: str
+    scorer: Scorer
+    items: tuple[Item, ...]
+    denominator: int
+
+
+class Objective:
+    """What is compared: one part's score or, of several parts, the least of score / full score."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self.parts = tuple(parts)
+        self.items = tuple(item for part in parts for item in part.items)
+        self.is_joint = len(self.parts) > 1
+        # A sum of counts is exact as it is; floats are summed so that no order matters.
+        self._is_exact = [isinstance(part.scorer.best(0), Fraction) for part in self.parts]
+
+    def contribution(self, item: int, text: str) -> Score:
+        """Return what an answer adds to its part's sum."""
+        it = self.items[item]
+        return _plain(it.weight * self.parts[it.part].scorer.score(it.question, text))
+
+    def bounds(self, item: int) -> tuple[Score, Score]:
+        """Return the least and the most that any answer could add."""
+        it = self.items[item]
+        extreme = _plain(it.weight * self.parts[it.part].scorer.best(it.question))
+        return (0, extreme) if it.weight > 0 else (extreme, 0)
+
+    def is_decided(self, item: int, text_so_far: str) -> bool:
+        """Tell whether no continuation of the text could change what it adds."""
+        it = self.items[item]
+        return self.parts[it.part].scorer.is_decided(it.question, text_so_far)
+
+    def part_scores(self, contributions: Sequence[Score]) -> tuple[Score, ...]:
+        """Return the score of each part, from the contributions of all items in their order."""
+        scores: list[Score] = []
+        start = 0
+        for part, is_exact in zip(self.parts, self._is_exact, strict=True):
+            values = contributions[start : start + len(part.items)]
+            start += len(part.items)
+            if is_exact:
+                scores.append(Fraction(sum(values)) / part.denominator)
+            else:
+                scores.append(math.fsum(values) / part.denominator)
+        return tuple(scores)
+
+    def overall(self, part_scores: Sequence[Score], full: Sequence[Score]) -> Score:
+        """Return the score to compare, given the parts' scores and those of the full model."""
+        if not self.is_joint:
+            return part_scores[0]
+        return min(score / whole for score, whole in zip(part_scores, full, strict=True))
+
+
+def make_objective(
+    questions: Sequence[Questions],
+    metrics: Sequence[str],
+    image_of: Mapping[Path, int],
+    seed: int = 0,
+) -> Objective:
+    """Return the objective of one task's questions, or of several tasks' jointly.
+
+    `metrics`, one for each: any of the task's (tasks.scoring.METRICS), for single_object also
+    'balanced_accuracy' (the mean over classes, or over showing the target or not, of the share of
+    right answers), and 'visual_gain' (the task's first metric, less what it is when each question
+    is asked about another one's picture). `image_of`: the index of a picture by its path; `seed`
+    shuffles the pictures. Raises CalibrationError.
+    """
+    parts = []
+    for index, (asked, metric) in enumerate(zip(questions, metrics, strict=True)):
+        scorer = make_scorer(base_metric(asked.name, metric), asked.references, asked.task)
+        images = [image_of[sample.image_path] for sample in asked.samples]
+        scored = range(asked.num_scored)
+        if metric == BALANCED_ACCURACY:
+            weights, denominator = _balanced_weights(asked)
+            items = [Item(index, images[i], i, weight) for i, weight in enumerate(weights)]
+        else:
+            items = [Item(index, images[i], i, 1) for i in scored]
+            denominator = len(items)
+        if metric == VISUAL_GAIN:
+            others = shuffled_images([images[i] for i in scored], seed)
+            items += [Item(index, others[i], i, -1) for i in scored]
+        parts.append(Part(asked, metric, scorer, tuple(items), denominator))
+    return Objective(parts)
+
+
+def base_metric(task_name: str, metric: str) -> str:
+    """Return the metric of one answer that a metric of many is made of. Raises CalibrationError."""
+    own = METRICS[task_name]
+    more = (BALANCED_ACCURACY, VISUAL_GAIN) if task_name == 'single_object' else (VISUAL_GAIN,)
+    if metric in own:
+        return metric
+    if metric in more:
+        return own[0]
+    raise CalibrationError(
+        f'metric {metric!r} is none of {task_name}: use one of {", ".join((*own, *more))}'
+    )
+
+
+def shuffled_images(images: Sequence[int], seed: int) -> list[int]:
+    """Return for every place the picture of another place, by one random cycle through them.
+
+    Where the pictures repeat, a place may get its own again. Raises CalibrationError for one place.
+    """
+    if len(set(images)) < 2:
+        raise CalibrationError('one picture cannot be shuffled: use 2 or more')
+    order = list(range(len(images)))
+    random.Random(f'shuffled pictures {seed}').shuffle(order)
+    others = [0] * len(images)
+    for place, following in zip(order, order[1:] + order[:1], strict=True):
+        others[place] = images[following]
+    return others
+
+
+def _balanced_weights(asked: Questions) -> tuple[list[int], int]:
+    """Return whole weights of the right answers, and the denominator that makes them a mean."""
+    classes = [
+        'without' if isinstance(reference, Absent) else str(reference)
+        for reference in asked.references
+    ]
+    counts = Counter(classes)
+    if len(counts) < 2:
+        raise CalibrationError(
+            f'balanced_accuracy needs 2 classes of pictures, there is only {classes[0]!r}: use '
+            'accuracy, or more pictures'
+        )
+    common = math.lcm(*counts.values())
+    return [common // counts[name] for name in classes], common * len(counts)
+
+
+def _plain(score: Score) -> Score:
+    """Return whole numbers as int: they add up much faster than fractions."""
+    return score.numerator if isinstance(score, Fraction) and score.denominator == 1 else score

@@ -1,0 +1,439 @@
+"""The search: which block to leave out next, and when to stop (GM-Skip, arXiv:2508.18227).
+
+Round by round, every retained block is left out in turn; the one without which the score is best is
+removed, of equally good ones the deepest. The result is exact: a candidate is only given up when
+its best possible score, with every picture not yet asked about answered perfectly, cannot win.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from gmskip_ros.calibration.answering import Answerer, Ask
+from gmskip_ros.calibration.errors import CalibrationError
+from gmskip_ros.calibration.objective import Objective
+from gmskip_ros.skipping import meets_ratio
+from gmskip_ros.tasks.scoring import Score
+
+METHODS = ('gm-skip', 'one-shot', 'positional', 'random')
+TIE_ORDERS = ('backward', 'forward')  # of equally good blocks the deepest goes, or the shallowest
+STARTS = ('0', '2', 'end')  # of positional deletion: the paper's Figure 3
+FIRST_CHUNK = 8  # pictures asked about before candidates are compared for the first time
+LARGEST_CHUNK = 64
+FULL = -1  # the candidate that leaves nothing out
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """What defines a search's result.
+
+    method: 'gm-skip'; 'one-shot' (blocks in the order of round 1's scores); 'positional' (from
+    `start` on, in the order of the blocks; 'end': backwards); 'random' (by `seed`). The search
+    stops when the best score falls below min_score_ratio x the full model's, at max_sparsity, after
+    `rounds`, and with one block left.
+    """
+
+    method: str = 'gm-skip'
+    tie_order: str = 'backward'
+    start: str = '0'
+    seed: int = 0
+    min_score_ratio: float = 1.0
+    max_sparsity: float = 0.9
+    rounds: int | None = None
+    abandon: bool = True
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ('method', self.method, METHODS),
+            ('tie order', self.tie_order, TIE_ORDERS),
+            ('start', self.start, STARTS),
+        ):
+            if value not in known:
+                raise CalibrationError(f'{name} {value!r} is unknown: use {", ".join(known)}')
+        if not 0 <= self.min_score_ratio < float('inf'):
+            raise CalibrationError(f'min score ratio {self.min_score_ratio} must be 0 or more')
+        if not 0 < self.max_sparsity <= 1:
+            raise CalibrationError(
+                f'max sparsity {self.max_sparsity} must be above 0 and at most 1'
+            )
+        if self.rounds is not None and self.rounds < 1:
+            raise CalibrationError(f'rounds {self.rounds} must be 1 or more')
+
+    def num_removals(self, num_blocks: int) -> int:
+        """Return how many blocks may be removed at most; at least one block stays."""
+        # 0.7 x 10 is a little less than 7 in floating point.
+        most = min(int(self.max_sparsity * num_blocks + 1e-9), num_blocks - 1)
+        return most if self.rounds is None else min(most, self.rounds)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The score without one block; an upper bound of it, where the block was given up."""
+
+    block: int
+    score: Score
+    is_exact: bool
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round: the block removed (None: the search stopped here) and every candidate's score."""
+
+    removed: int | None
+    score: Score
+    cells: tuple[Cell, ...]
+    seconds: float
+    token_blocks: int
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of one answer: what it adds to the score, and its tokens."""
+
+    contribution: Score
+    token_ids: tuple[int, ...]
+
+
+@dataclass
+class SearchState:
+    """All that a search needs to go on; saved as a checkpoint."""
+
+    full: list[Known] = field(default_factory=list)  # per item; empty before the full model ran
+    trunk: list[Known] = field(default_factory=list)  # per item, without the blocks removed so far
+    rounds: list[Round] = field(default_factory=list)
+    estimates: dict[int, Score] = field(default_factory=dict)  # last known score, per block
+    shortfall: list[float] = field(default_factory=list)  # per item, of round 1's candidates
+    # What is known in this round: candidate (or FULL) -> item -> answer.
+    answered: dict[int, dict[int, Known]] = field(default_factory=dict)
+    seconds: float = 0.0  # spent on this round so far
+    token_blocks: int = 0
+    stopped_by: str | None = None
+
+    @property
+    def removed(self) -> list[int]:
+        """The blocks removed so far, in order."""
+        return [one.removed for one in self.rounds if one.removed is not None]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a search is: answers known of those that this round may need, and the best so far."""
+
+    round: int  # 0: the full model
+    most_rounds: int
+    candidates: int  # still in the race
+    done: int
+    total: int
+    best_block: int | None
+    best_score: Score | None
+
+
+class Search:
+    """One search over one objective; `run` goes on from any state it was in before."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        answerer: Answerer,
+        settings: SearchSettings,
+        state: SearchState | None = None,
+        on_progress: Callable[[Progress], None] = lambda _: None,
+        on_save: Callable[[SearchState, bool], None] = lambda state, is_round: None,
+    ) -> None:
+        """`on_save(state, True)` is called after a round, and with False within one."""
+        self.objective = objective
+        self.answerer = answerer
+        self.settings = settings
+        self.state = state or SearchState()
+        self._on_progress = on_progress
+        self._on_save = on_save
+        self._num_blocks = answerer.vlm.num_blocks
+        self._num_items = len(objective.items)
+        self._sign = 1 if settings.tie_order == 'backward' else -1
+        self._bounds = [objective.bounds(item) for item in range(self._num_items)]
+        # The least and the most that each item adds to a candidate's score, as far as is known.
+        self._least: dict[int, list[Score]] = {}
+        self._most: dict[int, list[Score]] = {}
+        for candidate, answers in self.state.answered.items():
+            self._note(candidate, answers)
+
+    @cached_property
+    def full_scores(self) -> tuple[Score, ...]:
+        """The full model's score of each part, once it is known."""
+        return self.objective.part_scores([known.contribution for known in self.state.full])
+
+    @cached_property
+    def full_score(self) -> Score:
+        """The full model's score, once it is known; 1 for several parts."""
+        return self.objective.overall(self.full_scores, self.full_scores)
+
+    def run(self) -> SearchState:
+        """Search to the end and return the state. Raises what Answerer.answers raises."""
+        state = self.state
+        if not state.full:
+            for chunk in _chunks(range(self._num_items)):
+                self._fill([FULL], chunk)
+            state.full = state.trunk = self._answers_of(FULL)
+            self._next_round()
+            self._on_save(state, True)
+        self._check_full_score()
+        most = self.settings.num_removals(self._num_blocks)
+        while state.stopped_by is None:
+            if len(state.removed) >= most:
+                state.stopped_by = self._why_no_more(most)
+            else:
+                self._run_round()
+            self._on_save(state, True)
+        return state
+
+    def _check_full_score(self) -> None:
+        for part, score in zip(self.objective.parts, self.full_scores, strict=True):
+            if self.objective.is_joint and score <= 0:
+                raise CalibrationError(
+                    f'the full model scores {float(score):g} in {part.questions.name} '
+                    f'({part.metric}), so score / full score has no meaning: leave joint, or '
+                    'choose another dataset'
+                )
+
+    def _why_no_more(self, most: int) -> str:
+        if self.settings.rounds is not None and most == self.settings.rounds:
+            return f'{most} rounds were asked for'
+        if most == self._num_blocks - 1:
+            return 'one block is left'
+        return f'max_sparsity {self.settings.max_sparsity:g} is reached'
+
+    def _run_round(self) -> None:
+        state = self.state
+        candidates = self._candidates()
+        if self.settings.abandon and state.rounds and len(candidates) > 1:
+            finished = self._race(candidates)
+        else:
+            finished = candidates
+            for chunk in _chunks(range(self._num_items)):
+                self._fill(candidates, chunk)
+        cells = tuple(self._cell(block) for block in candidates)
+        for cell in cells:
+            if cell.is_exact or cell.score < state.estimates.get(cell.block, float('inf')):
+                state.estimates[cell.block] = cell.score
+        if not state.rounds:
+            state.shortfall = self._mean_shortfall(candidates)
+
+        removed: int | None = None
+        score = max(cell.score for cell in cells)
+        if finished:
+            removed = max(finished, key=lambda block: (self._most_of(block), block * self._sign))
+            score = self._most_of(removed)
+            if not self._is_enough(score):
+                removed = None
+        state.rounds.append(Round(removed, score, cells, state.seconds, state.token_blocks))
+        if removed is None:
+            ratio = self.settings.min_score_ratio
+            state.stopped_by = f'every further removal scores below {ratio:g} x the full score'
+        else:
+            state.trunk = self._answers_of(removed)
+        self._next_round()
+
+    def _next_round(self) -> None:
+        self.state.answered = {}
+        self.state.seconds, self.state.token_blocks = 0.0, 0
+        self._least, self._most = {}, {}
+
+    def _candidates(self) -> list[int]:
+        """Return the blocks that may be removed in this round, ascending."""
+        state, settings = self.state, self.settings
+        removed = state.removed
+        retained = [block for block in range(self._num_blocks) if block not in removed]
+        if settings.method == 'gm-skip' or (settings.method == 'one-shot' and not state.rounds):
+            return retained
+        if settings.method == 'one-shot':
+            ranking = sorted(
+                state.rounds[0].cells, key=lambda cell: (cell.score, cell.block * self._sign)
+            )
+            order = [cell.block for cell in reversed(ranking)]
+        else:
+            order = deletion_order(settings, self._num_blocks)
+        return [next(block for block in order if block in retained)]
+
+    def _race(self, candidates: Sequence[int]) -> list[int]:
+        """Ask about the hardest pictures first, and give up whoever cannot win any more.
+
+        Returns those that were asked about every picture and not given up: none or one.
+        """
+        items = self._hardest_first()
+        # The one to beat runs ahead: the best of the round before, as far as it is known.
+        estimates = self.state.estimates
+        favourite = max(candidates, key=lambda block: (estimates[block], block * self._sign))
+        alive = list(candidates)
+        for chunk in _chunks(items):
+            if not self._is_enough(self._most_of(favourite)):
+                break
+            self._fill([favourite], chunk, in_race=len(alive))
+        for chunk in [[], *_chunks(items)]:
+            self._fill(alive, chunk)
+            alive = self._still_in_race(alive)
+        return alive
+
+    def _still_in_race(self, alive: Sequence[int]) -> list[int]:
+        """Return the candidates that may yet be removed: no other one is surely better."""
+        if not alive:
+            return []
+        least = {block: self._overall(self._least, block) for block in alive}
+        leader = max(alive, key=lambda block: (least[block], block * self._sign))
+        to_beat = (least[leader], leader * self._sign)
+        return [
+            block
+            for block in alive
+            if self._is_enough(most := self._most_of(block))
+            and (block == leader or (most, block * self._sign) > to_beat)
+        ]
+
+    def _hardest_first(self) -> list[int]:
+        """Return the items, those first on which the trunk falls short most, then round 1's."""
+        parts = self.objective.parts
+
+        def key(item: int) -> tuple[float, float, int]:
+            denominator = parts[self.objective.items[item].part].denominator
+            short = float(self._bounds[item][1] - self.state.trunk[item].contribution)
+            return (-short / denominator, -self.state.shortfall[item] / denominator, item)
+
+        return sorted(range(self._num_items), key=key)
+
+    def _mean_shortfall(self, candidates: Sequence[int]) -> list[float]:
+        return [
+            sum(float(self._bounds[item][1] - self._most[block][item]) for block in candidates)
+            / len(candidates)
+            for item in range(self._num_items)
+        ]
+
+    def _fill(self, candidates: Sequence[int], items: Sequence[int], in_race: int = 0) -> None:
+        """Have every candidate's answer to every one of the items, asking what is not known yet."""
+        state = self.state
+        waiting: dict[tuple[int, ...], list[int]] = {}  # what is missing -> who misses it
+        for block in candidates:
+            known = state.answered.get(block, {})
+            missing = tuple(item for item in items if item not in known)
+            for part in range(len(self.objective.parts)):
+                of_part = tuple(i for i in missing if self.objective.items[i].part == part)
+                if of_part:
+                    waiting.setdefault(of_part, []).append(block)
+        for missing, blocks in waiting.items():
+            started, work = time.monotonic(), self.answerer.token_blocks
+            for block, answers in self._ask(blocks, missing).items():
+                state.answered.setdefault(block, {}).update(answers)
+                self._note(block, answers)
+            state.seconds += time.monotonic() - started
+            state.token_blocks += self.answerer.token_blocks - work
+            self._on_progress(self._progress(in_race or len(candidates)))
+            self._on_save(state, False)
+
+    def _ask(self, blocks: Sequence[int], items: Sequence[int]) -> dict[int, dict[int, Known]]:
+        """Ask about items of one part without each of the blocks in turn."""
+        objective = self.objective
+        questions = objective.parts[objective.items[items[0]].part].questions
+        trunk = self.state.trunk
+        asks = []
+        for item in items:
+            it = objective.items[item]
+            draft = trunk[item].token_ids if trunk else ()
+            asks.append(Ask(it.image, questions.prompts[it.question], draft))
+        answered = self.answerer.answers(
+            asks,
+            self.state.removed,
+            [None if block == FULL else block for block in blocks],
+            questions.max_new_tokens,
+            is_decided=lambda i, text: objective.is_decided(items[i], text),
+        )
+        return {
+            block: {
+                item: Known(objective.contribution(item, of_item[n].text), of_item[n].token_ids)
+                for item, of_item in zip(items, answered, strict=True)
+            }
+            for n, block in enumerate(blocks)
+        }
+
+    def _note(self, candidate: int, answers: Mapping[int, Known]) -> None:
+        for side, table in enumerate((self._least, self._most)):
+            if candidate not in table:
+                table[candidate] = [bounds[side] for bounds in self._bounds]
+            for item, known in answers.items():
+                table[candidate][item] = known.contribution
+
+    def _answers_of(self, candidate: int) -> list[Known]:
+        answered = self.state.answered[candidate]
+        return [answered[item] for item in range(self._num_items)]
+
+    def _most_of(self, block: int) -> Score:
+        return self._overall(self._most, block)
+
+    def _overall(self, table: Mapping[int, list[Score]], block: int) -> Score:
+        contributions = table.get(block)
+        if contributions is None:
+            side = 0 if table is self._least else 1
+            contributions = [bounds[side] for bounds in self._bounds]
+        return self.objective.overall(self.objective.part_scores(contributions), self.full_scores)
+
+    def _cell(self, block: int) -> Cell:
+        is_exact = len(self.state.answered.get(block, ())) == self._num_items
+        return Cell(block, self._most_of(block), is_exact)
+
+    def _is_enough(self, score: Score) -> bool:
+        return meets_ratio(float(score), float(self.full_score), self.settings.min_score_ratio)
+
+    def _progress(self, candidates: int) -> Progress:
+        state = self.state
+        finished = [
+            block
+            for block, known in state.answered.items()
+            if block != FULL and len(known) == self._num_items
+        ]
+        best = max(
+            finished, key=lambda block: (self._most_of(block), block * self._sign), default=None
+        )
+        return Progress(
+            round=len(state.rounds) + bool(state.full),
+            most_rounds=self.settings.num_removals(self._num_blocks),
+            candidates=candidates,
+            done=sum(map(len, state.answered.values())),
+            total=candidates * self._num_items,
+            best_block=best,
+            best_score=None if best is None else float(self._most_of(best)),
+        )
+
+
+def deletion_order(settings: SearchSettings, num_blocks: int) -> list[int]:
+    """Return the order in which 'positional' and 'random' remove blocks, whatever they score."""
+    blocks = list(range(num_blocks))
+    if settings.method == 'random':
+        random.Random(f'deletion order {settings.seed}').shuffle(blocks)
+        return blocks
+    if settings.start == 'end':
+        return blocks[::-1]
+    start = int(settings.start)
+    return blocks[start:] + blocks[:start][::-1]
+
+
+def fixed_interval(num_blocks: int, interval: int) -> tuple[int, ...]:
+    """Return the blocks that Skip-MLLM's rule leaves out: 0 < i < L - 1 and i % interval == 0.
+
+    Raises CalibrationError for an interval that leaves out no block, or all inner ones.
+    """
+    if interval < 2:
+        raise CalibrationError(f'interval {interval} leaves out every inner block: use 2 or more')
+    blocks = tuple(i for i in range(1, num_blocks - 1) if i % interval == 0)
+    if not blocks:
+        raise CalibrationError(
+            f'interval {interval} leaves out none of {num_blocks} blocks: use a smaller one'
+        )
+    return blocks
+
+
+def _chunks(items: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Cut items into runs that double in length, so that early comparisons come early."""
+    start, length = 0, FIRST_CHUNK
+    while start < len(items):
+        yield items[start : start + length]
+        start, length = start + length, min(2 * length, LARGEST_CHUNK)
