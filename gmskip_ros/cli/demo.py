@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from gmskip_ros.atomic_write import write_atomically
 from gmskip_ros.cli.demo_processes import Child, DemoError, Interrupted, StopRequest, end
 from gmskip_ros.cli.demo_topics import NODE, Frame, Listener, as_json_lines, listening
 
@@ -228,9 +229,7 @@ def _set_ros_environment() -> None:
 
 
 def _write_aside(path: Path, data: bytes) -> None:
-    aside = path.with_name(f'.{path.name}.{os.getpid()}')
     try:
-        aside.write_bytes(data)
-        os.replace(aside, path)
+        write_atomically(path, data)
     except OSError as error:
         raise DemoError(f'{path}: {error.strerror}: give another folder with --out') from None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gmskip_ros import __version__
+from gmskip_ros.atomic_write import write_atomically
 from gmskip_ros.datasets.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def _claim(root: Path, job: dict[str, Any]) -> None:
         )
     if any(not entry.name.endswith('.tmp') for entry in root.iterdir()):
         raise DatasetError(f'{root}: is not empty; give a new or an empty folder')
-    _write(described, (json.dumps(job) + '\n').encode())
+    write_atomically(described, (json.dumps(job) + '\n').encode())
 
 
 def _render(
@@ -89,7 +90,7 @@ def _render(
     lines = partial.read_bytes().splitlines(keepends=True) if partial.exists() else []
     if lines and not lines[-1].endswith(b'\n'):  # interrupted in the middle of a line
         lines.pop()
-    _write(partial, b''.join(lines))
+    write_atomically(partial, b''.join(lines))
     descriptions = [json.loads(line) for line in lines]
     with open(partial, 'ab') as file:
         for seed in seeds[len(descriptions) :]:
@@ -97,7 +98,7 @@ def _render(
             bgr = cv2.cvtColor(scene.image, cv2.COLOR_RGB2BGR)
             encoded = cv2.imencode('.jpg', bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
             name = f'{seed:012d}.jpg'
-            _write(root / SPLIT / name, encoded.tobytes())
+            write_atomically(root / SPLIT / name, encoded.tobytes())
             descriptions.append(_describe(scene, seed, name))
             file.write((json.dumps(descriptions[-1]) + '\n').encode())
             file.flush()
@@ -136,14 +137,4 @@ def _write_annotations(root: Path, descriptions: list[dict[str, Any]], instances
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    _write(path, (json.dumps(content) + '\n').encode())
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write the file aside and rename it, so that it is there as a whole or not at all."""
-    aside = path.with_name(f'.{path.name}.tmp')
-    with open(aside, 'wb') as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    write_atomically(path, (json.dumps(content) + '\n').encode())

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
+
+from gmskip_ros.atomic_write import write_atomically
 
 
 def write_files(folder: Path, contents: Mapping[str, bytes]) -> list[Path]:
@@ -18,19 +17,9 @@ def write_files(folder: Path, contents: Mapping[str, bytes]) -> list[Path]:
     Raises OSError with the file's name, as the file system does.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    return [_write(folder / name, content) for name, content in contents.items()]
-
-
-def _write(path: Path, content: bytes) -> Path:
-    aside = path.with_name(f'.{path.name}.{secrets.token_hex(4)}')
-    try:
-        aside.write_bytes(content)
-        os.replace(aside, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            aside.unlink()
-        raise
-    return path
+    for name, content in contents.items():
+        write_atomically(folder / name, content)
+    return [folder / name for name in contents]
 
 
 def render_html(template: str, **values: Any) -> bytes:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import resources
@@ -14,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from gmskip_ros.atomic_write import write_atomically
 from gmskip_ros.skipping.errors import SkipListError
 from gmskip_ros.skipping.skip_list import NOT_STATED, Prompt, Removal, SkipList, short
 
@@ -64,32 +63,12 @@ def save_skip_list(skip_list: SkipList, path: str | os.PathLike[str]) -> None:
     """
     content = _format(skip_list).encode('utf-8')
     try:
-        target = Path(os.path.realpath(Path(path).expanduser()))  # a link stays a link
-        aside = target.with_name(f'.{target.name}.{secrets.token_hex(4)}.tmp')
-        try:
-            with open(aside, 'xb') as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, target)
-        finally:
-            aside.unlink(missing_ok=True)
+        write_atomically(path, content)
     except (OSError, ValueError, RuntimeError) as error:
         raise SkipListError(
             f'{_shown(path)}: cannot be written ({_reason(error)}); '
             'check the folder, its permissions and the space left'
         ) from error
-    _sync_folder(target.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Let the new name survive a power cut too; not every file system knows how."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _shown(path: str | os.PathLike[str]) -> str:

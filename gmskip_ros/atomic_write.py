@@ -1,0 +1,37 @@
+"""One way to write a file, for every room: as a whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+
+
+def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file aside and rename it: after an error or a kill the older one is as it was.
+
+    A link stays a link. Raises OSError as the file system does.
+    """
+    target = Path(os.path.realpath(Path(path).expanduser()))
+    aside = target.with_name(f'.{target.name}.{secrets.token_hex(4)}.tmp')
+    try:
+        with open(aside, 'xb') as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, target)
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+    _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Let the new name survive a power cut too; not every file system knows how."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
