@@ -1,0 +1,98 @@
+"""Options that `gmskip calibrate` and `gmskip evaluate` share: the model, the dataset, the task."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from gmskip_ros.cli.errors import CliError
+from gmskip_ros.tasks import TASK_NAMES
+
+TASKS = (*TASK_NAMES, 'generic', 'joint')
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add which model answers, on what, and how much at once."""
+    parser.add_argument('--model', default='demo', help="'demo' (default), a folder or a hub id")
+    parser.add_argument('--device', default='auto', help='auto (default), cpu or cuda:N')
+    parser.add_argument(
+        '--dtype', default='auto', help='auto (default), float32, float16 or bfloat16'
+    )
+    parser.add_argument(
+        '--batch-size', type=int, default=256, metavar='N',
+        help='sequences that go through a block together, at most (default: 256)',
+    )  # fmt: skip
+    parser.add_argument(
+        '--memory-gib', type=float, default=4.0, metavar='G',
+        help='memory for pictures, and again for a batch; less is slower (default: 4)',
+    )  # fmt: skip
+    parser.add_argument('--no-progress', action='store_true', help='no progress bar')
+
+
+def add_dataset_options(parser: argparse.ArgumentParser) -> None:
+    """Add which pictures are asked about."""
+    parser.add_argument(
+        '--dataset', required=True, metavar='DIR',
+        help="COCO's or CODA's folder, or a .jsonl file of questions",
+    )  # fmt: skip
+    parser.add_argument('--split', help='of the dataset, where it has several')
+    parser.add_argument(
+        '--captions', metavar='FILE',
+        help="another captions file, Karpathy's dataset_coco.json, or the folder CODA-LM",
+    )  # fmt: skip
+    parser.add_argument(
+        '--images', type=int, default=1000, metavar='N',
+        help='pictures, at most (default: 1000); with a target, as many without it are added',
+    )  # fmt: skip
+    parser.add_argument(
+        '--seed', type=int, default=0, metavar='S', help='chooses the pictures (default: 0)'
+    )
+
+
+def add_task_options(parser: argparse.ArgumentParser) -> None:
+    """Add what is asked, and how answers are scored; --target is the command's own."""
+    parser.add_argument(
+        '--task', required=True, choices=TASKS,
+        help="'generic': the questions of a .jsonl file; 'joint': all three tasks at once",
+    )  # fmt: skip
+    parser.add_argument(
+        '--metric',
+        help="the score (default: the task's first); several tasks: theirs, with commas between",
+    )
+    parser.add_argument(
+        '--labels', metavar='car,bus', help="a set's name, or labels (default: the dataset's own)"
+    )
+    parser.add_argument(
+        '--synonyms', action='store_true', help='take other words for a label as that label'
+    )
+    parser.add_argument('--prompt', help="a question of your own (default: the task's)")
+    parser.add_argument(
+        '--max-new-tokens', type=int, metavar='N', help="of an answer (default: the task's own)"
+    )
+
+
+def task_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return prompt, labels, synonyms and max_new_tokens as calibration's settings take them.
+
+    Raises CliError for options that the task has no use for.
+    """
+    if args.task == 'joint' and (args.prompt, args.max_new_tokens) != (None, None):
+        raise CliError(
+            '--prompt and --max-new-tokens are for one task: leave them out with --task joint'
+        )
+    if args.task == 'generic' and (args.labels is not None or args.synonyms):
+        raise CliError('--labels and --synonyms are for tasks with labels: leave them out')
+    for name, value in (('--images', args.images), ('--batch-size', args.batch_size)):
+        if value < 1:
+            raise CliError(f'{name} {value} must be at least 1')
+    if not 0 < args.memory_gib < float('inf'):
+        raise CliError(f'--memory-gib {args.memory_gib:g} must be above 0')
+    if args.max_new_tokens is not None and args.max_new_tokens < 1:
+        raise CliError(f'--max-new-tokens {args.max_new_tokens} must be at least 1')
+    labels = args.labels and tuple(label.strip() for label in args.labels.split(','))
+    return {
+        'prompt': args.prompt,
+        'labels': labels,
+        'synonyms': args.synonyms,
+        'max_new_tokens': args.max_new_tokens,
+    }
