@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from gmskip_ros.calibration.distributed import Ranks
 from gmskip_ros.datasets import DatasetError, read_image
-from gmskip_ros.vlm import CandidateAnswer, ImageFeatures, VlmError
+from gmskip_ros.vlm import CandidateAnswer, ImageFeatures, Stopped
 
 if TYPE_CHECKING:
     from gmskip_ros.vlm import Vlm
@@ -49,16 +49,23 @@ class Pictures:
         """Tell whether this process answers questions about a picture."""
         return image % self._ranks.world_size == self._ranks.rank
 
-    def encode_all(self, on_done: Callable[[int], None] = lambda _: None) -> dict[int, str]:
-        """Encode every picture; return why, for those that cannot be read, in every process."""
+    def encode_all(
+        self,
+        on_done: Callable[[int], None] = lambda _: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> dict[int, str]:
+        """Encode every picture; return why, for those that cannot be read, in every process.
+
+        Raises Stopped when `should_stop`, asked before each picture, says so.
+        """
         unreadable = {}
         for image in range(len(self.paths)):
+            if should_stop():
+                raise Stopped('stopped before the pictures were encoded')
             if self.is_mine(image):
                 try:
                     self._encode(image)
-                except (DatasetError, VlmError) as error:
-                    if not isinstance(error, DatasetError):
-                        raise
+                except DatasetError as error:
                     unreadable[image] = str(error)
             on_done(image + 1)
         merged: dict[int, str] = {}
@@ -93,13 +100,16 @@ class Answerer:
         method: str = 'walk',
         batch_size: int = 256,
         memory_gib: float = 4.0,
+        should_stop: Callable[[], bool] | None = None,
     ) -> None:
+        """`should_stop` is polled before every block; when it says so, `answers` raises Stopped."""
         self.vlm = vlm
         self.pictures = pictures
         self.ranks = ranks
         self.method = method
         self.batch_size = batch_size
         self.memory_bytes = int(memory_gib * GIB)
+        self.should_stop = should_stop
         self.token_blocks = 0  # of all processes: tokens that went through a block
 
     def answers(
@@ -159,6 +169,7 @@ class Answerer:
                 is_decided=None if is_decided is None else decided,
                 max_rows=self.batch_size,
                 memory_bytes=self.memory_bytes,
+                should_stop=self.should_stop,
             )
         return results
 
@@ -203,6 +214,7 @@ class Answerer:
             [ask.prompt for ask in asks],
             [*removed, *([] if candidate is None else [candidate])],
             length,
+            should_stop=self.should_stop,
         )
         return [CandidateAnswer(answer.token_ids, answer.text) for answer in answers]
 

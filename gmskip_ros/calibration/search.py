@@ -174,13 +174,7 @@ class Search:
     def run(self) -> SearchState:
         """Search to the end and return the state. Raises what Answerer.answers raises."""
         state = self.state
-        if not state.full:
-            for chunk in _chunks(range(self._num_items)):
-                self._fill([FULL], chunk)
-            state.full = state.trunk = self._answers_of(FULL)
-            self._next_round()
-            self._on_save(state, True)
-        self._check_full_score()
+        self.score_full()
         most = self.settings.num_removals(self._num_blocks)
         while state.stopped_by is None:
             if len(state.removed) >= most:
@@ -189,6 +183,25 @@ class Search:
                 self._run_round()
             self._on_save(state, True)
         return state
+
+    def score_full(self) -> None:
+        """Find the full model's score, unless it is known."""
+        if not self.state.full:
+            for chunk in _chunks(range(self._num_items)):
+                self._fill([FULL], chunk)
+            self.state.full = self.state.trunk = self._answers_of(FULL)
+            self._next_round()
+            self._on_save(self.state, True)
+        self._check_full_score()
+
+    def score_of(self, blocks: Sequence[int]) -> Score:
+        """Return the score without these blocks; score_full comes first."""
+        contributions: list[Score] = []
+        for part in range(len(self.objective.parts)):
+            items = [i for i, item in enumerate(self.objective.items) if item.part == part]
+            answers = self._ask([FULL], items, blocks)[FULL]
+            contributions += [answers[item].contribution for item in items]
+        return self.objective.overall(self.objective.part_scores(contributions), self.full_scores)
 
     def _check_full_score(self) -> None:
         for part, score in zip(self.objective.parts, self.full_scores, strict=True):
@@ -322,7 +335,7 @@ class Search:
                     waiting.setdefault(of_part, []).append(block)
         for missing, blocks in waiting.items():
             started, work = time.monotonic(), self.answerer.token_blocks
-            for block, answers in self._ask(blocks, missing).items():
+            for block, answers in self._ask(blocks, missing, state.removed).items():
                 state.answered.setdefault(block, {}).update(answers)
                 self._note(block, answers)
             state.seconds += time.monotonic() - started
@@ -330,8 +343,10 @@ class Search:
             self._on_progress(self._progress(in_race or len(candidates)))
             self._on_save(state, False)
 
-    def _ask(self, blocks: Sequence[int], items: Sequence[int]) -> dict[int, dict[int, Known]]:
-        """Ask about items of one part without each of the blocks in turn."""
+    def _ask(
+        self, blocks: Sequence[int], items: Sequence[int], removed: Sequence[int]
+    ) -> dict[int, dict[int, Known]]:
+        """Ask about items of one part without `removed` and each of the blocks in turn."""
         objective = self.objective
         questions = objective.parts[objective.items[items[0]].part].questions
         trunk = self.state.trunk
@@ -342,7 +357,7 @@ class Search:
             asks.append(Ask(it.image, questions.prompts[it.question], draft))
         answered = self.answerer.answers(
             asks,
-            self.state.removed,
+            removed,
             [None if block == FULL else block for block in blocks],
             questions.max_new_tokens,
             is_decided=lambda i, text: objective.is_decided(items[i], text),

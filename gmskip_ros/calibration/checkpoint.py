@@ -1,0 +1,164 @@
+"""What a calibration has found so far, in a file from which the same command goes on."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from gmskip_ros.atomic_write import write_atomically
+from gmskip_ros.calibration.errors import CalibrationError
+from gmskip_ros.calibration.search import Cell, Known, Round, SearchState
+from gmskip_ros.tasks.scoring import Score
+
+FORMAT = 'gmskip/checkpoint/1'
+FILE_NAME = 'checkpoint.json'
+SAVE_EVERY_S = 10.0
+
+
+@dataclass
+class Checkpoint:
+    """A calibration's state, and the settings that it is the state of."""
+
+    settings: dict[str, Any]
+    created: str = ''
+    search: SearchState = field(default_factory=SearchState)
+    evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)  # by the blocks left out
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values that from_json takes."""
+        state = self.search
+        return {
+            'format': FORMAT,
+            'settings': self.settings,
+            'created': self.created,
+            'search': {
+                'full': [_known_to_json(known) for known in state.full],
+                'trunk': [_known_to_json(known) for known in state.trunk],
+                'rounds': [_round_to_json(one) for one in state.rounds],
+                'estimates': {str(b): _score_to_json(s) for b, s in state.estimates.items()},
+                'shortfall': state.shortfall,
+                'answered': {
+                    str(block): {str(item): _known_to_json(known) for item, known in one.items()}
+                    for block, one in state.answered.items()
+                },
+                'seconds': state.seconds,
+                'token_blocks': state.token_blocks,
+                'stopped_by': state.stopped_by,
+            },
+            'evaluations': self.evaluations,
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Checkpoint:
+        """Return the checkpoint; raises KeyError, TypeError or ValueError if it is not one."""
+        search = content['search']
+        state = SearchState(
+            full=[_known(value) for value in search['full']],
+            trunk=[_known(value) for value in search['trunk']],
+            rounds=[_round(value) for value in search['rounds']],
+            estimates={int(block): _score(value) for block, value in search['estimates'].items()},
+            shortfall=search['shortfall'],
+            answered={
+                int(block): {int(item): _known(value) for item, value in one.items()}
+                for block, one in search['answered'].items()
+            },
+            seconds=search['seconds'],
+            token_blocks=search['token_blocks'],
+            stopped_by=search['stopped_by'],
+        )
+        return cls(content['settings'], content['created'], state, content['evaluations'])
+
+
+class CheckpointFile:
+    """The file of a checkpoint in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / FILE_NAME
+        self._last_save_s = time.monotonic()
+
+    def load(self, settings: Mapping[str, Any]) -> Checkpoint:
+        """Return the state to go on from: a new one where there is no file.
+
+        Raises CalibrationError if the file is broken or of other settings.
+        """
+        plain = json.loads(json.dumps(dict(settings)))
+        if not self.path.exists():
+            created = datetime.now(timezone.utc).strftime('%Y-%m-%dT%H:%M:%SZ')
+            return Checkpoint(plain, created)
+        remedy = 'give another --out, or remove the file to begin anew'
+        try:
+            content = json.loads(self.path.read_bytes())
+            if content['format'] != FORMAT:
+                raise ValueError(f'format {content["format"]!r}')
+            checkpoint = Checkpoint.from_json(content)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CalibrationError(
+                f'{self.path}: is not a checkpoint ({type(error).__name__}: {error}): {remedy}'
+            ) from error
+        for name in sorted({*plain, *checkpoint.settings}):
+            then, now = checkpoint.settings.get(name), plain.get(name)
+            if then != now:
+                raise CalibrationError(
+                    f'{self.path}: was made with {name} {then!r}, and this run has {now!r}: '
+                    + remedy
+                )
+        return checkpoint
+
+    def save(self, checkpoint: Checkpoint, now: bool = True) -> None:
+        """Write the state; if not `now`, only when the last time was SAVE_EVERY_S seconds ago.
+
+        Raises CalibrationError if it cannot be written; an older file is as it was.
+        """
+        if not now and time.monotonic() - self._last_save_s < SAVE_EVERY_S:
+            return
+        try:
+            write_atomically(self.path, json.dumps(checkpoint.to_json()).encode())
+        except OSError as error:
+            raise CalibrationError(
+                f'{self.path}: cannot be written ({error.strerror}): make room or check the '
+                'folder, then start the same command again to go on from the last saved state'
+            ) from error
+        self._last_save_s = time.monotonic()
+
+
+def _score_to_json(score: Score) -> Any:
+    return f'{score.numerator}/{score.denominator}' if isinstance(score, Fraction) else score
+
+
+def _score(value: Any) -> Score:
+    return Fraction(value) if isinstance(value, str) else value
+
+
+def _known_to_json(known: Known) -> list[Any]:
+    return [_score_to_json(known.contribution), list(known.token_ids)]
+
+
+def _known(value: Any) -> Known:
+    contribution, token_ids = value
+    return Known(_score(contribution), tuple(token_ids))
+
+
+def _round_to_json(one: Round) -> dict[str, Any]:
+    return {
+        'removed': one.removed,
+        'score': _score_to_json(one.score),
+        'cells': [[cell.block, _score_to_json(cell.score), cell.is_exact] for cell in one.cells],
+        'seconds': one.seconds,
+        'token_blocks': one.token_blocks,
+    }
+
+
+def _round(value: Mapping[str, Any]) -> Round:
+    return Round(
+        removed=value['removed'],
+        score=_score(value['score']),
+        cells=tuple(Cell(block, _score(score), exact) for block, score, exact in value['cells']),
+        seconds=value['seconds'],
+        token_blocks=value['token_blocks'],
+    )
