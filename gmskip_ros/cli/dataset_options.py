@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from gmskip_ros.cli.errors import CliError
 from gmskip_ros.tasks import TASK_NAMES
+
+if TYPE_CHECKING:
+    from gmskip_ros.calibration.distributed import Ranks
+    from gmskip_ros.vlm import Vlm
 
 TASKS = (*TASK_NAMES, 'generic', 'joint')
 
@@ -80,8 +85,10 @@ def task_options(args: argparse.Namespace) -> dict[str, Any]:
         raise CliError(
             '--prompt and --max-new-tokens are for one task: leave them out with --task joint'
         )
-    if args.task == 'generic' and (args.labels is not None or args.synonyms):
-        raise CliError('--labels and --synonyms are for tasks with labels: leave them out')
+    if args.task in ('generic', 'captioning') and (args.labels is not None or args.synonyms):
+        raise CliError(
+            f'--labels and --synonyms are for tasks with labels: leave them out with {args.task}'
+        )
     for name, value in (('--images', args.images), ('--batch-size', args.batch_size)):
         if value < 1:
             raise CliError(f'{name} {value} must be at least 1')
@@ -89,10 +96,26 @@ def task_options(args: argparse.Namespace) -> dict[str, Any]:
         raise CliError(f'--memory-gib {args.memory_gib:g} must be above 0')
     if args.max_new_tokens is not None and args.max_new_tokens < 1:
         raise CliError(f'--max-new-tokens {args.max_new_tokens} must be at least 1')
-    labels = args.labels and tuple(label.strip() for label in args.labels.split(','))
+    labels = None if args.labels is None else args.labels.split(',')
     return {
         'prompt': args.prompt,
-        'labels': labels,
+        'labels': labels and tuple(label.strip() for label in labels),
         'synonyms': args.synonyms,
         'max_new_tokens': args.max_new_tokens,
     }
+
+
+def load_model(
+    args: argparse.Namespace, ranks: Ranks, on_progress: Callable[[str], None]
+) -> Vlm:
+    """Return the model, on this process's own GPU where there are several, with all connected."""
+    from gmskip_ros.vlm import load_vlm
+
+    device = args.device
+    if device == 'auto' and ranks.world_size > 1:
+        import torch
+
+        device = f'cuda:{ranks.local_rank}' if torch.cuda.is_available() else 'cpu'
+    vlm = load_vlm(args.model, device, args.dtype, on_progress)
+    ranks.connect(vlm.device)
+    return vlm
