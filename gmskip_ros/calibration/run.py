@@ -7,6 +7,7 @@ import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,14 @@ from gmskip_ros.calibration.search import (
     fixed_interval,
 )
 from gmskip_ros.datasets import Dataset, Sample, sample_hash
-from gmskip_ros.skipping import Prompt, Removal, SkipList, derive_operating_points
+from gmskip_ros.skipping import (
+    OPERATING_POINTS,
+    Prompt,
+    Removal,
+    SkipList,
+    derive_operating_points,
+)
+from gmskip_ros.tasks import jaccard
 from gmskip_ros.tasks.scoring import METRICS
 
 if TYPE_CHECKING:
@@ -246,6 +254,18 @@ def calibrate(
         'software': dict(skip_list.software),
     }  # fmt: skip
     return Calibration(skip_list, result)
+
+
+def stability(found: Sequence[Calibration]) -> dict[str, Any]:
+    """Return how alike the lists of several seeds are: per operating point their sets (ascending)
+    and the mean Jaccard index |A & B| / |A | B| over all pairs, 1 for two empty sets."""
+    points: dict[str, Any] = {}
+    for name in OPERATING_POINTS:
+        sets = [sorted(one.skip_list.blocks_at(name)) for one in found]
+        pairs = [jaccard(set(map(str, a)), set(map(str, b))) for a, b in combinations(sets, 2)]
+        points[name] = {'jaccard': sum(pairs) / len(pairs), 'sets': sets}
+    seeds = [one.result['dataset']['calibration']['seed'] for one in found]
+    return {'seeds': seeds, 'points': points}
 
 
 def machine(device: str) -> dict[str, str | int | None]:

@@ -173,16 +173,25 @@ class Search:
 
     def run(self) -> SearchState:
         """Search to the end and return the state. Raises what Answerer.answers raises."""
-        state = self.state
         self.score_full()
+        while self.run_round():
+            pass
+        return self.state
+
+    def run_round(self) -> bool:
+        """Remove one more block, if one may go; False once the search has stopped.
+
+        score_full comes first. Raises what Answerer.answers raises.
+        """
+        state = self.state
         most = self.settings.num_removals(self._num_blocks)
-        while state.stopped_by is None:
+        if state.stopped_by is None:
             if len(state.removed) >= most:
                 state.stopped_by = self._why_no_more(most)
             else:
-                self._run_round()
+                self._remove_best()
             self._on_save(state, True)
-        return state
+        return state.stopped_by is None
 
     def score_full(self) -> None:
         """Find the full model's score, unless it is known."""
@@ -219,7 +228,7 @@ class Search:
             return 'one block is left'
         return f'max_sparsity {self.settings.max_sparsity:g} is reached'
 
-    def _run_round(self) -> None:
+    def _remove_best(self) -> None:
         state = self.state
         candidates = self._candidates()
         if self.settings.abandon and state.rounds and len(candidates) > 1:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from gmskip_ros import __version__
 from gmskip_ros.cli.errors import CliError
 
-COMMANDS = ('ask', 'demo', 'scenes')
+COMMANDS = ('ask', 'calibrate', 'demo', 'scenes')
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from gmskip_ros.vlm import VlmError
 
     args = build_parser().parse_args(argv)
+    args.arguments = list(sys.argv[1:] if argv is None else argv)  # for reports
     try:
         return args.func(args)
     except (CliError, SkipListError, TaskError, VlmError) as error:

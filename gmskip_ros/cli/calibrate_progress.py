@@ -1,0 +1,95 @@
+"""What a person sees of a calibration while it runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from gmskip_ros.calibration.run import Listener
+from gmskip_ros.calibration.search import Progress as SearchProgress
+
+SEARCH_BARS = {'rounds', 'answers'}
+
+
+class ProgressBars(Listener):
+    """Bars on stderr for rounds and answers; silent where nobody looks."""
+
+    def __init__(self, is_shown: bool) -> None:
+        self._console = Console(stderr=True)
+        self._is_shown = is_shown and self._console.is_terminal
+        self._bars: Progress | None = None
+        self._tasks: dict[str, Any] = {}
+        self._title = ''
+        self._round = -1
+
+    def __enter__(self) -> ProgressBars:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def begin(self, target: str | None, seed: int | None) -> None:
+        """Begin with one target and one seed, if there are several."""
+        self.stop()
+        parts = [*filter(None, [target]), *([] if seed is None else [f'seed {seed}'])]
+        self._title = f' ({", ".join(parts)})' if parts else ''
+
+    def stop(self) -> None:
+        """Take the bars away."""
+        if self._bars is not None:
+            self._bars.stop()
+        self._bars, self._tasks, self._round = None, {}, -1
+
+    def print(self, line: str) -> None:
+        """Print a line for people, above the bars."""
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def status(self, step: str) -> None:
+        """Tell what is being done before there is anything to count."""
+        if self._is_shown:
+            self._update(step, 0, None, '')
+
+    def pictures(self, done: int, total: int) -> None:
+        """Show how many pictures are encoded."""
+        self._update('encoding pictures', done, total, '')
+
+    def search(self, progress: SearchProgress) -> None:
+        """Show the rounds and, below, the answers of this round."""
+        best = ''
+        if progress.best_score is not None:
+            best = f'best so far {float(progress.best_score):.4f} without {progress.best_block}'
+        self._update('rounds', max(0, progress.round - 1), progress.most_rounds, '')
+        name = f'{progress.candidates} candidates' if progress.round else 'full model'
+        if self._round != progress.round and 'answers' in self._tasks and self._bars:
+            self._bars.reset(self._tasks['answers'])  # its speed is this round's
+        self._round = progress.round
+        self._update('answers', progress.done, progress.total, f'{name}; {best}'.rstrip('; '))
+
+    def evaluations(self, done: int, total: int) -> None:
+        """Show how many skip sets are measured on the test pictures."""
+        self._update('testing skip sets', done, total, '')
+
+    def _update(self, name: str, done: int, total: int | None, info: str) -> None:
+        if not self._is_shown:
+            return
+        if self._bars is None:
+            self._bars = Progress(
+                TextColumn('{task.description}'),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn('{task.fields[info]}'),
+                console=self._console,
+                transient=True,
+            )
+            self._bars.start()
+        if name not in self._tasks:
+            if not {name, *self._tasks} <= SEARCH_BARS:  # a new stage: its bars only
+                for other in self._tasks.values():
+                    self._bars.update(other, visible=False)
+            description = escape(name + self._title)
+            self._tasks[name] = self._bars.add_task(description, total=total, info='')
+        self._bars.update(self._tasks[name], completed=done, total=total, info=escape(info))
