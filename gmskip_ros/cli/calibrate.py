@@ -19,6 +19,7 @@ from gmskip_ros.cli.dataset_options import (
     add_dataset_options,
     add_model_options,
     add_task_options,
+    load_model,
     task_options,
 )
 from gmskip_ros.cli.errors import CliError
@@ -153,7 +154,6 @@ def calibrate_all(
 ) -> None:
     """Load what is needed once, and calibrate for every target."""
     from gmskip_ros.datasets import open_dataset
-    from gmskip_ros.vlm import load_vlm
 
     dataset = open_dataset(args.dataset, split=args.split, captions=args.captions)
     test_dataset = None
@@ -167,13 +167,7 @@ def calibrate_all(
         for one in filter(None, (dataset, test_dataset)):
             for line in (*one.warnings, *one.notes):
                 bars.print(f'gmskip: {one.name}: {line}')
-    device = args.device
-    if device == 'auto' and ranks.world_size > 1:
-        import torch
-
-        device = f'cuda:{ranks.local_rank}' if torch.cuda.is_available() else 'cpu'
-    vlm = load_vlm(args.model, device, args.dtype, on_progress=bars.status)
-    ranks.connect(vlm.device)
+    vlm = load_model(args, ranks, bars.status)
     for target in targets:
         into = folder if len(targets) == 1 else folder / file_stem(target)
         of_target = replace(settings, target=target)
