@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from gmskip_ros import __version__
 from gmskip_ros.cli.errors import CliError
 
-COMMANDS = ('ask', 'calibrate', 'demo', 'scenes')
+COMMANDS = ('ask', 'calibrate', 'demo', 'evaluate', 'scenes')
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -32,15 +32,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     # OpenMP reads this when torch is loaded. Its threads spin while they wait for each other by
     # default: beside other processes on the same cores that made an answer 40 times slower.
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+    from gmskip_ros.calibration.errors import CalibrationError
+    from gmskip_ros.datasets import DatasetError
     from gmskip_ros.skipping import SkipListError
     from gmskip_ros.tasks import TaskError
     from gmskip_ros.vlm import VlmError
 
     args = build_parser().parse_args(argv)
     args.arguments = list(sys.argv[1:] if argv is None else argv)  # for reports
+    expected = (CalibrationError, CliError, DatasetError, SkipListError, TaskError, VlmError)
     try:
         return args.func(args)
-    except (CliError, SkipListError, TaskError, VlmError) as error:
+    except expected as error:
         print(f'gmskip: error: {error}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
