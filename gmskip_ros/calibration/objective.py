@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import random
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 from gmskip_ros.calibration.errors import CalibrationError
 from gmskip_ros.calibration.questions import Questions
@@ -73,7 +74,7 @@ class Objective:
             values = contributions[start : start + len(part.items)]
             start += len(part.items)
             if is_exact:
-                scores.append(Fraction(sum(values)) / part.denominator)
+                scores.append(_exact_sum(values) / part.denominator)
             else:
                 scores.append(math.fsum(values) / part.denominator)
         return tuple(scores)
@@ -111,7 +112,8 @@ def make_objective(
             items = [Item(index, images[i], i, 1) for i in scored]
             denominator = len(items)
         if metric == VISUAL_GAIN:
-            others = shuffled_images([images[i] for i in scored], seed)
+            # Among all pictures: those that show a target would stand for one another.
+            others = shuffled_images(images, seed)
             items += [Item(index, others[i], i, -1) for i in scored]
         parts.append(Part(asked, metric, scorer, tuple(items), denominator))
     return Objective(parts)
@@ -159,6 +161,14 @@ def _balanced_weights(asked: Questions) -> tuple[list[int], int]:
         )
     common = math.lcm(*counts.values())
     return [common // counts[name] for name in classes], common * len(counts)
+
+
+def _exact_sum(counts: Iterable[Any]) -> Fraction:
+    """Return the sum of whole numbers and fractions, added up per denominator: that is quicker."""
+    numerators: dict[int, int] = defaultdict(int)
+    for count in counts:
+        numerators[count.denominator] += count.numerator
+    return sum((Fraction(n, d) for d, n in numerators.items()), Fraction(0))
 
 
 def _plain(score: Score) -> Score:
