@@ -8,11 +8,11 @@ from typing import Any
 
 from gmskip_ros.calibration.errors import CalibrationError
 from gmskip_ros.datasets import Dataset, Sample, choose_samples
+from gmskip_ros.skipping import JOINT
 from gmskip_ros.tasks import TASK_NAMES, Task, make_task
 from gmskip_ros.tasks.scoring import Absent
 
 GENERIC = 'generic'
-JOINT = 'joint'
 GENERIC_MAX_NEW_TOKENS = 32
 
 

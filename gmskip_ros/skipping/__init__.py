@@ -3,6 +3,7 @@
 from gmskip_ros.skipping.errors import SkipListError, SkipListMismatchError
 from gmskip_ros.skipping.file import load_skip_list, save_skip_list, shipped_skip_lists
 from gmskip_ros.skipping.skip_list import (
+    JOINT,
     OPERATING_POINTS,
     Prompt,
     Removal,
@@ -12,6 +13,7 @@ from gmskip_ros.skipping.skip_list import (
 )
 
 __all__ = [
+    'JOINT',
     'OPERATING_POINTS',
     'Prompt',
     'Removal',

@@ -13,6 +13,7 @@ from gmskip_ros.skipping.errors import SkipListError, SkipListMismatchError
 OPERATING_POINTS = ('high_performance', 'high_sparsity')
 PHASES = ('prefill', 'decode')
 NOT_STATED = 'not stated'
+JOINT = 'joint'  # the task of a list that was found for all tasks together
 # A score computed as k/n and one computed as ratio x full may differ in the last bits.
 _RATIO_TOLERANCE = 1e-12
 
@@ -269,7 +270,7 @@ class SkipList:
             )
         pairs: list[tuple[str, object, object]] = [
             ('model', self.model, model),
-            ('task', self.task, task),
+            ('task', None if self.task == JOINT else self.task, task),
             ('text_model_type', self.text_model_type, text_model_type),
             ('prompt', self.prompt.text, prompt),
             ('chat template (sha256)', self.prompt.template_sha256, template_sha256),

@@ -196,6 +196,12 @@ def test_what_is_not_stated_gives_no_warning() -> None:
     assert scored().warnings_for(**{**IN_USE, 'template_sha256': None, 'task': None}) == []
 
 
+def test_a_list_for_all_tasks_together_fits_each_task() -> None:
+    joint = scored(task='joint', prompt=Prompt())
+    for task in ('single_object', 'captioning'):
+        assert joint.warnings_for(**{**IN_USE, 'task': task, 'prompt': 'Which?'}) == []
+
+
 def test_a_skip_list_does_not_change_with_what_it_was_made_of() -> None:
     blocks, software = [Removal(1)], {'torch': '2.13.0'}
     skip_list = SkipList(
