@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -129,7 +130,7 @@ class Progress:
     done: int
     total: int
     best_block: int | None
-    best_score: Score | None
+    best_score: float | None
 
 
 class Search:
@@ -156,10 +157,8 @@ class Search:
         self._sign = 1 if settings.tie_order == 'backward' else -1
         self._bounds = [objective.bounds(item) for item in range(self._num_items)]
         # The least and the most that each item adds to a candidate's score, as far as is known.
-        self._least: dict[int, list[Score]] = {}
-        self._most: dict[int, list[Score]] = {}
-        for candidate, answers in self.state.answered.items():
-            self._note(candidate, answers)
+        self._least = defaultdict[int, list[Score]](lambda: [least for least, _ in self._bounds])
+        self._most = defaultdict[int, list[Score]](lambda: [most for _, most in self._bounds])
 
     @cached_property
     def full_scores(self) -> tuple[Score, ...]:
@@ -262,7 +261,8 @@ class Search:
     def _next_round(self) -> None:
         self.state.answered = {}
         self.state.seconds, self.state.token_blocks = 0.0, 0
-        self._least, self._most = {}, {}
+        self._least.clear()
+        self._most.clear()
 
     def _candidates(self) -> list[int]:
         """Return the blocks that may be removed in this round, ascending."""
@@ -272,10 +272,10 @@ class Search:
         if settings.method == 'gm-skip' or (settings.method == 'one-shot' and not state.rounds):
             return retained
         if settings.method == 'one-shot':
-            ranking = sorted(
-                state.rounds[0].cells, key=lambda cell: (cell.score, cell.block * self._sign)
+            cells = {cell.block: cell.score for cell in state.rounds[0].cells}
+            order = sorted(
+                cells, key=lambda block: (cells[block], block * self._sign), reverse=True
             )
-            order = [cell.block for cell in reversed(ranking)]
         else:
             order = deletion_order(settings, self._num_blocks)
         return [next(block for block in order if block in retained)]
@@ -293,7 +293,7 @@ class Search:
         for chunk in _chunks(items):
             if not self._is_enough(self._most_of(favourite)):
                 break
-            self._fill([favourite], chunk, in_race=len(alive))
+            self._fill([favourite], chunk, in_race=alive)
         for chunk in [[], *_chunks(items)]:
             self._fill(alive, chunk)
             alive = self._still_in_race(alive)
@@ -303,7 +303,7 @@ class Search:
         """Return the candidates that may yet be removed: no other one is surely better."""
         if not alive:
             return []
-        least = {block: self._overall(self._least, block) for block in alive}
+        least = {block: self._overall(self._least[block]) for block in alive}
         leader = max(alive, key=lambda block: (least[block], block * self._sign))
         to_beat = (least[leader], leader * self._sign)
         return [
@@ -331,8 +331,16 @@ class Search:
             for item in range(self._num_items)
         ]
 
-    def _fill(self, candidates: Sequence[int], items: Sequence[int], in_race: int = 0) -> None:
-        """Have every candidate's answer to every one of the items, asking what is not known yet."""
+    def _fill(
+        self,
+        candidates: Sequence[int],
+        items: Sequence[int],
+        in_race: Sequence[int] | None = None,
+    ) -> None:
+        """Have every candidate's answer to every one of the items, asking what is not known yet.
+
+        `in_race`, for the progress: the candidates that will be asked about more, if not these.
+        """
         state = self.state
         waiting: dict[tuple[int, ...], list[int]] = {}  # what is missing -> who misses it
         for block in candidates:
@@ -346,11 +354,16 @@ class Search:
             started, work = time.monotonic(), self.answerer.token_blocks
             for block, answers in self._ask(blocks, missing, state.removed).items():
                 state.answered.setdefault(block, {}).update(answers)
-                self._note(block, answers)
             state.seconds += time.monotonic() - started
             state.token_blocks += self.answerer.token_blocks - work
-            self._on_progress(self._progress(in_race or len(candidates)))
+            self._on_progress(self._progress(candidates if in_race is None else in_race))
             self._on_save(state, False)
+        # Only now, and also what was known before: so a search that goes on from a state compares
+        # what an uninterrupted one compares.
+        for block in candidates:
+            for item in items:
+                contribution = state.answered[block][item].contribution
+                self._least[block][item] = self._most[block][item] = contribution
 
     def _ask(
         self, blocks: Sequence[int], items: Sequence[int], removed: Sequence[int]
@@ -379,25 +392,14 @@ class Search:
             for n, block in enumerate(blocks)
         }
 
-    def _note(self, candidate: int, answers: Mapping[int, Known]) -> None:
-        for side, table in enumerate((self._least, self._most)):
-            if candidate not in table:
-                table[candidate] = [bounds[side] for bounds in self._bounds]
-            for item, known in answers.items():
-                table[candidate][item] = known.contribution
-
     def _answers_of(self, candidate: int) -> list[Known]:
         answered = self.state.answered[candidate]
         return [answered[item] for item in range(self._num_items)]
 
     def _most_of(self, block: int) -> Score:
-        return self._overall(self._most, block)
+        return self._overall(self._most[block])
 
-    def _overall(self, table: Mapping[int, list[Score]], block: int) -> Score:
-        contributions = table.get(block)
-        if contributions is None:
-            side = 0 if table is self._least else 1
-            contributions = [bounds[side] for bounds in self._bounds]
+    def _overall(self, contributions: Sequence[Score]) -> Score:
         return self.objective.overall(self.objective.part_scores(contributions), self.full_scores)
 
     def _cell(self, block: int) -> Cell:
@@ -407,24 +409,24 @@ class Search:
     def _is_enough(self, score: Score) -> bool:
         return meets_ratio(float(score), float(self.full_score), self.settings.min_score_ratio)
 
-    def _progress(self, candidates: int) -> Progress:
+    def _progress(self, in_race: Sequence[int]) -> Progress:
         state = self.state
-        finished = [
-            block
-            for block, known in state.answered.items()
-            if block != FULL and len(known) == self._num_items
-        ]
-        best = max(
-            finished, key=lambda block: (self._most_of(block), block * self._sign), default=None
-        )
+        scores = {
+            block: self._overall([known.contribution for known in self._answers_of(block)])
+            for block, answers in state.answered.items()
+            if block != FULL and len(answers) == self._num_items
+        }
+        best = max(scores, key=lambda block: (scores[block], block * self._sign), default=None)
+        done = sum(map(len, state.answered.values()))
+        missing = sum(self._num_items - len(state.answered.get(block, ())) for block in in_race)
         return Progress(
             round=len(state.rounds) + bool(state.full),
             most_rounds=self.settings.num_removals(self._num_blocks),
-            candidates=candidates,
-            done=sum(map(len, state.answered.values())),
-            total=candidates * self._num_items,
+            candidates=len(in_race),
+            done=done,
+            total=done + missing,
             best_block=best,
-            best_score=None if best is None else float(self._most_of(best)),
+            best_score=None if best is None else float(scores[best]),
         )
 
 
