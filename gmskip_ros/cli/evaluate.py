@@ -233,7 +233,9 @@ def choose_sets(
         method = METHOD_NAMES.get(method, method[:1].upper() + method[1:])
         of_file = f' ({Path(name).name})' if len(skip_lists) > 1 else ''
         for point in points:
-            what = f'{point} blocks' if point.isdecimal() else point.replace('_', ' ')
+            what = point.replace('_', ' ')
+            if point.isdecimal():
+                what = f'{point} block{"" if int(point) == 1 else "s"}'
             named.append(
                 NamedSet(f'{method} {what}{of_file}', skip_list.blocks_at(point), name)
             )
@@ -277,12 +279,12 @@ def evaluate_all(
         tell(f'unreadable, left out: {reason}')
     unreadable = {paths[index] for index in broken}
     samples = [sample for sample in samples if sample.image_path not in unreadable]
-    if not samples:
-        raise CalibrationError(
-            f'none of the {len(paths)} pictures chosen from {dataset.name} can be read: put the '
-            'pictures back'
-        )
     questions = [make_questions(samples, one, one.make_task(dataset)) for one in settings]
+    if not min(asked.num_scored for asked in questions):
+        raise CalibrationError(
+            f'none of the pictures to be scored, of {len(paths)} chosen from {dataset.name}, can '
+            'be read: put the pictures back'
+        )
     for name, skip_list in skip_lists.items():
         for warning in list_warnings(vlm, skip_list, args, questions):
             tell(f'warning: {name}: {warning}')
@@ -305,6 +307,11 @@ def evaluate_all(
             'evaluation': evaluator.evaluate(one.blocks),
         })
     bars.evaluations(len(sets), len(sets))
+    if not (rows[0]['evaluation']['score'] or 0) > 0:
+        tell(
+            'warning: the full model scores 0: is this the right task, label set or dataset for '
+            'the model?'
+        )
     now = datetime.datetime.now(datetime.timezone.utc)
     prompts = {prompt for asked in questions for prompt in asked.prompts}
     return {

@@ -1,0 +1,250 @@
+"""`gmskip evaluate` end to end on the demo model: tables, JSON, files, one line for bad input."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from gmskip_ros.calibration.questions import choose_question_samples, task_settings
+from gmskip_ros.cli import main
+from gmskip_ros.datasets import open_dataset, sample_hash, write_scenes
+from gmskip_ros.skipping import Removal, load_skip_list, save_skip_list
+
+QUICK = ('--images', 4, '--latency-images', 0, '--interval', 'none')
+
+
+@pytest.fixture
+def gmskip(monkeypatch, capsys):
+    """Run `gmskip evaluate` and return its exit status, output and errors."""
+    monkeypatch.setattr(main, 'COMMANDS', ('evaluate',))
+
+    def run(*arguments):
+        if '--task' not in arguments:
+            arguments = ('--task', 'single_object', *arguments)
+        status = main.main(['evaluate', *map(str, arguments), '--device', 'cpu'])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope='module')
+def scenes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('scenes') / 'out'
+    write_scenes(folder, 10, 300)
+    return folder
+
+
+def write_list(path, **changes):
+    """Write a short skip list for the demo model and return its path."""
+    made = replace(
+        load_skip_list('demo_single_object'),
+        removed=(Removal(31, 0.9), Removal(4, 0.8)), full_score=0.9, min_score_ratio=0.5,
+        operating_points=None, **changes,
+    )  # fmt: skip
+    save_skip_list(made, path)
+    return path
+
+
+def test_tables_json_and_files(gmskip, scenes, tmp_path):
+    made = write_list(tmp_path / 'my.skip.yaml')
+    out = tmp_path / 'new' / 'out'
+    options = (
+        '--dataset', scenes, '--images', 4, '--seed', 7, '--latency-images', 2,
+        '--skip-list', made, '--interval', '10,15', '--operating-point', 'high_sparsity,1',
+    )  # fmt: skip
+    status, output, errors = gmskip(*options, '--out', out, '--json')
+    assert (status, errors) == (0, '')
+    result = json.loads(output)
+    assert json.loads((out / 'evaluation.json').read_text()) == result
+    assert result['format'] == 'gmskip/evaluation/1'
+    assert result['command'].startswith('gmskip evaluate --task single_object --dataset ')
+    assert (result['model'], result['num_blocks'], result['metric']) == ('demo', 32, 'accuracy')
+    dataset = open_dataset(scenes)
+    _, samples = choose_question_samples(dataset, task_settings('single_object'), 0, 4, 7)
+    assert result['dataset']['test'] == {'images': 4, 'sha256': sample_hash(samples), 'seed': 7}
+    rows = [(row['name'], row['blocks'], row['source']) for row in result['rows']]
+    assert rows == [
+        ('Full', [], None),
+        ('Fixed interval 10', [10, 20, 30], None),
+        ('Fixed interval 15', [15, 30], None),
+        ('One-shot high sparsity', [31, 4], str(made)),
+        ('One-shot 1 block', [31], str(made)),
+    ]
+    for row in result['rows']:
+        assert row['sparsity'] == len(row['blocks']) / 32
+        assert row['evaluation']['images'] == 4
+        assert row['evaluation']['language_ms'] > 0
+    assert result['rows'][0]['evaluation']['latency_cut'] == 0
+
+    table = list(csv.DictReader((out / 'evaluation.csv').open()))
+    assert [row['name'] for row in table] == [row[0] for row in rows]
+    assert table[1]['score'] == str(result['rows'][1]['evaluation']['score'])
+    page = (out / 'report.html').read_text()
+    assert 'Fixed interval 15' in page and 'AUROC' in page
+
+
+def test_the_demo_has_its_own_list_and_equal_sets_are_one_row(gmskip, scenes):
+    status, output, errors = gmskip(
+        '--dataset', scenes, *QUICK, '--operating-point', 'high_performance,21'
+    )
+    assert (status, errors) == (0, '')
+    names = {line.strip() for line in output.splitlines()}
+    assert any(name.startswith('Full') for name in names)
+    assert 'Does it still look?' in names
+    assert 'One-shot high performance, One-shot 21 blocks' in ' '.join(
+        gmskip('--dataset', scenes, *QUICK, '--json', '--operating-point', 'high_performance,21')[1]
+        .split()
+    )  # fmt: skip
+
+
+def test_what_a_list_was_calibrated_on_is_left_out(gmskip, scenes, tmp_path):
+    dataset = open_dataset(scenes)
+    settings = task_settings('single_object')
+    calibrated, _ = choose_question_samples(dataset, settings, 6, 0, 7)
+    made_on = {'dataset': 'scenes', 'images': 6, 'seed': 7, 'sha256': sample_hash(calibrated)}
+    options = ('--dataset', scenes, '--latency-images', 0, '--interval', 'none', '--json')
+    made = write_list(tmp_path / 'a.skip.yaml', calibration=made_on)
+    status, output, errors = gmskip(*options, '--skip-list', made)
+    assert (status, errors) == (0, f'gmskip: 6 pictures that {made} was calibrated on are left '
+                                   'out\n')  # fmt: skip
+    rest = {sample.key for sample in dataset.samples} - {sample.key for sample in calibrated}
+    test = json.loads(output)['dataset']['test']
+    assert test['images'] == 4
+    # With the same seed they are the pictures that calibration would test on.
+    _, tested = choose_question_samples(dataset, settings, 6, 4, 7)
+    assert {sample.key for sample in tested} == rest
+    _, output, _ = gmskip(*options, '--skip-list', made, '--seed', 7)
+    assert json.loads(output)['dataset']['test']['sha256'] == sample_hash(tested)
+
+    # Of other files or options it cannot be told.
+    unknown = write_list(tmp_path / 'b.skip.yaml', calibration={**made_on, 'sha256': '0' * 64})
+    status, output, errors = gmskip(*options, '--skip-list', unknown, '--images', 4)
+    assert status == 0 and 'some of those evaluated may be among them' in errors
+    elsewhere = {**made_on, 'dataset': 'coco-train2017'}
+    other = write_list(tmp_path / 'c.skip.yaml', calibration=elsewhere)
+    assert gmskip(*options, '--skip-list', other, '--images', 4)[2] == ''
+
+    every, _ = choose_question_samples(dataset, settings, 10, 0, 7)
+    made_on = {**made_on, 'images': 10, 'sha256': sample_hash(every)}
+    made = write_list(tmp_path / 'd.skip.yaml', calibration=made_on)
+    status, _, errors = gmskip(*options, '--skip-list', made)
+    assert status == 2 and 'every picture was calibrated on' in errors
+
+
+def test_a_list_made_for_something_else_is_warned_about(gmskip, scenes, tmp_path):
+    made = write_list(tmp_path / 'bus.skip.yaml', target='bus')
+    status, output, errors = gmskip(
+        '--dataset', scenes, *QUICK, '--skip-list', made, '--target', 'car', '--json',
+        '--prompt', 'Name it.',
+    )  # fmt: skip
+    assert status == 0
+    assert "calibrated for target 'bus', evaluated with target 'car'" in errors
+    assert "running with 'Name it.'" in errors
+    assert json.loads(output)['prompt'] == 'Name it.'
+    assert json.loads(output)['rows'][0]['evaluation']['auroc'] is not None
+
+
+def test_unreadable_pictures_are_left_out_and_listed(gmskip, tmp_path):
+    folder = tmp_path / 'scenes'
+    write_scenes(folder, 5, 300)
+    broken = folder / 'scenes' / '000000000302.jpg'
+    broken.write_bytes(broken.read_bytes()[:500])
+    status, output, errors = gmskip('--dataset', folder, *QUICK, '--images', 5, '--json')
+    result = json.loads(output)
+    assert status == 0
+    assert result['unreadable'] == [str(broken)]
+    assert str(broken) in errors and 'unreadable' in errors
+    assert result['rows'][0]['evaluation']['images'] == 4
+    for path in (folder / 'scenes').iterdir():
+        path.write_bytes(b'no picture')
+    status, output, errors = gmskip('--dataset', folder, *QUICK)
+    assert status == 2 and 'none of the pictures' in errors.splitlines()[-1]
+
+
+def test_a_full_score_of_0_is_told(gmskip, scenes):
+    status, _, errors = gmskip('--dataset', scenes, *QUICK, '--prompt', 'b', '--max-new-tokens', 1)
+    assert status == 0 and 'warning: the full model scores 0' in errors
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (['--dataset', '/nowhere'], 'no such file or folder'),
+        (['--target', 'unicorn'], "target 'unicorn' is not in the label set"),
+        (['--task', 'captioning', '--target', 'car'], '--target is for'),
+        (['--metric', 'cider'], "metric 'cider' is none of single_object"),
+        (['--interval', '3,x'], "--interval '3,x'"),
+        (['--interval', '1'], 'interval 1 leaves out every inner block'),
+        (['--operating-point', '99'], 'operating_point'),
+        (['--skip-list', 'nowhere.yaml'], 'nowhere.yaml'),
+        (['--images', '0'], '--images 0'),
+        (['--latency-images', '-1'], '--latency-images -1'),
+        (['--task', 'generic'], 'no picture for generic'),
+        (['--task', 'joint', '--prompt', 'What?'], '--prompt'),
+        (['--labels', 'car,,bus'], 'labels'),
+        (['--out', '/dev/null/x'], '--out /dev/null/x'),
+    ],
+    ids=lambda value: ' '.join(value) if isinstance(value, list) else None,
+)
+def test_bad_input_is_one_line(gmskip, scenes, options, message):
+    given = ['--dataset', scenes] if '--dataset' not in options else []
+    status, output, errors = gmskip(*given, *QUICK, *options)
+    assert (status, output) == (2, '')
+    assert errors.startswith('gmskip: error: ') and errors.count('\n') == 1
+    assert message in errors
+
+
+def test_a_list_for_one_phase_is_refused(gmskip, scenes, tmp_path):
+    made = write_list(tmp_path / 'one.skip.yaml', phases=('decode',))
+    status, _, errors = gmskip('--dataset', scenes, *QUICK, '--skip-list', made)
+    assert status == 2 and 'in decode only' in errors
+
+
+def test_two_processes_find_the_same(scenes, tmp_path):
+    """As torchrun starts them; one more run, alone, has another batch size."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable, '-m', 'gmskip_ros.cli.main', 'evaluate', '--task', 'single_object',
+        '--target', 'car', '--dataset', str(scenes), '--images', '2', '--interval', '4',
+        '--operating-point', 'high_sparsity', '--latency-images', '1', '--json', '--device', 'cpu',
+    ]  # fmt: skip
+
+    def start(rank, world_size, *options):
+        places = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
+        numbers = {'RANK': rank, 'WORLD_SIZE': world_size, 'LOCAL_RANK': rank}
+        environment = {**os.environ, **places, **{k: str(v) for k, v in numbers.items()}}
+        return subprocess.Popen(
+            [*command, *options], env=environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    together = [start(0, 2), start(1, 2)]
+    (output, errors), (silence, _) = (process.communicate(timeout=200) for process in together)
+    assert [process.returncode for process in together] == [0, 0], errors
+    assert silence == ''
+    alone, _ = start(0, 1, '--batch-size', '1').communicate(timeout=200)
+    results = [json.loads(text)['rows'] for text in (output, alone)]
+    for row in (row for rows in results for row in rows):
+        for key in ('latency_ms', 'ms_per_token', 'language_ms'):
+            assert row['evaluation'].pop(key) > 0
+        del row['evaluation']['latency_cut'], row['evaluation']['answers_got_shorter']
+    assert results[0] == results[1]
+
+
+def test_help_needs_no_torch():
+    code = (
+        'import sys; from gmskip_ros.cli import main; main.build_parser(); '
+        'import gmskip_ros.calibration.errors; '
+        'print(sorted({"torch", "numpy", "cv2", "rich"} & set(sys.modules)))'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ('[]\n', '')
