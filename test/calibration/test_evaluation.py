@@ -204,6 +204,18 @@ def test_balanced_accuracy_and_visual_gain_are_scores_like_others(vlm, dataset, 
         assert found['mcnemar_p'] is None
     assert found['images'] == len(paths)
 
+    # What the search calls visual gain is the same figure.
+    places = {path: place for place, path in enumerate(paths)}
+    gain = make_objective([questions], ['visual_gain'], places, SEED)
+    values = [
+        gain.contribution(
+            n, ask_one(vlm, paths[i.image], questions.prompts[0], BLOCKS, 8).text
+        )
+        for n, i in enumerate(gain.items)
+    ]
+    found = make_evaluator(vlm, [questions], ['visual_gain'])[0].evaluate(BLOCKS)
+    assert found['score'] == float(gain.part_scores(values)[0])
+
 
 def test_captions_and_a_joint_score(vlm, dataset):
     samples = dataset.samples[:6]
