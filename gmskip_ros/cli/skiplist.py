@@ -1,0 +1,141 @@
+"""`gmskip skiplist`: look at a skip list, or choose from its scores anew."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gmskip_ros.cli.errors import CliError
+
+if TYPE_CHECKING:
+    from gmskip_ros.skipping import SkipList
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the command and its options to `gmskip`."""
+    parser = subparsers.add_parser('skiplist', help='look at a skip list, or choose from it anew')
+    actions = parser.add_subparsers(dest='action', required=True, metavar='action')
+    show = actions.add_parser('show', help='print a skip list as a table')
+    show.set_defaults(func=run_show)
+    reselect = actions.add_parser(
+        'reselect', help='write what a search with a higher --min-score-ratio would have found'
+    )
+    for parser in (show, reselect):
+        parser.add_argument('file', help='a *.skip.yaml file, or the name of a shipped list')
+    reselect.add_argument(
+        '--min-score-ratio', type=float, required=True, metavar='R',
+        help="of the full model's score; at least the list's own",
+    )  # fmt: skip
+    reselect.add_argument('--out', required=True, metavar='FILE', help='another file, to write to')
+    reselect.set_defaults(func=run_reselect)
+
+
+def run_show(args: argparse.Namespace) -> int:
+    """Print the list and return 0."""
+    from gmskip_ros.skipping import load_skip_list
+
+    print_skip_list(load_skip_list(args.file))
+    return 0
+
+
+def run_reselect(args: argparse.Namespace) -> int:
+    """Write the new list, print it, and return 0."""
+    from gmskip_ros.skipping import load_skip_list, save_skip_list
+
+    skip_list = load_skip_list(args.file)
+    if Path(args.out).expanduser().resolve() == Path(args.file).expanduser().resolve():
+        raise CliError(
+            f'--out {args.out}: is the list itself, and what is cut off it would be lost: give '
+            'another file'
+        )
+    chosen = reselect(skip_list, args.min_score_ratio, args.file)
+    save_skip_list(chosen, args.out)
+    print_skip_list(chosen)
+    print(f'skip list: {args.out}')
+    return 0
+
+
+def reselect(skip_list: SkipList, min_score_ratio: float, name: str) -> SkipList:
+    """Return the list that the same search would have found with a higher min_score_ratio.
+
+    Such a search removes the same blocks in the same order, and stops before the first one without
+    which the score is too low. `name` is for errors. Raises CliError if that cannot be known.
+    """
+    from gmskip_ros.skipping import derive_operating_points
+
+    scores = [removal.score for removal in skip_list.removed if removal.score is not None]
+    has_scores = skip_list.nested and len(scores) == len(skip_list.removed)
+    full_score, least = skip_list.full_score, skip_list.min_score_ratio
+    if not has_scores or full_score is None or least is None:
+        raise CliError(
+            f'{name}: does not give the score after each removal, from which to choose: calibrate '
+            f'with --min-score-ratio {min_score_ratio}'
+        )
+    if not least <= min_score_ratio < float('inf'):
+        raise CliError(
+            f'--min-score-ratio {min_score_ratio}: the search of {name} stopped at {least}, '
+            'what comes after that is not in it: give no less, or calibrate again'
+        )
+    points = derive_operating_points(full_score, scores, min_score_ratio)
+    command = f'gmskip skiplist reselect --min-score-ratio {min_score_ratio}'
+    removed = skip_list.removed[: points['high_sparsity']]
+    return replace(
+        skip_list,
+        removed=removed,
+        min_score_ratio=min_score_ratio,
+        operating_points=None,  # derived from the scores that are left
+        provenance='; '.join(filter(None, (skip_list.provenance, command))),
+    )
+
+
+def print_skip_list(skip_list: SkipList) -> None:
+    """Print everything of a list that a person may ask about."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    about = {
+        'model': f'{skip_list.model}, {skip_list.num_blocks} blocks',
+        'task': ' of '.join(filter(None, (skip_list.task, skip_list.target))),
+        'prompt': skip_list.prompt.text,
+        'method': skip_list.method,
+        'phases': None if len(skip_list.phases) == 2 else ', '.join(skip_list.phases),
+        'metric': skip_list.metric,
+        'min score ratio': skip_list.min_score_ratio,
+        'calibrated on': ', '.join(
+            f'{name} {value}' for name, value in (skip_list.calibration or {}).items()
+        ),
+        'created': skip_list.created,
+        'provenance': skip_list.provenance,
+    }
+    for name, value in about.items():
+        if value not in (None, ''):
+            console.print(f'{name}: {value}', markup=False, highlight=False, soft_wrap=True)
+    points: dict[int, list[str]] = {}
+    for name, length in (skip_list.operating_points or {}).items():
+        points.setdefault(length, []).append(name)
+    table = Table()
+    for name in ('blocks left out', 'sparsity', 'block' if skip_list.nested else 'which', 'score'):
+        table.add_column(name, justify='right')
+    table.add_column('operating point')
+    for length, block, score in rows_of(skip_list):
+        sparsity = f'{100 * length / skip_list.num_blocks:.1f} %'
+        table.add_row(
+            str(length), sparsity, block, '' if score is None else f'{score:.4f}',
+            ', '.join(points.get(length, [])),
+        )  # fmt: skip
+    console.print(table)
+
+
+def rows_of(skip_list: SkipList) -> list[tuple[int, str, float | None]]:
+    """Return the length of every prefix (or set), the block that it adds (or all), the score."""
+    rows: list[tuple[int, str, float | None]] = [(0, '', skip_list.full_score)]
+    if skip_list.nested:
+        for length, removal in enumerate(skip_list.removed, start=1):
+            rows.append((length, str(removal.block), removal.score))
+    else:
+        for length, blocks in sorted(skip_list.sets.items()):
+            rows.append((length, ', '.join(map(str, blocks)), None))
+    return rows
