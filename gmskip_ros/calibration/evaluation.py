@@ -213,7 +213,7 @@ class Evaluator:
         words = (asked.target, asked.target[:1].upper() + asked.target[1:])
         spellings = [space + word for word in words for space in ('', ' ')]
         # Some tokenizers put the space there themselves: what has the same tokens counts once.
-        distinct = list({_token_ids(vlm, spelling): spelling for spelling in spellings}.values())
+        distinct = list({vlm.token_ids(spelling): spelling for spelling in spellings}.values())
         mine: dict[int, float] = {}
         for i, image in enumerate(part.images):
             if pictures.is_mine(image):
@@ -424,10 +424,6 @@ def _least_ratio(scores: Sequence[Score | None], full: Sequence[Score]) -> float
     if len(known) < len(full) or min(full) <= 0:
         return None
     return min(float(score / whole) for score, whole in zip(known, full, strict=True))
-
-
-def _token_ids(vlm: Vlm, text: str) -> tuple[int, ...]:
-    return tuple(vlm._tokenizer(text, add_special_tokens=False)['input_ids'])
 
 
 def _difference(a: float | None, b: float | None) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -155,6 +156,10 @@ def calibrate(
         return [make_questions(some, one, one.make_task(dataset)) for one in tasks]
 
     questions = questions_about(samples)
+    test_questions = questions_about(test_samples)
+    for some in (questions, test_questions) if test_samples else (questions,):
+        if not min(one.num_scored for one in some):  # those with the target cannot be read
+            raise _all_unreadable(dataset, unreadable)
     objective = make_objective(questions, metrics, image_of, settings.seed)
     answerer = Answerer(
         vlm, pictures, ranks, 'alone' if settings.exhaustive else 'walk', settings.batch_size,
@@ -183,7 +188,7 @@ def calibrate(
         evaluator = None
         if test_samples:
             evaluator = Evaluator(
-                questions_about(test_samples), metrics, answerer, image_of, settings.seed,
+                test_questions, metrics, answerer, image_of, settings.seed,
                 settings.latency_images,
             )  # fmt: skip
         for done, prefix in enumerate(prefixes):
@@ -317,11 +322,15 @@ def _load_pictures(
         for some in (samples, test_samples)
     )
     if not left or (test_samples and not left_test):
-        raise CalibrationError(
-            f'none of the {len(paths)} pictures chosen from {dataset.name} can be read '
-            f'({next(iter(broken.values()))}): put the pictures back'
-        )
+        raise _all_unreadable(dataset, list(broken.values()))
     return left, left_test, pictures, [str(path) for path in sorted(unreadable)]
+
+
+def _all_unreadable(dataset: Dataset, examples: Sequence[str]) -> CalibrationError:
+    return CalibrationError(
+        f'none of the pictures chosen from {dataset.name} to be scored can be read '
+        f'({examples[0]}): put them back'
+    )
 
 
 def _load_checkpoint(
@@ -350,6 +359,7 @@ def _fingerprint(
     hashes: tuple[str, str],
 ) -> dict[str, Any]:
     """Return all that a result follows from; not the devices, processes, batches, the progress."""
+    prompts = sorted({prompt for asked in questions for prompt in asked.prompts})
     return {
         'model': vlm.name,
         'num_blocks': vlm.num_blocks,
@@ -361,17 +371,21 @@ def _fingerprint(
         'task': settings.task,
         'target': settings.target,
         'metric': list(metrics),
-        'prompts': sorted({prompt for asked in questions for prompt in asked.prompts}),
+        'prompts': prompts if len(prompts) < 4 else _sha256('\n'.join(prompts)),
         'labels': [list(asked.task.labels) if asked.task else None for asked in questions],
         'synonyms': settings.synonyms,
         'max_new_tokens': [asked.max_new_tokens for asked in questions],
         'seed': settings.seed,
-        'search': asdict(settings.search),
+        **{f'search {name}': value for name, value in asdict(settings.search).items()},
         'intervals': list(settings.intervals),
         'exhaustive': settings.exhaustive,
         'latency_images': settings.latency_images,
         'software': software(),
     }
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()
 
 
 def _options(settings: CalibrationSettings) -> dict[str, Any]:

@@ -307,7 +307,7 @@ class Vlm:
             )
         for text in texts:
             _check_text('text', text, self._image_token)
-        text_ids = [self._tokenizer(text, add_special_tokens=False)['input_ids'] for text in texts]
+        text_ids = [list(self.token_ids(text)) for text in texts]
         rows = [
             self.input_ids(prompt, image) + ids
             for prompt, image, ids in zip(prompts, features, text_ids, strict=True)
@@ -346,6 +346,10 @@ class Vlm:
     def token_blocks(self) -> int:
         """Tokens that went through a block since loading: the measure of the decoder's work."""
         return self.decoder.token_blocks
+
+    def token_ids(self, text: str) -> tuple[int, ...]:
+        """Return the tokens of a text alone, without special tokens around it."""
+        return tuple(self._tokenizer(text, add_special_tokens=False)['input_ids'])
 
     def decode_text(self, token_ids: Sequence[int]) -> str:
         """Return the text of an answer's tokens."""
