@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gmskip_ros.calibration.answering import Answerer, Ask
 from gmskip_ros.calibration.errors import CalibrationError
@@ -27,9 +27,6 @@ from gmskip_ros.tasks.normalisation import normalise
 from gmskip_ros.tasks.scoring import METRICS, Score
 from gmskip_ros.tasks.statistics import auroc, mcnemar_p, paired_bootstrap_interval
 from gmskip_ros.vlm import Answer, CandidateAnswer
-
-if TYPE_CHECKING:
-    from gmskip_ros.vlm import Vlm
 
 # An answer is right or wrong, which is what McNemar's test is about.
 RIGHT_OR_WRONG = ('accuracy', 'exact', 'contains', 'relaxed', 'set_exact_match')
