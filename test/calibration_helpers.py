@@ -114,13 +114,14 @@ def as_dataset(samples: Sequence[Sample], name: str = 'table') -> Dataset:
     return Dataset(name, tuple(samples), LABELS, (), ())
 
 
-def make_all_questions(
-    samples: Sequence[Sample], task: str, target: str | None = None
-) -> list[Questions]:
-    """Return the questions of a task, or of all for 'joint', about the samples as they come."""
+def make_all_questions(samples: Sequence[Sample], task: str, **options: Any) -> list[Questions]:
+    """Return the questions of a task, or of all for 'joint', about the samples as they come.
+
+    `options` are those of TaskSettings.
+    """
     return [
         make_questions(samples, settings, settings.make_task(as_dataset(samples)))
-        for settings in task_settings(task, target=target)
+        for settings in task_settings(task, **options)
     ]
 
 

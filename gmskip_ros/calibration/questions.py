@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gmskip_ros.calibration.errors import CalibrationError
@@ -89,14 +89,15 @@ def choose_question_samples(
     """
     if test_dataset is not None and test_count:
         calibration, _ = choose_question_samples(dataset, settings, count, 0, seed)
-        _, test = choose_question_samples(test_dataset, settings, 0, test_count, seed)
         paths = {sample.image_path.resolve() for sample in calibration}
-        test = [sample for sample in test if sample.image_path.resolve() not in paths]
-        if not test:
+        others = tuple(s for s in test_dataset.samples if s.image_path.resolve() not in paths)
+        if not others:
             raise CalibrationError(
                 f'every test picture of {test_dataset.name} is one that is calibrated on: '
                 'choose another split, or leave the test split out'
             )
+        rest = replace(test_dataset, samples=others)
+        _, test = choose_question_samples(rest, settings, 0, test_count, seed)
         return calibration, test
     tasks = [one.make_task(dataset) for one in settings]
     target = settings[0].target
