@@ -27,6 +27,13 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     _sync_folder(target.parent)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove what write_atomically left in a folder where the process was killed meanwhile."""
+    for path in folder.glob(f'.*.{"[0-9a-f]" * 8}.tmp'):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
 def _sync_folder(folder: Path) -> None:
     """Let the new name survive a power cut too; not every file system knows how."""
     with contextlib.suppress(OSError):

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from gmskip_ros.calibration.errors import CalibrationError
+from gmskip_ros.vlm import Stopped
 
 Value = TypeVar('Value')
+
+# A process that ends is noticed by its connections, which close. That one is slow, with a larger
+# share of the work or a model to load from a network, is no reason to give up.
+PATIENCE = timedelta(days=7)
 
 
 class RankLostError(CalibrationError):
@@ -20,22 +28,39 @@ class Ranks:
     Attributes: rank (0 writes files and talks to people), world_size, local_rank (its GPU).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, should_stop: Callable[[], bool] = lambda: False) -> None:
+        """`should_stop` is polled while this process waits for the others to connect."""
+        self._should_stop = should_stop
         self.rank = int(os.environ.get('RANK', '0'))
         self.world_size = int(os.environ.get('WORLD_SIZE', '1'))
         self.local_rank = int(os.environ.get('LOCAL_RANK', '0'))
 
     def connect(self, device: str) -> None:
-        """Meet the other processes: gloo on the CPU, nccl on a GPU. Raises RankLostError."""
+        """Meet the other processes: gloo on the CPU, nccl on a GPU.
+
+        Raises RankLostError, and Stopped when `should_stop` says so.
+        """
         if self.world_size == 1:
             return
         import torch
+        from torch.distributed.rendezvous import rendezvous
 
         on_gpu = device.startswith('cuda')
         if on_gpu:
             torch.cuda.set_device(torch.device(device))
         try:
-            torch.distributed.init_process_group('nccl' if on_gpu else 'gloo')
+            store, _, _ = next(rendezvous('env://'))
+            # Waited for here: within init_process_group no signal would be heard, and if another
+            # process has ended, torchrun sends SIGTERM.
+            store.set(f'gmskip {self.rank}', 'here')
+            while not store.check([f'gmskip {rank}' for rank in range(self.world_size)]):
+                if self._should_stop():
+                    raise Stopped('stopped before all processes were there')
+                time.sleep(0.1)
+            torch.distributed.init_process_group(
+                'nccl' if on_gpu else 'gloo', timeout=PATIENCE, store=store, rank=self.rank,
+                world_size=self.world_size,
+            )  # fmt: skip
         except (RuntimeError, ValueError) as error:
             raise self._lost(error) from error
 

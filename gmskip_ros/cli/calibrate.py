@@ -113,34 +113,48 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Calibrate each target, write and print what was found; 0, or 130 and 143 when stopped."""
-    settings = make_settings(args)
-    targets = [None] if args.target is None else split_list('--target', args.target)
-    if args.target is not None and args.task != 'single_object':
-        raise CliError(f'--target is for --task single_object: leave it out with {args.task}')
-    if args.seeds < 1:
-        raise CliError(f'--seeds {args.seeds} must be at least 1')
-
-    from gmskip_ros.calibration.distributed import RankLostError, Ranks
-    from gmskip_ros.cli.calibrate_progress import ProgressBars
-    from gmskip_ros.vlm import Stopped
-
-    ranks = Ranks()
-    folder = Path(args.out).expanduser()
     stop = StopSignals()
-    with stop, ProgressBars(is_shown=ranks.rank == 0 and not args.no_progress) as bars:
-        try:
-            calibrate_all(args, settings, targets, folder, ranks, bars, stop)
-        except (Stopped, KeyboardInterrupt, RankLostError) as error:
-            if isinstance(error, RankLostError) and not stop.is_set():
-                raise
-            bars.stop()
-            if ranks.rank == 0:
-                print(
-                    f'gmskip: stopped; {folder} keeps what was found: the same command goes on',
-                    file=sys.stderr,
-                )
-            return stop.exit_code
+    with stop:  # before anything that takes long to import
+        settings = make_settings(args)
+        targets = [None] if args.target is None else split_list('--target', args.target)
+        if args.target is not None and args.task != 'single_object':
+            raise CliError(f'--target is for --task single_object: leave it out with {args.task}')
+        if args.seeds < 1:
+            raise CliError(f'--seeds {args.seeds} must be at least 1')
+
+        from gmskip_ros.calibration.distributed import RankLostError, Ranks
+        from gmskip_ros.cli.calibrate_progress import ProgressBars
+        from gmskip_ros.vlm import Stopped
+
+        ranks = Ranks(stop.is_set)
+        folder = Path(args.out).expanduser()
+        with ProgressBars(is_shown=ranks.rank == 0 and not args.no_progress) as bars:
+            try:
+                calibrate_all(args, settings, targets, folder, ranks, bars, stop)
+            except (Stopped, KeyboardInterrupt, RankLostError) as error:
+                if isinstance(error, RankLostError) and not stop.is_set():
+                    raise
+                bars.stop()
+                tell_stopped(folder, ranks, stop)
+                return stop.exit_code
     return 0
+
+
+def tell_stopped(folder: Path, ranks: Ranks, stop: StopSignals) -> None:
+    """Print one line that says what is kept; of several processes the first one does."""
+    why = 'stopped'
+    if ranks.world_size > 1 and stop.exit_code == 128 + signal.SIGTERM:
+        # Who was not stopped but lost another process may be any of them.
+        why = (
+            f'process {ranks.rank} of {ranks.world_size}: stopped by SIGTERM, which torchrun '
+            'sends when it is stopped or another process has ended'
+        )
+    elif ranks.rank != 0:
+        return
+    print(
+        f'gmskip: {why}; {folder} keeps what was found: the same command goes on',
+        file=sys.stderr,
+    )
 
 
 def calibrate_all(
@@ -154,6 +168,12 @@ def calibrate_all(
 ) -> None:
     """Load what is needed once, and calibrate for every target."""
     from gmskip_ros.datasets import open_dataset
+    from gmskip_ros.vlm import Stopped
+
+    def show_step(step: str) -> None:
+        if stop.is_set():
+            raise Stopped('stopped while the model was loaded')
+        bars.status(step)
 
     dataset = open_dataset(args.dataset, split=args.split, captions=args.captions)
     test_dataset = None
@@ -167,7 +187,7 @@ def calibrate_all(
         for one in filter(None, (dataset, test_dataset)):
             for line in (*one.warnings, *one.notes):
                 bars.print(f'gmskip: {one.name}: {line}')
-    vlm = load_model(args, ranks, bars.status)
+    vlm = load_model(args, ranks, show_step)
     for target in targets:
         into = folder if len(targets) == 1 else folder / file_stem(target)
         of_target = replace(settings, target=target)
@@ -187,6 +207,7 @@ def calibrate_one(
     stop: StopSignals,
 ) -> None:
     """Calibrate for one target with every seed; write and print the first seed's list."""
+    from gmskip_ros.atomic_write import remove_leftovers
     from gmskip_ros.calibration.run import calibrate, stability
 
     found: list[Calibration] = []
@@ -200,6 +221,8 @@ def calibrate_one(
             search = replace(settings.search, seed=seed)
             of_seed = replace(settings, seed=seed, test_images=0, search=search)
         make_folder(into)
+        if ranks.rank == 0:
+            remove_leftovers(into)
         found.append(
             calibrate(
                 vlm,
@@ -251,9 +274,7 @@ def write_and_print(calibration: Calibration, folder: Path) -> None:
     path = save(calibration, folder)
     try:
         content = json.dumps(calibration.result, indent=1, ensure_ascii=False) + '\n'
-        write_atomically(
-            folder / 'calibration.json', content.encode('utf-8', 'backslashreplace')
-        )
+        write_atomically(folder / 'calibration.json', content.encode('utf-8', 'backslashreplace'))
         write_calibration_report(calibration.result, folder)
     except OSError as error:
         raise CliError(
