@@ -87,9 +87,9 @@ class ProgressBars(Listener):
             )
             self._bars.start()
         if name not in self._tasks:
-            if not {name, *self._tasks} <= SEARCH_BARS:  # a new stage: its bars only
-                for other in self._tasks.values():
-                    self._bars.update(other, visible=False)
+            stage = SEARCH_BARS if name in SEARCH_BARS else {name}
+            for other, bar in self._tasks.items():
+                self._bars.update(bar, visible=other in stage)
             description = escape(name + self._title)
             self._tasks[name] = self._bars.add_task(description, total=total, info='')
         self._bars.update(self._tasks[name], completed=done, total=total, info=escape(info))
