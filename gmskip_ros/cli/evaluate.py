@@ -164,17 +164,21 @@ def without_calibration_pictures(
 
     A list records its dataset's name, seed, number of pictures and their hash. The pictures that
     this gives with the task options in use are left out if their hash is the list's; if it is
-    not, that is told. A list calibrated on a dataset of another name has none in this one.
+    not, or if another dataset may share pictures with this one, that is told.
     """
+    from gmskip_ros.datasets import may_share_pictures
+
     left_out: set[Path] = set()
     for name, skip_list in skip_lists.items():
         calibration = skip_list.calibration or {}
-        if calibration.get('dataset') != dataset.name:
+        calibrated_on = str(calibration.get('dataset'))
+        if not may_share_pictures(calibrated_on, dataset.name):
             continue
-        samples = calibration_samples(dataset, skip_list, options)
+        is_same = calibrated_on == dataset.name
+        samples = calibration_samples(dataset, skip_list, options) if is_same else None
         if samples is None:
             tell(
-                f'warning: {name} was calibrated on pictures of {dataset.name}, and which ones '
+                f'warning: {name} was calibrated on pictures of {calibrated_on}, and which ones '
                 'cannot be told from these files and options: some of those evaluated may be '
                 'among them'
             )

@@ -2,6 +2,7 @@
 
 from gmskip_ros.datasets.errors import DatasetError
 from gmskip_ros.datasets.opening import open_dataset
+from gmskip_ros.datasets.overlap import may_share_pictures
 from gmskip_ros.datasets.picture import read_image
 from gmskip_ros.datasets.sample import Dataset, Sample, choose_samples, sample_hash
 from gmskip_ros.datasets.scenes_writer import write_scenes
@@ -11,6 +12,7 @@ __all__ = [
     'DatasetError',
     'Sample',
     'choose_samples',
+    'may_share_pictures',
     'open_dataset',
     'read_image',
     'sample_hash',

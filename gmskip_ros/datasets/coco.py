@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +18,7 @@ from gmskip_ros.datasets.coco_format import (
 from gmskip_ros.datasets.errors import DatasetError
 from gmskip_ros.datasets.json_file import note, read_object, records
 from gmskip_ros.datasets.sample import Dataset
+from gmskip_ros.datasets.scenes_writer import scenes_name
 
 _ANNOTATIONS = re.compile(r'(?:instances|captions)_(.+)\.json')
 _OFFICIAL = re.compile(r'(?:train|val)20(?:14|17)')
@@ -41,14 +43,16 @@ def open_coco(folder: Path, split: str, captions: Path | None) -> Dataset:
     labels: tuple[str, ...] = ()
     instances = folder / 'annotations' / f'instances_{split}.json'
     own_captions = folder / 'annotations' / f'captions_{split}.json'
-    if instances.exists():
+    # A link to nowhere is there: it must not pass for a split without labels.
+    has_instances = os.path.lexists(instances)
+    if has_instances:
         content = read_object(instances)
         pictures = read_pictures(content, instances, split, notes)
         labels = read_labels(content, instances, pictures, notes)
-    if captions is not None or own_captions.exists():
+    if captions is not None or os.path.lexists(own_captions):
         path = captions or own_captions
         content = read_object(path)
-        if not instances.exists():
+        if not has_instances:
             pictures = read_pictures(content, path, split, notes)
         read_captions(content, path, pictures, notes)
         _check_captions(captions, pictures)
@@ -60,7 +64,7 @@ def open_coco(folder: Path, split: str, captions: Path | None) -> Dataset:
 
     samples = make_samples(pictures, labels, find, ' or '.join(map(str, folders)), notes)
     official = _OFFICIAL.fullmatch(split)
-    name = f'coco-{split}' if official else split
+    name = f'coco-{split}' if official else scenes_name(folder, split) or split
     return Dataset(name, samples, labels, tuple(notes), _warnings([split] if official else []))
 
 

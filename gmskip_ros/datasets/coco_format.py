@@ -12,7 +12,6 @@ from gmskip_ros.datasets.json_file import Record, note, records
 from gmskip_ros.datasets.sample import Sample
 
 Id: TypeAlias = 'int | str'
-ATTRIBUTES = ('weather', 'period')
 
 
 @dataclass
@@ -22,7 +21,6 @@ class Picture:
     key: str
     file_name: str
     size: tuple[float, float] | None = None  # width, height in pixels
-    attributes: dict[str, str] = field(default_factory=dict)
     areas: dict[str, float] = field(default_factory=dict)  # total per class, pixels
     largest: dict[str, float] = field(default_factory=dict)  # single instance per class, no crowds
     captions: list[str] = field(default_factory=list)
@@ -56,8 +54,9 @@ def read_pictures(
         size = None
         if record.has('width') or record.has('height'):
             size = (record.size('width'), record.size('height'))
-        attributes = {name: record.text(name) for name in ATTRIBUTES if record.has(name)}
-        pictures[number] = Picture(f'{split}/{file_name}', file_name, size, attributes)
+        pictures[number] = Picture(f'{split}/{file_name}', file_name, size)
+    if not pictures:
+        raise DatasetError(f'{path}: images is empty; give a file that lists pictures')
     for number in ambiguous:
         del pictures[number]
     notes += note(repeated, 'image is listed twice, taken once', 'images are listed twice, '
@@ -168,10 +167,15 @@ def read_captions(
 ) -> None:
     """Add the file's captions to the pictures."""
     seen: dict[Id, str] = {}
+    blank: list[str] = []
     twice: list[str] = []
     strange: list[str] = []
     for record in records(content, 'annotations', path):
-        image_id, caption = record.identity('image_id'), record.text('caption')
+        image_id = record.identity('image_id')
+        if record.is_blank('caption'):
+            blank.append(f'image {image_id}')
+            continue
+        caption = record.text('caption')
         picture = pictures.get(image_id)
         if picture is None:
             strange.append(f'image {image_id}')
@@ -184,6 +188,7 @@ def read_captions(
                 continue
             seen[number] = same
         picture.captions.append(caption)
+    notes += note(blank, 'caption is empty, left out', 'captions are empty, left out')
     notes += note(twice, 'caption is there twice, taken once', 'captions are there twice, '
                   'taken once')  # fmt: skip
     notes += note(strange, 'caption is of an image that is not listed, left out',
@@ -237,7 +242,6 @@ def make_samples(
                 labels=tuple(ranked),
                 main_object=single[0] if single else None,
                 captions=tuple(picture.captions),
-                attributes=picture.attributes,
             )
         )
     return tuple(samples)

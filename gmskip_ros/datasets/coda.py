@@ -101,7 +101,7 @@ def _read_coda_lm(
             about = Record(read_object(file), file, 'the file')
             general = Record(about.value('general_perception', 'an object'), file,
                              'general_perception')  # fmt: skip
-            if not general.has(_LM_TEXT):
+            if not general.has(_LM_TEXT) or general.is_blank(_LM_TEXT):
                 silent.append(file.name)
                 continue
             picture.captions.append(general.text(_LM_TEXT))

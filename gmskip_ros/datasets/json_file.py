@@ -53,6 +53,11 @@ class Record:
         """Return whether the field is there and not null."""
         return self._values.get(name) is not None
 
+    def is_blank(self, name: str) -> bool:
+        """Return whether the field is a text that says nothing."""
+        value = self._values.get(name)
+        return isinstance(value, str) and not value.strip()
+
     def value(self, name: str, needed: str) -> Any:
         """Return the field as it is; `needed` says what it must be where it is missing."""
         if name not in self._values:
@@ -115,10 +120,13 @@ class Record:
 
 
 def is_number(value: object) -> bool:
-    """Return whether it is an int or a finite float, and no bool."""
+    """Return whether it is an int or a float, finite as a float, and no bool."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return math.isfinite(value)
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int that no float can hold
+        return False
 
 
 def kind_of(value: object) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from gmskip_ros.datasets.errors import DatasetError
@@ -22,14 +22,13 @@ class Sample:
     captions: tuple[str, ...] = ()
     question: str | None = None  # generic task only
     references: tuple[str, ...] = ()  # generic task only
-    attributes: Mapping[str, str] = field(default_factory=dict, hash=False)  # weather, period
 
 
 @dataclass(frozen=True)
 class Dataset:
     """The samples of one split, in the order of their keys."""
 
-    name: str  # 'coco-val2017', 'coda-base-val-1500', ...
+    name: str  # 'coco-val2017', 'coda-base-val-1500', 'scenes-0-1000', ...
     samples: tuple[Sample, ...]
     labels: tuple[str, ...]  # class names in the file's order
     notes: tuple[str, ...]  # one line for each kind of thing that was left out or put right
@@ -71,7 +70,8 @@ def choose_samples(
 
 
 def _shuffled(key: str, seed: int) -> bytes:
-    return hashlib.sha256(f'{seed}\n{key}'.encode()).digest()
+    # A key may hold what is no Unicode: half of a surrogate pair, as JSON can spell it.
+    return hashlib.sha256(f'{seed}\n{key}'.encode('utf-8', 'surrogatepass')).digest()
 
 
 def sample_hash(samples: Sequence[Sample]) -> str:

@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 from gmskip_ros import __version__
 from gmskip_ros.atomic_write import write_atomically
 from gmskip_ros.datasets.errors import DatasetError
+from gmskip_ros.datasets.json_file import read_object
 
 if TYPE_CHECKING:
     from gmskip_ros.datasets.scenes import Scene
 
 SPLIT = 'scenes'
+_JOB_FILE = 'scenes.json'
+_FORMAT = 'gmskip/scenes/1'
 JPEG_QUALITY = 95
 
 
@@ -37,7 +40,7 @@ def write_scenes(
             f'{count} scenes from seed {seed}: give 1 or more, and a seed from 0 to 999999999999'
         )
     root = Path(os.path.expanduser(folder))
-    job = {'format': 'gmskip/scenes/1', 'scenes': count, 'seed': seed, 'gmskip_ros': __version__}
+    job = {'format': _FORMAT, 'scenes': count, 'seed': seed, 'gmskip_ros': __version__}
     try:
         _claim(root, job)
         # Written last: where it is, all else is.
@@ -57,10 +60,21 @@ def write_scenes(
     return True
 
 
+def scenes_name(folder: Path, split: str) -> str | None:
+    """Return 'scenes-<first seed>-<count>' for a folder of write_scenes, None for another."""
+    described = folder / _JOB_FILE
+    if split != SPLIT or not described.is_file():
+        return None
+    job = read_object(described)
+    if job.get('format') != _FORMAT:
+        return None
+    return f'{SPLIT}-{job.get("seed")}-{job.get("scenes")}'
+
+
 def _claim(root: Path, job: dict[str, Any]) -> None:
     """Make the folder and leave the job's description there, or find the same one."""
     root.mkdir(parents=True, exist_ok=True)
-    described = root / 'scenes.json'
+    described = root / _JOB_FILE
     if described.exists():
         try:
             found = json.loads(described.read_bytes())

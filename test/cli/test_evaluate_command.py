@@ -108,7 +108,8 @@ def test_what_a_list_was_calibrated_on_is_left_out(gmskip, scenes, tmp_path):
     dataset = open_dataset(scenes)
     settings = task_settings('single_object')
     calibrated, _ = choose_question_samples(dataset, settings, 6, 0, 7)
-    made_on = {'dataset': 'scenes', 'images': 6, 'seed': 7, 'sha256': sample_hash(calibrated)}
+    assert dataset.name == 'scenes-300-10'
+    made_on = {'dataset': dataset.name, 'images': 6, 'seed': 7, 'sha256': sample_hash(calibrated)}
     options = ('--dataset', scenes, '--latency-images', 0, '--interval', 'none', '--json')
     made = write_list(tmp_path / 'a.skip.yaml', calibration=made_on)
     status, output, errors = gmskip(*options, '--skip-list', made)
@@ -127,9 +128,12 @@ def test_what_a_list_was_calibrated_on_is_left_out(gmskip, scenes, tmp_path):
     unknown = write_list(tmp_path / 'b.skip.yaml', calibration={**made_on, 'sha256': '0' * 64})
     status, output, errors = gmskip(*options, '--skip-list', unknown, '--images', 4)
     assert status == 0 and 'some of those evaluated may be among them' in errors
-    elsewhere = {**made_on, 'dataset': 'coco-train2017'}
-    other = write_list(tmp_path / 'c.skip.yaml', calibration=elsewhere)
-    assert gmskip(*options, '--skip-list', other, '--images', 4)[2] == ''
+    for elsewhere, is_told in (('scenes-0-300', False), ('scenes-0-301', True)):
+        other = write_list(
+            tmp_path / 'c.skip.yaml', calibration={**made_on, 'dataset': elsewhere}
+        )
+        errors = gmskip(*options, '--skip-list', other, '--images', 4)[2]
+        assert bool(errors) == (f'calibrated on pictures of {elsewhere}, and' in errors) == is_told
 
     every, _ = choose_question_samples(dataset, settings, 10, 0, 7)
     made_on = {**made_on, 'images': 10, 'sha256': sample_hash(every)}

@@ -102,6 +102,7 @@ def test_captions_come_from_the_captions_of_the_split(tmp_path):
         {'id': 2, 'image_id': 1, 'caption': 'A red car.'},  # there twice
         {'id': 3, 'image_id': 1, 'caption': 'A red car.'},  # said by another person
         {'id': 4, 'image_id': 99, 'caption': 'Nothing.'},
+        {'id': 5, 'image_id': 2, 'caption': ' \n'},
     ]
     content = {'images': images, 'annotations': texts}
     path = write_json(folder / 'annotations' / 'captions_val2017.json', content)
@@ -111,6 +112,7 @@ def test_captions_come_from_the_captions_of_the_split(tmp_path):
     assert samples['val2017/b.jpg'].captions == ()
     assert '1 caption is there twice' in note_about(dataset.notes, 'caption is there')
     assert note_about(dataset.notes, 'caption is of').endswith(': image 99')
+    assert note_about(dataset.notes, '1 caption is empty').endswith(': image 2')
 
     elsewhere = path.rename(tmp_path / 'mine.json')
     assert open_dataset(folder).samples[0].captions == ()
@@ -258,7 +260,7 @@ def set_in(*path, value):
     (set_in('images', 1, 'id', value=1.5), r'images\[1\]\.id is 1\.5'),
     (set_in('images', 0, 'width', value='64'), r'images\[0\]\.width is "64"'),
     (set_in('images', 0, 'height', value=0), r'images\[0\]\.height is 0'),
-    (set_in('images', 0, 'weather', value=['wet']), r'images\[0\]\.weather is \["wet"\]'),
+    (set_in('images', 0, 'width', value=10**400), r'images\[0\]\.width is 10{50,}\.\.\.; it must'),
     (set_in('categories', value=None), r'categories is missing'),
     (set_in('categories', 0, 'name', value=' '), r'categories\[0\]\.name is " "'),
     (set_in('categories', 1, 'id', value=1), r'categories\[1\]\.id is 1, which another class'),
@@ -269,6 +271,8 @@ def set_in(*path, value):
     (set_in('annotations', 0, 'bbox', value=None), r'annotations\[0\]\.bbox is missing'),
     (set_in('annotations', 0, 'bbox', value=[1, 2, 3]), r'annotations\[0\]\.bbox is \[1, 2, 3\]'),
     (set_in('annotations', 0, 'bbox', value=[1, 2, 3, float('nan')]), r'bbox is .*NaN'),
+    (set_in('annotations', 0, 'bbox', value=[0, 0, 9, 10**400]), r'\.bbox is .*; it must'),
+    (set_in('annotations', 0, 'area', value=10**400), r'annotations\[0\]\.area is 10{50,}'),
     (set_in('annotations', 0, 'area', value='big'), r'annotations\[0\]\.area is "big"'),
     (set_in('annotations', 0, 'iscrowd', value=2), r'annotations\[0\]\.iscrowd is 2'),
 ])  # fmt: skip
@@ -306,6 +310,22 @@ def test_a_broken_file_is_one_line(tmp_path, content, what):
     with pytest.raises(DatasetError, match=what) as error:
         open_dataset(tmp_path)
     assert str(path) in str(error.value) and '\n' not in str(error.value)
+
+
+def test_a_file_without_images_is_not_said_to_miss_them(tmp_path):
+    folder = write_coco(tmp_path)
+    edit(folder, set_in('images', value=[]))
+    with pytest.raises(DatasetError, match=r'instances_val2017\.json: images is empty'):
+        open_dataset(folder)
+
+
+def test_annotations_that_are_a_link_to_nowhere_are_named(tmp_path):
+    folder = write_coco(tmp_path)
+    path = folder / 'annotations' / 'instances_val2017.json'
+    path.unlink()
+    path.symlink_to(tmp_path / 'not_downloaded.json')
+    with pytest.raises(DatasetError, match=r'instances_val2017\.json: cannot be read'):
+        open_dataset(folder)
 
 
 def test_no_images_left_names_where_they_were_looked_for(tmp_path):

@@ -27,7 +27,7 @@ def write_split(root: Path, split: str) -> Path:
     names = [f'{number:04d}.jpg' for number in range(1, 5)]
     images = [image(number, name) for number, name in enumerate(names, start=1)]
     images[0] |= {'period': 'daytime', 'weather': 'rainy'}
-    images[1] |= {'period': None}
+    images[1] |= {'period': None, 'weather': ['whatever']}  # nothing here asks for it
     boxes = [
         box(1, 1, 29, (0, 0, 30, 20), iscrowd=False, corner_case=True),
         box(2, 1, 3, (-40, 0, 50, 10), iscrowd=False, corner_case=False),  # leaves the image
@@ -55,8 +55,7 @@ def test_every_split_s_layout_is_known(tmp_path, split):
     first, second, third, fourth = samples.values()
     assert first.image_path == folder / 'images' / '0001.jpg'
     assert (first.labels, first.main_object) == (('suitcase', 'car'), 'suitcase')
-    assert first.attributes == {'period': 'daytime', 'weather': 'rainy'}
-    assert (second.labels, second.attributes) == (('dog',), {})
+    assert second.labels == ('dog',)
     assert (third.labels, third.main_object) == (('pedestrian', 'car'), 'car')
     assert (fourth.labels, fourth.main_object) == ((), None)
 
@@ -139,6 +138,7 @@ def test_coda_lm_describes_the_pictures_of_its_source_split(tmp_path):
         write_split(tmp_path, split)
     write_lm(tmp_path, 'Train', 'val_0001.json', 'A suitcase lies on the road.')
     write_lm(tmp_path, 'Train', 'val_0002.json', None)
+    write_lm(tmp_path, 'Train', 'val_0003.json', ' ')
     write_lm(tmp_path, 'Train', 'val_0099.json', 'No such picture.')
     write_lm(tmp_path, 'Val', 'test_0001.json', 'From Val.')
     write_lm(tmp_path, 'Test', 'test_0002.json', 'From Test.')
@@ -150,7 +150,8 @@ def test_coda_lm_describes_the_pictures_of_its_source_split(tmp_path):
     samples = by_key(dataset.samples)
     assert samples['val/0001.jpg'].captions == ('A suitcase lies on the road.',)
     assert samples['val/0002.jpg'].captions == samples['val/0003.jpg'].captions == ()
-    assert note_about(dataset.notes, 'CODA-LM file has').endswith(': val_0002.json')
+    without_text = note_about(dataset.notes, 'CODA-LM files have')
+    assert without_text.endswith(': val_0002.json, val_0003.json')
     assert note_about(dataset.notes, 'CODA-LM file is about').endswith(': val_0099.json')
 
     samples = by_key(open_dataset(tmp_path, split='test', captions=folder).samples)

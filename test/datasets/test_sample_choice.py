@@ -36,6 +36,12 @@ def test_the_choice_is_the_seed_s_and_not_the_order_s(per_image):
     assert len({tuple(found) for found in other_seeds}) > 15
 
 
+def test_a_key_may_be_no_unicode():
+    samples = [Sample(key, Path(key[1:])) for key in ('\ud800a', 'b', '\udcffc')]  # as JSON has it
+    chosen, others = choose_samples(samples, 2, 1, seed=0)
+    assert {*chosen, *others} == {*samples}
+
+
 def test_fewer_samples_are_the_first_of_more():
     samples = make_samples(50)
     assert choose_samples(samples, 4, 0, 0)[0] == choose_samples(samples, 30, 9, 0)[0][:4]
@@ -117,4 +123,4 @@ def test_the_hash_changes_with_whatever_a_score_depends_on(tmp_path):
 
 def test_samples_can_be_put_into_sets():
     first, second = make_samples(2)
-    assert len({first, second, dataclasses.replace(first, attributes={'weather': 'wet'})}) == 3
+    assert len({first, second, dataclasses.replace(first, labels=('car',))}) == 3
