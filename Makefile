@@ -6,7 +6,7 @@ READY := .venv/.installed
 # The wheels' ROS, and not one that this shell has sourced.
 unexport PYTHONPATH AMENT_PREFIX_PATH LD_LIBRARY_PATH
 
-.PHONY: demo test demo-model clean
+.PHONY: demo test demo-model demo-skip-lists clean
 
 demo: $(READY)
 	$(BIN)/gmskip demo
@@ -20,7 +20,18 @@ test: $(READY)
 # The embedded model, trained again (80 minutes on two cores), and its skip lists.
 demo-model: $(READY)
 	$(BIN)/python tools/demo_model/train.py
-	$(BIN)/python tools/demo_model/find_skip_lists.py
+	$(MAKE) demo-skip-lists
+
+# Set F1 and not set precision for several objects: naming one surely and no other is best for that.
+CALIBRATE := $(BIN)/gmskip calibrate --dataset build/scenes --images 300 --test-images 200 \
+	--min-score-ratio 0.95
+demo-skip-lists: $(READY)
+	$(BIN)/gmskip scenes --out build/scenes -n 700 --seed 20000000
+	$(CALIBRATE) --task single_object --out build/single_object
+	$(CALIBRATE) --task multi_object --metric set_f1 --out build/multi_object
+	$(CALIBRATE) --task captioning --out build/captioning
+	for task in single_object multi_object captioning; do \
+		cp build/$$task/$$task.skip.yaml gmskip_ros/assets/skip_lists/demo_$$task.skip.yaml; done
 
 # A virtual environment does not survive a move: in another folder it is made anew.
 ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
