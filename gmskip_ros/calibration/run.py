@@ -126,6 +126,17 @@ def choose_metrics(task_names: Sequence[str], metric: str | None) -> list[str]:
     return chosen
 
 
+def check(
+    dataset: Dataset, settings: CalibrationSettings, test_dataset: Dataset | None = None
+) -> None:
+    """Raise what `calibrate` raises for a dataset that has no picture for the task, and so on.
+
+    That takes no model and little time.
+    """
+    choose_metrics([one.name for one in settings.tasks()], settings.metric)
+    _choose_samples(dataset, settings, test_dataset)
+
+
 def calibrate(
     vlm: Vlm,
     dataset: Dataset,
@@ -176,9 +187,7 @@ def calibrate(
         if ranks.rank == 0:
             file.save(checkpoint, now=is_round)
 
-    search = Search(
-        objective, answerer, settings.search, checkpoint.search, listener.search, save
-    )
+    search = Search(objective, answerer, settings.search, checkpoint.search, listener.search, save)
     try:
         if settings.intervals:
             prefixes = _score_intervals(search, settings.intervals, checkpoint, save)
@@ -298,6 +307,15 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def _choose_samples(
+    dataset: Dataset, settings: CalibrationSettings, test_dataset: Dataset | None
+) -> tuple[list[Sample], list[Sample]]:
+    test_images = settings.images if settings.test_images is None else settings.test_images
+    return choose_question_samples(
+        dataset, settings.tasks(), settings.images, test_images, settings.seed, test_dataset
+    )
+
+
 def _load_pictures(
     vlm: Vlm,
     dataset: Dataset,
@@ -308,11 +326,7 @@ def _load_pictures(
     should_stop: Callable[[], bool],
 ) -> tuple[list[Sample], list[Sample], Pictures, list[str]]:
     """Choose samples and encode their pictures; those that cannot be read are left out, named."""
-    tasks = settings.tasks()
-    test_images = settings.images if settings.test_images is None else settings.test_images
-    samples, test_samples = choose_question_samples(
-        dataset, tasks, settings.images, test_images, settings.seed, test_dataset
-    )
+    samples, test_samples = _choose_samples(dataset, settings, test_dataset)
     paths = list(dict.fromkeys(sample.image_path for sample in [*samples, *test_samples]))
     pictures = Pictures(vlm, paths, int(settings.memory_gib * GIB), ranks)
     broken = pictures.encode_all(lambda done: listener.pictures(done, len(paths)), should_stop)
@@ -333,9 +347,7 @@ def _all_unreadable(dataset: Dataset, examples: Sequence[str]) -> CalibrationErr
     )
 
 
-def _load_checkpoint(
-    file: CheckpointFile, settings: Mapping[str, Any], ranks: Ranks
-) -> Checkpoint:
+def _load_checkpoint(file: CheckpointFile, settings: Mapping[str, Any], ranks: Ranks) -> Checkpoint:
     """Return rank 0's checkpoint in every process."""
     loaded: Checkpoint | CalibrationError | None = None
     if ranks.rank == 0:

@@ -167,6 +167,7 @@ def calibrate_all(
     stop: StopSignals,
 ) -> None:
     """Load what is needed once, and calibrate for every target."""
+    from gmskip_ros.calibration.run import check
     from gmskip_ros.datasets import open_dataset
     from gmskip_ros.vlm import Stopped
 
@@ -187,6 +188,8 @@ def calibrate_all(
         for one in filter(None, (dataset, test_dataset)):
             for line in (*one.warnings, *one.notes):
                 bars.print(f'gmskip: {one.name}: {line}')
+    for target in targets:  # all of them before hours are spent on the first one
+        check(dataset, replace(settings, target=target), test_dataset)
     vlm = load_model(args, ranks, show_step)
     for target in targets:
         into = folder if len(targets) == 1 else folder / file_stem(target)
@@ -287,8 +290,8 @@ def write_and_print(calibration: Calibration, folder: Path) -> None:
         print(f'gmskip: unreadable, left out: {line}', file=sys.stderr)
     if calibration.result['full_score'] <= 0:
         print(
-            'gmskip: warning: the full model scores 0: any blocks may go by this score. Is this '
-            'the right task, label set or dataset for the model?',
+            f'gmskip: warning: {path.name}: the full model scores 0: any blocks may go by this '
+            'score. Is this the right task, label set or dataset for the model?',
             file=sys.stderr,
         )
     print(f'skip list: {path}')

@@ -1,0 +1,493 @@
+"""`gmskip calibrate`: what it writes and prints, and what it refuses in one line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from calibrate_process import found, leftovers, read_json
+
+from gmskip_ros.cli import main
+from gmskip_ros.datasets import open_dataset, write_scenes
+from gmskip_ros.datasets.scenes import CLASSES
+from gmskip_ros.skipping import OPERATING_POINTS, load_skip_list
+from gmskip_ros.tasks import make_task
+from gmskip_ros.vlm import load_vlm
+
+COCO_MINI = Path(__file__).parents[3] / 'shared' / 'data' / 'coco-mini'
+NUM_BLOCKS = 32
+QUICK = {'--images': 3, '--test-images': 2, '--rounds': 2, '--latency-images': 0}
+REPORT = ['calibration.json', 'heat_map.png', 'report.html', 'trade_off.png', 'trajectory.csv']
+
+
+@pytest.fixture(scope='module')
+def vlm():
+    return load_vlm('demo', 'cpu')
+
+
+@pytest.fixture(scope='module')
+def scenes(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp('scenes') / 'scenes'
+    write_scenes(folder, 24, 9000)
+    return folder
+
+
+@pytest.fixture
+def gmskip(vlm, scenes, monkeypatch, capsys, tmp_path):
+    """Run `gmskip calibrate` with the demo model, loaded once, and quick options.
+
+    Returns its status, output and errors. An option of None is left out.
+    """
+    monkeypatch.setattr('gmskip_ros.cli.calibrate.load_model', lambda *_: vlm)
+    monkeypatch.setenv('COLUMNS', '160')
+
+    def run(options: str = '', **changed):
+        named = {'--dataset': scenes, '--out': tmp_path / 'out', **QUICK}
+        named.update({f'--{name.replace("_", "-")}': value for name, value in changed.items()})
+        arguments = [str(part) for pair in named.items() if pair[1] is not None for part in pair]
+        status = main.main(['calibrate', *arguments, *options.split()])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def contents(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def is_refused(result, *parts: str) -> bool:
+    """Tell whether a command ended with 2 and one line that has all the parts in it."""
+    status, output, errors = result
+    assert (status, output) == (2, ''), (status, output, errors)
+    assert errors.startswith('gmskip: error: ') and errors.count('\n') == 1, errors
+    assert all(part in errors for part in parts), errors
+    return True
+
+
+# What is written
+
+
+def test_what_is_written(gmskip, vlm, scenes, tmp_path):
+    status, output, errors = gmskip(task='single_object', latency_images=1)
+    out = tmp_path / 'out'
+    assert (status, errors) == (0, '')
+    assert contents(out) == sorted([*REPORT, 'checkpoint.json', 'single_object.skip.yaml'])
+    skip_list = load_skip_list(out / 'single_object.skip.yaml')
+    task = make_task('single_object', labels=CLASSES)
+    assert skip_list.warnings_for(
+        num_blocks=vlm.num_blocks, text_model_type=vlm.text_model_type, prompt=task.prompt,
+        template_sha256=vlm.template_sha256, dtype=vlm.dtype, max_new_tokens=task.max_new_tokens,
+        task='single_object', model='demo',
+    ) == []  # fmt: skip
+    assert [len(skip_list.blocks_at(name)) for name in OPERATING_POINTS] == list(
+        skip_list.operating_points.values()
+    )
+    assert (skip_list.method, skip_list.metric, skip_list.nested) == ('gm-skip', 'accuracy', True)
+    assert skip_list.calibration['images'] == 3
+    assert skip_list.calibration['dataset'] == open_dataset(scenes).name
+
+    result = read_json(out / 'calibration.json')
+    assert result['format'] == 'gmskip/calibration/1'
+    assert result['command'].startswith(f'gmskip calibrate --dataset {scenes}')
+    assert result['command'].endswith('--task single_object')
+    assert [len(one['cells']) for one in result['rounds']] == [32, 31]
+    assert all(cell['exact'] for cell in result['rounds'][0]['cells'])
+    removed = [one.block for one in skip_list.removed]
+    assert [one['removed'] for one in result['rounds']] == removed
+    assert [one['blocks'] for one in result['prefixes']] == [[], removed[:1], removed]
+    assert [one['test']['images'] for one in result['prefixes']] == [2, 2, 2]
+    assert result['operating_points'] == skip_list.operating_points
+    assert result['dataset']['calibration']['images'] == 3
+    assert result['dataset']['test']['images'] == 2
+    # The table, the page and the CSV tell the same.
+    for block, prefix in zip(removed, result['prefixes'][1:], strict=True):
+        score, time = 100 * prefix['calibration_score'], prefix['test']['latency_ms']
+        row = rf'{block} +{100 * prefix["sparsity"]:.1f} +{score:.1f} .* {time:.1f} '
+        assert re.search(row, output), (row, output)
+    assert f'skip list: {out / "single_object.skip.yaml"}\n' in output
+    with open(out / 'trajectory.csv', newline='') as file:
+        assert [row['block'] for row in csv.DictReader(file)] == ['', *map(str, removed)]
+    page = (out / 'report.html').read_text()
+    assert page.count('data:image/png;base64,') == 2 and 'http://' not in page
+    assert (out / 'trade_off.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_calibration_and_test_pictures_are_different_ones(gmskip, vlm, monkeypatch):
+    """They are encoded once each: as many as were asked for."""
+    encoded = []
+    encode = vlm.encode
+    monkeypatch.setattr(
+        vlm, 'encode', lambda image: encoded.append(image.tobytes()) or encode(image)
+    )
+    status, _, errors = gmskip(task='single_object', images=4, test_images=4, rounds=1)
+    assert (status, errors) == (0, '')
+    assert len(encoded) == len(set(encoded)) == 8
+
+
+def test_the_search_of_everything_finds_the_same(gmskip, tmp_path):
+    for name, option in (('quick', ''), ('alone', '--exhaustive'), ('all', '--no-abandon')):
+        assert gmskip(option, task='single_object', out=tmp_path / name, images=2)[0] == 0
+    quick, alone, complete = (found(tmp_path / name) for name in ('quick', 'alone', 'all'))
+    for one in (quick, alone, complete):
+        one['skip list'].pop('provenance')
+    assert quick['skip list'] == alone['skip list'] == complete['skip list']
+    scores = [
+        [[cell['score'] for cell in one['cells']] for one in run['rounds']]
+        for run in (alone, complete)
+    ]
+    assert scores[0] == scores[1]
+    assert all(cell['exact'] for one in complete['rounds'] for cell in one['cells'])
+    assert quick['rounds'][0]['cells'] == alone['rounds'][0]['cells']
+
+
+def test_each_target_has_a_list_of_its_own(gmskip, tmp_path):
+    status, output, errors = gmskip(
+        task='single_object', target='pedestrian,traffic light', rounds=1
+    )
+    assert status == 0
+    # The demo model takes no traffic light for the main object of a scene.
+    assert [line.split(': ')[2] for line in errors.splitlines()] == [
+        'single_object_traffic_light.skip.yaml'
+    ]
+    for target in ('pedestrian', 'traffic light'):
+        folder = target.replace(' ', '_')
+        out = tmp_path / 'out' / folder
+        path = out / f'single_object_{folder}.skip.yaml'
+        assert contents(out) == sorted([*REPORT, 'checkpoint.json', path.name])
+        skip_list = load_skip_list(path)
+        assert (skip_list.task, skip_list.target) == ('single_object', target)
+        result = read_json(out / 'calibration.json')
+        assert result['target'] == target
+        # As many without the target are asked about too, and none of them is scored.
+        assert result['dataset']['calibration']['images'] == 6
+        assert skip_list.calibration['images'] == 3
+        assert result['prefixes'][0]['test']['auroc'] is not None
+        assert f'skip list: {path}\n' in output
+
+
+def test_seeds_tell_how_stable_the_list_is(gmskip, tmp_path):
+    status, _, errors = gmskip(task='single_object', seeds=2)
+    assert (status, errors) == (0, '')
+    result = read_json(tmp_path / 'out' / 'calibration.json')
+    other = load_skip_list(tmp_path / 'out' / 'seed_1' / 'single_object.skip.yaml')
+    first = load_skip_list(tmp_path / 'out' / 'single_object.skip.yaml')
+    assert (first.calibration['seed'], other.calibration['seed']) == (0, 1)
+    assert first.calibration['sha256'] != other.calibration['sha256']
+    assert result['stability']['seeds'] == [0, 1]
+    for name, point in result['stability']['points'].items():
+        sets = [set(one.blocks_at(name)) for one in (first, other)]
+        assert point['sets'] == [sorted(one) for one in sets]
+        union = len(sets[0] | sets[1])
+        assert point['jaccard'] == (len(sets[0] & sets[1]) / union if union else 1)
+    assert 'Stability' in (tmp_path / 'out' / 'report.html').read_text()
+
+
+def test_one_list_for_all_tasks(gmskip, tmp_path, vlm):
+    status, _, errors = gmskip(task='joint', rounds=1, images=2, test_images=1)
+    assert (status, errors) == (0, '')
+    skip_list = load_skip_list(tmp_path / 'out' / 'joint.skip.yaml')
+    assert (skip_list.task, skip_list.full_score, skip_list.prompt.text) == ('joint', 1.0, None)
+    assert skip_list.metric == 'accuracy, set_precision, cider'
+    task = make_task('captioning')
+    assert skip_list.warnings_for(
+        num_blocks=32, text_model_type='llama', prompt=task.prompt,
+        template_sha256=vlm.template_sha256, dtype='float32', max_new_tokens=task.max_new_tokens,
+        task='captioning', model='demo',
+    ) == []  # fmt: skip
+
+
+def write_questions(scenes: Path, path: Path) -> None:
+    """Write a file of the questions that any benchmark fits in."""
+    questions = ('What is the main object in this image? Answer with one word.', 'What is there?')
+    with open(path, 'w') as file:
+        for number, sample in enumerate(open_dataset(scenes).samples[:8]):
+            line = {
+                'image': str(sample.image_path),
+                'question': questions[number % 2],
+                'references': [sample.main_object],
+            }
+            file.write(json.dumps(line) + '\n')
+
+
+@pytest.mark.parametrize('metric', ['exact', 'rouge_l'])
+def test_questions_of_a_file(gmskip, scenes, tmp_path, metric):
+    write_questions(scenes, tmp_path / 'questions.jsonl')
+    status, _, errors = gmskip(
+        task='generic', dataset=tmp_path / 'questions.jsonl', metric=metric, max_new_tokens=4
+    )
+    assert status == 0 and 'error' not in errors
+    skip_list = load_skip_list(tmp_path / 'out' / 'generic.skip.yaml')
+    assert (skip_list.task, skip_list.metric) == ('generic', metric)
+    assert (skip_list.prompt.text, skip_list.prompt.max_new_tokens) == (None, 4)
+
+
+@pytest.mark.parametrize(
+    ('options', 'method', 'blocks'),
+    [
+        ('--method positional', 'positional-from-0', [0, 1]),
+        ('--method positional --start 2', 'positional-from-2', [2, 3]),
+        ('--method positional --start end', 'positional-from-end', [31, 30]),
+        ('--method random', 'random-0', None),
+        ('--method one-shot', 'one-shot', None),
+        ('--method one-shot --tie-order forward', 'one-shot-forward-ties', None),
+        ('--tie-order forward', 'gm-skip-forward-ties', None),
+    ],
+)
+def test_ablations(gmskip, tmp_path, options, method, blocks):
+    status, _, errors = gmskip(
+        options, task='single_object', min_score_ratio=0, images=2, test_images=0
+    )
+    assert status == 0 and 'error' not in errors
+    skip_list = load_skip_list(tmp_path / 'out' / 'single_object.skip.yaml')
+    result = read_json(tmp_path / 'out' / 'calibration.json')
+    removed = [one.block for one in skip_list.removed]
+    assert skip_list.method == result['method'] == method and len(removed) == 2
+    assert blocks in (None, removed)
+    assert result['prefixes'][0]['test'] is None
+    first = result['rounds'][0]['cells']
+    if 'shot' in method or 'gm' in method:
+        best = [cell['block'] for cell in first if cell['score'] == first_best(first)]
+        assert len(first) == 32
+        assert removed[0] == (min(best) if 'forward' in method else max(best))
+    if method.startswith('one-shot'):
+        sign = -1 if 'forward' in method else 1
+        order = sorted(first, key=lambda cell: (cell['score'], sign * cell['block']))
+        assert removed == [order[-1]['block'], order[-2]['block']]
+
+
+def first_best(cells) -> float:
+    return max(cell['score'] for cell in cells)
+
+
+def test_fixed_intervals(gmskip, vlm, tmp_path):
+    status, output, errors = gmskip(
+        '--method fixed-interval', task='single_object', images=2, test_images=1, rounds=None
+    )
+    assert (status, errors) == (0, '')
+    skip_list = load_skip_list(tmp_path / 'out' / 'single_object.skip.yaml')
+    assert (skip_list.nested, skip_list.method) == (False, 'fixed-interval')
+    # Skip-MLLM's shares of 32 blocks: 31.25, 21.88, 15.63, 12.50, 9.38 %.
+    expected = {
+        len(blocks): blocks
+        for interval in (3, 4, 6, 7, 10)
+        if (blocks := tuple(i for i in range(1, 31) if i % interval == 0))
+    }
+    assert sorted(expected) == [3, 4, 5, 7, 10]
+    assert {size: tuple(blocks) for size, blocks in skip_list.sets.items()} == expected
+    assert skip_list.blocks_at(7) == expected[7]
+    assert set(skip_list.operating_points) == set(OPERATING_POINTS)
+    for share in ('9.4', '12.5', '15.6', '21.9', '31.2'):
+        assert share in output
+
+
+def test_another_split_is_tested_on(gmskip, scenes, tmp_path):
+    data = tmp_path / 'data'
+    shutil.copytree(scenes, data)
+    write_scenes(tmp_path / 'more', 4, 9100)
+    for kind in ('instances', 'captions'):
+        shutil.move(
+            tmp_path / 'more' / 'annotations' / f'{kind}_scenes.json',
+            data / 'annotations' / f'{kind}_other.json',
+        )
+    shutil.move(tmp_path / 'more' / 'scenes', data / 'other')
+    status, _, errors = gmskip(
+        task='single_object', dataset=data, split='scenes', test_split='other', rounds=1
+    )
+    assert (status, errors) == (0, '')
+    result = read_json(tmp_path / 'out' / 'calibration.json')
+    names = result['dataset']['name'], result['dataset']['test']['name']
+    assert names[0] != names[1] and 'other' in names[1]
+    assert result['dataset']['test']['images'] == 2
+
+
+# What is refused, and what is said
+
+
+@pytest.mark.parametrize(
+    ('options', 'parts'),
+    [
+        ('--images 0', ('--images 0', 'at least 1')),
+        ('--images -3', ('--images -3', 'at least 1')),
+        ('--test-images -1', ('--test-images -1', 'at least 0')),
+        ('--latency-images -1', ('--latency-images -1', 'at least 0')),
+        ('--batch-size 0', ('--batch-size 0', 'at least 1')),
+        ('--memory-gib 0', ('--memory-gib 0', 'above 0')),
+        ('--memory-gib nan', ('--memory-gib nan', 'above 0')),
+        ('--max-new-tokens 0', ('--max-new-tokens 0', 'at least 1')),
+        ('--seeds 0', ('--seeds 0', 'at least 1')),
+        ('--rounds 0', ('rounds 0', '1 or more')),
+        ('--rounds -2', ('rounds -2', '1 or more')),
+        ('--max-sparsity 0', ('max sparsity 0', 'above 0')),
+        ('--max-sparsity 1.5', ('max sparsity 1.5', 'at most 1')),
+        ('--max-sparsity nan', ('max sparsity nan', 'at most 1')),
+        ('--min-score-ratio -1', ('min score ratio -1', '0 or more')),
+        ('--min-score-ratio nan', ('min score ratio nan', '0 or more')),
+        ('--start 2', ('--start', '--method gm-skip')),
+        ('--interval 3', ('--interval', '--method gm-skip')),
+        ('--method one-shot --start 2', ('--start', '--method one-shot')),
+        ('--method one-shot --no-abandon', ('--no-abandon', '--method one-shot')),
+        ('--method positional --tie-order forward', ('--tie-order', '--method positional')),
+        ('--method positional --interval 3', ('--interval', '--method positional')),
+        ('--method random --tie-order backward', ('--tie-order', '--method random')),
+        ('--method random --no-abandon', ('--no-abandon', '--method random')),
+        ('--method random --start end', ('--start', '--method random')),
+        ('--method fixed-interval --rounds 2', ('--rounds', '--method fixed-interval')),
+        ('--method fixed-interval --max-sparsity 0.5', ('--max-sparsity', 'fixed-interval')),
+        ('--method fixed-interval --tie-order forward', ('--tie-order', 'fixed-interval')),
+        ('--exhaustive --no-abandon', ('--exhaustive', '--no-abandon')),
+        ('--test-split x --test-images 0', ('--test-split', '--test-images 0')),
+        ('--target person,person', ('--target', 'different names')),
+        ('--target person,', ('--target', 'different names')),
+        ('--target dragon', ("target 'dragon'", 'label set', 'bus', 'choose one')),
+        ('--target car,dragon', ("target 'dragon'",)),
+        ('--metric beauty', ("metric 'beauty'", 'single_object', 'accuracy')),
+        ('--task captioning --labels car', ('--labels', 'captioning')),
+        ('--task captioning --synonyms', ('--synonyms', 'captioning')),
+        ('--task captioning --target car', ('--target', 'captioning')),
+        ('--task joint --prompt What?', ('--prompt', 'joint')),
+        ('--task generic', ('scenes', 'generic', 'choose another')),
+        ('--split nowhere', ('nowhere',)),
+        ('--dataset /nowhere', ('/nowhere',)),
+    ],
+)
+def test_what_is_refused(gmskip, tmp_path, monkeypatch, options, parts):
+    """And that before the model is loaded, which may take minutes."""
+    monkeypatch.delattr('gmskip_ros.cli.calibrate.load_model')
+    rounds = None if '--rounds' in options or 'fixed-interval' in options else 2
+    assert is_refused(gmskip(options, task='single_object', rounds=rounds), *parts)
+    assert not list(tmp_path.glob('out/*'))
+
+
+@pytest.mark.parametrize(
+    ('intervals', 'part'),
+    [('1', 'interval 1'), ('40', 'none of 32'), ('3,x', 'whole numbers'), ('16,17', 'another')],
+)
+def test_intervals_that_cannot_be(gmskip, intervals, part):
+    result = gmskip(
+        '--method fixed-interval', task='single_object', interval=intervals, rounds=None, images=1,
+        test_images=0,
+    )  # fmt: skip
+    assert is_refused(result, part)
+
+
+@pytest.mark.parametrize('task', ['captioning', 'multi_object', 'single_object'])
+def test_a_dataset_without_what_the_task_needs(gmskip, scenes, tmp_path, task):
+    data = tmp_path / 'data'
+    shutil.copytree(scenes, data)
+    if task == 'captioning':
+        (data / 'annotations' / 'captions_scenes.json').unlink()
+    else:
+        path = data / 'annotations' / 'instances_scenes.json'
+        path.write_text(json.dumps({**read_json(path), 'annotations': []}))
+    status, output, errors = gmskip(task=task, dataset=data)
+    notes, _, error = errors.rpartition('gmskip: error: ')
+    assert is_refused((status, output, 'gmskip: error: ' + error), f'no picture for {task}')
+    assert ('24 images have no labels' in notes) == (task != 'captioning')
+
+
+def test_unreadable_pictures_are_left_out_and_named(gmskip, tmp_path):
+    data = tmp_path / 'data'
+    write_scenes(data, 5, 9200)
+    broken = sorted((data / 'scenes').glob('*.jpg'))[::3]
+    for path in broken:
+        path.write_bytes(b'no picture')
+    status, _, errors = gmskip(
+        task='single_object', dataset=data, images=5, test_images=0, rounds=1
+    )  # fmt: skip
+    assert status == 0 and len(broken) == 2
+    result = read_json(tmp_path / 'out' / 'calibration.json')
+    assert result['unreadable'] == [str(path) for path in broken]
+    named = [line for line in errors.splitlines() if 'unreadable' in line]
+    assert [line.rpartition(' ')[2] for line in named] == result['unreadable']
+    assert result['dataset']['calibration']['images'] == 3
+    page = (tmp_path / 'out' / 'report.html').read_text()
+    assert all(path.name in page for path in broken)
+
+
+def test_pictures_that_are_all_unreadable_are_an_error(gmskip, scenes, tmp_path):
+    data = tmp_path / 'data'
+    shutil.copytree(scenes, data)
+    for path in (data / 'scenes').glob('*.jpg'):
+        path.write_bytes(b'no picture')
+    result = gmskip(task='single_object', dataset=data)
+    assert is_refused(result, 'scenes', 'can be read', str(data / 'scenes'))
+
+
+def test_a_full_model_that_scores_nothing_is_a_warning(gmskip, scenes, tmp_path):
+    write_questions(scenes, tmp_path / 'questions.jsonl')
+    status, _, errors = gmskip(
+        task='generic', dataset=tmp_path / 'questions.jsonl', metric='exact', max_new_tokens=4,
+        prompt='Write a caption for this image.', rounds=1,
+    )  # fmt: skip
+    assert status == 0
+    warning = [line for line in errors.splitlines() if 'scores 0' in line]
+    assert len(warning) == 1 and warning[0].startswith('gmskip: warning: generic.skip.yaml: ')
+
+
+def test_joint_with_a_task_that_scores_nothing_is_refused(gmskip, scenes, tmp_path):
+    data = tmp_path / 'data'
+    shutil.copytree(scenes, data)
+    path = data / 'annotations' / 'captions_scenes.json'
+    captions = read_json(path)
+    for one in captions['annotations']:
+        one['caption'] = 'xyzzy'
+    path.write_text(json.dumps(captions))
+    result = gmskip(task='joint', dataset=data, images=2, test_images=0)
+    assert is_refused(result, 'captioning', 'scores 0', 'leave joint')
+
+
+def test_weights_that_are_no_numbers(scenes, tmp_path, capsys):
+    from safetensors.torch import load_file, save_file
+
+    from gmskip_ros import assets
+
+    model = tmp_path / 'model'
+    shutil.copytree(Path(assets.__path__[0]) / 'demo', model)
+    weights = load_file(model / 'model.safetensors')
+    name = next(name for name in weights if 'layers.7.' in name and 'language' in name)
+    weights[name][:] = float('nan')
+    save_file(weights, model / 'model.safetensors', {'format': 'pt'})
+    status = main.main([
+        'calibrate', '--task', 'single_object', '--dataset', str(scenes), '--model', str(model),
+        '--device', 'cpu', '--out', str(tmp_path / 'out'), '--images', '2', '--test-images', '0',
+    ])  # fmt: skip
+    captured = capsys.readouterr()
+    assert is_refused((status, *captured), 'finite')
+
+
+@pytest.mark.parametrize('kind', ['file', 'below a file', 'not writable'])
+def test_a_folder_that_cannot_be_written_to(gmskip, tmp_path, kind):
+    (tmp_path / 'file').write_text('')
+    out = {
+        'file': tmp_path / 'file',
+        'below a file': tmp_path / 'file' / 'out',
+        'not writable': Path('/proc/self'),  # to root too
+    }[kind]
+    assert is_refused(gmskip(task='single_object', out=out, rounds=1), str(out))
+
+
+# Real photographs
+
+
+@pytest.mark.skipif(not COCO_MINI.is_dir(), reason=f'{COCO_MINI} is not there')
+@pytest.mark.parametrize(
+    ('task', 'metric'),
+    [('single_object', None), ('multi_object', 'set_f1'), ('captioning', None)],
+)
+def test_photographs_of_coco(gmskip, tmp_path, task, metric):
+    status, output, errors = gmskip(
+        task=task, dataset=COCO_MINI, metric=metric, images=4, test_images=3, rounds=1,
+        max_new_tokens=6,
+    )  # fmt: skip
+    assert status == 0, errors
+    skip_list = load_skip_list(tmp_path / 'out' / f'{task}.skip.yaml')
+    assert skip_list.calibration['dataset'] == 'coco-val2017'
+    result = read_json(tmp_path / 'out' / 'calibration.json')
+    assert result['dataset']['test']['images'] == 3
+    assert output and leftovers(tmp_path / 'out') == []
+    assert yaml.safe_load((tmp_path / 'out' / f'{task}.skip.yaml').read_text())['task'] == task
