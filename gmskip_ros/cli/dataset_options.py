@@ -93,7 +93,7 @@ def task_options(args: argparse.Namespace) -> dict[str, Any]:
         if value < 1:
             raise CliError(f'{name} {value} must be at least 1')
     if not 0 < args.memory_gib < float('inf'):
-        raise CliError(f'--memory-gib {args.memory_gib:g} must be above 0')
+        raise CliError(f'--memory-gib {args.memory_gib:g} must be a number above 0')
     if args.max_new_tokens is not None and args.max_new_tokens < 1:
         raise CliError(f'--max-new-tokens {args.max_new_tokens} must be at least 1')
     labels = None if args.labels is None else args.labels.split(',')

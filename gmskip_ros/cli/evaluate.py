@@ -343,7 +343,7 @@ def evaluate_all(
         },
         'unreadable': [str(path) for path in sorted(unreadable)],
         'score_note': CIDER_NOTE.format(images=rows[0]['evaluation']['images'])
-        if 'cider' in metrics
+        if any(name.endswith('cider') for name in rows[0]['evaluation']['scores'])
         else None,
         'rows': rows,
         'machine': machine(vlm.device),

@@ -23,6 +23,10 @@ _LAYOUTS = (
     'known are: a folder with annotations/instances_<split>.json or captions_<split>.json (COCO), '
     'a folder with <split>/annotations.json or <split>/corner_case.json (CODA), a .jsonl file'
 )
+_CAPTIONS = (
+    "captions are a file like captions_val2017.json, Karpathy's dataset_coco.json, or the folder "
+    'CODA-LM'
+)
 
 
 def open_dataset(
@@ -42,8 +46,9 @@ def open_dataset(
     the field and the remedy.
     """
     try:
-        given = None if captions is None else _existing(captions)
-        return _open(_existing(path), split, given)
+        place = _existing(path, _LAYOUTS)
+        given = None if captions is None else _existing(captions, _CAPTIONS)
+        return _open(place, split, given)
     except OSError as error:
         raise DatasetError(
             f'{error.filename}: cannot be read ({error.strerror}); check it and its permissions'
@@ -82,8 +87,8 @@ def _choose(split: str | None, splits: Sequence[str], place: Path) -> str:
     return split
 
 
-def _existing(path: str | os.PathLike[str]) -> Path:
+def _existing(path: str | os.PathLike[str], remedy: str) -> Path:
     place = Path(os.path.expanduser(path))
     if not place.exists():
-        raise DatasetError(f'{place}: there is no such file or folder; {_LAYOUTS}')
+        raise DatasetError(f'{place}: there is no such file or folder; {remedy}')
     return place

@@ -145,7 +145,7 @@ def _trajectory_csv(result: Mapping[str, Any]) -> bytes:
             'blocks': ' '.join(map(str, row['blocks'])),
             'sparsity': row['sparsity'],
             'operating_point': row['point'],
-            'metric': result['metric'],
+            'metric': fmt.metric_name(result),
             'calibration_score': row['calibration_score'],
             **test,
             'machine': fmt.machine_name(result),
@@ -167,7 +167,7 @@ def _page(result: Mapping[str, Any], trade_off: bytes, heat_map: bytes | None) -
     controls = [col.NAME, col.IMAGES, *col.score_columns(rows), *col.CONTROLS]
     against_full = [col.NAME, *col.AGAINST_FULL]
     titles = [fmt.score_label(result), *(column.title for column in controls)]
-    uses_cider = fmt.metric_label('cider') in titles or not scores_are_comparable(result)
+    uses_cider = any(fmt.metric_label('cider') in title for title in titles)
     return render_html(
         'calibration.html',
         title=f'Calibration: {fmt.subject(result)}',
@@ -237,7 +237,8 @@ def _facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         'model', 'text_model_type', 'num_blocks', 'device', 'dtype', 'task', 'target', 'prompt',
         'metric', 'method', 'options', 'min_score_ratio', 'max_sparsity', 'stopped_by',
     )  # fmt: skip
-    facts = {name: result[name] for name in names if name in result}
+    shown = {**result, 'metric': fmt.metric_name(result)}
+    facts = {name: shown[name] for name in names if name in shown}
     dataset = {
         name: value for name, value in result['dataset'].items()
         if name not in ('notes', 'warnings')

@@ -23,7 +23,7 @@ Row = Mapping[str, Any]
 SHORTER_MARK = ' *'
 MIN_TITLE_CHARS = 6  # per line of a column's title on the terminal
 SHORTER_NOTE = (
-    '* answers got shorter: the language model\'s time fell by more than the skipped share of it.'
+    "* answers got shorter: the language model's time fell by more than the skipped share of it."
 )
 
 
@@ -108,8 +108,9 @@ AGAINST_FULL = (
     ),
     Column(
         'Language time cut, %', _language_cut,
-        'How much less of it than full needs. More than the skipped share of the language model '
-        'is marked with *: then the answers got shorter, which is no gain of skipping.',
+        'How much less of it than full needs. Where that is more than the skipped share of the '
+        'language model and the answers have fewer tokens, it is marked with *: a part of it is '
+        'no gain of skipping.',
     ),
 )  # fmt: skip
 
@@ -151,14 +152,24 @@ BALANCED_EXPLANATION = (
 
 def score_columns(rows: Sequence[Row]) -> tuple[Column, ...]:
     """Return one column per metric that any of the rows has, in their order."""
-    metrics = {name: None for row in rows if row['evaluation'] for name in _scores(row)}
-    return tuple(_score_column(name) for name in metrics)
+    return tuple(_score_column(name, fmt.metric_label(name)) for name in _metrics(rows))
 
 
-def _score_column(metric: str) -> Column:
-    return Column(
-        fmt.metric_label(metric), lambda row: fmt.hundredths(_scores(row).get(metric))
-    )
+def score_columns_by_task(rows: Sequence[Row]) -> dict[str, list[Column]]:
+    """Return the columns of several tasks' metrics by task; one task's are all under ''."""
+    columns: dict[str, list[Column]] = {}
+    for name in _metrics(rows):
+        task, _, metric = name.rpartition('.')
+        columns.setdefault(task, []).append(_score_column(name, fmt.metric_label(metric)))
+    return columns
+
+
+def _metrics(rows: Sequence[Row]) -> list[str]:
+    return list({name: None for row in rows for name in _scores(row)})
+
+
+def _score_column(metric: str, title: str) -> Column:
+    return Column(title, lambda row: fmt.hundredths(_scores(row).get(metric)))
 
 
 def _scores(row: Row) -> Mapping[str, Any]:
@@ -173,7 +184,13 @@ def any_shorter(rows: Sequence[Row]) -> bool:
 def rich_table(
     title: str, columns: Sequence[Column], rows: Sequence[Row], caption: str = ''
 ) -> Table:
-    """Return a table for the terminal; texts are shown as they are, never read as markup."""
+    """Return a table for the terminal; texts are shown as they are, never read as markup.
+
+    Columns that are a dash in every row, as AUROC without a target, are left out.
+    """
+    columns = [
+        column for column in columns if any(column.text(row) != fmt.DASH for row in rows)
+    ]
     table = Table(
         title=Text(title), caption=Text(caption), box=box.SIMPLE_HEAD, title_justify='left',
         caption_justify='left', padding=(0, 1, 0, 0),

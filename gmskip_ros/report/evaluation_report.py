@@ -32,7 +32,7 @@ def write_evaluation_report(result: Mapping[str, Any], folder: Path) -> list[Pat
 def evaluation_tables(result: Mapping[str, Any]) -> list[Table]:
     """Return the tables for the terminal: the paper's, the difference to full, the controls.
 
-    Tasks with several metrics have one more table, of all of them.
+    Tasks with several metrics have one more table each, of all of them.
     """
     tables = []
     for title, columns, notes in _sections(result):
@@ -43,20 +43,22 @@ def evaluation_tables(result: Mapping[str, Any]) -> list[Table]:
 def _sections(result: Mapping[str, Any]) -> list[tuple[str, Sequence[Column], list[str]]]:
     """Return each table's title, columns and notes."""
     rows: list[Row] = result['rows']
-    machine = f'Latency: median, on {fmt.machine_name(result)}'
+    timed = any((row['evaluation'] or {}).get('latency_ms') is not None for row in rows)
+    machine = [f'Latency: median, on {fmt.machine_name(result)}'] if timed else []
     score = Column(
         fmt.score_label(result), lambda row: fmt.hundredths((row['evaluation'] or {}).get('score'))
     )
     score_notes = [fmt.one_line(result['score_note'])] if result['score_note'] else []
     paper = (col.NAME, col.SPARSITY, score, *col.COST)
     sections: list[tuple[str, Sequence[Column], list[str]]] = [
-        (f'Score and cost: {fmt.subject(result)}', paper, [machine, *score_notes])
+        (f'Score and cost: {fmt.subject(result)}', paper, [*machine, *score_notes])
     ]
-    metrics = col.score_columns(rows)
-    if len(metrics) > 1:
-        sections.append(('All scores', (col.NAME, col.IMAGES, *metrics), []))
+    for task, metrics in col.score_columns_by_task(rows).items():
+        if task or len(metrics) > 1:
+            title = f'All scores: {fmt.one_line(task)}' if task else 'All scores'
+            sections.append((title, (col.NAME, col.IMAGES, *metrics), []))
     shorter = [col.SHORTER_NOTE] if col.any_shorter(rows) else []
-    sections.append(('Against full', (col.NAME, *col.AGAINST_FULL), [machine, *shorter]))
+    sections.append(('Against full', (col.NAME, *col.AGAINST_FULL), [*machine, *shorter]))
     sections.append(('Does it still look?', (col.NAME, *col.CONTROLS), []))
     return sections
 
@@ -68,7 +70,7 @@ def _evaluation_csv(result: Mapping[str, Any]) -> bytes:
             'source': row['source'],
             'blocks': ' '.join(map(str, row['blocks'])),
             'sparsity': row['sparsity'],
-            'metric': result['metric'],
+            'metric': fmt.metric_name(result),
             **col.csv_evaluation(row['evaluation']),
             'machine': fmt.machine_name(result),
         }
@@ -104,7 +106,8 @@ def _page(result: Mapping[str, Any]) -> bytes:
         explanations=[*col.COST, *col.AGAINST_FULL, *col.CONTROLS],
         balanced_explanation=col.BALANCED_EXPLANATION,
         facts=col.flat_facts({
-            name: value for name, value in result.items()
+            name: value
+            for name, value in {**result, 'metric': fmt.metric_name(result)}.items()
             if name not in ('format', 'command', 'rows', 'unreadable', 'score_note')
         }),
     )  # fmt: skip

@@ -32,16 +32,23 @@ _METRIC_LABELS = {
 
 
 def metric_label(metric: object) -> str:
-    """Return a metric's name with the unit of `hundredths`."""
-    name = one_line(metric)
-    return _METRIC_LABELS.get(name, name.replace('_', ' ') + ' x100')
+    """Return a metric's name with the unit of `hundredths`; 'captioning.cider' names its task."""
+    task, _, name = one_line(metric).rpartition('.')
+    label = _METRIC_LABELS.get(name, name.replace('_', ' ') + ' x100')
+    return f'{task} {label}' if task else label
 
 
 def score_label(result: Mapping[str, Any]) -> str:
     """Return what a result's score is, with its unit."""
     if result['task'] == 'joint':  # the least of score / full score over the tasks
-        return 'least score / full, %'
+        return 'least score/full, %'
     return metric_label(result['metric'])
+
+
+def metric_name(result: Mapping[str, Any]) -> str:
+    """Return which metric a result's score is in, joint with those that it is made of."""
+    name = one_line(result['metric'])
+    return f'least of score / full score: {name}' if result['task'] == 'joint' else name
 
 
 def is_known(value: object) -> bool:

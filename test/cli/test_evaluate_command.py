@@ -172,6 +172,19 @@ def test_unreadable_pictures_are_left_out_and_listed(gmskip, tmp_path):
     assert status == 2 and 'none of the pictures' in errors.splitlines()[-1]
 
 
+def test_wherever_cider_is_shown_it_says_of_which_references(gmskip, scenes):
+    for task, options, is_said in (
+        ('captioning', ('--metric', 'rouge_l'), True),
+        ('single_object', (), False),
+    ):
+        options = (*options, '--images', 2, '--latency-images', 0, '--interval', 'none', '--json')
+        status, output, _ = gmskip(
+            '--task', task, '--dataset', scenes, *options, '--operating-point', 1
+        )
+        note = json.loads(output)['score_note']
+        assert status == 0 and is_said == (note is not None and 'of these 2 images' in note)
+
+
 def test_a_full_score_of_0_is_told(gmskip, scenes):
     status, _, errors = gmskip('--dataset', scenes, *QUICK, '--prompt', 'b', '--max-new-tokens', 1)
     assert status == 0 and 'warning: the full model scores 0' in errors

@@ -357,6 +357,12 @@ def test_a_folder_of_no_known_layout_names_those_that_are_known(tmp_path):
         assert '\n' not in str(error.value) and '\0' not in str(error.value)
 
 
+def test_captions_that_are_not_there_name_what_captions_can_be(tmp_path):
+    folder = write_coco(tmp_path)
+    with pytest.raises(DatasetError, match='no such file or folder; captions are a file like'):
+        open_dataset(folder, captions=tmp_path / 'captions.json')
+
+
 def test_captions_of_another_split_are_refused(tmp_path):
     folder = write_coco(tmp_path)
     texts = [{'id': 1, 'image_id': 500, 'caption': 'A car.'}]

@@ -138,6 +138,15 @@ def test_every_latency_has_its_machine(tmp_path):
         assert all('AMD EPYC 9554 (cpu, float32)' in note for note in notes)
 
 
+def test_no_latency_is_spoken_of_that_was_not_measured():
+    result = made_up.evaluated()
+    for row in result['rows']:
+        row['evaluation'].update(
+            dict.fromkeys(('latency_ms', 'ms_per_token', 'language_ms', 'latency_cut'))
+        )
+    assert not any('Latency' in line or 'ms' in line.split() for line in printed(result, 80))
+
+
 def test_shorter_answers_are_marked(tmp_path):
     result = made_up.evaluated()
     assert not any('shorter' in line for line in printed(result, 120))
@@ -173,6 +182,48 @@ def test_tables_fit_the_terminal(width):
         assert any(set(figures) <= set(line.split()) for line in lines), figures
     for word in ('performance', 'sparsity', 'Parameters', 'Difference', '[-0.3, +2.8]'):
         assert any(word in line for line in lines), word
+
+
+def joint() -> dict:
+    result = made_up.evaluated(task='joint', target=None, metric='accuracy, set_precision, cider')
+    for row in result['rows']:
+        row['evaluation'].update(made_up.JOINT_EVALUATION)
+    return result
+
+
+def test_each_task_of_a_joint_evaluation_has_a_table_of_scores(tmp_path):
+    result = joint()
+    lines = printed(result, 80)
+    assert max(map(len, lines)) <= 80 and not any('\u2026' in line for line in lines)
+    titles = [str(table.title) for table in evaluation_tables(result)]
+    assert [title for title in titles if 'All scores' in title] == [
+        'All scores: single_object', 'All scores: multi_object', 'All scores: captioning'
+    ]  # fmt: skip
+    write_evaluation_report(result, tmp_path)
+    page = HtmlPage(tmp_path / 'report.html')
+    for title, shown in (('set exact match, %', '50.0'), ('CIDEr x100', '110.0')):
+        assert [row[title] for row in page.table(title)] == [shown] * len(result['rows'])
+
+
+def test_what_a_joint_score_is_made_of_is_told(tmp_path):
+    write_evaluation_report(joint(), tmp_path)
+    name = 'least of score / full score: accuracy, set_precision, cider'
+    with open(tmp_path / 'evaluation.csv', encoding='utf-8', newline='') as file:
+        assert {record['metric'] for record in csv.DictReader(file)} == {name}
+    assert name in HtmlPage(tmp_path / 'report.html').text
+
+
+def test_what_no_row_has_needs_no_room_on_the_terminal(tmp_path):
+    result = made_up.evaluated(target=None)
+    for row in result['rows'][1:]:
+        row['evaluation'].update(auroc=None, score_without_target=None)
+    assert any('AUROC' in line for line in printed(result, 80))  # full has it
+    result['rows'][0]['evaluation'].update(auroc=None, score_without_target=None)
+    lines = printed(result, 80)
+    assert not any('AUROC' in line or 'target' in line for line in lines)
+    assert any('Most frequent' in line for line in lines)
+    write_evaluation_report(result, tmp_path)
+    assert 'AUROC, %' in HtmlPage(tmp_path / 'report.html').text
 
 
 def test_table_shows_names_as_they_are():
