@@ -11,6 +11,7 @@ from gmskip_ros.datasets.coco_format import (
     Id,
     Picture,
     make_samples,
+    note_about_blank,
     read_captions,
     read_labels,
     read_pictures,
@@ -90,6 +91,7 @@ def open_karpathy(folder: Path, split: str, content: dict[str, object], path: Pa
     notes: list[str] = []
     pictures: dict[Id, Picture] = {}
     repeated: list[str] = []
+    blank: list[str] = []
     parts: dict[str, None] = {}
     for record in records(content, 'images', path):
         if _KARPATHY + record.text('split') != split:
@@ -100,11 +102,17 @@ def open_karpathy(folder: Path, split: str, content: dict[str, object], path: Pa
         if number in pictures:
             repeated.append(file_name)
             continue
-        texts = [sentence.text('raw') for sentence in record.objects('sentences')]
+        texts = []
+        for sentence in record.objects('sentences'):
+            if sentence.is_blank('raw'):
+                blank.append(file_name)
+            else:
+                texts.append(sentence.text('raw'))
         pictures[number] = Picture(f'{part}/{file_name}', file_name, captions=texts)
         parts[part] = None
     notes += note(repeated, 'image is listed twice, taken once', 'images are listed twice, '
                   'taken once')  # fmt: skip
+    notes += note_about_blank(blank)
 
     labels: tuple[str, ...] = ()
     annotations = folder / 'annotations'

@@ -188,11 +188,16 @@ def read_captions(
                 continue
             seen[number] = same
         picture.captions.append(caption)
-    notes += note(blank, 'caption is empty, left out', 'captions are empty, left out')
+    notes += note_about_blank(blank)
     notes += note(twice, 'caption is there twice, taken once', 'captions are there twice, '
                   'taken once')  # fmt: skip
     notes += note(strange, 'caption is of an image that is not listed, left out',
                   'captions are of images that are not listed, left out')  # fmt: skip
+
+
+def note_about_blank(names: Sequence[str]) -> list[str]:
+    """Return the note about captions without a word, by their pictures' names."""
+    return note(names, 'caption says nothing, left out', 'captions say nothing, left out')
 
 
 def make_samples(

@@ -54,9 +54,9 @@ class Record:
         return self._values.get(name) is not None
 
     def is_blank(self, name: str) -> bool:
-        """Return whether the field is a text that says nothing."""
+        """Return whether the field is a text that says nothing: no metric could use it."""
         value = self._values.get(name)
-        return isinstance(value, str) and not value.strip()
+        return isinstance(value, str) and not says_something(value)
 
     def value(self, name: str, needed: str) -> Any:
         """Return the field as it is; `needed` says what it must be where it is missing."""
@@ -127,6 +127,11 @@ def is_number(value: object) -> bool:
         return math.isfinite(value)
     except OverflowError:  # an int that no float can hold
         return False
+
+
+def says_something(text: str) -> bool:
+    """Return whether the text has a letter or a digit."""
+    return any(char.isalnum() for char in text)
 
 
 def kind_of(value: object) -> str:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from gmskip_ros.datasets.errors import DatasetError
-from gmskip_ros.datasets.json_file import Record, note
+from gmskip_ros.datasets.json_file import Record, note, says_something
 from gmskip_ros.datasets.sample import Dataset, Sample
 
 
@@ -59,8 +59,12 @@ def open_questions(path: Path) -> Dataset:
 def _references(record: Record) -> tuple[str, ...]:
     value = record.value('references', 'a text or a list of texts')
     texts = [value] if isinstance(value, str) else value
-    if isinstance(texts, list) and texts and all(
+    if not isinstance(texts, list) or not texts or not all(
         isinstance(text, str) and text.strip() for text in texts
     ):
-        return tuple(texts)
-    raise record.error('references', 'must be a text or a list of texts; put numbers in quotes')
+        raise record.error(
+            'references', 'must be a text or a list of texts; put numbers in quotes'
+        )
+    if not any(map(says_something, texts)):  # no metric could use them
+        raise record.error('references', 'has no letter or digit; leave the line out')
+    return tuple(texts)

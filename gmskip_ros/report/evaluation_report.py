@@ -48,10 +48,9 @@ def _sections(result: Mapping[str, Any]) -> list[tuple[str, Sequence[Column], li
     score = Column(
         fmt.score_label(result), lambda row: fmt.hundredths((row['evaluation'] or {}).get('score'))
     )
-    score_notes = [fmt.one_line(result['score_note'])] if result['score_note'] else []
     paper = (col.NAME, col.SPARSITY, score, *col.COST)
     sections: list[tuple[str, Sequence[Column], list[str]]] = [
-        (f'Score and cost: {fmt.subject(result)}', paper, [*machine, *score_notes])
+        (f'Score and cost: {fmt.subject(result)}', paper, [*machine])
     ]
     for task, metrics in col.score_columns_by_task(rows).items():
         if task or len(metrics) > 1:
@@ -60,6 +59,10 @@ def _sections(result: Mapping[str, Any]) -> list[tuple[str, Sequence[Column], li
     shorter = [col.SHORTER_NOTE] if col.any_shorter(rows) else []
     sections.append(('Against full', (col.NAME, *col.AGAINST_FULL), [*machine, *shorter]))
     sections.append(('Does it still look?', (col.NAME, *col.CONTROLS), []))
+    if result['score_note']:  # below the first table that it is about
+        cider = fmt.metric_label('cider')
+        about = [s for s in sections if any(cider == column.title for column in s[1])]
+        (about or sections)[0][2].append(fmt.one_line(result['score_note']))
     return sections
 
 

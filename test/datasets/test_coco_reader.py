@@ -103,6 +103,7 @@ def test_captions_come_from_the_captions_of_the_split(tmp_path):
         {'id': 3, 'image_id': 1, 'caption': 'A red car.'},  # said by another person
         {'id': 4, 'image_id': 99, 'caption': 'Nothing.'},
         {'id': 5, 'image_id': 2, 'caption': ' \n'},
+        {'id': 6, 'image_id': 2, 'caption': '...'},
     ]
     content = {'images': images, 'annotations': texts}
     path = write_json(folder / 'annotations' / 'captions_val2017.json', content)
@@ -112,7 +113,7 @@ def test_captions_come_from_the_captions_of_the_split(tmp_path):
     assert samples['val2017/b.jpg'].captions == ()
     assert '1 caption is there twice' in note_about(dataset.notes, 'caption is there')
     assert note_about(dataset.notes, 'caption is of').endswith(': image 99')
-    assert note_about(dataset.notes, '1 caption is empty').endswith(': image 2')
+    assert note_about(dataset.notes, '2 captions say nothing').endswith(': image 2, image 2')
 
     elsewhere = path.rename(tmp_path / 'mine.json')
     assert open_dataset(folder).samples[0].captions == ()
@@ -384,6 +385,7 @@ def write_karpathy(path: Path) -> Path:
     for number, split in enumerate(('train', 'restval', 'val', 'test'), start=1):
         part = 'train2014' if split == 'train' else 'val2014'
         sentences = [{'raw': f'Caption {n} of {number} .', 'sentid': n} for n in (1, 2)]
+        sentences += [{'raw': '.', 'sentid': 3}] if number == 4 else []
         images.append({
             'filepath': part, 'filename': f'COCO_{part}_{number:012d}.jpg', 'imgid': number,
             'cocoid': number, 'split': split, 'sentids': [1, 2], 'sentences': sentences,
@@ -429,7 +431,8 @@ def test_karpathy_s_captions_meet_the_labels_and_images_of_either_year(tmp_path,
     assert sample.image_path.is_file()
     assert (sample.labels, sample.main_object) == (('car',), 'car')
     assert dataset.labels == ('person', 'car', 'dog')
-    assert dataset.notes == ()  # the other images are no peculiarity
+    (note,) = dataset.notes  # the other images are no peculiarity
+    assert note.startswith('1 caption says nothing, left out: COCO_val2014')
 
 
 def test_another_of_karpathy_s_files_is_refused(tmp_path):

@@ -59,6 +59,7 @@ def test_missing_images_are_left_out_and_counted(tmp_path):
     (question(references=[]), r'line 2\.references must be'),
     (question(references=[3]), r'line 2\.references must be .* quotes'),
     (question(references=''), r'line 2\.references must be'),
+    (question(references=['?', '...']), r'line 2\.references has no letter or digit; leave'),
     ({'image': 'a.jpg', 'question': 'How?'}, r'line 2\.references is missing'),
     (question(id=['x']), r'line 2\.id is \["x"\]'),
     (question(id='first'), r'line 2\.id is first, as on line 1'),

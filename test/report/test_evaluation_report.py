@@ -97,6 +97,12 @@ def test_cider_is_shown_as_in_papers_with_its_note(tmp_path):
     assert note in page.text
     assert note in ' '.join(printed(result, 120))
 
+    result['metric'] = 'rouge_l'  # beside which CIDEr is shown
+    for row in result['rows']:
+        row['evaluation']['scores'] = {'cider': 0.9, 'rouge_l': 0.5}
+    captions = [str(table.caption) for table in evaluation_tables(result)]
+    assert [note in caption for caption in captions] == [False, True, False, False]
+
 
 def test_everything_is_escaped(tmp_path):
     evil = '<script>alert("x")</script>'
