@@ -82,7 +82,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Round:
-    """One round: the block removed (None: the search stopped here) and every candidate's score."""
+    """One round: the block removed, the score without it, and every candidate's.
+
+    Where the search stopped, the block is None and the score is the best cell's, which may be an
+    upper bound.
+    """
 
     removed: int | None
     score: Score
