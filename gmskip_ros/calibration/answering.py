@@ -14,10 +14,6 @@ from gmskip_ros.vlm import CandidateAnswer, ImageFeatures, Stopped
 if TYPE_CHECKING:
     from gmskip_ros.vlm import Vlm
 
-# How candidates are answered: in one walk for all; each alone with full generation; or each alone,
-# but many pictures in a batch. The answers are the same, the batched ones up to rounding.
-METHODS = ('walk', 'alone', 'batched')
-
 GIB = 1 << 30
 
 
@@ -90,7 +86,12 @@ class Pictures:
 
 
 class Answerer:
-    """Answers questions under skip sets; what it answers depends on no setting of speed."""
+    """Answers questions under skip sets; what it answers depends on no setting of speed.
+
+    method: 'walk', all candidates in one; 'alone', each question and candidate with a full
+    generation of its own; 'batched', each candidate alone, but many questions at once. Batched
+    answers are the same up to rounding, the others exactly.
+    """
 
     def __init__(
         self,
