@@ -6,7 +6,6 @@ import argparse
 import datetime
 import json
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -403,4 +402,4 @@ def write_and_print(
         console.print(table)
         console.print()
     if folder is not None:
-        print(f'report: {folder / "report.html"}', file=sys.stdout)
+        print(f'report: {folder / "report.html"}')

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
 from gmskip_ros.cli.errors import CliError
@@ -44,5 +43,5 @@ def run(args: argparse.Namespace) -> int:
     except DatasetError as error:
         raise CliError(str(error)) from error
     said = 'written to' if written else 'already there in'
-    print(f'{args.count} scenes {said} {args.out}', file=sys.stdout)
+    print(f'{args.count} scenes {said} {args.out}')
     return 0

@@ -48,9 +48,9 @@ def calibration_table(result: Mapping[str, Any]) -> Table:
     """Return the trajectory for the terminal: a row per prefix, the operating points in bold."""
     rows = _rows(result)
     notes = [f'Stopped: {fmt.one_line(result["stopped_by"])}']
-    if any(row['evaluation'] for row in rows):
+    if col.any_timed(rows):
         notes.append(f'Latency: median of the test images on {fmt.machine_name(result)}')
-    else:
+    if not any(row['evaluation'] for row in rows):
         notes.append(NOT_TESTED_NOTE)
     if not scores_are_comparable(result):
         notes.append(CIDER_NOTE)

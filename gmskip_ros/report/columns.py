@@ -176,6 +176,11 @@ def _scores(row: Row) -> Mapping[str, Any]:
     return (row['evaluation'] or {}).get('scores') or {}
 
 
+def any_timed(rows: Sequence[Row]) -> bool:
+    """Return whether a latency was measured in any of the rows."""
+    return any(LATENCY.text(row) != fmt.DASH for row in rows)
+
+
 def any_shorter(rows: Sequence[Row]) -> bool:
     """Return whether an evaluation of the rows is marked 'answers got shorter'."""
     return any((row['evaluation'] or {}).get('answers_got_shorter') for row in rows)

@@ -43,8 +43,9 @@ def evaluation_tables(result: Mapping[str, Any]) -> list[Table]:
 def _sections(result: Mapping[str, Any]) -> list[tuple[str, Sequence[Column], list[str]]]:
     """Return each table's title, columns and notes."""
     rows: list[Row] = result['rows']
-    timed = any((row['evaluation'] or {}).get('latency_ms') is not None for row in rows)
-    machine = [f'Latency: median, on {fmt.machine_name(result)}'] if timed else []
+    machine = []
+    if col.any_timed(rows):
+        machine.append(f'Latency: median, on {fmt.machine_name(result)}')
     score = Column(
         fmt.score_label(result), lambda row: fmt.hundredths((row['evaluation'] or {}).get('score'))
     )

@@ -345,6 +345,15 @@ def test_table_fits_the_terminal(name, width):
         assert any(set(figures) <= set(line.split()) for line in lines), figures
 
 
+def test_no_latency_is_spoken_of_that_was_not_measured():
+    result = made_up.calibration()
+    for prefix in result['prefixes']:
+        prefix['test'].update(latency_ms=None, language_ms=None)
+    lines = printed(calibration_table(result), 80)
+    assert not any('Latency' in line or 'ms' in line.split() for line in lines)
+    assert not any('No test images' in line for line in lines)
+
+
 def test_table_shows_names_as_they_are():
     result = made_up.calibration(model='[red]m[/red]', stopped_by='[bold]end')
     text = '\n'.join(printed(calibration_table(result), 120))
