@@ -153,7 +153,7 @@ def test_a_finished_one_ends_with_the_same_files_without_any_answer(
 def test_going_on_within_a_round_does_not_begin_it_anew(root, tmp_path, vlm, monkeypatch):
     dataset = open_dataset(root / 'scenes')
     settings = CalibrationSettings(
-        'single_object', images=12, test_images=0, search=SearchSettings(rounds=1)
+        'single_object', images=10, test_images=0, search=SearchSettings(rounds=1)
     )
     monkeypatch.setattr(checkpoint_module, 'SAVE_EVERY_S', 0.0)
 
@@ -174,7 +174,7 @@ def test_going_on_within_a_round_does_not_begin_it_anew(root, tmp_path, vlm, mon
         path = folder / 'checkpoint.json'
         return path.exists() and any(
             len(one) >= 8 for one in read_json(path)['search']['answered'].values()
-            if len(read_json(path)['search']['full']) == 12
+            if len(read_json(path)['search']['full']) == 10
         )  # fmt: skip
 
     none, first_work = run(folder, is_in_second_chunk)
