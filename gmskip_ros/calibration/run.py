@@ -206,8 +206,9 @@ def calibrate(
             listener.evaluations(done, len(prefixes))
             prefix['test'] = _evaluate(evaluator, prefix['blocks'], checkpoint, save)
         listener.evaluations(len(prefixes), len(prefixes))
-    finally:
+    except Exception:  # not KeyboardInterrupt, which may come between two changes of the state
         save()
+        raise
 
     full_score = float(prefixes[0]['calibration_score'])
     skip_list = _make_skip_list(

@@ -354,13 +354,15 @@ class Search:
                 of_part = tuple(i for i in missing if self.objective.items[i].part == part)
                 if of_part:
                     waiting.setdefault(of_part, []).append(block)
+        racing = candidates if in_race is None else in_race
+        self._on_progress(self._progress(racing))
         for missing, blocks in waiting.items():
             started, work = time.monotonic(), self.answerer.token_blocks
             for block, answers in self._ask(blocks, missing, state.removed).items():
                 state.answered.setdefault(block, {}).update(answers)
             state.seconds += time.monotonic() - started
             state.token_blocks += self.answerer.token_blocks - work
-            self._on_progress(self._progress(candidates if in_race is None else in_race))
+            self._on_progress(self._progress(racing))
             self._on_save(state, False)
         # Only now, and also what was known before: so a search that goes on from a state compares
         # what an uninterrupted one compares.
