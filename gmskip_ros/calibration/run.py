@@ -211,6 +211,7 @@ def calibrate(
         raise
 
     full_score = float(prefixes[0]['calibration_score'])
+    datasets = [dataset] if test_dataset is None else [dataset, test_dataset]
     skip_list = _make_skip_list(
         vlm, dataset, settings, questions, metrics, checkpoint, prefixes, hashes
     )
@@ -235,14 +236,14 @@ def calibrate(
         'stopped_by': checkpoint.search.stopped_by or 'the sets are given by the intervals',
         'dataset': {
             'name': dataset.name,
-            'notes': list(dataset.notes),
-            'warnings': list(dataset.warnings),
+            'notes': [note for one in datasets for note in one.notes],
+            'warnings': [warning for one in datasets for warning in one.warnings],
             'calibration': {
-                'images': len(samples), 'sha256': hashes[0], 'seed': settings.seed,
+                'images': questions[0].num_scored, 'sha256': hashes[0], 'seed': settings.seed,
             },
             'test': {
                 'name': (test_dataset or dataset).name,
-                'images': len(test_samples),
+                'images': test_questions[0].num_scored,
                 'sha256': hashes[1],
             } if test_samples else None,
         },

@@ -226,7 +226,7 @@ class Search:
 
     def _why_no_more(self, most: int) -> str:
         if self.settings.rounds is not None and most == self.settings.rounds:
-            return f'{most} rounds were asked for'
+            return f'as many rounds as were asked for ({most})'
         if most == self._num_blocks - 1:
             return 'one block is left'
         return f'max_sparsity {self.settings.max_sparsity:g} is reached'
@@ -355,7 +355,8 @@ class Search:
                 if of_part:
                     waiting.setdefault(of_part, []).append(block)
         racing = candidates if in_race is None else in_race
-        self._on_progress(self._progress(racing))
+        if waiting:
+            self._on_progress(self._progress(racing))
         for missing, blocks in waiting.items():
             started, work = time.monotonic(), self.answerer.token_blocks
             for block, answers in self._ask(blocks, missing, state.removed).items():
