@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 # against the best one by more than 1.2e-4, and by more than 14 roundings of the best one.
 NEAR_TIE = 5e-4
 NEAR_TIE_ULPS = 16  # in half precision: that many roundings of the best logit, if they are more
+# On the CPU so many tokens, per thread, go through a block at once, because what they become on the
+# way then stays in the caches: 1.8 times as fast as all of them (demo model, 1 MiB L2 per core).
+CACHED_TOKENS = 512
 
 Candidate = int | None  # the block left out besides those removed, if any
 
@@ -156,8 +159,7 @@ class CandidateWalk:
 
         first, end = 0, 1  # the groups that are under way
         joined: dict[Candidate, int] = {None: 0}  # candidate -> its group; None is the trunk
-        cos, sin = self.decoder.rotary_emb(hidden, positions)  # (B, C, D)
-        masks = {window: layout.mask(0, num_columns, window) for window in self.decoder.windows}
+        rotary = self.decoder.rotary_emb(hidden, positions)  # cos, sin: (B, C, D)
         stored: dict[int, tuple[int, Tensor, Tensor]] = {}  # block -> first group, keys, values
         for block in self.retained:
             self._poll()
@@ -167,18 +169,14 @@ class CandidateWalk:
                 joined[block] = end
                 if block == candidates[-1]:
                     first = 1  # nobody is left to join, and the trunk's answer is not asked for
-            rows = slice(first * num_images, end * num_images)
-            groups = end - first
-            if groups:
-                rotary = (cos.repeat(groups, 1, 1), sin.repeat(groups, 1, 1))
-                mask = masks[self.decoder.windows[block]]
-                if mask is not None:
-                    mask = mask.repeat(groups, 1, 1, 1)
-                query, key, value = self.decoder.project(block, hidden[rows], rotary)
-                hidden[rows] = self.decoder.finish_block(
-                    block, hidden[rows], query, key, value, mask
-                )
-                stored[block] = (first, key, value)
+            if end > first:
+                # Behind the last block, only what is answered is looked at.
+                wanted = num_columns
+                if block == self.retained[-1]:
+                    wanted = 1 + draft_columns
+                mask = layout.mask(0, wanted, self.decoder.windows[block])
+                rows = hidden[first * num_images : end * num_images]
+                stored[block] = (first, *self._run_block(block, rows, rotary, wanted, mask))
             end += block in candidates
 
         chosen, margins = self._choose(hidden, prompt_columns, num_images, candidates, joined)
@@ -193,6 +191,43 @@ class CandidateWalk:
         if undone:
             self._decode(undone, images, joined, stored, layout, positions, prompt_columns)
         return rows_done + undone
+
+    def _run_block(
+        self,
+        block: int,
+        hidden: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        wanted: int,
+        mask: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Run hidden (R, C, H) through a block; return its keys and values, (R, K, C, D).
+
+        The last `wanted` columns are replaced by what the block makes of them. `rotary` (B, C, D)
+        and `mask` (B, 1, wanted, C) are those of the images: R is a multiple of B.
+        """
+        num_rows, num_columns, _ = hidden.shape
+        num_images = len(rotary[0])
+        at_once = num_rows
+        if hidden.device.type == 'cpu':
+            at_once = max(1, CACHED_TOKENS * torch.get_num_threads() // num_columns)
+        answered = slice(num_columns - wanted, num_columns)
+        keys, values = [], []
+        for start in range(0, num_rows, at_once):
+            rows = hidden[start : start + at_once]
+            image = torch.arange(start, start + len(rows), device=hidden.device) % num_images
+            cos, sin = (part[image] for part in rotary)
+            query, key, value = self.decoder.project(block, rows, (cos, sin))
+            rows[:, answered] = self.decoder.finish_block(
+                block,
+                rows[:, answered],
+                query[:, :, answered],
+                key,
+                value,
+                None if mask is None else mask[image],
+            )
+            keys.append(key)
+            values.append(value)
+        return torch.cat(keys), torch.cat(values)
 
     def _choose(
         self,

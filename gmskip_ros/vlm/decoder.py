@@ -140,7 +140,6 @@ class Decoder:
         self, index: int, hidden: Tensor, rotary: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """First half of a block: rotated query (B, N, T, D) and key, value (both (B, K, T, D))."""
-        self.token_blocks += hidden.shape[0] * hidden.shape[1]
         block = self.blocks[index]
         return _project(block.self_attn, block.input_layernorm(hidden), rotary)
 
@@ -153,7 +152,11 @@ class Decoder:
         values: Tensor,
         mask: Tensor | None,
     ) -> Tensor:
-        """Second half: attend over keys and values (B, K, S, D), feed forward; hidden (B, T, H)."""
+        """Second half: attend over keys and values (B, K, S, D), feed forward; hidden (B, T, H).
+
+        With a mask (B or 1, 1, T, S), the T tokens may be the last ones only.
+        """
+        self.token_blocks += hidden.shape[0] * hidden.shape[1]
         block = self.blocks[index]
         attended = _attend(query, keys, values, mask, block.self_attn.scaling)
         hidden = hidden + block.self_attn.o_proj(attended)

@@ -209,7 +209,8 @@ def test_the_work_is_that_of_one_walk_and_right_drafts_leave_none_to_decode(vlm)
     """With n blocks retained and all of them candidates, the one that leaves out the k-th runs the
     n - k blocks behind it. The trunk runs all blocks for its own answer; without it, all but the
     last: n (n + 1) / 2 block-rows, or one less. Every one of them is as many columns wide as the
-    longest prompt and the longest draft together.
+    longest prompt and the longest draft together; in the last block, only what answers: the
+    prompt's last column and the draft.
     """
     features = [vlm.encode(image) for image in IMAGES[:2]]
     prompts = PROMPTS[:2]
@@ -229,17 +230,23 @@ def test_the_work_is_that_of_one_walk_and_right_drafts_leave_none_to_decode(vlm)
         n = len(blocks)
         triangle = n * (n + 1) // 2
         nothing = [(), ()]  # and with one new token there is nothing to decode
-        assert work(removed, [*blocks, None], 1, nothing) == triangle * prompt_columns
-        assert work(removed, blocks, 1, nothing) == (triangle - 1) * prompt_columns
+        # All but the one that leaves it out go through the last block.
+        before_last = (triangle - n) * prompt_columns
+        assert work(removed, [*blocks, None], 1, nothing) == before_last + n
+        assert work(removed, blocks, 1, nothing) == before_last + n - 1
         for candidate in blocks:  # the trunk goes no further than where a candidate leaves it
-            assert work(removed, [candidate], 1, nothing) == (n - 1) * prompt_columns
+            in_last = 0 if candidate == blocks[-1] else 1
+            before_last = (n - 1 - in_last) * prompt_columns
+            assert work(removed, [candidate], 1, nothing) == before_last + in_last
 
         for candidate in every_candidate(removed):
             answers = alone(vlm, features, prompts, removed, [candidate])
             drafts = [answer.token_ids for [answer] in answers]
             runs = n if candidate is None else n - 1
-            columns = prompt_columns + min(max(map(len, drafts)), STEPS - 1)
-            assert work(removed, [candidate], STEPS, drafts) == runs * columns
+            draft_columns = min(max(map(len, drafts)), STEPS - 1)
+            columns = prompt_columns + draft_columns
+            saved = 0 if candidate == blocks[-1] else prompt_columns - 1
+            assert work(removed, [candidate], STEPS, drafts) == runs * columns - saved
 
 
 def test_rows_that_miss_the_draft_decode_alone(vlm, features) -> None:
@@ -255,7 +262,8 @@ def test_rows_that_miss_the_draft_decode_alone(vlm, features) -> None:
         vlm.answer_candidates(features[:1], PROMPTS[:1], (), [None], 30, drafts=[draft])
         # One more token is known from where the draft went wrong; then one a step, the end too.
         columns = prompt_columns + len(draft) + length - num_right
-        assert vlm.token_blocks - before == NUM_BLOCKS * columns
+        # Of the prompt, only the last column goes through the last block.
+        assert vlm.token_blocks - before == NUM_BLOCKS * columns - (prompt_columns - 1)
 
 
 # ---- answers that end once decided ---------------------------------------------------------
@@ -300,8 +308,10 @@ def test_decided_rows_leave_the_batch(vlm, features) -> None:
     assert [len(answer.token_ids) for [answer] in found] == [2, 2, STEPS]
     pairs = zip(PROMPTS, features, strict=True)
     columns = max(len(vlm.input_ids(prompt, image)) for prompt, image in pairs)
-    # All prompts, then a token of each; the further tokens of the third but for its last.
-    assert vlm.token_blocks - before == NUM_BLOCKS * (3 * columns + 3 + STEPS - 2)
+    # All prompts, then a token of each; the further tokens of the third but for its last. In the
+    # last block, a prompt is its last column.
+    saved = 3 * (columns - 1)
+    assert vlm.token_blocks - before == NUM_BLOCKS * (3 * columns + 3 + STEPS - 2) - saved
 
 
 # ---- the limits on memory and rows ---------------------------------------------------------
@@ -335,6 +345,7 @@ def test_little_room_changes_no_answer(vlm, features, limits) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vlm.decoder, 'finish_block', counted)
+        patch.setattr('gmskip_ros.vlm.candidates.CACHED_TOKENS', 1 << 30)  # all rows at once
         found = vlm.answer_candidates(
             features, PROMPTS, (), candidates, STEPS, drafts=drafts, **limits
         )
@@ -344,6 +355,17 @@ def test_little_room_changes_no_answer(vlm, features, limits) -> None:
         num_rows.clear()
         vlm.answer_candidates(features, PROMPTS, (), candidates, STEPS, drafts=drafts)
         assert limited < max(num_rows), 'the limit did not bind'
+
+
+@pytest.mark.parametrize('cached_tokens', [1, 200, 400, 1 << 30])
+def test_how_many_rows_go_at_once_changes_no_answer(vlm, features, monkeypatch, cached_tokens):
+    """The prompts differ in length, so every row needs its own picture's mask and positions."""
+    candidates = every_candidate((1,))
+    expected = alone(vlm, features, PROMPTS, (1,), candidates)
+    drafts = [answers[0].token_ids for answers in expected]
+    monkeypatch.setattr('gmskip_ros.vlm.candidates.CACHED_TOKENS', cached_tokens)
+    found = vlm.answer_candidates(features, PROMPTS, (1,), candidates, STEPS, drafts=drafts)
+    assert found == expected
 
 
 # ---- near ties -----------------------------------------------------------------------------
