@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gmskip_ros.cli.calibrate import split_list
@@ -101,8 +102,12 @@ def run(args: argparse.Namespace) -> int:
         value = getattr(args, option)
         if value is not None and value < 1:
             raise CliError(f'--{option.replace("_", "-")} {value} must be at least 1')
+    if not 0 < args.memory_gib < float('inf'):
+        raise CliError(f'--memory-gib {args.memory_gib:g} must be above 0')
     if args.split is not None and args.dataset is None:
         raise CliError('--split is of a --dataset: leave it out without one')
+    if args.json is not None and not Path(args.json).expanduser().parent.is_dir():
+        raise CliError(f'--json {args.json}: its folder is not there: make it first')
     try:
         report = measure(args, tasks)
     except (CalibrationError, DatasetError) as error:
@@ -368,11 +373,10 @@ def print_report(report: Mapping[str, Any]) -> None:
         markup=False, highlight=False,
     )  # fmt: skip
     for one in report['tasks']:
-        table = Table(
-            'method', title=f'{one["task"]}, {len(one["methods"][EXHAUSTIVE]["rounds"])} rounds',
-            title_justify='left',
-        )  # fmt: skip
-        for name in ('seconds', 'times less', 'token-blocks', 'of exhaustive'):
+        title = f'{one["task"]}, {len(one["methods"][EXHAUSTIVE]["rounds"])} rounds'
+        table = Table(title=title, title_justify='left')
+        table.add_column('method', no_wrap=True)
+        for name in ('seconds', 'times less', 'token-blocks', 'share'):
             table.add_column(name, justify='right')
         for name, figures in one['methods'].items():
             table.add_row(
