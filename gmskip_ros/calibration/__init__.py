@@ -1,1 +1,1 @@
-"""The search for blocks to leave out (nothing here yet)."""
+"""The search for blocks to leave out, and what skip sets do on other pictures."""

@@ -176,6 +176,11 @@ def calibrate(
         vlm, pictures, ranks, 'alone' if settings.exhaustive else 'walk', settings.batch_size,
         settings.memory_gib, should_stop,
     )  # fmt: skip
+    evaluator = None  # made before the search: what it refuses is told before hours are spent
+    if test_samples:
+        evaluator = Evaluator(
+            test_questions, metrics, answerer, image_of, settings.seed, settings.latency_images
+        )
     hashes = ranks.of_first((sample_hash(samples), sample_hash(test_samples)))
 
     file = CheckpointFile(folder)
@@ -194,12 +199,6 @@ def calibrate(
         else:
             state = search.run()
             prefixes = _prefixes_of(state, float(search.full_score))
-        evaluator = None
-        if test_samples:
-            evaluator = Evaluator(
-                test_questions, metrics, answerer, image_of, settings.seed,
-                settings.latency_images,
-            )  # fmt: skip
         for done, prefix in enumerate(prefixes):
             prefix['length'] = len(prefix['blocks'])
             prefix['sparsity'] = prefix['length'] / vlm.num_blocks

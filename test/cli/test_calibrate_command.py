@@ -376,6 +376,12 @@ def test_intervals_that_cannot_be(gmskip, intervals, part):
     assert is_refused(result, part)
 
 
+def test_what_cannot_be_tested_is_told_before_the_search(gmskip, tmp_path):
+    result = gmskip(task='single_object', metric='visual_gain', test_images=1)
+    assert is_refused(result, 'one picture cannot be shuffled')
+    assert not list(tmp_path.glob('out/*'))
+
+
 @pytest.mark.parametrize('task', ['captioning', 'multi_object', 'single_object'])
 def test_a_dataset_without_what_the_task_needs(gmskip, scenes, tmp_path, task):
     data = tmp_path / 'data'
