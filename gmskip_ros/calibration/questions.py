@@ -96,7 +96,8 @@ def choose_question_samples(
                 f'every test picture of {test_dataset.name} is one that is calibrated on: '
                 'choose another split, or leave the test split out'
             )
-        rest = replace(test_dataset, samples=others)
+        # Asked with the labels of the one that is calibrated on, whatever its own are.
+        rest = replace(test_dataset, samples=others, labels=dataset.labels)
         _, test = choose_question_samples(rest, settings, 0, test_count, seed)
         return calibration, test
     tasks = [one.make_task(dataset) for one in settings]

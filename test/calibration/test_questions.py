@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,12 @@ def test_test_samples_of_another_dataset():
     assert choose('multi_object', 10, 0, 0, test_dataset=other)[1] == []
     with_target = choose('single_object', 4, 3, 0, target='car', test_dataset=other)
     assert [shows_car(s) for s in with_target[1]] == [True] * 3 + [False] * 3
+
+
+def test_test_samples_are_those_that_the_calibrated_labels_can_name():
+    other = replace(dataset('test', 40), labels=(*LABELS, 'zebra'))
+    _, test = choose('single_object', 4, 8, 0, test_dataset=other)
+    assert [sample.main_object for sample in test] == ['bus'] * 8
 
 
 def test_a_picture_of_both_datasets_is_calibrated_on_only():
