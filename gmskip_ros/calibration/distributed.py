@@ -36,7 +36,10 @@ class Ranks:
         self.local_rank = int(os.environ.get('LOCAL_RANK', '0'))
 
     def connect(self, device: str) -> None:
-        """Meet the other processes: gloo on the CPU, nccl on a GPU.
+        """Meet the other processes: gloo on the CPU, nccl for what is on a GPU.
+
+        Answers are no tensors on a GPU, so all that is passed goes by gloo: within nccl no signal
+        would be heard, and that a process has ended not noticed.
 
         Raises RankLostError, and Stopped when `should_stop` says so.
         """
@@ -58,9 +61,12 @@ class Ranks:
                     raise Stopped('stopped before all processes were there')
                 time.sleep(0.1)
             torch.distributed.init_process_group(
-                'nccl' if on_gpu else 'gloo', timeout=PATIENCE, store=store, rank=self.rank,
+                'cpu:gloo,cuda:nccl' if on_gpu else 'gloo',
+                timeout=PATIENCE,
+                store=store,
+                rank=self.rank,
                 world_size=self.world_size,
-            )  # fmt: skip
+            )
         except (RuntimeError, ValueError) as error:
             raise self._lost(error) from error
 
