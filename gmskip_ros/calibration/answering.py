@@ -40,6 +40,7 @@ class Pictures:
         self._memory_bytes = memory_bytes
         self._ranks = ranks
         self._kept: dict[int, ImageFeatures] = {}
+        self.largest_bytes = 0  # of those encoded so far
 
     def is_mine(self, image: int) -> bool:
         """Tell whether this process answers questions about a picture."""
@@ -79,6 +80,7 @@ class Pictures:
         features = self._vlm.encode(read_image(self.paths[image]))
         kept = features.tokens.cpu()
         size = kept.element_size() * kept.nelement()
+        self.largest_bytes = max(self.largest_bytes, size)
         if size <= self._memory_bytes:  # otherwise it is encoded again each time: slower
             self._memory_bytes -= size
             self._kept[image] = replace(features, tokens=kept)
@@ -154,8 +156,9 @@ class Answerer:
     ) -> list[list[CandidateAnswer]]:
         # So many pictures that a walk is full with one candidate; it splits what is too much.
         results = []
-        for start in range(0, len(asks), self.batch_size):
-            some = asks[start : start + self.batch_size]
+        at_once = self._pictures_at_once()
+        for start in range(0, len(asks), at_once):
+            some = asks[start : start + at_once]
 
             def decided(i: int, text: str, start: int = start) -> bool:
                 return is_decided is not None and is_decided(start + i, text)
@@ -169,7 +172,7 @@ class Answerer:
                 drafts=[ask.draft for ask in some],
                 is_decided=None if is_decided is None else decided,
                 max_rows=self.batch_size,
-                memory_bytes=self.memory_bytes,
+                memory_bytes=max(1, self.memory_bytes - len(some) * self.pictures.largest_bytes),
                 should_stop=self.should_stop,
             )
         return results
@@ -199,13 +202,19 @@ class Answerer:
         is_decided: Callable[[int, str], bool] | None,
     ) -> list[list[CandidateAnswer]]:
         columns = []
+        at_once = self._pictures_at_once()
         for candidate in candidates:
             column: list[CandidateAnswer] = []
-            for start in range(0, len(asks), self.batch_size):
-                some = asks[start : start + self.batch_size]
+            for start in range(0, len(asks), at_once):
+                some = asks[start : start + at_once]
                 column += self._batch(some, removed, candidate, max_new_tokens)
             columns.append(column)
         return [list(row) for row in zip(*columns, strict=True)]
+
+    def _pictures_at_once(self) -> int:
+        """Return how many pictures' features are on the device together."""
+        most = self.memory_bytes // 4 // max(1, self.pictures.largest_bytes)
+        return max(1, min(self.batch_size, most))
 
     def _batch(
         self, asks: Sequence[Ask], removed: Sequence[int], candidate: int | None, length: int
