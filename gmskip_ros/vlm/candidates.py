@@ -100,7 +100,7 @@ class CandidateWalk:
         waiting = [sorted(set(candidates), key=lambda block: (block is None, block))]
         while waiting:
             group = waiting.pop()
-            num_images = self._images_at_once(len(group) + 1)
+            num_images = self._images_at_once(_num_groups(group))
             if num_images == 0 and len(group) > 1:
                 half = len(group) // 2
                 waiting += [group[half:], group[:half]]
@@ -130,7 +130,7 @@ class CandidateWalk:
     def _walk(self, images: range, candidates: list[Candidate]) -> list[_Row]:
         """Return the rows of these images under these candidates (ascending, None last), done."""
         num_images = len(images)
-        num_groups = 1 + sum(candidate is not None for candidate in candidates)
+        num_groups = _num_groups(candidates)
         drafts = [self.drafts[i] for i in images]
         draft_columns = max(map(len, drafts))
         ids = [self.input_ids[i] for i in images]
@@ -411,3 +411,8 @@ class CandidateWalk:
     def _poll(self) -> None:
         if self.should_stop is not None and self.should_stop():
             raise Stopped('stopped before the answers were complete')
+
+
+def _num_groups(candidates: Sequence[Candidate]) -> int:
+    """Return how many rows of one image a walk has: the trunk's, and one for each block."""
+    return 1 + sum(candidate is not None for candidate in candidates)

@@ -357,6 +357,23 @@ def test_little_room_changes_no_answer(vlm, features, limits) -> None:
         assert limited < max(num_rows), 'the limit did not bind'
 
 
+def test_one_candidate_leaves_room_for_as_many_images(vlm, features, monkeypatch) -> None:
+    monkeypatch.setattr('gmskip_ros.vlm.candidates.CACHED_TOKENS', 1 << 30)  # all rows at once
+    num_rows = []
+    finish_block = vlm.decoder.finish_block
+
+    def counted(block, hidden, *arguments):
+        num_rows.append(len(hidden))
+        return finish_block(block, hidden, *arguments)
+
+    monkeypatch.setattr(vlm.decoder, 'finish_block', counted)
+    vlm.answer_candidates(features, PROMPTS, (), (None,), STEPS, max_rows=3)
+    assert num_rows[0] == 3 == max(num_rows)
+    num_rows.clear()
+    vlm.answer_candidates(features, PROMPTS, (), (1,), STEPS, max_rows=3)  # and the trunk
+    assert max(num_rows) <= 3
+
+
 @pytest.mark.parametrize('cached_tokens', [1, 200, 400, 1 << 30])
 def test_how_many_rows_go_at_once_changes_no_answer(vlm, features, monkeypatch, cached_tokens):
     """The prompts differ in length, so every row needs its own picture's mask and positions."""
