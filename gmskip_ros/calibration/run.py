@@ -375,6 +375,7 @@ def _fingerprint(
     prompts = sorted({prompt for asked in questions for prompt in asked.prompts})
     return {
         'model': vlm.name,
+        'weights (sha256)': vlm.weights_sha256(),  # a folder may hold a newer model by now
         'num_blocks': vlm.num_blocks,
         'template_sha256': vlm.template_sha256,
         'dtype': vlm.dtype,

@@ -342,6 +342,14 @@ class Vlm:
             for parameter in self.decoder.blocks[block].parameters()
         )
 
+    def weights_sha256(self) -> str:
+        """Return a hash of the first numbers of every weight: training changes some of them."""
+        total = hashlib.sha256()
+        for name, weight in self._model.named_parameters():
+            first = weight.detach().flatten()[:64].float().cpu().numpy()
+            total.update(name.encode() + first.tobytes())
+        return total.hexdigest()
+
     @property
     def token_blocks(self) -> int:
         """Tokens that went through a block since loading: the measure of the decoder's work."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from calibrate_process import (
     CalibrateProcess,
     command_line,
@@ -219,6 +220,20 @@ def test_a_checkpoint_of_other_settings_is_refused(
     made, _, this = errors.partition(', and this run has ')
     assert then in made and now in this and made != this
     assert (uninterrupted.out / 'checkpoint.json').read_bytes() == before
+
+
+def test_a_checkpoint_of_the_model_before_more_training_is_refused(
+    root, uninterrupted, monkeypatch, capsys
+):
+    trained = load_vlm('demo', 'cpu')
+    with torch.no_grad():
+        trained.decoder.blocks[-1].mlp.down_proj.weight.mul_(1.001)
+    monkeypatch.chdir(root / 'uninterrupted')
+    monkeypatch.setattr('gmskip_ros.cli.calibrate.load_model', lambda *_: trained)
+    assert main.main(['calibrate', *OPTIONS]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith('gmskip: error: out/checkpoint.json: was made with weights (sha256) ')
+    assert errors.count('\n') == 1
 
 
 @pytest.mark.parametrize('content', [b'', b'{"format": ', b'[]', b'{"format": "other/1"}', None])
