@@ -93,6 +93,9 @@ class Listener:
     def search(self, progress: Progress) -> None:
         """How far the search is."""
 
+    def full_score(self, score: float) -> None:
+        """The full model's score, before any block goes; told to the first process's only."""
+
     def evaluations(self, done: int, total: int) -> None:
         """Skip sets measured so far on the test pictures."""
 
@@ -156,6 +159,7 @@ def calibrate(
     """
     ranks = ranks or Ranks()
     listener = listener or Listener()
+    interval_sets = _interval_sets(settings.intervals, vlm.num_blocks)
     samples, test_samples, pictures, unreadable = _load_pictures(
         vlm, dataset, settings, test_dataset, ranks, listener, should_stop
     )
@@ -194,8 +198,11 @@ def calibrate(
 
     search = Search(objective, answerer, settings.search, checkpoint.search, listener.search, save)
     try:
+        search.score_full()
+        if ranks.rank == 0:
+            listener.full_score(float(search.full_score))
         if settings.intervals:
-            prefixes = _score_intervals(search, settings.intervals, checkpoint, save)
+            prefixes = _score_sets(search, interval_sets, checkpoint, save)
         else:
             state = search.run()
             prefixes = _prefixes_of(state, float(search.full_score))
@@ -429,24 +436,28 @@ def _prefixes_of(state: SearchState, full_score: float) -> list[dict[str, Any]]:
     ]
 
 
-def _score_intervals(
-    search: Search,
-    intervals: Sequence[int],
-    checkpoint: Checkpoint,
-    save: Callable[[], None],
-) -> list[dict[str, Any]]:
-    """Return the full model's and each fixed interval's score on the calibration pictures."""
+def _interval_sets(intervals: Sequence[int], num_blocks: int) -> list[tuple[int, ...]]:
+    """Return the blocks that each fixed interval leaves out, the fewest first."""
     sets: dict[int, tuple[int, ...]] = {}
     for interval in intervals:
-        blocks = fixed_interval(search.answerer.vlm.num_blocks, interval)
+        blocks = fixed_interval(num_blocks, interval)
         if sets.setdefault(len(blocks), blocks) != blocks:
             raise CalibrationError(
                 f'interval {interval} leaves out {len(blocks)} blocks, as another one does: a '
                 'skip list holds one set of a size, so leave one of them out'
             )
-    search.score_full()
+    return [blocks for _, blocks in sorted(sets.items())]
+
+
+def _score_sets(
+    search: Search,
+    sets: Sequence[tuple[int, ...]],
+    checkpoint: Checkpoint,
+    save: Callable[[], None],
+) -> list[dict[str, Any]]:
+    """Return the full model's, known by now, and each set's score on the calibration pictures."""
     prefixes = [{'blocks': [], 'calibration_score': float(search.full_score)}]
-    for _, blocks in sorted(sets.items()):
+    for blocks in sets:
         key = f'calibration score without {_key(blocks)}'
         if key not in checkpoint.evaluations:
             checkpoint.evaluations[key] = {'score': float(search.score_of(blocks))}

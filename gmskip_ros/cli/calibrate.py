@@ -288,12 +288,6 @@ def write_and_print(calibration: Calibration, folder: Path) -> None:
     console.print(calibration_table(calibration.result))
     for line in calibration.result['unreadable']:
         print(f'gmskip: unreadable, left out: {line}', file=sys.stderr)
-    if calibration.result['full_score'] <= 0:
-        print(
-            f'gmskip: warning: {path.name}: the full model scores 0: any blocks may go by this '
-            'score. Is this the right task, label set or dataset for the model?',
-            file=sys.stderr,
-        )
     print(f'skip list: {path}')
     print(f'report: {folder / "report.html"}')
 

@@ -68,6 +68,14 @@ class ProgressBars(Listener):
         self._round = progress.round
         self._update('answers', progress.done, progress.total, f'{name}; {best}'.rstrip('; '))
 
+    def full_score(self, score: float) -> None:
+        """Warn of a score that no search can go by, before hours are spent on it."""
+        if score <= 0:
+            self.print(
+                f'gmskip: warning: the full model scores {score:g}{self._title}: any blocks may go '
+                'by this score. Is this the right task, label set or dataset for the model?'
+            )
+
     def evaluations(self, done: int, total: int) -> None:
         """Show how many skip sets are measured on the test pictures."""
         self._update('testing skip sets', done, total, '')

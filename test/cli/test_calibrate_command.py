@@ -7,11 +7,13 @@ import json
 import re
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import yaml
 from calibrate_process import found, leftovers, read_json
 
+from gmskip_ros.calibration.errors import CalibrationError
 from gmskip_ros.cli import main
 from gmskip_ros.datasets import open_dataset, write_scenes
 from gmskip_ros.datasets.scenes import CLASSES
@@ -152,7 +154,7 @@ def test_each_target_has_a_list_of_its_own(gmskip, tmp_path):
     assert status == 0
     # The demo model takes no traffic light for the main object of a scene.
     assert [line.split(': ')[2] for line in errors.splitlines()] == [
-        'single_object_traffic_light.skip.yaml'
+        'the full model scores 0 (traffic light)'
     ]
     for target in ('pedestrian', 'traffic light'):
         folder = target.replace(' ', '_')
@@ -163,8 +165,8 @@ def test_each_target_has_a_list_of_its_own(gmskip, tmp_path):
         assert (skip_list.task, skip_list.target) == ('single_object', target)
         result = read_json(out / 'calibration.json')
         assert result['target'] == target
-        # As many without the target are asked about too, and none of them is scored.
-        assert result['dataset']['calibration']['images'] == 6
+        # As many without the target are asked about too, and none of them is scored or counted.
+        assert result['dataset']['calibration']['images'] == 3
         assert skip_list.calibration['images'] == 3
         assert result['prefixes'][0]['test']['auroc'] is not None
         assert f'skip list: {path}\n' in output
@@ -368,7 +370,8 @@ def test_what_is_refused(gmskip, tmp_path, monkeypatch, options, parts):
     ('intervals', 'part'),
     [('1', 'interval 1'), ('40', 'none of 32'), ('3,x', 'whole numbers'), ('16,17', 'another')],
 )
-def test_intervals_that_cannot_be(gmskip, intervals, part):
+def test_intervals_that_cannot_be(gmskip, monkeypatch, intervals, part):
+    monkeypatch.delattr('gmskip_ros.vlm.Vlm.encode')  # before the pictures, which may take minutes
     result = gmskip(
         '--method fixed-interval', task='single_object', interval=intervals, rounds=None, images=1,
         test_images=0,
@@ -425,14 +428,21 @@ def test_pictures_that_are_all_unreadable_are_an_error(gmskip, scenes, tmp_path)
     assert is_refused(result, 'scenes', 'can be read', str(data / 'scenes'))
 
 
-def test_a_full_model_that_scores_nothing_is_a_warning(gmskip, scenes, tmp_path):
+def test_a_full_model_that_scores_nothing_is_a_warning(gmskip, scenes, tmp_path, monkeypatch):
     write_questions(scenes, tmp_path / 'questions.jsonl', 'xyzzy')
     status, _, errors = gmskip(
         task='generic', dataset=tmp_path / 'questions.jsonl', max_new_tokens=2, rounds=1
     )
     assert status == 0
     warning = [line for line in errors.splitlines() if 'scores 0' in line]
-    assert len(warning) == 1 and warning[0].startswith('gmskip: warning: generic.skip.yaml: ')
+    assert len(warning) == 1 and warning[0].startswith('gmskip: warning: the full model ')
+    # Before the search, which may take hours.
+    stopped = Mock(side_effect=CalibrationError('stopped'))
+    monkeypatch.setattr('gmskip_ros.calibration.search.Search.run_round', stopped)
+    status, _, errors = gmskip(
+        task='generic', dataset=tmp_path / 'questions.jsonl', max_new_tokens=2, rounds=1
+    )
+    assert (status, errors.splitlines()[:-1]) == (2, warning)
 
 
 def test_joint_with_a_task_that_scores_nothing_is_refused(gmskip, scenes, tmp_path):
