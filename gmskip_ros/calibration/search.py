@@ -23,7 +23,9 @@ from gmskip_ros.tasks.scoring import Score
 METHODS = ('gm-skip', 'one-shot', 'positional', 'random')
 TIE_ORDERS = ('backward', 'forward')  # of equally good blocks the deepest goes, or the shallowest
 STARTS = ('0', '2', 'end')  # of positional deletion: the paper's Figure 3
-FIRST_CHUNK = 8  # pictures asked about before candidates are compared for the first time
+# Pictures asked about between two comparisons of the candidates: few at first, because the hardest
+# ones decide most, then more and more.
+FIRST_CHUNK = 1
 LARGEST_CHUNK = 64
 FULL = -1  # the candidate that leaves nothing out
 
@@ -298,7 +300,7 @@ class Search:
             if not self._is_enough(self._most_of(favourite)):
                 break
             self._fill([favourite], chunk, in_race=alive)
-        for chunk in [[], *_chunks(items)]:
+        for chunk in [[], *_chunks(items, FIRST_CHUNK)]:
             self._fill(alive, chunk)
             alive = self._still_in_race(alive)
         return alive
@@ -464,9 +466,9 @@ def fixed_interval(num_blocks: int, interval: int) -> tuple[int, ...]:
     return blocks
 
 
-def _chunks(items: Sequence[int]) -> Iterator[Sequence[int]]:
-    """Cut items into runs that double in length, so that early comparisons come early."""
-    start, length = 0, FIRST_CHUNK
+def _chunks(items: Sequence[int], first: int = LARGEST_CHUNK) -> Iterator[Sequence[int]]:
+    """Cut items into runs of LARGEST_CHUNK; the first is of `first`, the next twice as long, ..."""
+    start, length = 0, first
     while start < len(items):
         yield items[start : start + length]
         start, length = start + length, min(2 * length, LARGEST_CHUNK)
