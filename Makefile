@@ -23,7 +23,7 @@ demo-model: $(READY)
 	$(MAKE) demo-skip-lists
 
 # Set F1 and not set precision for several objects: naming one surely and no other is best for that.
-CALIBRATE := $(BIN)/gmskip calibrate --dataset build/scenes --images 300 --test-images 200 \
+CALIBRATE := $(BIN)/gmskip calibrate --dataset build/scenes --images 200 --test-images 200 \
 	--min-score-ratio 0.95
 demo-skip-lists: $(READY)
 	$(BIN)/gmskip scenes --out build/scenes -n 700 --seed 20000000

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
 import pytest
 from calibration_helpers import make_all_questions
 
@@ -11,51 +15,35 @@ from gmskip_ros.calibration.objective import make_objective
 from gmskip_ros.calibration.search import Search, SearchSettings, SearchState
 from gmskip_ros.datasets import open_dataset, write_scenes
 from gmskip_ros.tasks import LABEL_SETS, METRICS
-from gmskip_ros.vlm import load_vlm
 
 IMAGES = 12
 ROUNDS = 4
 # A caption alone takes 14 passes; its first words tell skip sets apart as well.
 CAPTION_TOKENS = 6
+# Task -> batch size and memory of the race, so that its walks have another shape.
+SHAPES = {
+    'multi_object': (100, 4.0),
+    'single_object': (40, 0.2),  # one picture at a time, and half of the candidates
+    'captioning': (100, 4.0),
+}
 
 
-@pytest.fixture(scope='module')
-def samples(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('scenes')
-    write_scenes(folder, IMAGES, seed=5000)
-    return open_dataset(folder).samples
+def search_all(task: str, folder: Path) -> dict[str, tuple[SearchState, int]]:
+    """Return what each way of answering finds, and its token-blocks. Runs in its own process."""
+    import torch
 
+    from gmskip_ros.vlm import load_vlm
 
-@pytest.fixture(scope='module')
-def vlm():
-    return load_vlm('demo', device='cpu')
-
-
-@pytest.fixture(scope='module')
-def pictures(vlm, samples):
-    made = Pictures(vlm, [sample.image_path for sample in samples], GIB, Ranks())
-    assert made.encode_all() == {}
-    return made
-
-
-# The exhaustive search asks 1464 times, one by one: minutes.
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize(
-    'task, batch_size, memory_gib',
-    [
-        ('single_object', 40, 0.2),  # one picture at a time, and half of the candidates
-        ('multi_object', 100, 4.0),
-        ('captioning', 100, 4.0),
-    ],
-)
-def test_the_walk_and_the_race_find_what_lone_answers_find(
-    task, batch_size, memory_gib, vlm, samples, pictures
-):
+    torch.set_num_threads(1)
+    vlm = load_vlm('demo', device='cpu')
+    samples = open_dataset(folder).samples
+    image_of = {sample.image_path: i for i, sample in enumerate(samples)}
+    pictures = Pictures(vlm, list(image_of), GIB, Ranks())
+    assert pictures.encode_all() == {}
     length = CAPTION_TOKENS if task == 'captioning' else None
     questions = make_all_questions(
         samples, task, labels=LABEL_SETS['scenes'], max_new_tokens=length
     )
-    image_of = {sample.image_path: i for i, sample in enumerate(samples)}
     objective = make_objective(questions, [METRICS[task][0]], image_of)
 
     def search(method: str, abandon: bool, **limits: float) -> tuple[SearchState, int]:
@@ -63,11 +51,30 @@ def test_the_walk_and_the_race_find_what_lone_answers_find(
         settings = SearchSettings(min_score_ratio=0.9, rounds=ROUNDS, abandon=abandon)
         return Search(objective, answerer, settings).run(), answerer.token_blocks
 
-    exhaustive, most_work = search('alone', False)
-    complete, less_work = search('walk', False)
-    # In walks of another shape.
-    race, other_work = search('walk', True, batch_size=batch_size, memory_gib=memory_gib)
+    batch_size, memory_gib = SHAPES[task]
+    return {
+        'exhaustive': search('alone', False),
+        'complete': search('walk', False),
+        'race': search('walk', True, batch_size=batch_size, memory_gib=memory_gib),
+    }
 
+
+@pytest.fixture(scope='module')
+def found(tmp_path_factory):
+    """Task -> the future of what search_all returns; two at a time, one core each."""
+    folder = tmp_path_factory.mktemp('scenes')
+    write_scenes(folder, IMAGES, seed=5000)
+    with ProcessPoolExecutor(2, multiprocessing.get_context('spawn')) as pool:
+        yield {task: pool.submit(search_all, task, folder) for task in SHAPES}
+
+
+# The exhaustive search asks 1464 times, one by one: minutes.
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize('task', SHAPES)
+def test_the_walk_and_the_race_find_what_lone_answers_find(task, found):
+    (exhaustive, most_work), (complete, less_work), (race, other_work) = (
+        found[task].result().values()
+    )
     assert len(exhaustive.removed) == ROUNDS
     assert exhaustive.stopped_by == complete.stopped_by == race.stopped_by
     assert len({cell.score for one in exhaustive.rounds for cell in one.cells}) > 4
