@@ -15,7 +15,8 @@ test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	# One thread a process: the models are small, and threads that wait for each other spin.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 # The embedded model, trained again (80 minutes on two cores), and its skip lists.
 demo-model: $(READY)
