@@ -23,10 +23,9 @@ from gmskip_ros.tasks.scoring import Score
 METHODS = ('gm-skip', 'one-shot', 'positional', 'random')
 TIE_ORDERS = ('backward', 'forward')  # of equally good blocks the deepest goes, or the shallowest
 STARTS = ('0', '2', 'end')  # of positional deletion: the paper's Figure 3
-# Pictures asked about between two comparisons of the candidates: few at first, because the hardest
-# ones decide most, then more and more.
-FIRST_CHUNK = 1
-LARGEST_CHUNK = 64
+# Pictures asked about at a time, between which the state may be saved: more and more of them. In a
+# race candidates are compared in between, for the first time after one: the hardest decide most.
+FIRST_CHUNK, FIRST_CHUNK_OF_RACE, LARGEST_CHUNK = 8, 1, 64
 FULL = -1  # the candidate that leaves nothing out
 
 
@@ -300,7 +299,7 @@ class Search:
             if not self._is_enough(self._most_of(favourite)):
                 break
             self._fill([favourite], chunk, in_race=alive)
-        for chunk in [[], *_chunks(items, FIRST_CHUNK)]:
+        for chunk in [[], *_chunks(items, FIRST_CHUNK_OF_RACE)]:
             self._fill(alive, chunk)
             alive = self._still_in_race(alive)
         return alive
@@ -466,8 +465,8 @@ def fixed_interval(num_blocks: int, interval: int) -> tuple[int, ...]:
     return blocks
 
 
-def _chunks(items: Sequence[int], first: int = LARGEST_CHUNK) -> Iterator[Sequence[int]]:
-    """Cut items into runs of LARGEST_CHUNK; the first is of `first`, the next twice as long, ..."""
+def _chunks(items: Sequence[int], first: int = FIRST_CHUNK) -> Iterator[Sequence[int]]:
+    """Cut items into runs that double in length from `first` to LARGEST_CHUNK."""
     start, length = 0, first
     while start < len(items):
         yield items[start : start + length]
