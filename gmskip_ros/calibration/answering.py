@@ -134,10 +134,14 @@ class Answerer:
         answered: list[list[CandidateAnswer]] = []
         if mine:
             own = [asks[i] for i in mine]
-            answered = _METHODS[self.method](
-                self, own, removed, candidates, max_new_tokens,
-                None if is_decided is None else lambda i, text: is_decided(mine[i], text),
-            )  # fmt: skip
+            if self.method == 'walk':
+                answered = self._walk(
+                    own, removed, candidates, max_new_tokens,
+                    None if is_decided is None else lambda i, text: is_decided(mine[i], text),
+                )  # fmt: skip
+            else:
+                at_once = {'alone': 1, 'batched': self._pictures_at_once()}[self.method]
+                answered = self._one_by_one(own, removed, candidates, max_new_tokens, at_once)
         work = self.vlm.token_blocks - before
         results: list[list[CandidateAnswer]] = [[] for _ in asks]
         for part in self.ranks.gather((work, dict(zip(mine, answered, strict=True)))):
@@ -177,60 +181,32 @@ class Answerer:
             )
         return results
 
-    def _alone(
+    def _one_by_one(
         self,
         asks: Sequence[Ask],
         removed: Sequence[int],
         candidates: Sequence[int | None],
         max_new_tokens: int,
-        is_decided: Callable[[int, str], bool] | None,
+        at_once: int,
     ) -> list[list[CandidateAnswer]]:
-        return [
-            [
-                self._batch([ask], removed, candidate, max_new_tokens)[0]
-                for candidate in candidates
-            ]
-            for ask in asks
-        ]
-
-    def _batched(
-        self,
-        asks: Sequence[Ask],
-        removed: Sequence[int],
-        candidates: Sequence[int | None],
-        max_new_tokens: int,
-        is_decided: Callable[[int, str], bool] | None,
-    ) -> list[list[CandidateAnswer]]:
-        columns = []
-        at_once = self._pictures_at_once()
+        """Answer for one candidate after the other, `at_once` questions in a batch."""
+        results: list[list[CandidateAnswer]] = [[] for _ in asks]
         for candidate in candidates:
-            column: list[CandidateAnswer] = []
+            left_out = [*removed, *([] if candidate is None else [candidate])]
             for start in range(0, len(asks), at_once):
                 some = asks[start : start + at_once]
-                column += self._batch(some, removed, candidate, max_new_tokens)
-            columns.append(column)
-        return [list(row) for row in zip(*columns, strict=True)]
+                answers = self.vlm.answer_batch(
+                    [self.pictures[ask.image] for ask in some],
+                    [ask.prompt for ask in some],
+                    left_out,
+                    max_new_tokens,
+                    should_stop=self.should_stop,
+                )
+                for row, answer in zip(results[start:], answers, strict=False):
+                    row.append(CandidateAnswer(answer.token_ids, answer.text))
+        return results
 
     def _pictures_at_once(self) -> int:
         """Return how many pictures' features are on the device together."""
         most = self.memory_bytes // 4 // max(1, self.pictures.largest_bytes)
         return max(1, min(self.batch_size, most))
-
-    def _batch(
-        self, asks: Sequence[Ask], removed: Sequence[int], candidate: int | None, length: int
-    ) -> list[CandidateAnswer]:
-        answers = self.vlm.answer_batch(
-            [self.pictures[ask.image] for ask in asks],
-            [ask.prompt for ask in asks],
-            [*removed, *([] if candidate is None else [candidate])],
-            length,
-            should_stop=self.should_stop,
-        )
-        return [CandidateAnswer(answer.token_ids, answer.text) for answer in answers]
-
-
-_METHODS = {
-    'walk': Answerer._walk,
-    'alone': Answerer._alone,
-    'batched': Answerer._batched,
-}
