@@ -74,8 +74,8 @@ def test_tables_json_and_files(gmskip, scenes, tmp_path):
         ('Full', [], None),
         ('Fixed interval 10', [10, 20, 30], None),
         ('Fixed interval 15', [15, 30], None),
-        ('One-shot high sparsity', [31, 4], str(made)),
-        ('One-shot 1 block', [31], str(made)),
+        ('GM-Skip high sparsity', [31, 4], str(made)),
+        ('GM-Skip 1 block', [31], str(made)),
     ]
     for row in result['rows']:
         assert row['sparsity'] == len(row['blocks']) / 32
@@ -91,17 +91,17 @@ def test_tables_json_and_files(gmskip, scenes, tmp_path):
 
 
 def test_the_demo_has_its_own_list_and_equal_sets_are_one_row(gmskip, scenes):
+    length = load_skip_list('demo_single_object').operating_points['high_performance']
+    points = f'high_performance,{length}'
     status, output, errors = gmskip(
-        '--dataset', scenes, *QUICK, '--operating-point', 'high_performance,21'
+        '--dataset', scenes, *QUICK, '--operating-point', points
     )
     assert (status, errors) == (0, '')
     names = {line.strip() for line in output.splitlines()}
     assert any(name.startswith('Full') for name in names)
     assert 'Does it still look?' in names
-    assert 'One-shot high performance, One-shot 21 blocks' in ' '.join(
-        gmskip('--dataset', scenes, *QUICK, '--json', '--operating-point', 'high_performance,21')[1]
-        .split()
-    )  # fmt: skip
+    output = gmskip('--dataset', scenes, *QUICK, '--json', '--operating-point', points)[1]
+    assert f'GM-Skip high performance, GM-Skip {length} blocks' in ' '.join(output.split())
 
 
 def test_what_a_list_was_calibrated_on_is_left_out(gmskip, scenes, tmp_path):
