@@ -18,7 +18,7 @@ test: $(READY)
 	# One thread a process: the models are small, and threads that wait for each other spin.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-# The embedded model, trained again (80 minutes on two cores), and its skip lists.
+# The embedded model, trained again (80 minutes on two cores), and its skip lists (most of an hour).
 demo-model: $(READY)
 	$(BIN)/python tools/demo_model/train.py
 	$(MAKE) demo-skip-lists
