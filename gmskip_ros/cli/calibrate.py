@@ -20,6 +20,7 @@ from gmskip_ros.cli.dataset_options import (
     add_model_options,
     add_task_options,
     load_model,
+    make_folder,
     task_options,
 )
 from gmskip_ros.cli.errors import CliError
@@ -117,8 +118,6 @@ def run(args: argparse.Namespace) -> int:
     with stop:  # before anything that takes long to import
         settings = make_settings(args)
         targets = [None] if args.target is None else split_list('--target', args.target)
-        if args.target is not None and args.task != 'single_object':
-            raise CliError(f'--target is for --task single_object: leave it out with {args.task}')
         if args.seeds < 1:
             raise CliError(f'--seeds {args.seeds} must be at least 1')
 
@@ -180,10 +179,7 @@ def calibrate_all(
     test_dataset = None
     if args.test_split is not None:
         test_dataset = open_dataset(args.dataset, split=args.test_split, captions=args.captions)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CliError(f'--out {folder}: {error.strerror}: give another folder') from error
+    make_folder(folder)
     if ranks.rank == 0:
         for one in filter(None, (dataset, test_dataset)):
             for line in (*one.warnings, *one.notes):
@@ -246,14 +242,6 @@ def calibrate_one(
     if len(found) > 1:
         found[0].result['stability'] = stability(found)
     write_and_print(found[0], folder)
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder below --out."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CliError(f'{folder}: {error.strerror}: give another --out') from error
 
 
 def save(calibration: Calibration, folder: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gmskip_ros.cli.errors import CliError
@@ -94,6 +95,8 @@ def task_options(args: argparse.Namespace) -> dict[str, Any]:
             raise CliError(f'{name} {value} must be at least 1')
     if not 0 < args.memory_gib < float('inf'):
         raise CliError(f'--memory-gib {args.memory_gib:g} must be a number above 0')
+    if args.target is not None and args.task != 'single_object':
+        raise CliError(f'--target is for --task single_object: leave it out with {args.task}')
     if args.max_new_tokens is not None and args.max_new_tokens < 1:
         raise CliError(f'--max-new-tokens {args.max_new_tokens} must be at least 1')
     labels = None if args.labels is None else args.labels.split(',')
@@ -103,6 +106,15 @@ def task_options(args: argparse.Namespace) -> dict[str, Any]:
         'synonyms': args.synonyms,
         'max_new_tokens': args.max_new_tokens,
     }
+
+
+def make_folder(folder: Path) -> Path:
+    """Make the folder of --out, or one below it, and return it. Raises CliError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CliError(f'--out {folder}: {error.strerror}: give another folder') from error
+    return folder
 
 
 def load_model(

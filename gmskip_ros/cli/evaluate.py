@@ -17,6 +17,7 @@ from gmskip_ros.cli.dataset_options import (
     add_model_options,
     add_task_options,
     load_model,
+    make_folder,
     task_options,
 )
 from gmskip_ros.cli.errors import CliError
@@ -89,8 +90,6 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate, print tables or JSON, write what was asked for, and return 0."""
     options = task_options(args)
-    if args.target is not None and args.task != 'single_object':
-        raise CliError(f'--target is for --task single_object: leave it out with {args.task}')
     if args.latency_images < 0:
         raise CliError(f'--latency-images {args.latency_images} must be at least 0')
     intervals: Sequence[int] | None = None
@@ -145,15 +144,6 @@ def load_skip_lists(args: argparse.Namespace) -> dict[str, SkipList]:
             )
         skip_lists[name] = skip_list
     return skip_lists
-
-
-def make_folder(folder: Path) -> Path:
-    """Make the folder of --out, before any work is done."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CliError(f'--out {folder}: {error.strerror}: give another folder') from error
-    return folder
 
 
 def without_calibration_pictures(
