@@ -27,9 +27,11 @@ setup(
     # The wheel environment of `make`; versions are pinned in constraints.txt.
     extras_require={
         'model': ['jinja2', 'matplotlib', 'numpy', 'opencv-python-headless', 'pillow>=10.1',
-                  'pyyaml', 'rich', 'safetensors', 'tokenizers', 'torch', 'transformers'],
+                  'pyyaml', 'rich', 'rosbags', 'safetensors', 'tokenizers', 'torch',
+                  'transformers'],
         'ros': ['cv-bridge', 'ros-jazzy-rclpy[fastrtps]', 'ros-jazzy-diagnostic-msgs',
-                'ros-jazzy-sensor-msgs', 'ros-jazzy-std-msgs', 'ros-jazzy-std-srvs'],
+                'ros-jazzy-rosgraph-msgs', 'ros-jazzy-sensor-msgs', 'ros-jazzy-std-msgs',
+                'ros-jazzy-std-srvs'],
         'test': ['import-linter', 'jsonschema', 'mypy', 'pycocotools', 'pytest', 'pytest-timeout',
                  'ruff', 'types-PyYAML'],
     },
