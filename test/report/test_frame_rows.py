@@ -59,10 +59,8 @@ def test_a_row_holds_what_was_published():
 
 
 def test_the_node_writes_what_a_row_is_made_of():
-    """The node's own message, as `gmskip replay` and the demo get it."""
-    messages = pytest.importorskip('gmskip_ros.ros.messages')
-    from std_msgs.msg import Header
-
+    """The node's own statuses, as `gmskip replay` and the demo get them."""
+    records = pytest.importorskip('gmskip_ros.ros.records')
     from gmskip_ros.ros.pipeline import BranchResult, Comparison, TaskComparison, TaskResult
     from gmskip_ros.tasks import Agreement, make_task
 
@@ -77,15 +75,10 @@ def test_the_node_writes_what_a_row_is_made_of():
         for branch, blocks, point in (('skip', (4, 2), 'high_sparsity'), ('full', (), '0'))
     )
     compared = TaskComparison(skip, full, Agreement(True, {'rouge_l': 1.0}))
-    values, comparison = (
-        {entry.key: entry.value for entry in array.status[0].values}
-        for array in (
-            messages.result_array(Header(), BranchResult('skip', 'x', (skip,), 1.0), 'x'),
-            messages.comparison_array(Header(), Comparison((compared,)), 'x'),
-        )
-    )
+    [result] = records.result_statuses(BranchResult('skip', 'x', (skip,), 1.0), 'x')
+    [comparison] = records.comparison_statuses(Comparison((compared,)), 'x')
     row = row_from_values(
-        1, 5, 'captioning/skip', True, values, comparison, model='demo', machine='CPU'
+        1, 5, result.name, True, result.values, comparison.values, model='demo', machine='CPU'
     )
     assert (row.skipped_blocks, row.sparsity) == ((4, 2), 0.062)
     assert (row.agree, row.rouge_l, row.jaccard) == (True, 1.0, None)
