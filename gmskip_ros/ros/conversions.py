@@ -1,36 +1,8 @@
-"""
-Camera messages to RGB arrays and back.
-
-What is read, and how, is this module's whole contract:
-
-====================================== ===========================================================
-``Image.encoding``                     to 8 bit RGB
-====================================== ===========================================================
-rgb8, bgr8, rgba8, bgra8, mono8        as it is; alpha is dropped, grey is repeated
-bayer_{rggb,bggr,gbrg,grbg}8           bilinear demosaicing; at least 3 x 3 pixels
-rgb16, mono16, bayer_rggb16, ...: all  the high byte (value >> 8), then as above
-of those with 16 for 8
-yuv422 or uyvy (UYVY), yuv422_yuy2     BT.601, 16..235 (OpenCV's), chroma of a pair repeated; even
-or yuyv (YUYV)                         width
-nv12                                   the same; even width and height; the plane of height/2 rows
-                                       of U, V pairs follows the plane of Y, with the same step
-====================================== ===========================================================
-
-``CompressedImage`` may hold JPEG or PNG; its bytes decide which. The colours are the file's own.
-16-bit PNG becomes its high byte, alpha is dropped. The EXIF orientation is ignored: pixels stay
-where the camera's calibration has them.
-
-Everything else is refused with `ConversionError`: depth and label encodings (16UC1, 32FC1, 8UC3:
-their meaning is not in the name), sizes of zero or beyond `MAX_PIXELS`, a step below the row, fewer
-bytes than the sizes say, and files that end before their end marker, of which some OpenCV builds
-return the part that is there. Bytes beyond the last row are ignored. What cannot be seen and is not
-refused: padding that is really data, and damaged bytes inside a complete JPEG.
-"""
+"""Camera messages of ROS to RGB arrays and back. What is read, and how: see pixels.py."""
 
 from __future__ import annotations
 
 import array
-import re
 import sys
 
 import cv2
@@ -39,35 +11,10 @@ from cv_bridge import CvBridge
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
-MAX_PIXELS = 1 << 26  # 67 million: beyond any vehicle camera, and 192 MiB as RGB
+from gmskip_ros.ros.pixels import ConversionError, message_to_rgb
 
-# Bytes per pixel of the encodings with 8 bits a sample.
-_INTERLEAVED = {'rgb8': 3, 'bgr8': 3, 'rgba8': 4, 'bgra8': 4, 'mono8': 1}
-# ROS names the first two pixels of the first two rows, OpenCV those one row and column further on.
-_BAYER = {
-    'bayer_rggb8': cv2.COLOR_BayerBG2RGB,
-    'bayer_bggr8': cv2.COLOR_BayerRG2RGB,
-    'bayer_gbrg8': cv2.COLOR_BayerGR2RGB,
-    'bayer_grbg8': cv2.COLOR_BayerGB2RGB,
-}
-_BYTES_PER_PIXEL_8 = {**_INTERLEAVED, **dict.fromkeys(_BAYER, 1)}
-_16_TO_8 = {name[:-1] + '16': name for name in _BYTES_PER_PIXEL_8}
-_YUV_422 = {
-    'yuv422': cv2.COLOR_YUV2RGB_UYVY,
-    'uyvy': cv2.COLOR_YUV2RGB_UYVY,
-    'yuv422_yuy2': cv2.COLOR_YUV2RGB_YUY2,
-    'yuyv': cv2.COLOR_YUV2RGB_YUY2,
-}
-SUPPORTED_ENCODINGS = (*_BYTES_PER_PIXEL_8, *_16_TO_8, *_YUV_422, 'nv12')
-
-_JPEG_START, _JPEG_SCAN, _JPEG_END = b'\xff\xd8\xff', b'\xff\xda', b'\xff\xd9'
 _MAX_JPEG_SIDE = 65_500  # libjpeg's
-_PNG_START, _PNG_END = b'\x89PNG\r\n\x1a\n', b'IEND\xaeB`\x82'
 _bridge = CvBridge()
-
-
-class ConversionError(ValueError):
-    """An image cannot be converted; the message is one line: what, the value, the remedy."""
 
 
 def image_to_rgb(msg: Image | CompressedImage) -> np.ndarray:
@@ -75,10 +22,9 @@ def image_to_rgb(msg: Image | CompressedImage) -> np.ndarray:
     Return the picture in a message: uint8 RGB, shape (height, width, 3), C-contiguous.
 
     The array may share memory with the message. Raises ConversionError, and nothing else, whatever
-    the message holds. The table of encodings is in this module's docstring.
+    the message holds.
     """
-    rgb = _decode_file(msg) if isinstance(msg, CompressedImage) else _decode_pixels(msg)
-    return np.ascontiguousarray(rgb)
+    return message_to_rgb(msg, _through_cv_bridge)
 
 
 def rgb_to_image(rgb: np.ndarray, header: Header) -> Image:
@@ -115,108 +61,10 @@ def _check_rgb(rgb: np.ndarray) -> tuple[int, int]:
     return rgb.shape[0], rgb.shape[1]
 
 
-def _decode_pixels(msg: Image) -> np.ndarray:
-    """Return RGB (H, W, 3) of an Image."""
-    encoding, width, height = msg.encoding, msg.width, msg.height
-    if encoding in _BYTES_PER_PIXEL_8:
-        rows = _rows(msg, width * _BYTES_PER_PIXEL_8[encoding], height)
-        return _samples_to_rgb(msg, rows, encoding)
-    if encoding in _16_TO_8:
-        rows = _rows(msg, width * 2 * _BYTES_PER_PIXEL_8[_16_TO_8[encoding]], height)
-        high_bytes = rows[:, 0::2] if msg.is_bigendian else rows[:, 1::2]
-        return _samples_to_rgb(msg, high_bytes, _16_TO_8[encoding])
-    if encoding in _YUV_422:
-        if width % 2:
-            raise _refusal(msg, 'pixels come in pairs; give an even width')
-        rows = _rows(msg, width * 2, height)
-        return cv2.cvtColor(rows.reshape(height, width, 2), _YUV_422[encoding])
-    if encoding == 'nv12':
-        if width % 2 or height % 2:
-            raise _refusal(msg, 'pixels come in squares of 2; give an even width and height')
-        rows = _rows(msg, width, height * 3 // 2)  # Y: height rows, then U, V pairs: height/2 rows
-        return cv2.cvtColor(np.ascontiguousarray(rows), cv2.COLOR_YUV2RGB_NV12)
-    raise _refusal(msg, f'encoding not supported; publish one of {", ".join(SUPPORTED_ENCODINGS)}')
-
-
-def _rows(msg: Image, row_bytes: int, num_rows: int) -> np.ndarray:
-    """Return the message's rows without their padding: uint8 (num_rows, row_bytes), a view."""
-    if not 0 < msg.width * msg.height <= MAX_PIXELS:
-        raise _refusal(msg, f'give a size of 1 to {MAX_PIXELS} pixels')
-    if msg.step < row_bytes:
-        raise _refusal(msg, f'step {msg.step} is less than the {row_bytes} bytes of a row; set it')
-    data = np.frombuffer(msg.data, np.uint8)
-    size = msg.step * num_rows
-    if data.size < size:
-        raise _refusal(
-            msg, f'{data.size} bytes of data where step {msg.step} x {num_rows} rows make {size};'
-            ' publish whole images'
-        )
-    return data[:size].reshape(num_rows, msg.step)[:, :row_bytes]
-
-
-def _samples_to_rgb(msg: Image, rows: np.ndarray, encoding: str) -> np.ndarray:
-    """Return RGB of 8-bit samples (H, bytes per row); padding and byte order are gone by now."""
-    if encoding in _BAYER:
-        if min(msg.width, msg.height) < 3:
-            raise _refusal(msg, 'demosaicing needs 3 x 3 pixels; publish a larger image')
-        return cv2.cvtColor(np.ascontiguousarray(rows), _BAYER[encoding])
+def _through_cv_bridge(msg: Image, rows: np.ndarray, encoding: str) -> np.ndarray:
+    """Return RGB (H, W, 3) of uint8 rows (H, bytes of a row) without padding."""
     # Always a new message: builds of cv_bridge differ in how they read step and is_bigendian.
     tight = Image(height=msg.height, width=msg.width, encoding=encoding, step=rows.shape[1])
     tight.is_bigendian = int(sys.byteorder == 'big')
     tight.data = msg.data if rows.shape[1] == msg.step else _as_data(rows)
     return _bridge.imgmsg_to_cv2(tight, 'rgb8')
-
-
-def _refusal(msg: Image, reason: str) -> ConversionError:
-    return ConversionError(f'image {msg.width}x{msg.height} {msg.encoding[:40]!r}: {reason}')
-
-
-def _decode_file(msg: CompressedImage) -> np.ndarray:
-    """Return RGB (H, W, 3) of the JPEG or PNG in a CompressedImage."""
-    data = bytes(msg.data)
-    what = f'compressed image {msg.format[:40]!r}, {len(data)} bytes'
-    # compressed_image_transport writes '<encoding>; <codec> compressed <encoding in the file>'.
-    source, _, stored = msg.format.partition(';')
-    if 'compressedDepth' in msg.format or re.match(r'(16[US]|32[SF]|64F)C', source):
-        raise ConversionError(f'{what}: depth is not a picture; publish the colour camera')
-    if source.startswith('bayer_') and stored.strip().endswith('compressed'):
-        raise ConversionError(f'{what}: holds a Bayer mosaic as grey; publish it as bgr8')
-
-    if data.startswith(_JPEG_START):
-        # Neither marker can occur within a scan; an embedded thumbnail's end is before the scan.
-        complete = data.rfind(_JPEG_END) > data.rfind(_JPEG_SCAN)
-        size = _jpeg_size(data)
-    elif data.startswith(_PNG_START):
-        complete = _PNG_END in data
-        size = int.from_bytes(data[16:20], 'big'), int.from_bytes(data[20:24], 'big')
-    else:
-        raise ConversionError(f'{what}: neither JPEG nor PNG; publish one of these')
-    if not complete:
-        raise ConversionError(f'{what}: ends before its end marker; publish whole images')
-    if not 0 < size[0] * size[1] <= MAX_PIXELS:
-        raise ConversionError(
-            f'{what}: says {size[0]}x{size[1]}; give a size of 1 to {MAX_PIXELS} pixels'
-        )
-    try:
-        flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-        bgr = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error:
-        bgr = None
-    if bgr is None:
-        raise ConversionError(f'{what}: OpenCV cannot decode it; check the publisher')
-    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
-
-
-def _jpeg_size(data: bytes) -> tuple[int, int]:
-    """Return the (width, height) of the frame header (ITU T.81, B.2.2); (0, 0) without one."""
-    at = 2
-    while at + 9 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker == 0xFF:  # a fill byte
-            at += 1
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = data[at + 5 : at + 7], data[at + 7 : at + 9]
-            return int.from_bytes(width, 'big'), int.from_bytes(height, 'big')
-        else:
-            at += 2 + int.from_bytes(data[at + 2 : at + 4], 'big')
-    return 0, 0

@@ -1,81 +1,33 @@
-"""ROS messages from results: the only place that knows the keys of the published arrays."""
+"""ROS messages of what is published about a frame (records.py)."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from std_msgs.msg import Float64MultiArray, Header, MultiArrayDimension
 
-from gmskip_ros.report.overlay import OverlayAnswer, OverlayTask
-from gmskip_ros.ros.health import ERROR, OK, WARN, Report
-from gmskip_ros.ros.pipeline import BranchResult, Comparison, FramePlan, TaskComparison, TaskResult
+from gmskip_ros.ros.health import ERROR, OK, WARN
+from gmskip_ros.ros.pipeline import TaskResult
+from gmskip_ros.ros.records import LATENCY_PARTS, Status, latencies_ms
 
-RESULT_FORMAT = 'gmskip/result/1'
-COMPARISON_FORMAT = 'gmskip/comparison/1'
-FULL_BRANCH = 'isolated'  # the full branch is a run of its own
-LATENCY_PARTS = ('preprocess_ms', 'vision_ms', 'prefill_ms', 'decode_ms', 'total_ms')
 LEVEL_BYTES = {OK: DiagnosticStatus.OK, WARN: DiagnosticStatus.WARN, ERROR: DiagnosticStatus.ERROR}
 
 
-def result_array(header: Header, result: BranchResult, hardware_id: str) -> DiagnosticArray:
-    """Return one branch's answers on one frame: a status per task, the image's own header."""
+def diagnostic_array(header: Header, statuses: Sequence[Status]) -> DiagnosticArray:
+    """Return the statuses as one message with this header."""
     return DiagnosticArray(
         header=header,
-        status=[_result_status(task, result.schedule, hardware_id) for task in result.tasks],
-    )
-
-
-def _result_status(result: TaskResult, schedule: str, hardware_id: str) -> DiagnosticStatus:
-    answer = result.answer
-    return DiagnosticStatus(
-        level=LEVEL_BYTES[OK if result.parsed.in_vocabulary else WARN],
-        name=f'{result.task}/{result.branch}',
-        message=result.parsed.text,
-        hardware_id=hardware_id,
-        values=_key_values({
-            'format': RESULT_FORMAT,
-            'answer': result.parsed.text,
-            'raw_text': answer.text,
-            'tokens': len(answer.token_ids),
-            **{part: getattr(answer.timing, part) for part in LATENCY_PARTS},
-            'vision_shared': answer.vision_shared,
-            'sparsity': result.sparsity,
-            'skipped_blocks': ','.join(str(block) for block in result.removed_blocks),
-            'operating_point': result.operating_point,
-            'full_branch': FULL_BRANCH,
-            'schedule': schedule,
-        }),
-    )
-
-
-def comparison_array(header: Header, comparison: Comparison, hardware_id: str) -> DiagnosticArray:
-    """Return agreement and speed-up on one frame: a status per task, the image's own header."""
-    return DiagnosticArray(
-        header=header,
-        status=[_comparison_status(task, hardware_id) for task in comparison.tasks],
-    )
-
-
-def _comparison_status(comparison: TaskComparison, hardware_id: str) -> DiagnosticStatus:
-    skip, full = comparison.skip, comparison.full
-    return DiagnosticStatus(
-        level=LEVEL_BYTES[OK],  # to differ is a finding, not a fault of the node
-        name=f'{skip.task}/comparison',
-        message='agree' if comparison.agreement.agree else 'differ',
-        hardware_id=hardware_id,
-        values=_key_values({
-            'format': COMPARISON_FORMAT,
-            'agree': comparison.agreement.agree,
-            **comparison.agreement.values,  # jaccard, or rouge_l
-            'skip_answer': skip.parsed.text,
-            'full_answer': full.parsed.text,
-            'skip_total_ms': skip.answer.timing.total_ms,
-            'full_total_ms': full.answer.timing.total_ms,
-            'speedup': comparison.speedup,
-            'sparsity': skip.sparsity,
-        }),
+        status=[
+            DiagnosticStatus(
+                level=LEVEL_BYTES[status.level],
+                name=status.name,
+                message=status.message,
+                hardware_id=status.hardware_id,
+                values=[KeyValue(key=key, value=text) for key, text in status.values.items()],
+            )
+            for status in statuses
+        ],
     )
 
 
@@ -86,90 +38,5 @@ def latency_array(result: TaskResult) -> Float64MultiArray:
     message.layout.dim = [
         MultiArrayDimension(label=','.join(LATENCY_PARTS), size=size, stride=size)
     ]
-    message.data = [float(getattr(result.answer.timing, part)) for part in LATENCY_PARTS]
+    message.data = latencies_ms(result)
     return message
-
-
-def health_array(
-    header: Header,
-    report: Report,
-    *,
-    name: str,
-    hardware_id: str,
-    facts: Mapping[str, object],
-    plan: FramePlan | None,
-) -> DiagnosticArray:
-    """
-    Return the node's health for /diagnostics: one status.
-
-    `facts` are what is known outside of the report (model, device, rates, ages), by key.
-    """
-    values: dict[str, object] = {'state': report.state, 'reason': report.reason, **facts}
-    values['achieved_rate_hz'] = report.achieved_rate_hz
-    values.update({f'frames_{counter}': count for counter, count in report.frames.items()})
-    for branch, (p50_ms, p95_ms) in report.latency_ms.items():
-        values[f'latency_p50_ms.{branch}'] = p50_ms
-        values[f'latency_p95_ms.{branch}'] = p95_ms
-    for task in plan.tasks if plan is not None else ():
-        values[f'operating_point.{task.task.name}'] = task.operating_point
-        values[f'skipped_blocks.{task.task.name}'] = len(task.removed_blocks)
-    values['last_error'] = report.last_error
-    status = DiagnosticStatus(
-        level=LEVEL_BYTES[report.level],
-        name=name,
-        message=f'{report.state}: {report.reason}' if report.reason else report.state,
-        hardware_id=hardware_id,
-        values=_key_values(values),
-    )
-    return DiagnosticArray(header=header, status=[status])
-
-
-def overlay_title(name: str, stamp_ns: int) -> str:
-    """Return the overlay picture's title: name and the frame's time of day, 'x  12:03:04.5' UTC."""
-    seconds, rest_ns = divmod(stamp_ns, 1_000_000_000)
-    return f'{name}  {time.strftime("%H:%M:%S", time.gmtime(seconds))}.{rest_ns // 100_000_000}'
-
-
-def overlay_tasks(
-    results: Sequence[BranchResult], comparison: Comparison | None
-) -> list[OverlayTask]:
-    """Return what the overlay picture draws: one entry per task, with the branches that ran."""
-    by_branch = {result.branch: result.tasks for result in results}
-    agreements = [task.agreement.agree for task in comparison.tasks] if comparison else None
-    entries = []
-    for index, any_branch in enumerate(results[0].tasks):
-        skip = by_branch['skip'][index] if 'skip' in by_branch else None
-        full = by_branch['full'][index] if 'full' in by_branch else None
-        entries.append(
-            OverlayTask(
-                task=any_branch.task,
-                skip=_overlay_answer(skip),
-                full=_overlay_answer(full),
-                agree=agreements[index] if agreements else None,
-                skipped_blocks=skip.removed_blocks if skip is not None else (),
-                num_blocks=any_branch.num_blocks,
-            )
-        )
-    return entries
-
-
-def _overlay_answer(result: TaskResult | None) -> OverlayAnswer | None:
-    if result is None:
-        return None
-    return OverlayAnswer(
-        task=result.task,
-        branch=result.branch,
-        text=result.parsed.text if result.parsed.in_vocabulary else result.parsed.raw_text,
-        total_ms=result.answer.timing.total_ms,
-        in_vocabulary=result.parsed.in_vocabulary,
-    )
-
-
-def _key_values(values: Mapping[str, object]) -> list[KeyValue]:
-    return [KeyValue(key=key, value=_text(value)) for key, value in values.items()]
-
-
-def _text(value: object) -> str:
-    if isinstance(value, bool):
-        return 'true' if value else 'false'
-    return f'{value:.3f}' if isinstance(value, float) else str(value)

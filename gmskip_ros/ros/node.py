@@ -33,18 +33,18 @@ from std_msgs.msg import Float64, Float64MultiArray, Header, String
 from std_srvs.srv import SetBool
 
 from gmskip_ros.report.overlay import draw_overlay
-from gmskip_ros.ros import messages, parameters
+from gmskip_ros.ros import messages, parameters, records
 from gmskip_ros.ros.conversions import image_to_rgb, rgb_to_compressed, rgb_to_image
 from gmskip_ros.ros.health import WARN
 from gmskip_ros.ros.parameters import ParameterError, Settings
 from gmskip_ros.ros.pipeline import BRANCHES, BranchResult, Comparison
+from gmskip_ros.ros.records import NODE_NAME
 from gmskip_ros.ros.stop_signals import STOP_POLL_S, stop_event_on_signals
 from gmskip_ros.ros.worker import Frame, InferenceWorker
 
 if TYPE_CHECKING:
     from gmskip_ros.vlm import Vlm
 
-NODE_NAME = 'dual_vlm'
 DIAGNOSTICS_PERIOD_S = 1.0
 NO_FRAMES_AFTER_S = 3.0  # or two periods, whichever is longer
 JOIN_TIMEOUT_S = 1.0  # loading cannot be interrupted; the process ends all the same
@@ -65,19 +65,21 @@ class DualVlmNode(Node):
         self.add_on_set_parameters_callback(self._check_parameters)
 
         self._outputs = {
-            branch: self._publisher(DiagnosticArray, f'~/output/{branch}/result')
+            branch: self._publisher(DiagnosticArray, records.RESULT_TOPIC.format(branch=branch))
             for branch in self._settings.branches
         }
-        self._comparison = self._publisher(DiagnosticArray, '~/output/comparison')
+        self._comparison = self._publisher(DiagnosticArray, records.COMPARISON_TOPIC)
         answers = [(branch, task) for branch in self._settings.branches
                    for task in self._settings.tasks]  # fmt: skip
         self._texts = {
-            (branch, task): self._publisher(String, f'~/debug/{branch}/{task}/text')
+            (branch, task): self._publisher(
+                String, records.TEXT_TOPIC.format(branch=branch, task=task)
+            )
             for branch, task in answers
         }
         self._latencies = {
             (branch, task): self._publisher(
-                Float64MultiArray, f'~/debug/{branch}/{task}/latency_ms'
+                Float64MultiArray, records.LATENCY_TOPIC.format(branch=branch, task=task)
             )
             for branch, task in answers
         }
@@ -194,18 +196,18 @@ class DualVlmNode(Node):
             'input_age_ms': age_ms,
             'rate_hz': settings.rate_hz,
         }
-        array = messages.health_array(
-            Header(stamp=now.to_msg()),
+        status = records.health_status(
             report,
             name=f'{self.get_name()}: inference',
             hardware_id=self.get_fully_qualified_name(),
             facts=facts,
             plan=self._worker.plan,
         )
-        self._publish(self._diagnostics, array)
+        header = Header(stamp=now.to_msg())
+        self._publish(self._diagnostics, messages.diagnostic_array(header, [status]))
         # What goes wrong with a frame is logged by the worker, when it happens.
         if report.state != self._reported_state and report.state not in ('degraded', 'error'):
-            text = array.status[0].message
+            text = status.message
             if report.state == 'no_frames':
                 text += f'; waiting for {self._input}'
             if report.level == WARN:
@@ -219,8 +221,8 @@ class DualVlmNode(Node):
     def branch_done(self, frame: Frame, result: BranchResult) -> None:
         """Publish one branch's answers."""
         header = frame.message.header
-        array = messages.result_array(header, result, self.get_fully_qualified_name())
-        self._publish(self._outputs[result.branch], array)
+        statuses = records.result_statuses(result, self.get_fully_qualified_name())
+        self._publish(self._outputs[result.branch], messages.diagnostic_array(header, statuses))
         if result.branch == self._first_branch():
             latency_ms = (self.get_clock().now().nanoseconds - frame.stamp_ns) / 1e6
             self._publish(self._pipeline_latency, Float64(data=latency_ms))
@@ -234,9 +236,8 @@ class DualVlmNode(Node):
 
     def comparison_done(self, frame: Frame, comparison: Comparison) -> None:
         """Publish how the two branches compare."""
-        array = messages.comparison_array(
-            frame.message.header, comparison, self.get_fully_qualified_name()
-        )
+        statuses = records.comparison_statuses(comparison, self.get_fully_qualified_name())
+        array = messages.diagnostic_array(frame.message.header, statuses)
         self._publish(self._comparison, array)
 
     def frame_done(
@@ -252,8 +253,8 @@ class DualVlmNode(Node):
             return
         header = frame.message.header
         try:
-            title = messages.overlay_title(self.get_name(), frame.stamp_ns)
-            tasks = messages.overlay_tasks(results, comparison)
+            title = records.overlay_title(self.get_name(), frame.stamp_ns)
+            tasks = records.overlay_tasks(results, comparison)
             picture = draw_overlay(rgb, tasks, title=title)
             if raw:
                 self._publish(self._picture, rgb_to_image(picture, header))

@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rcl_interfaces.msg import ParameterDescriptor
-
 from gmskip_ros.ros.pipeline import BRANCHES
 from gmskip_ros.skipping import SkipList, SkipListError, load_skip_list
 from gmskip_ros.tasks import (
@@ -291,6 +289,8 @@ def check_operating_point(settings: Settings, skip_lists: Mapping[str, SkipList]
 
 def declare(node: Node) -> Settings:
     """Declare all parameters on the node and return their checked values."""
+    from rcl_interfaces.msg import ParameterDescriptor  # here: the replay reads them without ROS
+
     for spec in SPECS.values():
         # rclpy takes no integer for a floating-point parameter; our own check of the type does,
         # and says for every parameter in one line what is wrong.

@@ -143,6 +143,14 @@ def plan_frame(
     return FramePlan(tuple(plans), ordered, tuple(warnings))
 
 
+@dataclass(frozen=True)
+class EncodedFrame:
+    """What all answers about one frame share, and how long it took to make."""
+
+    features: ImageFeatures
+    encode_ms: float
+
+
 class FramePipeline:
     """A model and a plan; `run` takes a frame through them."""
 
@@ -159,20 +167,44 @@ class FramePipeline:
         `rgb` is uint8, (H, W, 3). `should_stop(branch)` is asked at every block and token of that
         branch; once it says yes, vlm.Stopped is raised and nothing more is yielded.
         """
-        start = time.perf_counter()
-        features = self.vlm.encode(rgb)
-        encode_ms = _ms_since(start)
+        frame = self.encode(rgb)
         results: dict[str, BranchResult] = {}
         for branch in self.plan.branches:
-            start = time.perf_counter()
-            tasks = tuple(
-                self._answer(features, plan, branch, should_stop) for plan in self.plan.tasks
-            )
-            elapsed_ms = encode_ms + _ms_since(start)
-            results[branch] = BranchResult(branch, self.plan.schedule, tasks, elapsed_ms)
+            results[branch] = self.answer(frame, branch, should_stop)
             yield results[branch]
         if len(results) == len(BRANCHES):
-            yield self._compare(results['skip'], results['full'])
+            yield self.compare(results['skip'], results['full'])
+
+    def encode(self, rgb: np.ndarray) -> EncodedFrame:
+        """Return what all branches share; `rgb` is uint8, (H, W, 3)."""
+        start = time.perf_counter()
+        features = self.vlm.encode(rgb)
+        return EncodedFrame(features, _ms_since(start))
+
+    def answer(
+        self,
+        frame: EncodedFrame,
+        branch: str,
+        should_stop: Callable[[str], bool] | None = None,
+    ) -> BranchResult:
+        """Return one branch's answers to all tasks; for `should_stop` see `run`."""
+        start = time.perf_counter()
+        tasks = tuple(
+            self._answer(frame.features, plan, branch, should_stop) for plan in self.plan.tasks
+        )
+        return BranchResult(
+            branch, self.plan.schedule, tasks, frame.encode_ms + _ms_since(start)
+        )
+
+    def compare(self, skip: BranchResult, full: BranchResult) -> Comparison:
+        """Return how the two branches' answers to the same frame agree."""
+        comparisons = []
+        for plan, a, b in zip(self.plan.tasks, skip.tasks, full.tasks, strict=True):
+            agreement = plan.task.agreement(
+                a.parsed, b.parsed, a.answer.token_ids, b.answer.token_ids
+            )
+            comparisons.append(TaskComparison(a, b, agreement))
+        return Comparison(tuple(comparisons))
 
     def warm_up(self, should_stop: Callable[[], bool] | None = None) -> None:
         """Ask everything once about a grey picture, two tokens each: first runs are the slowest."""
@@ -211,15 +243,6 @@ class FramePipeline:
             operating_point=plan.operating_point if skips else '0',
             num_blocks=self.vlm.num_blocks,
         )
-
-    def _compare(self, skip: BranchResult, full: BranchResult) -> Comparison:
-        comparisons = []
-        for plan, a, b in zip(self.plan.tasks, skip.tasks, full.tasks, strict=True):
-            agreement = plan.task.agreement(
-                a.parsed, b.parsed, a.answer.token_ids, b.answer.token_ids
-            )
-            comparisons.append(TaskComparison(a, b, agreement))
-        return Comparison(tuple(comparisons))
 
 
 def _ms_since(start: float) -> float:

@@ -12,17 +12,30 @@ from PIL import Image as PilImage
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
-from gmskip_ros.ros.conversions import (
+from gmskip_ros.ros import conversions
+from gmskip_ros.ros.conversions import rgb_to_compressed, rgb_to_image
+from gmskip_ros.ros.pixels import (
     MAX_PIXELS,
     SUPPORTED_ENCODINGS,
     ConversionError,
-    image_to_rgb,
-    rgb_to_compressed,
-    rgb_to_image,
+    message_to_rgb,
 )
 
 HEIGHT, WIDTH = 6, 10
 BAYER_CELLS = {'rggb': 'rg gb', 'bggr': 'bg gr', 'gbrg': 'gb rg', 'grbg': 'gr bg'}
+
+
+def image_to_rgb(msg: Image | CompressedImage) -> np.ndarray:
+    """Return the picture; the node's way (cv_bridge) and the replay's (without ROS) are one."""
+    try:
+        rgb = conversions.image_to_rgb(msg)
+    except ConversionError as error:
+        with pytest.raises(ConversionError) as refusal:
+            message_to_rgb(msg)
+        assert str(refusal.value) == str(error)
+        raise
+    np.testing.assert_array_equal(message_to_rgb(msg), rgb)
+    return rgb
 
 
 def random_bytes(*shape: int, seed: int = 0) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from fake_vlm import FakeVlm
 
-from gmskip_ros.ros import messages
+from gmskip_ros.ros import records
 from gmskip_ros.ros.pipeline import (
     BranchResult,
     Comparison,
@@ -114,7 +114,7 @@ def test_the_overlay_shows_what_was_said_where_it_is_no_label() -> None:
     skip, full, comparison = FramePipeline(vlm, plan(vlm, tasks=tasks)).run(GREY)  # type: ignore[arg-type]
     assert isinstance(skip, BranchResult) and isinstance(full, BranchResult)
     assert isinstance(comparison, Comparison)
-    (drawn,) = messages.overlay_tasks([skip, full], comparison)
+    (drawn,) = records.overlay_tasks([skip, full], comparison)
     assert drawn.skip is not None and drawn.full is not None
     assert drawn.skip.text == 'dog' and not drawn.skip.in_vocabulary
     assert drawn.full.text == 'car' and drawn.full.in_vocabulary
