@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
-import os
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
@@ -33,6 +30,7 @@ from gmskip_ros.calibration.search import (
     fixed_interval,
 )
 from gmskip_ros.datasets import Dataset, Sample, sample_hash
+from gmskip_ros.machine import machine, software
 from gmskip_ros.skipping import (
     OPERATING_POINTS,
     Prompt,
@@ -47,7 +45,6 @@ if TYPE_CHECKING:
     from gmskip_ros.vlm import Vlm
 
 FORMAT = 'gmskip/calibration/1'
-SOFTWARE = ('gmskip_ros', 'torch', 'transformers')
 
 
 @dataclass(frozen=True)
@@ -288,31 +285,6 @@ def stability(found: Sequence[Calibration]) -> dict[str, Any]:
         points[name] = {'jaccard': sum(pairs) / len(pairs), 'sets': sets}
     seeds = [one.result['dataset']['calibration']['seed'] for one in found]
     return {'seeds': seeds, 'points': points}
-
-
-def machine(device: str) -> dict[str, str | int | None]:
-    """Return what figures of time were measured on."""
-    gpu = None
-    if device.startswith('cuda'):
-        import torch
-
-        gpu = torch.cuda.get_device_name(device)
-    return {'cpu': _cpu_name(), 'cores': os.cpu_count(), 'gpu': gpu, 'system': platform.platform()}
-
-
-def software() -> dict[str, str]:
-    """Return the versions of what answers depend on."""
-    return {name: importlib.metadata.version(name) for name in SOFTWARE}
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines():
-            if line.startswith('model name'):
-                return line.partition(':')[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def _choose_samples(

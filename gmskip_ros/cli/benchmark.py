@@ -134,9 +134,10 @@ def measure(args: argparse.Namespace, tasks: Sequence[str]) -> dict[str, Any]:
         choose_question_samples,
         make_questions,
     )
-    from gmskip_ros.calibration.run import choose_metrics, machine, software
+    from gmskip_ros.calibration.run import choose_metrics
     from gmskip_ros.calibration.search import SearchSettings
     from gmskip_ros.datasets import sample_hash
+    from gmskip_ros.machine import machine, software
     from gmskip_ros.vlm import load_vlm
 
     settings = SearchSettings(min_score_ratio=0, max_sparsity=args.max_sparsity, rounds=args.rounds)

@@ -259,8 +259,9 @@ def evaluate_all(
     from gmskip_ros.calibration.errors import CalibrationError
     from gmskip_ros.calibration.evaluation import Evaluator
     from gmskip_ros.calibration.questions import choose_question_samples, make_questions
-    from gmskip_ros.calibration.run import choose_metrics, machine, software
+    from gmskip_ros.calibration.run import choose_metrics
     from gmskip_ros.datasets import sample_hash
+    from gmskip_ros.machine import machine, software
 
     sets = choose_sets(vlm, skip_lists, points, intervals)
     metrics = choose_metrics([one.name for one in settings], args.metric)

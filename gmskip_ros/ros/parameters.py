@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from gmskip_ros.ros.pipeline import BRANCHES
 from gmskip_ros.skipping import SkipList, SkipListError, load_skip_list
@@ -32,6 +36,7 @@ OPERATING_POINTS = ('high_performance', 'high_sparsity')
 RATE_HZ_RANGE = (0.01, 60.0)
 MAX_FRAME_AGE_SEC_RANGE = (0.0, 3600.0)
 MAX_NEW_TOKENS_RANGE = (1, 512)
+ROS_PARAMETERS = ('use_sim_time',)  # every node's; a parameter file may set them
 IMAGE_TOKEN = '<image>'  # of LLaVA's chat templates, which place it themselves
 
 
@@ -247,10 +252,48 @@ def _specs() -> tuple[Spec, ...]:
 SPECS: Mapping[str, Spec] = {spec.name: spec for spec in _specs()}
 
 
+def values_from_file(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """
+    Return what a parameter file in ROS 2's format sets, by parameter name; for use without ROS.
+
+    Taken are the sections of `/**` and of nodes of any name; where two set the same, the later one
+    holds. Raises ParameterError for one that cannot be read and
+    for a name that the node does not have.
+    """
+    try:
+        content = yaml.safe_load(Path(path).expanduser().read_text(encoding='utf-8'))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = ' '.join((getattr(error, 'strerror', None) or str(error)).split())
+        raise ParameterError('file', str(path), f'cannot be read: {reason}') from None
+    values: dict[str, Any] = {}
+    for name, value in _parameters_in(content):
+        if name not in SPECS and name not in ROS_PARAMETERS:
+            raise ParameterError(name, value, f'in {path} is no parameter of the node')
+        values[name] = value
+    if not values:
+        raise ParameterError('file', str(path), 'sets nothing below a ros__parameters')
+    return {name: value for name, value in values.items() if name in SPECS}
+
+
+def _parameters_in(content: Any, prefix: str | None = None) -> Iterator[tuple[str, Any]]:
+    """Yield name and value of what stands below each ros__parameters; nested names get dots."""
+    for key, value in content.items() if isinstance(content, dict) else ():
+        if prefix is None:
+            yield from _parameters_in(value, '' if key == 'ros__parameters' else None)
+        elif isinstance(value, dict):
+            yield from _parameters_in(value, f'{prefix}{key}.')
+        else:
+            yield f'{prefix}{key}', value
+
+
 def settings_from(values: Mapping[str, Any]) -> Settings:
-    """Return the checked snapshot of these values by parameter name; raises ParameterError."""
+    """
+    Return the checked snapshot of these values by parameter name; what is missing has its default.
+
+    Raises ParameterError.
+    """
     checked: dict[str, Any] = {
-        name: spec.check(name, values[name]) for name, spec in SPECS.items()
+        name: spec.check(name, values.get(name, spec.default)) for name, spec in SPECS.items()
     }
     for group in ('skip_list', 'prompt', 'max_new_tokens'):
         checked[group] = {task: checked.pop(f'{group}.{task}') for task in TASK_NAMES}

@@ -11,7 +11,12 @@ import pytest
 import yaml
 
 from gmskip_ros.ros import parameters
-from gmskip_ros.ros.parameters import SPECS, ParameterError, settings_from
+from gmskip_ros.ros.parameters import (
+    SPECS,
+    ParameterError,
+    settings_from,
+    values_from_file,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = json.loads((ROOT / 'schema/dual_vlm.schema.json').read_text())
@@ -212,3 +217,44 @@ def test_an_operating_point_beyond_a_skip_list_is_refused_with_its_range() -> No
     settings = settings_from({**DEFAULTS, **published, 'operating_point': 8})
     with pytest.raises(ParameterError, match=r'operating_point: 8 .*captioning.*7'):
         parameters.check_operating_point(settings, parameters.load_skip_lists(settings))
+
+
+def test_a_parameter_file_is_read_without_ros_as_ros_reads_it(tmp_path: Path) -> None:
+    assert values_from_file(ROOT / 'config/dual_vlm.param.yaml') == DEFAULTS
+    file = tmp_path / 'my.param.yaml'
+    file.write_text(
+        '/**:\n  ros__parameters:\n    rate_hz: 2.0\n    use_sim_time: true\n'
+        '/front/dual_vlm:\n  ros__parameters:\n    rate_hz: 4\n    prompt.captioning: What?\n'
+        '    skip_list: {captioning: gmskip_captioning}\n'
+    )
+    values = values_from_file(file)
+    assert values == {
+        'rate_hz': 4, 'prompt.captioning': 'What?', 'skip_list.captioning': 'gmskip_captioning',
+    }  # fmt: skip
+    settings = settings_from(values)
+    assert settings.rate_hz == 4.0 and settings.prompt['captioning'] == 'What?'
+    assert settings.tasks == tuple(SPECS['tasks'].default)
+
+
+@pytest.mark.parametrize(
+    ('content', 'words'),
+    [
+        ('/**: {ros__parameters: {rate: 2.0}}', ('rate', 'no parameter')),
+        ('/**: {rate_hz: 2.0}', ('ros__parameters',)),
+        ('just words', ('ros__parameters',)),
+        ('', ('ros__parameters',)),
+        ('/**: [', ('cannot be read',)),
+        (None, ('cannot be read', 'No such file')),
+    ],
+)
+def test_a_parameter_file_that_is_none_is_refused_in_one_line(
+    tmp_path: Path, content: str | None, words: tuple[str, ...]
+) -> None:
+    file = tmp_path / 'x.yaml'
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(ParameterError) as refusal:
+        values_from_file(file)
+    message = str(refusal.value)
+    assert str(file) in message and '\n' not in message
+    assert all(word in message for word in words)

@@ -1,0 +1,35 @@
+"""What figures were measured on, and with which versions."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+
+SOFTWARE = ('gmskip_ros', 'torch', 'transformers')
+
+
+def machine(device: str) -> dict[str, str | int | None]:
+    """Return what figures of time were measured on."""
+    gpu = None
+    if device.startswith('cuda'):
+        import torch
+
+        gpu = torch.cuda.get_device_name(device)
+    return {'cpu': _cpu_name(), 'cores': os.cpu_count(), 'gpu': gpu, 'system': platform.platform()}
+
+
+def software() -> dict[str, str]:
+    """Return the versions of what answers depend on."""
+    return {name: importlib.metadata.version(name) for name in SOFTWARE}
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines():
+            if line.startswith('model name'):
+                return line.partition(':')[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
