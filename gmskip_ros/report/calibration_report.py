@@ -8,7 +8,6 @@ Scores are shares, CIDEr's 0..10; all are shown x100. Whatever is None is shown 
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from gmskip_ros.report import columns as col
 from gmskip_ros.report import formatting as fmt
 from gmskip_ros.report.columns import Column, Row
 from gmskip_ros.report.pictures import draw_heat_map, draw_trade_off, scores_are_comparable
+from gmskip_ros.report.plotting import data_uri
 from gmskip_ros.report.writing import render_html, write_files
 
 NOT_TESTED_NOTE = 'No test images: test score, visual gain and latency were not measured.'
@@ -187,8 +187,8 @@ def _page(result: Mapping[str, Any], trade_off: bytes, heat_map: bytes | None) -
         stability=_stability(result),
         cider_note=CIDER_NOTE if uses_cider else '',
         facts=_facts(result),
-        trade_off=_data_uri(trade_off),
-        heat_map=_data_uri(heat_map) if heat_map else None,
+        trade_off=data_uri(trade_off),
+        heat_map=data_uri(heat_map) if heat_map else None,
         shorter_note=col.SHORTER_NOTE if col.any_shorter(rows) else '',
     )
 
@@ -248,7 +248,3 @@ def _facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         'created': result['created'],
     }  # fmt: skip
     return list(col.flat_facts({**facts, **origin}))
-
-
-def _data_uri(png: bytes) -> str:
-    return 'data:image/png;base64,' + base64.b64encode(png).decode('ascii')

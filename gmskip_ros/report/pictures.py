@@ -6,33 +6,31 @@ or a mark means is written beside it.
 
 from __future__ import annotations
 
-import io
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import matplotlib
-import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from gmskip_ros.report import formatting as fmt
+from gmskip_ros.report.plotting import (
+    BLUE,
+    DARK,
+    DPI,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    literal,
+    png_bytes,
+    report_style,
+)
 
-BLUE, ORANGE, GREEN, PURPLE = '#0072B2', '#D55E00', '#009E73', '#CC79A7'  # Okabe-Ito
-GREY, DARK = '#767676', '#222222'
-DPI = 130
-_STYLE = {
-    'font.size': 10, 'axes.titlesize': 11, 'axes.titleweight': 'bold', 'axes.titlelocation': 'left',
-    'axes.spines.top': False, 'axes.spines.right': False, 'axes.edgecolor': GREY,
-    'axes.labelcolor': DARK, 'xtick.color': DARK, 'ytick.color': DARK, 'text.color': DARK,
-    'axes.grid': True, 'grid.color': '#E4E4E4', 'grid.linewidth': 0.8, 'axes.axisbelow': True,
-    'lines.linewidth': 2.0,
-}  # fmt: skip
 _HATCH = [((0.0, 0.5), (0.5, 1.0)), ((0.0, 0.0), (1.0, 1.0)), ((0.5, 0.0), (1.0, 0.5))]
 
 
@@ -55,13 +53,13 @@ def draw_trade_off(result: Mapping[str, Any]) -> bytes:
 
     One panel per quantity that was measured, with a common axis for sparsity.
     """
-    with matplotlib.style.context(['default', _STYLE]):
+    with report_style():
         prefixes = sorted(result['prefixes'], key=lambda prefix: prefix['length'])
         panels = _trade_off_panels(result, prefixes)
         figure = Figure(figsize=(9.5, 1.3 + 2.7 * len(panels)), dpi=DPI, layout='constrained')
         axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0].tolist()
         figure.suptitle(
-            _literal(f'What skipping costs and brings: {fmt.subject(result)}'),
+            literal(f'What skipping costs and brings: {fmt.subject(result)}'),
             x=0.01, ha='left', fontsize=13, weight='bold', wrap=True,
         )  # fmt: skip
         highest = max([100 * prefix['sparsity'] for prefix in prefixes] + [10])
@@ -74,7 +72,7 @@ def draw_trade_off(result: Mapping[str, Any]) -> bytes:
         for axis, draw in zip(axes, panels, strict=True):
             draw(axis)
         _mark_operating_points(axes, result)
-        return _png(figure)
+        return png_bytes(figure)
 
 
 Panel = Callable[[Axes], None]
@@ -93,13 +91,13 @@ def _trade_off_panels(
 
     def gain(axis: Axes) -> None:
         axis.set_title('Visual gain: score minus score on shuffled images (test)')
-        axis.set_ylabel(_literal(fmt.score_label(result).replace(', %', ', % points')))
+        axis.set_ylabel(literal(fmt.score_label(result).replace(', %', ', % points')))
         xs, ys = _series(prefixes, 'visual_gain', 100)
         axis.axhline(0, color=GREY, linewidth=1)
         _draw_lines(axis, [(xs, ys, GREEN, 'o', 'visual gain')], result['nested'])
 
     def latency(axis: Axes) -> None:
-        axis.set_title(_literal(f'Latency, median, on {fmt.machine_name(result)}'))
+        axis.set_title(literal(f'Latency, median, on {fmt.machine_name(result)}'))
         axis.set_ylabel('ms')
         lines = [
             (*_series(prefixes, 'latency_ms', 1), PURPLE, 'o', 'whole answer'),
@@ -143,7 +141,7 @@ def _draw_scores(
     calibration: bool,
     test: bool,
 ) -> None:
-    axis.set_ylabel(_literal(fmt.score_label(result)))
+    axis.set_ylabel(literal(fmt.score_label(result)))
     lines: list[Line] = []
     levels: list[tuple[float, str]] = []
     banded = False
@@ -282,7 +280,7 @@ def draw_heat_map(result: Mapping[str, Any]) -> bytes | None:
                 bounds.append((cell['block'], row))
         if each['removed'] is not None:
             removed.append((each['removed'], row))
-    with matplotlib.style.context(['default', _STYLE]):
+    with report_style():
         return _draw_heat_map(result, rounds, scores, bounds, removed)
 
 
@@ -332,9 +330,9 @@ def _draw_heat_map(
     )  # fmt: skip
 
     bar = figure.colorbar(image, ax=axis, pad=0.01, fraction=0.03, aspect=18)
-    bar.set_label(_literal(fmt.score_label(result)))
+    bar.set_label(literal(fmt.score_label(result)))
     figure.suptitle(
-        _literal(f'Score without each block, round by round: {fmt.subject(result)}'),
+        literal(f'Score without each block, round by round: {fmt.subject(result)}'),
         x=0.01, ha='left', fontsize=13, weight='bold', wrap=True,
     )  # fmt: skip
     keys: list[Any] = [
@@ -357,15 +355,4 @@ def _draw_heat_map(
         frameon=False, fontsize=9,
         borderaxespad=0.4,
     )  # fmt: skip
-    return _png(figure)
-
-
-def _literal(text: str) -> str:
-    """Return a title that Matplotlib draws as it is: no formulas, only letters the font has."""
-    return text.encode('latin-1', 'backslashreplace').decode('latin-1').replace('$', r'\$')
-
-
-def _png(figure: Figure) -> bytes:
-    content = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(content)
-    return content.getvalue()
+    return png_bytes(figure)
