@@ -9,7 +9,6 @@ import argparse
 import json
 import re
 import shlex
-import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from gmskip_ros.cli.dataset_options import (
     task_options,
 )
 from gmskip_ros.cli.errors import CliError
+from gmskip_ros.cli.stop_signals import StopSignals
 
 if TYPE_CHECKING:
     from gmskip_ros.calibration.distributed import Ranks
@@ -350,34 +350,6 @@ def split_numbers(option: str, text: str) -> list[int]:
 def file_stem(*parts: str | None) -> str:
     """Return a file name made of words, without its ending."""
     return '_'.join(re.sub(r'\W+', '_', part) for part in parts if part is not None)
-
-
-class StopSignals:
-    """Within `with`, SIGINT and SIGTERM set a flag; a second one ends the program at once."""
-
-    def __init__(self) -> None:
-        self.exit_code = 130
-        self._is_set = False
-        self._before: dict[int, Any] = {}
-
-    def is_set(self) -> bool:
-        """Tell whether a signal came."""
-        return self._is_set
-
-    def __enter__(self) -> StopSignals:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._on_signal)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _on_signal(self, number: int, _: object) -> None:
-        if self._is_set:
-            raise KeyboardInterrupt
-        self._is_set = True
-        self.exit_code = 128 + number
 
 
 if __name__ == '__main__':

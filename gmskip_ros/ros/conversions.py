@@ -5,15 +5,19 @@ from __future__ import annotations
 import array
 import sys
 
-import cv2
 import numpy as np
 from cv_bridge import CvBridge
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
-from gmskip_ros.ros.pixels import ConversionError, message_to_rgb
+from gmskip_ros.ros.pixels import (
+    JPEG_FORMAT,
+    ConversionError,  # noqa: F401
+    check_rgb,
+    message_to_rgb,
+    rgb_to_jpeg,
+)
 
-_MAX_JPEG_SIDE = 65_500  # libjpeg's
 _bridge = CvBridge()
 
 
@@ -29,7 +33,7 @@ def image_to_rgb(msg: Image | CompressedImage) -> np.ndarray:
 
 def rgb_to_image(rgb: np.ndarray, header: Header) -> Image:
     """Return an rgb8 Image of a uint8 RGB array (H, W, 3)."""
-    height, width = _check_rgb(rgb)
+    height, width = check_rgb(rgb)
     msg = Image(header=header, height=height, width=width, encoding='rgb8', step=3 * width)
     msg.data = _as_data(rgb)
     return msg
@@ -37,28 +41,15 @@ def rgb_to_image(rgb: np.ndarray, header: Header) -> Image:
 
 def rgb_to_compressed(rgb: np.ndarray, header: Header, quality: int = 90) -> CompressedImage:
     """Return a JPEG CompressedImage of a uint8 RGB array (H, W, 3); quality 1 to 100."""
-    height, width = _check_rgb(rgb)
-    if not 1 <= quality <= 100:
-        raise ConversionError(f'JPEG quality {quality}: give 1 to 100')
-    if max(height, width) > _MAX_JPEG_SIDE:
-        raise ConversionError(f'array {rgb.shape}: JPEG ends at {_MAX_JPEG_SIDE} a side; resize it')
-    bgr = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
-    jpeg = cv2.imencode('.jpg', bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
-    # The words that compressed_image_transport writes: its decoder reads them.
-    msg = CompressedImage(header=header, format='rgb8; jpeg compressed bgr8')
-    msg.data = _as_data(jpeg)
+    jpeg = rgb_to_jpeg(rgb, quality)
+    msg = CompressedImage(header=header, format=JPEG_FORMAT)
+    msg.data = array.array('B', jpeg)
     return msg
 
 
 def _as_data(values: np.ndarray) -> array.array[int]:
     """Return bytes as the type that a message takes over without a check of every element."""
     return array.array('B', values.tobytes())
-
-
-def _check_rgb(rgb: np.ndarray) -> tuple[int, int]:
-    if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape:
-        raise ConversionError(f'array {rgb.shape} of {rgb.dtype}: give uint8 RGB of (H, W, 3)')
-    return rgb.shape[0], rgb.shape[1]
 
 
 def _through_cv_bridge(msg: Image, rows: np.ndarray, encoding: str) -> np.ndarray:

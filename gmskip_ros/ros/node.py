@@ -83,9 +83,9 @@ class DualVlmNode(Node):
             )
             for branch, task in answers
         }
-        self._pipeline_latency = self._publisher(Float64, '~/debug/pipeline_latency_ms')
-        self._picture = self._publisher(Image, '~/debug/image')
-        self._picture_jpeg = self._publisher(CompressedImage, '~/debug/image/compressed')
+        self._pipeline_latency = self._publisher(Float64, records.PIPELINE_LATENCY_TOPIC)
+        self._picture = self._publisher(Image, records.PICTURE_TOPIC)
+        self._picture_jpeg = self._publisher(CompressedImage, records.JPEG_TOPIC)
         self._picture_error = ''
         self._diagnostics = self._publisher(DiagnosticArray, '/diagnostics')
 

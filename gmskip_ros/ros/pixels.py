@@ -1,5 +1,5 @@
 """
-The picture in a camera message, from its fields alone: rclpy's messages and rosbags' are the same.
+The picture in a camera message, from its fields alone: rclpy's and rosbags' messages are alike.
 
 No ROS in here: the node and the offline replay run the same code. What is read, and how, is this
 module's whole contract:
@@ -69,6 +69,9 @@ _YUV_422 = {
 SUPPORTED_ENCODINGS = (*_BYTES_PER_PIXEL_8, *_16_TO_8, *_YUV_422, 'nv12')
 
 _JPEG_START, _JPEG_SCAN, _JPEG_END = b'\xff\xd8\xff', b'\xff\xda', b'\xff\xd9'
+# The words that compressed_image_transport writes for a colour picture: its decoder reads them.
+JPEG_FORMAT = 'rgb8; jpeg compressed bgr8'
+_MAX_JPEG_SIDE = 65_500  # libjpeg's
 _PNG_START, _PNG_END = b'\x89PNG\r\n\x1a\n', b'IEND\xaeB`\x82'
 
 
@@ -102,6 +105,24 @@ def message_to_rgb(
     if hasattr(msg, 'format'):
         return np.ascontiguousarray(_decode_file(msg))
     return np.ascontiguousarray(_decode_pixels(msg, interleaved_to_rgb))
+
+
+def rgb_to_jpeg(rgb: np.ndarray, quality: int = 90) -> bytes:
+    """Return a JPEG of a uint8 RGB array (H, W, 3); quality 1 to 100. Raises ConversionError."""
+    height, width = check_rgb(rgb)
+    if not 1 <= quality <= 100:
+        raise ConversionError(f'JPEG quality {quality}: give 1 to 100')
+    if max(height, width) > _MAX_JPEG_SIDE:
+        raise ConversionError(f'array {rgb.shape}: JPEG ends at {_MAX_JPEG_SIDE} a side; resize it')
+    bgr = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
+    return cv2.imencode('.jpg', bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+
+
+def check_rgb(rgb: np.ndarray) -> tuple[int, int]:
+    """Return height and width of a uint8 RGB array (H, W, 3); ConversionError for another."""
+    if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape:
+        raise ConversionError(f'array {rgb.shape} of {rgb.dtype}: give uint8 RGB of (H, W, 3)')
+    return rgb.shape[0], rgb.shape[1]
 
 
 def _decode_pixels(
