@@ -9,6 +9,7 @@ import argparse
 import json
 import re
 import shlex
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
