@@ -59,29 +59,44 @@ def load_vlm(
     """
     model, device = os.fspath(model), str(device)
     tell = on_progress or (lambda _: None)
-    torch_device = _resolve_device(device)
-    torch_dtype = _resolve_dtype(dtype, torch_device)
-    with _quiet_hugging_face():
+    torch_device = resolve_device(device)
+    torch_dtype = resolve_dtype(dtype, torch_device)
+    with quiet_hugging_face():
         folder = _find_folder(model, tell)
         tell('reading the configuration')
-        config = _read_config(model, folder)
+        config = read_config(model, folder)
         tell('loading the tokenizer and the image processor')
-        tokenizer, image_processor, chat_template = _load_processor(model, folder)
+        tokenizer, image_processor, chat_template = load_processor(model, folder)
         tell('loading weights')
         hf_model = _load_weights(model, folder, config, torch_dtype)
         tell(f'moving weights to {torch_device}')
         with _refusals(model, f'device {torch_device}', remedy='use device cpu'):
             hf_model.to(torch_device)
         vlm = Vlm(model, hf_model, image_processor, tokenizer, chat_template)
-        with _refusals(model, 'the chat template'):  # now, and not at the first frame
-            vlm.render_prompt('What is this?')
-        with _refusals(model, 'the image processor or the vision tower'):
-            vlm.encode(np.zeros((32, 32, 3), np.uint8))
+        _try_out(vlm)
     tell(f'loaded {model}: {vlm.num_blocks} blocks, {vlm.dtype} on {vlm.device}')
     return vlm
 
 
-def _resolve_device(device: str) -> torch.device:
+def load_skeleton(model: str) -> Vlm:
+    """Return a checkpoint's model without its weights, from what is on this machine; see load_vlm.
+
+    It knows num_blocks, text_model_type, template_sha256, prompts and how many tokens an image
+    makes, and cannot answer. Raises ModelLoadError as load_vlm would, but for the weights.
+    """
+    with quiet_hugging_face():
+        folder = find_local_folder(model)
+        config = read_config(model, folder)
+        tokenizer, image_processor, chat_template = load_processor(model, folder)
+        with _refusals(model, 'config.json'), torch.device('meta'):
+            hf_model = transformers.AutoModelForImageTextToText.from_config(config).eval()
+        vlm = Vlm(model, hf_model, image_processor, tokenizer, chat_template)
+        _try_out(vlm)
+    return vlm
+
+
+def resolve_device(device: str) -> torch.device:
+    """Return the device of a name as load_vlm takes it; raises ModelLoadError if there is none."""
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == 'auto':
         return torch.device('cuda:0' if num_gpus else 'cpu')
@@ -99,7 +114,8 @@ def _resolve_device(device: str) -> torch.device:
     return torch.device('cuda', index)
 
 
-def _resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """Return the dtype of a name as load_vlm takes it; raises ModelLoadError."""
     if dtype == 'auto':
         return torch.float16 if device.type == 'cuda' else torch.float32
     if dtype not in DTYPES:
@@ -107,17 +123,33 @@ def _resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return DTYPES[dtype]
 
 
+def find_local_folder(model: str) -> Path:
+    """Return the folder on this machine that holds the checkpoint; nothing is downloaded.
+
+    Raises ModelLoadError if it is neither a folder nor in the cache of the Hugging Face hub.
+    """
+    folder = _folder_of(model)
+    if folder is not None:
+        return folder
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                model, allow_patterns=HUB_FILES, local_files_only=True
+            )
+        )
+    except Exception as error:  # the hub client raises its own, ValueError, the system's errors
+        raise ModelLoadError(
+            f'model {model!r} is no folder here and not in the cache of the Hugging Face hub '
+            f'({huggingface_hub.constants.HF_HUB_CACHE}): fetch it while there is a network, '
+            f'`hf download {model}`, or give a local folder'
+        ) from error
+
+
 def _find_folder(model: str, tell: Callable[[str], None]) -> Path:
     """Return the folder that holds the checkpoint, downloaded if it has to be."""
-    if model == 'demo':
-        return Path(str(importlib.resources.files('gmskip_ros') / 'assets' / 'demo'))
-    folder = Path(model).expanduser()
-    if folder.is_dir():
+    folder = _folder_of(model)
+    if folder is not None:
         return folder
-    if not re.fullmatch(r'[\w.-]+/[\w.-]+', model) or model.startswith('.'):
-        raise ModelLoadError(
-            f"model {model!r} is no folder and no hub id: give 'demo', a folder or 'owner/name'"
-        )
     tell(f'looking for {model} in the cache and on the hub (a first download can take long)')
     try:
         return Path(huggingface_hub.snapshot_download(model, allow_patterns=HUB_FILES))
@@ -129,7 +161,21 @@ def _find_folder(model: str, tell: Callable[[str], None]) -> Path:
         ) from error
 
 
-def _read_config(model: str, folder: Path) -> Any:
+def _folder_of(model: str) -> Path | None:
+    """Return the folder of 'demo' or of a path, None for a hub id; refuse anything else."""
+    if model == 'demo':
+        return Path(str(importlib.resources.files('gmskip_ros') / 'assets' / 'demo'))
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    if not re.fullmatch(r'[\w.-]+/[\w.-]+', model) or model.startswith('.'):
+        raise ModelLoadError(
+            f"model {model!r} is no folder and no hub id: give 'demo', a folder or 'owner/name'"
+        )
+    return None
+
+
+def read_config(model: str, folder: Path) -> Any:
     """Return the configuration of a checkpoint that this engine can run; refuse any other."""
     config_json = _read_json(model, folder / 'config.json')
     family = config_json.get('model_type')
@@ -162,8 +208,8 @@ def _read_config(model: str, folder: Path) -> Any:
     return config
 
 
-def _load_processor(model: str, folder: Path) -> tuple[Any, Any, str | None]:
-    """Return tokenizer, image processor and chat template.
+def load_processor(model: str, folder: Path) -> tuple[Any, Any, str | None]:
+    """Return tokenizer, image processor and chat template; raises ModelLoadError.
 
     The parts, not the whole processor: OneVision's needs a video processor, and it torchvision.
     """
@@ -181,6 +227,14 @@ def _load_processor(model: str, folder: Path) -> tuple[Any, Any, str | None]:
     if isinstance(chat_template, dict):
         chat_template = chat_template.get('default')
     return tokenizer, image_processor, chat_template
+
+
+def _try_out(vlm: Vlm) -> None:
+    """Refuse now, and not at the first frame, what a prompt and an image cannot go through."""
+    with _refusals(vlm.name, 'the chat template'):
+        vlm.render_prompt('What is this?')
+    with _refusals(vlm.name, 'the image processor or the vision tower'):
+        vlm.encode(np.zeros((32, 32, 3), np.uint8))
 
 
 def _load_weights(model: str, folder: Path, config: Any, dtype: torch.dtype) -> Any:
@@ -239,7 +293,7 @@ def _refusals(
 
 
 @contextlib.contextmanager
-def _quiet_hugging_face() -> Iterator[None]:
+def quiet_hugging_face() -> Iterator[None]:
     """Keep warnings and progress bars of the libraries off the terminal meanwhile."""
     logs, hub = transformers.utils.logging, huggingface_hub.utils
     verbosity, had_bars = logs.get_verbosity(), logs.is_progress_bar_enabled()

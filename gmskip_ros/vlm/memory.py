@@ -1,0 +1,150 @@
+"""How much memory a checkpoint wants, from its files alone: nothing is loaded.
+
+    need = memory_need(Path('~/llava-1.5-7b-hf').expanduser(), 'float16', max_new_tokens=64)
+    need.total_bytes
+
+With b the bytes of a number in the target dtype:
+
+weights     b x the numbers of every stored tensor of floating point. Exact: the parameters of the
+            loaded model. (A tensor that a checkpoint stores and a model does not use counts.)
+key/value   b x 2 x blocks x key/value heads x head size x S. Exact for a sequence of S tokens with
+store       all blocks: S = image tokens + text tokens + max_new_tokens - 1, at most the model's
+            context. One store at a time: the branches run one after the other.
+activations the features of the image, which are kept for all answers, plus the larger of
+            - encoding: pixels, the hidden states of every layer of the vision tower (Hugging Face
+              keeps them all), and what its widest layer or the projector and the packing add;
+            - prefill: of the whole sequence, one block's residuals, attention and feed-forward
+              parts, masks where windows bind, and the last token's logits.
+            An estimate, rather too much: the kernels in use may do with less.
+reserve     a tenth of store and activations (allocators leave gaps), and RUNTIME_BYTES for CUDA's
+            context and kernels, or on the CPU for the libraries themselves.
+
+Image tokens are those of the largest picture: all pictures of LLaVA-1.5; the best-filled grid of
+tiles for LLaVA-NeXT and OneVision.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gmskip_ros.vlm.errors import ModelLoadError
+from gmskip_ros.vlm.weight_files import read_weight_files
+
+BYTES_PER_NUMBER = {'float32': 4, 'float16': 2, 'bfloat16': 2}
+RUNTIME_BYTES = 1 << 30
+RESERVE = 0.1  # of what is allocated anew for every answer
+LAST_GRID_RATIO = 1.1  # OneVision shrinks features of more than its square times the most tiles
+
+
+@dataclass(frozen=True)
+class MemoryNeed:
+    """Bytes that a model wants, by part; `total_bytes` is their sum and a reserve."""
+
+    weights_bytes: int
+    kv_bytes: int
+    activation_bytes: int
+    total_bytes: int
+    image_tokens: int  # at most
+    sequence_tokens: int  # image, text and answer
+
+
+def memory_need(
+    folder: Path, dtype: str, *, max_new_tokens: int = 64, text_tokens: int = 256
+) -> MemoryNeed:
+    """Return what the checkpoint in `folder` wants to answer, one answer at a time.
+
+    dtype: 'float32', 'float16' or 'bfloat16'. text_tokens: of the longest prompt, with its chat
+    template. The formulas are this module's docstring. Raises ModelLoadError for a checkpoint that
+    this engine cannot run or whose weight files are not whole.
+    """
+    from gmskip_ros.vlm.load import quiet_hugging_face, read_config
+
+    if dtype not in BYTES_PER_NUMBER:
+        raise ModelLoadError(f'unknown dtype {dtype!r}: use {", ".join(BYTES_PER_NUMBER)}')
+    number_bytes = BYTES_PER_NUMBER[dtype]
+    with quiet_hugging_face():
+        config = read_config(str(folder), folder)
+    weights = [tensor for tensor in read_weight_files(str(folder), folder) if tensor.is_weight]
+    weights_bytes = number_bytes * sum(tensor.numel for tensor in weights)
+
+    num_tiles, image_tokens = _image_size(config)
+    sequence_tokens = min(
+        image_tokens + text_tokens + max_new_tokens - 1, config.text_config.max_position_embeddings
+    )
+    kv_bytes = number_bytes * sequence_tokens * _stored_per_token(config.text_config)
+    activation_bytes = number_bytes * image_tokens * config.text_config.hidden_size + max(
+        _encoding_bytes(config, num_tiles, image_tokens, number_bytes),
+        _prefill_bytes(config.text_config, sequence_tokens, number_bytes),
+    )
+    reserve_bytes = round(RESERVE * (kv_bytes + activation_bytes)) + RUNTIME_BYTES
+    return MemoryNeed(
+        weights_bytes=weights_bytes,
+        kv_bytes=kv_bytes,
+        activation_bytes=activation_bytes,
+        total_bytes=weights_bytes + kv_bytes + activation_bytes + reserve_bytes,
+        image_tokens=image_tokens,
+        sequence_tokens=sequence_tokens,
+    )
+
+
+def _image_size(config: Any) -> tuple[int, int]:
+    """Return the most tiles that go through the vision tower, and the most image tokens."""
+    vision = config.vision_config
+    side = vision.image_size // vision.patch_size  # patches of a tile
+    tile_tokens = _tower_tokens(config) - (config.vision_feature_select_strategy == 'default')
+    if config.model_type == 'llava':
+        return 1, tile_tokens
+    most_area = float('inf')
+    if config.model_type == 'llava_onevision':
+        most_tiles = int(config.vision_aspect_ratio.removeprefix('anyres_max_'))
+        most_area = LAST_GRID_RATIO**2 * most_tiles * side**2
+    num_tiles, image_tokens = 0, 0
+    for height, width in config.image_grid_pinpoints:
+        rows, columns = height // vision.image_size, width // vision.image_size
+        # The whole picture once, then its tiles, each row of patches ended by a token of its own.
+        patches = int(min(rows * side * columns * side, most_area))
+        num_tiles = max(num_tiles, 1 + rows * columns)
+        image_tokens = max(image_tokens, tile_tokens + patches + rows * side)
+    return num_tiles, image_tokens
+
+
+def _tower_tokens(config: Any) -> int:
+    """Return the tokens of a tile inside the vision tower."""
+    vision = config.vision_config
+    has_class_token = vision.model_type == 'clip_vision_model'
+    return (vision.image_size // vision.patch_size) ** 2 + has_class_token
+
+
+def _head_size(text: Any) -> int:
+    return getattr(text, 'head_dim', None) or text.hidden_size // text.num_attention_heads
+
+
+def _stored_per_token(text: Any) -> int:
+    """Return how many numbers all blocks store for a token."""
+    return 2 * text.num_hidden_layers * text.num_key_value_heads * _head_size(text)
+
+
+def _encoding_bytes(config: Any, num_tiles: int, image_tokens: int, number_bytes: int) -> int:
+    vision, width = config.vision_config, config.text_config.hidden_size
+    tokens = num_tiles * _tower_tokens(config)
+    pixels = 4 * num_tiles * 3 * vision.image_size**2  # the image processor's copies among them
+    hidden_states = tokens * vision.hidden_size * (vision.num_hidden_layers + 1)
+    layer = tokens * (2 * vision.hidden_size + 3 * max(vision.intermediate_size, width))
+    packed = 2 * image_tokens * width
+    return number_bytes * (pixels + hidden_states + layer + packed)
+
+
+def _prefill_bytes(text: Any, tokens: int, number_bytes: int) -> int:
+    from gmskip_ros.vlm.decoder import sliding_windows
+
+    query_width = text.num_attention_heads * _head_size(text)
+    stored_width = text.num_key_value_heads * _head_size(text)
+    # Of the block that is at work: what it came with and leaves, and its attention's input.
+    held = 5 * text.hidden_size + 2 * query_width + 2 * stored_width + 2 * _head_size(text)
+    numbers = tokens * (held + 3 * text.intermediate_size) + text.vocab_size
+    if any(window is not None and tokens > window for window in sliding_windows(text)):
+        # A mask, and with it keys and values for every query head.
+        numbers += 2 * tokens**2 + 2 * tokens * query_width
+    return number_bytes * numbers
