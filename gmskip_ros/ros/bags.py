@@ -163,7 +163,7 @@ class CameraBag:
         metadata = self._read_metadata() if self.path.is_dir() else {}
         for path in self._find_files(metadata):
             try:
-                file = _BagFile(self._unpacked(path), path.name, self.problems)
+                file = _BagFile(path.name, *self._unpacked(path), self.problems)
             except _UnusableError as error:
                 self.problems.append(str(error))
                 continue
@@ -228,10 +228,14 @@ class CameraBag:
             )
         return files
 
-    def _unpacked(self, path: Path) -> Path:
-        """Return the file itself or, of one compressed as a whole, a copy in a temporary folder."""
+    def _unpacked(self, path: Path) -> tuple[Path, bool]:
+        """
+        Return the file itself or, of one compressed as a whole, a copy in a temporary folder.
+
+        And whether that is all of it.
+        """
         if path.suffix != '.zstd':
-            return path
+            return path, True
         folder = self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix='gmskip_bag_'))
         copy = Path(folder) / path.stem
         try:
@@ -239,15 +243,12 @@ class CameraBag:
                 decompressor = zstd.ZstdDecompressor()
                 for piece in unpacked(decompressor, iter(partial(packed.read, 1 << 20), b'')):
                     output.write(piece)
-                is_whole = decompressor.eof
         except OSError as error:
             raise BagError(
                 f'{path}: cannot be unpacked into {folder} ({error.strerror or error}); set TMPDIR '
                 'to a folder with room'
             ) from error
-        if not is_whole:
-            self.problems.append(f'{path.name}: cut off or damaged; read as far as it unpacks')
-        return copy
+        return copy, decompressor.eof
 
     def _choose_topic(self, topic: str | None, metadata: Mapping[str, Any]) -> None:
         """Set topic, message_type and num_frames, or say what there is."""
@@ -329,11 +330,11 @@ class _UnusableError(Exception):
 class _BagFile:
     """One storage file: rosbags reads it and, what that refuses or gives up on, `bag_scanning`."""
 
-    def __init__(self, path: Path, name: str, problems: list[str]) -> None:
+    def __init__(self, name: str, path: Path, is_whole: bool, problems: list[str]) -> None:
         self.name, self._path, self._problems = name, path, problems
         self.storage = STORAGES[path.suffix]
         self.message_type = ''
-        self._reader = self._open()
+        self._reader = self._open() if is_whole else self._scan('cut off or damaged')
         # Copies: a reader that is closed forgets them.
         self.connections: list[Connection] = list(self._reader.connections)
         self.num_messages = self._reader.metadata.message_count
@@ -384,7 +385,7 @@ class _BagFile:
         try:
             return self._open_with_rosbags()
         except Exception as error:  # of rosbags, apsw, struct, yaml, the disk, ...
-            return self._scan(error)
+            return self._scan(_one_line(error))
 
     def _open_with_rosbags(self) -> Reader:
         if self.storage == 'sqlite3':
@@ -405,28 +406,27 @@ class _BagFile:
         mcap_reader.close()
         return self._scan()  # which is no damage
 
-    def _scan(self, cause: Exception | None = None) -> Reader:
+    def _scan(self, damage: str = '') -> Reader:
         """Return our own reader of the file, having said what is wrong with it, if anything is."""
         reader: McapScan | Sqlite3Scan
         reader = (Sqlite3Scan if self.storage == 'sqlite3' else McapScan)(self._path)
         try:
             reader.open()
         except Exception as error:  # of sqlite3, struct, zstd, the disk, ...
-            raise _UnusableError(f'{self.name}: {_one_line(cause or error)}') from error
-        reason = _one_line(cause) if cause else ''
+            raise _UnusableError(f'{self.name}: {damage or _one_line(error)}') from error
         if reader.is_cut_off:
-            reason = 'cut off'
+            damage = 'cut off'
         if not reader.connections:
             reader.close()
-            raise _UnusableError(f'{self.name}: {reason or "empty"}, before the first topic')
-        if reason:
-            self._say(f'{self.name}: damaged ({reason}); read as far as it goes')
+            raise _UnusableError(f'{self.name}: {damage or "empty"}, before the first topic')
+        if damage:
+            self._say(f'{self.name}: damaged ({damage}); read as far as it goes')
         return reader
 
     def _replace_reader(self, error: Exception) -> bool:
         """Go on without rosbags; return whether that is possible."""
         try:
-            reader = self._scan(error)
+            reader = self._scan(_one_line(error))
         except _UnusableError:
             return False
         self.close()
