@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import Any
 
 DASH = '-'
 MAX_TEXT_CHARS = 400
-MAX_MODEL_CHARS = 40  # in a title
+MAX_NAME_CHARS = 40  # in a title
 
 # Scores are kept as shares (CIDEr: 0..10) and shown x100, as papers print them.
 _METRIC_LABELS = {
@@ -97,13 +98,13 @@ def parameters(value: Any) -> str:
     return str(value)
 
 
-def one_line(value: object) -> str:
+def one_line(value: object, max_chars: int = MAX_TEXT_CHARS) -> str:
     """Return any text on one line, without control characters, cut at its end if it is long."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return DASH
     text = ' '.join(str(value).split())
-    if len(text) > MAX_TEXT_CHARS:
-        text = text[: MAX_TEXT_CHARS - 3] + '...'
+    if len(text) > max_chars:
+        text = text[: max_chars - 3] + '...'
     return ''.join(
         letter if letter.isprintable() else letter.encode('unicode_escape').decode('ascii')
         for letter in text
@@ -126,16 +127,22 @@ def machine_name(result: Mapping[str, Any]) -> str:
     return f'{one_line(name or "unknown machine")} ({device}, {result["dtype"]})'
 
 
-def subject(result: Mapping[str, Any]) -> str:
-    """Return what was asked of which model: 'single_object (person), llava-1.5-7b'.
+def short_name(name: object) -> str:
+    """Return a model or a file for a title, which has one line: of a long path the end is kept."""
+    text = one_line(name)
+    return text if len(text) <= MAX_NAME_CHARS else '...' + text[3 - MAX_NAME_CHARS :]
 
-    Of a long path the end is kept: titles have one line.
-    """
+
+def utc(stamp_ns: int) -> str:
+    """Return a time stamp as '2026-11-20 12:00:16.123 UTC'."""
+    moment = datetime(1970, 1, 1) + timedelta(microseconds=stamp_ns // 1000)
+    return moment.isoformat(sep=' ', timespec='milliseconds') + ' UTC'
+
+
+def subject(result: Mapping[str, Any]) -> str:
+    """Return what was asked of which model: 'single_object (person), llava-1.5-7b'."""
     target = f' ({result["target"]})' if result.get('target') else ''
-    model = one_line(result['model'])
-    if len(model) > MAX_MODEL_CHARS:
-        model = '...' + model[3 - MAX_MODEL_CHARS :]
-    return f'{one_line(result["task"] + target)}, {model}'
+    return f'{one_line(result["task"] + target)}, {short_name(result["model"])}'
 
 
 def count_of(blocks: int) -> str:

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, PURPLE = '#0072B2', '#D55E00', '#009E73', '#CC79A7'  # Okabe-Ito
 SKY = '#56B4E9'
-GREY, DARK = '#767676', '#222222'
+GREY, DARK, PALE = '#767676', '#222222', '#CFCFCF'
 DPI = 130
 _STYLE = {
     'font.size': 10, 'axes.titlesize': 11, 'axes.titleweight': 'bold', 'axes.titlelocation': 'left',

@@ -1,0 +1,178 @@
+"""The figures of a run, from its rows: plain values, for tables, pictures and programs alike.
+
+A *series* is what belongs together: one task's answers by one branch at one operating point, by one
+model on one machine. Series are never pooled: times of a GPU and of a CPU stand apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from gmskip_ros.report.frame_rows import FrameRow
+
+PHASES = ('preprocess', 'vision', 'prefill', 'decode', 'total')
+SHORTER_RATIO = 0.95  # of full's tokens: answers below it got shorter
+
+
+@dataclass(frozen=True)
+class Series:
+    """One task's answers by one branch at one operating point, in the order of the rows.
+
+    `full` are the full branch's answers to the same frames, None where there is none; empty of the
+    full branch itself.
+    """
+
+    place: str  # the machine; with the model before it where the rows are of several models
+    task: str
+    branch: str
+    operating_point: str
+    rows: list[FrameRow] = field(default_factory=list)
+    full: list[FrameRow | None] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """'full', or 'skip high_sparsity'."""
+        return self.branch if self.branch == 'full' else f'{self.branch} {self.operating_point}'
+
+    def times_ms(self, phase: str) -> np.ndarray:
+        """Return the times of one of PHASES, float (rows,)."""
+        return np.array([getattr(row, f'{phase}_ms') for row in self.rows], dtype=float)
+
+    def speedups(self) -> np.ndarray:
+        """Return full / skip of the total time, of the frames that both branches answered."""
+        return np.array([
+            full.total_ms / max(row.total_ms, 1e-9)
+            for row, full in zip(self.rows, self.full, strict=True)
+            if full is not None
+        ])  # fmt: skip
+
+    def compared(self) -> list[FrameRow]:
+        """Return the rows that were compared with full's."""
+        return [row for row in self.rows if row.agree is not None]
+
+
+def series_of(rows: Iterable[FrameRow]) -> list[Series]:
+    """Return the series of a run: by place and task as they first appear, full before skip."""
+    rows = list(rows)
+    several_models = len({row.model for row in rows}) > 1
+    found: dict[tuple[str, ...], Series] = {}
+    full_of: dict[tuple[object, ...], FrameRow] = {}
+    for row in rows:
+        place = f'{row.model}, {row.machine}' if several_models else row.machine
+        key = (place, row.task, row.branch, row.operating_point)
+        found.setdefault(key, Series(*key)).rows.append(row)
+        if row.branch == 'full':
+            full_of[_question(row)] = row
+    for series in found.values():
+        if series.branch != 'full':
+            series.full.extend(full_of.get(_question(row)) for row in series.rows)
+    places = list(dict.fromkeys(series.place for series in found.values()))
+    tasks = list(dict.fromkeys(series.task for series in found.values()))
+    return sorted(  # stable: operating points stay as they were
+        found.values(),
+        key=lambda each: (
+            places.index(each.place), tasks.index(each.task), each.branch != 'full'
+        ),
+    )  # fmt: skip
+
+
+def _question(row: FrameRow) -> tuple[object, ...]:
+    """Return what tells frames apart: after a jump back, stamps come again."""
+    return row.model, row.machine, row.frame, row.stamp_ns, row.task
+
+
+def replay_figures(rows: Sequence[FrameRow]) -> dict[str, Any]:
+    """Return the figures of a run, as plain values: 'summary' and 'latency'.
+
+    'summary' has an entry per place, task and operating point, 'latency' one per place, task,
+    branch and operating point. Shares are in 0..1; what there is no frame for is None.
+    """
+    all_series = series_of(rows)
+    return {
+        'summary': [_summary(s, all_series) for s in all_series if s.branch != 'full'],
+        'latency': [_latency(series) for series in all_series],
+    }
+
+
+def _summary(series: Series, all_series: Sequence[Series]) -> dict[str, Any]:
+    compared = series.compared()
+    full = [
+        other for other in all_series
+        if (other.place, other.task, other.branch) == (series.place, series.task, 'full')
+    ]  # fmt: skip
+    full_ms = full[0].times_ms('total') if full else np.array([])
+    speedups = series.speedups()
+    agreeing = sum(row.agree is True for row in compared)
+    return {
+        'machine': series.place,
+        'task': series.task,
+        'operating_point': series.operating_point,
+        'sparsity': series.rows[0].sparsity,
+        'skipped_blocks': list(series.rows[0].skipped_blocks),
+        'frames': len(series.rows),
+        'compared': len(compared),
+        'agreeing': agreeing,
+        'agreement': agreeing / len(compared) if compared else None,
+        'mean_jaccard': _mean(row.jaccard for row in compared),
+        'mean_rouge_l': _mean(row.rouge_l for row in compared),
+        'skip_total_ms': _quantiles(series.times_ms('total'), p95=95),
+        'full_total_ms': _quantiles(full_ms, p95=95),
+        'speedup': {
+            'frames': int(speedups.size),
+            **_quantiles(speedups, min=0, p5=5, p95=95, max=100),
+            'slower_share': float((speedups < 1).mean()) if speedups.size else None,
+        },
+        'skip_tokens': _mean(row.tokens for row in series.rows),
+        'full_tokens': _mean(row.tokens for row in full[0].rows) if full else None,
+        'answers_got_shorter': _got_shorter(series),
+    }
+
+
+def _latency(series: Series) -> dict[str, Any]:
+    return {
+        'machine': series.place,
+        'task': series.task,
+        'branch': series.branch,
+        'operating_point': series.operating_point,
+        'frames': len(series.rows),
+        'tokens': _mean(row.tokens for row in series.rows),
+        **{f'{phase}_ms': _quantiles(series.times_ms(phase), p95=95) for phase in PHASES},
+    }
+
+
+def _got_shorter(series: Series) -> bool:
+    """Return whether a part of the time saved is no gain of skipping, but of shorter answers.
+
+    That is so where they have fewer tokens than full's by more than chance would have it, and the
+    time of prefill and decode fell by more than the sparsity.
+    """
+    pairs = [
+        (row, full) for row, full in zip(series.rows, series.full, strict=True) if full is not None
+    ]  # fmt: skip
+    if not pairs or sum(row.tokens for row, _ in pairs) >= SHORTER_RATIO * sum(
+        full.tokens for _, full in pairs
+    ):
+        return False
+    skip_ms, full_ms = (
+        float(np.median([row.prefill_ms + row.decode_ms for row in side]))
+        for side in zip(*pairs, strict=True)
+    )
+    return full_ms > 0 and 1 - skip_ms / full_ms > series.rows[0].sparsity
+
+
+def _quantiles(values: np.ndarray, **percents: float) -> dict[str, float | None]:
+    """Return the median and the named percentiles; None where there is no value."""
+    percents = {'median': 50, **percents}
+    return {
+        name: float(np.percentile(values, percent)) if values.size else None
+        for name, percent in percents.items()
+    }
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

@@ -1,0 +1,237 @@
+"""The pictures of a run: where the time goes, the speed-up, agreement along the drive.
+
+Every series has its name beside it; pale boxes are full, blue ones skip. Times stand in one panel
+only with those of the same task on the same machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from gmskip_ros.report import formatting as fmt
+from gmskip_ros.report.plotting import (
+    BLUE,
+    DARK,
+    DPI,
+    ORANGE,
+    PALE,
+    SKY,
+    literal,
+    png_bytes,
+    report_style,
+)
+from gmskip_ros.report.replay_figures import PHASES, Series
+
+WIDTH_INCH = 9.5
+_BOX_INCH = 0.24  # from one box to the next
+_PHASE_GAP = 0.6  # between two phases, in boxes
+_POINTS_PER_SERIES = 2000  # more would be one black bar
+_MARKS_PER_STRIP = 80  # beyond, they are ticks of their own lane
+_AHEAD = 1.12  # how far an axis goes beyond the longest whisker
+
+
+def draw_latency(series: Sequence[Series]) -> bytes | None:
+    """Return a PNG: times per phase and branch, a panel per task and machine; None without rows.
+
+    A box is the middle half of the frames, its line the median, its whiskers end at 5 and 95 %.
+    """
+    panels: dict[tuple[str, str], list[Series]] = {}
+    for each in series:
+        panels.setdefault((each.task, each.place), []).append(each)
+    if not panels:
+        return None
+    boxes = [_num_boxes(group) for group in panels.values()]
+    with report_style():
+        figure = Figure(
+            figsize=(WIDTH_INCH, sum(0.95 + _BOX_INCH * count for count in boxes)), dpi=DPI,
+            layout='constrained',
+        )  # fmt: skip
+        axes = figure.subplots(
+            len(panels), 1, squeeze=False, gridspec_kw={'height_ratios': [2 + n for n in boxes]}
+        )[:, 0]
+        for axis, ((task, place), group) in zip(axes, panels.items(), strict=True):
+            _draw_phases(axis, group)
+            axis.set_title(literal(f'{fmt.one_line(task)}, on {fmt.one_line(place)}'))
+        return png_bytes(figure)
+
+
+def _num_boxes(group: Sequence[Series]) -> float:
+    return len(PHASES) * (len(group) + _PHASE_GAP)
+
+
+def _draw_phases(axis: Axes, group: Sequence[Series]) -> None:
+    """Draw a group of boxes per phase, from the top, and the medians as text."""
+    heights: list[float] = []
+    names: list[str] = []
+    reach = max(float(np.percentile(each.times_ms('total'), 95)) for each in group)
+    axis.set_xlim(0, max(reach, 1e-6) * _AHEAD)
+    for index, phase in enumerate(PHASES):
+        top = index * (len(group) + _PHASE_GAP)
+        axis.annotate(
+            phase, (0, top), xytext=(-150, 0), xycoords=('axes fraction', 'data'),
+            textcoords='offset points', va='center', weight='bold', annotation_clip=False,
+        )  # fmt: skip
+        if index:
+            axis.axhline(top - 0.5 - _PHASE_GAP / 2, color='#D0D0D0', linewidth=0.8)
+        for offset, each in enumerate(group):
+            values = each.times_ms(phase)
+            end = _draw_box(axis, top + offset, values, PALE if each.branch == 'full' else SKY)
+            axis.annotate(
+                f'{np.median(values):.1f} ms', (end, top + offset), xytext=(5, 0),
+                textcoords='offset points', va='center', fontsize=8, annotation_clip=False,
+            )  # fmt: skip
+            heights.append(top + offset)
+            names.append(fmt.one_line(each.name))
+    axis.set_yticks(heights, [literal(name) for name in names])
+    axis.tick_params(axis='y', length=0, labelsize=9)
+    axis.set_ylim(heights[-1] + 0.6, -0.6)
+    axis.grid(False, axis='y')
+    axis.spines['left'].set_visible(False)
+    axis.set_xlabel('ms')
+
+
+def _draw_box(
+    axis: Axes, height: float, values: np.ndarray, colour: str, thickness: float = 0.62
+) -> float:
+    """Draw a box with whiskers on a horizontal axis; return where its right whisker ends."""
+    low, first, median, third, high = np.percentile(values, [5, 25, 50, 75, 95])
+    axis.hlines(height, low, high, color=DARK, linewidth=1.0, zorder=2)
+    end = thickness / 4
+    axis.vlines([low, high], height - end, height + end, color=DARK, linewidth=1.0, zorder=2)
+    axis.barh(
+        height, third - first, thickness, left=first, color=colour, edgecolor=DARK, linewidth=0.8,
+        zorder=3,
+    )  # fmt: skip
+    half = thickness / 2
+    axis.vlines(median, height - half, height + half, color=DARK, linewidth=1.8, zorder=4)
+    return float(high)
+
+
+def draw_speedup(series: Sequence[Series]) -> bytes | None:
+    """Return a PNG: full / skip of the total time, a point per frame; None without any pair."""
+    known = [(each, each.speedups()) for each in series if each.branch != 'full']
+    known = [(each, values) for each, values in known if values.size]
+    if not known:
+        return None
+    dice = np.random.default_rng(0)
+    several_places = len({each.place for each, _ in known}) > 1
+    with report_style():
+        figure = Figure(
+            figsize=(WIDTH_INCH, 0.8 + 0.46 * len(known)), dpi=DPI, layout='constrained'
+        )
+        axis = figure.subplots()
+        reach = max(1.0, *(float(np.percentile(values, 95)) for _, values in known))
+        axis.set_xlim(0, reach * _AHEAD)
+        for height, (_, values) in enumerate(known):
+            shown = values
+            if values.size > _POINTS_PER_SERIES:
+                shown = values[np.linspace(0, values.size - 1, _POINTS_PER_SERIES, dtype=int)]
+            jitter = height + dice.uniform(0.1, 0.4, shown.size)
+            alpha = 0.7 if shown.size < 200 else 0.25
+            axis.scatter(shown, jitter, s=8, color=DARK, alpha=alpha, linewidths=0)
+            _draw_box(axis, height - 0.15, values, SKY, 0.34)
+            axis.annotate(
+                f'{np.median(values):.2f} x', (1.0, height), xytext=(6, 0),
+                xycoords=('axes fraction', 'data'), textcoords='offset points', va='center',
+                weight='bold', annotation_clip=False,
+            )  # fmt: skip
+        axis.axvline(1, color=DARK, linestyle=(0, (5, 3)), linewidth=1.2)
+        names = [_strip_name(each, several_places) for each, _ in known]
+        axis.set_yticks(range(len(known)), [literal(name) for name in names])
+        axis.tick_params(axis='y', length=0, labelsize=9)
+        axis.set_ylim(len(known) - 0.4, -0.6)
+        axis.grid(False, axis='y')
+        axis.spines['left'].set_visible(False)
+        axis.set_xlabel('speed-up: total time of full / of skip (dashed: as quick as full)')
+        return png_bytes(figure)
+
+
+def _strip_name(series: Series, with_place: bool) -> str:
+    name = f'{fmt.one_line(series.task)}, {fmt.one_line(series.operating_point)}'
+    return f'{name}\n{fmt.one_line(series.place)}' if with_place else name
+
+
+def draw_agreement(series: Sequence[Series]) -> bytes | None:
+    """Return a PNG: a strip per task and operating point with its disagreements; None without any.
+
+    The strips' axis is the drive's time, or the number of the frame where stamps jump.
+    """
+    strips = [each for each in series if each.compared()]
+    if not strips:
+        return None
+    by_time = all(_is_steady([row.stamp_ns for row in each.compared()]) for each in strips)
+    start_ns = min(row.stamp_ns for each in strips for row in each.compared())
+    several_places = len({each.place for each in strips}) > 1
+    with report_style():
+        figure = Figure(
+            figsize=(WIDTH_INCH, 0.75 + 0.74 * len(strips)), dpi=DPI, layout='constrained'
+        )
+        axes = figure.subplots(len(strips), 1, sharex=True, squeeze=False)[:, 0]
+        last = max(
+            (row.stamp_ns - start_ns) / 1e9 for each in strips for row in each.compared()
+        )
+        unit, divisor = ('min', 60.0) if last > 600 else ('s', 1.0)
+        for axis, each in zip(axes, strips, strict=True):
+            rows = each.compared()
+            xs = np.array([
+                (row.stamp_ns - start_ns) / 1e9 / divisor if by_time else row.frame for row in rows
+            ])  # fmt: skip
+            _draw_strip(axis, xs, np.array([row.agree is True for row in rows]))
+            axis.set_ylabel(
+                literal(_strip_name(each, several_places).replace(', ', '\n', 1)), rotation=0,
+                ha='right', va='center', fontsize=9,
+            )  # fmt: skip
+        axes[-1].set_xlabel(
+            f'time into the drive, {unit}' if by_time else 'number of the frame (the stamps jump)'
+        )
+        return png_bytes(figure)
+
+
+def _is_steady(stamps_ns: Sequence[int]) -> bool:
+    """Return whether stamps rise, and no pause takes most of the time between first and last."""
+    steps = np.diff(np.array(stamps_ns, dtype=float))
+    if steps.size == 0:
+        return True
+    return bool((steps >= 0).all() and (steps.size < 3 or steps.max() <= 0.5 * steps.sum()))
+
+
+def rolling_window(num_frames: int) -> int:
+    """Return over how many frames the rolling share of agreement goes."""
+    return min(num_frames, max(5, min(61, num_frames // 20)))
+
+
+def _draw_strip(axis: Axes, xs: np.ndarray, agree: np.ndarray) -> None:
+    """Draw where the branches differ, as bars with a mark, and the rolling share of agreement."""
+    window = rolling_window(agree.size)
+    sums = np.concatenate([[0], np.cumsum(agree)])
+    ends = np.minimum(np.arange(agree.size) + window - window // 2, agree.size)
+    starts = np.maximum(np.arange(agree.size) - window // 2, 0)
+    share = 100 * (sums[ends] - sums[starts]) / (ends - starts)
+    differs = xs[~agree]
+    axis.set_ylim(0, 134)
+    axis.fill_between(xs, share, 100, color=ORANGE, alpha=0.22, linewidth=0)
+    if differs.size <= _MARKS_PER_STRIP:
+        axis.vlines(differs, 0, 100, color=ORANGE, linewidth=1.1, alpha=0.6)
+        axis.plot(
+            differs, np.full(differs.size, 119), linestyle='', marker='v', markersize=4.5,
+            color=ORANGE,
+        )  # fmt: skip
+    else:  # the more of them, the darker
+        alpha = max(0.1, _MARKS_PER_STRIP / differs.size)
+        axis.vlines(differs, 108, 130, color=DARK, linewidth=1.1, alpha=alpha)
+    axis.plot(xs, share, color=BLUE, linewidth=1.8, marker='o' if xs.size == 1 else None)
+    axis.axhline(100, color='#C8C8C8', linewidth=0.8, zorder=0)
+    axis.set_yticks([0, 50, 100], ['0', '50', '100 %'])
+    axis.tick_params(axis='y', labelsize=7.5, length=2)
+    axis.margins(x=0.01)
+    if np.ptp(xs) == 0:
+        axis.set_xlim(xs[0] - 1, xs[0] + 1)
+    axis.annotate(
+        f'{100 * agree.mean():.1f} % of {agree.size}\n{differs.size} differ', (1.0, 0.4),
+        xytext=(6, 0), xycoords='axes fraction', textcoords='offset points', va='center',
+        fontsize=9, annotation_clip=False,
+    )  # fmt: skip

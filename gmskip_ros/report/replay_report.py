@@ -1,0 +1,366 @@
+"""What `gmskip replay` and `gmskip demo` leave for people: tables for the terminal and a page.
+
+A run is the content of replay.json: what was run on which frames, with which skip sets, on which
+machine. Every figure comes from the rows (replay_figures.py). Tables and pictures with times are
+made for one machine each, and name it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from gmskip_ros.report import columns as col
+from gmskip_ros.report import formatting as fmt
+from gmskip_ros.report.columns import Column, Row
+from gmskip_ros.report.frame_rows import FrameRow
+from gmskip_ros.report.plotting import data_uri
+from gmskip_ros.report.replay_figures import PHASES, replay_figures, series_of
+from gmskip_ros.report.replay_pictures import (
+    draw_agreement,
+    draw_latency,
+    draw_speedup,
+    rolling_window,
+)
+from gmskip_ros.report.writing import render_html, write_files
+
+FIGURES_FORMAT = 'gmskip/replay-figures/1'
+MAX_ANSWER_CHARS = 4000  # of one answer in the gallery
+MAX_OPEN_PROBLEMS = 20  # more are folded away
+SHORTER_MARK = ' *'
+SHORTER_NOTE = (
+    "* answers got shorter, and the language model's time fell by more than the sparsity: a part "
+    'of the speed-up is no gain of skipping.'
+)
+DEFINITIONS = (
+    ('Median, p95', 'Half, and 95 %, of the frames took no longer. NumPy\'s percentiles, linear '
+     'between the two nearest values.'),
+    ('Time, ms', 'Of one answer, from the picture to its last token. Preprocessing and vision are '
+     'done once per frame and counted in each answer, as if it had been made alone.'),
+    ('Speed-up', 'Total time of full divided by that of skip on the same frame; then the median '
+     'over the frames.'),
+    ('Agree, %', 'Share of the frames on which skip and full agree: single_object on the label, '
+     'multi_object on the set, captioning on every token.'),
+    ('Alike x100', 'How near the answers are, the same or not, mean over the frames: multi_object '
+     'by the Jaccard index of the sets, captioning by ROUGE-L of skip against full.'),
+    ('Sparsity, %', 'Skipped blocks / all blocks of the language decoder.'),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class GalleryFrame:
+    """A frame to be shown: the picture with the answers drawn on it (report/overlay.py)."""
+
+    frame: int
+    stamp_ns: int
+    jpeg: bytes
+
+
+def write_replay_report(
+    run: Mapping[str, Any],
+    rows: Sequence[FrameRow],
+    gallery: Sequence[GalleryFrame],
+    folder: Path,
+) -> list[Path]:
+    """Write report.html, which needs no other file and no network, and latency.png.
+
+    Return their paths. Without any row there is no latency.png; one that an earlier run left is
+    removed. Raises OSError.
+    """
+    latency = draw_latency(series_of(rows))
+    contents = {} if latency is None else {'latency.png': latency}
+    if latency is None:
+        (folder / 'latency.png').unlink(missing_ok=True)
+    contents['report.html'] = _page(run, rows, gallery, latency)
+    return write_files(folder, contents)
+
+
+def replay_tables(run: Mapping[str, Any], rows: Sequence[FrameRow]) -> list[Table]:
+    """Return the summary for the terminal: a table per machine, ASCII but for the answers."""
+    figures = replay_figures(rows)
+    tables = []
+    for machine, summary in _by_machine(figures['summary']).items():
+        frames = max(row['frames'] for row in summary)
+        notes = [f'Frames: {frames}. ms: median of the total time, on {fmt.one_line(machine)}']
+        if any(row['answers_got_shorter'] for row in summary):
+            notes.append(SHORTER_NOTE)
+        title = f'Skip against full: {fmt.short_name(run["model"])}'
+        tables.append(col.rich_table(title, _TERMINAL, summary, '\n'.join(notes)))
+    return tables
+
+
+def _by_machine(entries: Sequence[Row]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for entry in entries:
+        found.setdefault(entry['machine'], []).append(entry)
+    return found
+
+
+def _alike(row: Row) -> str:
+    known = [row[key] for key in ('mean_jaccard', 'mean_rouge_l') if row[key] is not None]
+    return fmt.hundredths(known[0] if known else None)
+
+
+def _speedup(row: Row) -> str:
+    mark = SHORTER_MARK if row['answers_got_shorter'] else ''
+    return fmt.number(row['speedup']['median'], 2) + mark
+
+
+def _quantile(title: str, key: str, quantile: str, digits: int = 1) -> Column:
+    return Column(title, lambda row: fmt.number(row[key][quantile], digits))
+
+
+_TASK = Column('Task', lambda row: fmt.one_line(row['task']), is_words=True)
+_POINT = Column('Operating point', lambda row: fmt.one_line(row['operating_point']), is_words=True)
+_LEFT_OUT = Column('Left out', lambda row: str(len(row['skipped_blocks'])))
+_SPARSITY = Column('Sparsity, %', lambda row: fmt.hundredths(row['sparsity']))
+_FRAMES = Column('Frames', lambda row: str(row['frames']))
+_AGREE = Column('Agree, %', lambda row: fmt.hundredths(row['agreement']))
+_ALIKE = Column('Alike x100', _alike)
+_TERMINAL = (  # fits 80 columns
+    _TASK, _POINT, _LEFT_OUT, _AGREE, _ALIKE,
+    _quantile('Skip ms', 'skip_total_ms', 'median'),
+    _quantile('Full ms', 'full_total_ms', 'median'),
+    Column('Full / skip', _speedup),
+)  # fmt: skip
+_SUMMARY = (
+    _TASK, _POINT, _SPARSITY, _FRAMES, _AGREE,
+    Column('Differ', lambda row: str(row['compared'] - row['agreeing'])),
+    _ALIKE,
+    _quantile('Skip, median ms', 'skip_total_ms', 'median'),
+    _quantile('Skip, p95 ms', 'skip_total_ms', 'p95'),
+    _quantile('Full, median ms', 'full_total_ms', 'median'),
+    _quantile('Full, p95 ms', 'full_total_ms', 'p95'),
+    Column('Speed-up', _speedup),
+)  # fmt: skip
+_LATENCY = (
+    _TASK,
+    Column('Branch', lambda row: fmt.one_line(row['branch']), is_words=True),
+    Column(
+        'Operating point',
+        lambda row: fmt.DASH if row['branch'] == 'full' else _POINT.text(row), is_words=True,
+    ),
+    _FRAMES,
+    *(
+        _quantile(f'{phase.capitalize()}, {quantile}', f'{phase}_ms', quantile)
+        for phase in PHASES
+        for quantile in ('median', 'p95')
+    ),
+    Column('Tokens', lambda row: fmt.number(row['tokens'])),
+)  # fmt: skip
+_SPEEDUPS = (
+    _TASK, _POINT, Column('Frames with both', lambda row: str(row['speedup']['frames'])),
+    _quantile('Least', 'speedup', 'min', 2), _quantile('5 %', 'speedup', 'p5', 2),
+    _quantile('Median', 'speedup', 'median', 2), _quantile('95 %', 'speedup', 'p95', 2),
+    _quantile('Most', 'speedup', 'max', 2),
+    Column('Skip slower, %', lambda row: fmt.hundredths(row['speedup']['slower_share'])),
+)  # fmt: skip
+
+
+def _page(
+    run: Mapping[str, Any],
+    rows: Sequence[FrameRow],
+    gallery: Sequence[GalleryFrame],
+    latency: bytes | None,
+) -> bytes:
+    series = series_of(rows)
+    figures = replay_figures(rows)
+    speedup, agreement = draw_speedup(series), draw_agreement(series)
+    summary = _by_machine(figures['summary'])
+    compared = [entry['compared'] for entry in figures['summary']]
+    shorter = any(entry['answers_got_shorter'] for entry in figures['summary'])
+    source_name, source = _source(run)
+    embedded = {'format': FIGURES_FORMAT, **figures, 'frames': run['frames']}
+    return render_html(
+        'replay.html',
+        title=f'Skip against full: {fmt.short_name(source)}',
+        run=run,
+        what=_what(run, rows, source_name, source),
+        alerts=_alerts(run, figures['summary']),
+        summary=[(where, col.html_table(_SUMMARY, group)) for where, group in summary.items()],
+        latencies=[
+            (where, col.html_table(_LATENCY, group))
+            for where, group in _by_machine(figures['latency']).items()
+        ],
+        speedups=[(where, col.html_table(_SPEEDUPS, group)) for where, group in summary.items()],
+        latency_picture=data_uri(latency) if latency else '',
+        speedup_picture=data_uri(speedup) if speedup else '',
+        agreement_picture=data_uri(agreement) if agreement else '',
+        window=rolling_window(max(compared, default=0)),
+        shorter_note=SHORTER_NOTE if shorter else '',
+        definitions=DEFINITIONS,
+        gallery=_gallery(rows, gallery),
+        gallery_note=_gallery_note(run, gallery),
+        skip_sets=_skip_sets(run),
+        block_numbers=_block_numbers(run['num_blocks']),
+        frame_counts=col.flat_facts(run['frames']),
+        problems=[fmt.one_line(problem) for problem in run['problems']],
+        problems_open=len(run['problems']) <= MAX_OPEN_PROBLEMS,
+        facts=_facts(run),
+        figures=json.dumps(embedded, allow_nan=False),
+    )  # fmt: skip
+
+
+def _source(run: Mapping[str, Any]) -> tuple[str, str]:
+    """Return what the frames came from: the first entry of the run's source, ('bag', 'drive')."""
+    for key, value in run['source'].items():
+        return fmt.one_line(key), fmt.one_line(value)
+    return 'source', fmt.DASH
+
+
+def _what(
+    run: Mapping[str, Any], rows: Sequence[FrameRow], source_name: str, source: str
+) -> str:
+    """Return in one sentence what was run."""
+    answered = run['frames'].get('answered', len({(row.frame, row.stamp_ns) for row in rows}))
+    points = list(dict.fromkeys(each['operating_point'] for each in run['skip_sets']))
+    topic = run['source'].get('topic')
+    asked = '1 frame was asked' if answered == 1 else f'{answered} frames were asked'
+    return fmt.one_line(
+        f'{asked} about {", ".join(run["tasks"])} ({source_name} {source}'
+        f'{f", topic {topic}" if topic else ""}), each '
+        f'by {run["model"]} with all of its {run["num_blocks"]} blocks (full) and with some of '
+        f'them left out (skip, at {", ".join(points) or "no operating point"}), on '
+        f'{fmt.machine_name(run)}.',
+        max_chars=2000,
+    )
+
+
+def _alerts(run: Mapping[str, Any], summary: Sequence[Row]) -> list[str]:
+    """Return what a reader has to know before any figure, one line each."""
+    alerts = []
+    frames = run['frames']
+    if not run['complete']:
+        reason = fmt.one_line(run['stopped_by'] or 'an unknown reason')
+        alerts.append(
+            f'Partial result: the run was ended by {reason}. It holds the frames that were '
+            'answered until then.'
+        )
+    if not summary:
+        alerts.append('No frame was answered: there are no figures.')
+    undecodable = frames.get('undecodable') or 0
+    if undecodable:
+        due = frames.get('due') or 0
+        share = f' of {due} due frames ({100 * undecodable / due:.1f} %)' if due else ''
+        alerts.append(
+            f'Frames that could not be decoded and were left out: {undecodable}{share}. They are '
+            'among the problems below.'
+        )
+    if frames.get('resets'):
+        alerts.append(f'Time stamps jumped back: {frames["resets"]} times.')
+    for each in run['skip_sets']:
+        name = f'{fmt.one_line(each["task"])} at {fmt.one_line(each["operating_point"])}'
+        if not each.get('skip_list'):
+            alerts.append(
+                f'{fmt.one_line(each["task"])} has no skip list: its skip branch leaves nothing '
+                'out, and its speed-up is noise.'
+            )
+        elif not each['blocks']:
+            alerts.append(f'{name} leaves no block out: its speed-up is noise.')
+    shorter = [
+        f'{fmt.one_line(row["task"])} at {fmt.one_line(row["operating_point"])}'
+        for row in summary
+        if row['answers_got_shorter']
+    ]
+    if shorter:
+        alerts.append(
+            f'Answers got shorter: {", ".join(dict.fromkeys(shorter))}. A part of the time saved '
+            'there is no gain of skipping.'
+        )
+    return list(dict.fromkeys(alerts))
+
+
+def _gallery_note(run: Mapping[str, Any], gallery: Sequence[GalleryFrame]) -> str:
+    disagreeing = run.get('gallery', {}).get('disagreeing', len(gallery))
+    if not disagreeing:
+        return 'There is none: on every frame that both branches answered they agree.'
+    if not gallery:
+        return f'On {disagreeing} frames some answer differs; no picture was kept.'
+    verb = 'differs' if disagreeing == 1 else 'differ'
+    frames = 'frame' if disagreeing == 1 else 'frames'
+    shown = 'all of them' if disagreeing == len(gallery) else f'the first {len(gallery)} of them'
+    return f'{disagreeing} {frames} {verb} in some answer; {shown} shown below.'
+
+
+def _gallery(
+    rows: Sequence[FrameRow], gallery: Sequence[GalleryFrame]
+) -> list[dict[str, Any]]:
+    """Return for each picture its caption and its answers, by task and operating point."""
+    start_ns = min((row.stamp_ns for row in rows), default=0)
+    wanted = {(each.frame, each.stamp_ns) for each in gallery}
+    of_frame: dict[tuple[int, int], list[FrameRow]] = {}
+    for row in rows:
+        if (row.frame, row.stamp_ns) in wanted:
+            of_frame.setdefault((row.frame, row.stamp_ns), []).append(row)
+    return [
+        {
+            'frame': each.frame,
+            'into': fmt.number((each.stamp_ns - start_ns) / 1e9),
+            'utc': fmt.utc(each.stamp_ns),
+            'picture': data_uri(each.jpeg, 'image/jpeg'),
+            'answers': _answers(of_frame.get((each.frame, each.stamp_ns), [])),
+        }
+        for each in gallery
+    ]
+
+
+def _answers(rows: Sequence[FrameRow]) -> list[dict[str, Any]]:
+    """Return a frame's answers: full and each skip, and the word for their agreement."""
+    answers = []
+    for each in series_of(rows):
+        for row, full in zip(each.rows, each.full, strict=False):
+            answers.append({
+                'task': fmt.one_line(row.task),
+                'point': fmt.one_line(row.operating_point),
+                'verdict': {True: 'agrees', False: 'DIFFERS', None: fmt.DASH}[row.agree],
+                'differs': row.agree is False,
+                'skip': _answer_text(row),
+                'full': _answer_text(full) if full else fmt.DASH,
+            })
+    return answers
+
+
+def _answer_text(row: FrameRow) -> str:
+    """Return an answer for people; one outside the vocabulary with the model's own words."""
+    answer = fmt.one_line(row.answer, MAX_ANSWER_CHARS) or '(empty answer)'
+    if row.in_vocabulary:
+        return answer
+    return f'{answer}, said: "{fmt.one_line(row.raw_text, MAX_ANSWER_CHARS)}"'
+
+
+def _skip_sets(run: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a row per skip set: its name, and per block when it was left out (0: it ran)."""
+    num_blocks = run['num_blocks']
+    return [
+        {
+            'task': fmt.one_line(each['task']),
+            'point': fmt.one_line(each['operating_point']),
+            'skip_list': fmt.one_line(each.get('skip_list') or None),
+            'left_out': len(each['blocks']),
+            'sparsity': fmt.hundredths(len(each['blocks']) / num_blocks if num_blocks else None),
+            'order': fmt.block_list(each['blocks']),
+            'places': [
+                each['blocks'].index(block) + 1 if block in each['blocks'] else 0
+                for block in range(num_blocks)
+            ],
+        }
+        for each in run['skip_sets']
+    ]
+
+
+def _block_numbers(num_blocks: int) -> list[str]:
+    """Return the heads of the block map's columns: every number, or each fifth of many."""
+    return [str(i) if num_blocks <= 40 or i % 5 == 0 else '' for i in range(num_blocks)]
+
+
+def _facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what was run and where, as (name, value) lines."""
+    told = (
+        'format', 'command', 'complete', 'stopped_by', 'skip_sets', 'frames', 'problems', 'gallery'
+    )
+    return col.flat_facts({name: value for name, value in run.items() if name not in told})

@@ -1,0 +1,462 @@
+"""What a run leaves for people: the figures are those of frames.csv, whatever the run was like."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import csv
+import html
+import io
+import json
+import re
+import statistics
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import synthetic_replay as made_up
+from html_page import HtmlPage
+from rich.console import Console
+
+from gmskip_ros.report.frame_rows import FrameRow, csv_bytes
+from gmskip_ros.report.replay_report import GalleryFrame, replay_tables, write_replay_report
+
+PHASES = ('preprocess', 'vision', 'prefill', 'decode', 'total')
+TWO = made_up.TASKS[:2]
+EVIL = '<script>alert("x")</script>$x^{$ &amp; \udcff'
+JPEG = cv2.imencode('.jpg', np.full((24, 32, 3), 90, np.uint8))[1].tobytes()
+
+
+def two_machines() -> list[FrameRow]:
+    """Return the rows of two files, one after the other: of a GPU and of a slow CPU."""
+    files = ((9, made_up.GPU, 1.0), (7, made_up.CPU, 40.0))
+    return [
+        row for frames, machine, slower in files
+        for row in made_up.rows(frames, TWO, machine=machine, slower=slower, seed=frames)
+    ]  # fmt: skip
+
+
+CASES: dict[str, Callable[[], list[FrameRow]]] = {
+    'three tasks': lambda: made_up.rows(29),
+    'one task': lambda: made_up.rows(12, ('captioning',), ('high_sparsity',)),
+    'numbers of blocks': lambda: made_up.rows(5, ('multi_object',), ('0', '1', '3', '7')),
+    'one frame': lambda: made_up.rows(1, points=('high_sparsity',)),
+    'all agree': lambda: few(8, differing=0.0),
+    'ended within a frame': lambda: made_up.rows(6)[:-3],
+    'two machines': two_machines,
+    'stamps jump': lambda: [
+        replace(row, stamp_ns=row.stamp_ns - (10**15 if row.frame > 3 else 0))
+        for row in few(6)
+    ],
+    'nothing answered': lambda: [],
+}
+
+
+def embedded(folder: Path) -> dict[str, Any]:
+    """Return the figures that a page holds for programs."""
+    page = (folder / 'report.html').read_text(encoding='utf-8')
+    [text] = re.findall(r'<pre id="figures" hidden>(.*?)</pre>', page, re.DOTALL)
+    return json.loads(html.unescape(text))
+
+
+def few(frames: int = 2, **changes: Any) -> list[FrameRow]:
+    """Return the rows of one task at one operating point: pictures of few panels."""
+    return made_up.rows(frames, ('captioning',), ('high_sparsity',), **changes)
+
+
+def write(folder: Path, rows: list[FrameRow], **changes: Any) -> HtmlPage:
+    write_replay_report(made_up.run(**changes), rows, [], folder)
+    return HtmlPage(folder / 'report.html')
+
+
+def printed(rows: list[FrameRow], width: int, **changes: Any) -> str:
+    file = io.StringIO()
+    console = Console(width=width, file=file, color_system=None)
+    for table in replay_tables(made_up.run(**changes), rows):
+        console.print(table)
+    return file.getvalue()
+
+
+@pytest.fixture(scope='module', params=CASES)
+def report(request, tmp_path_factory) -> tuple[list[FrameRow], Path, list[Path]]:
+    """Return rows, the folder of their report, and the paths that writing it returned."""
+    rows, run = CASES[request.param](), made_up.run()
+    before = copy.deepcopy(run)
+    folder = tmp_path_factory.mktemp('report') / 'new' / 'folder'
+    paths = write_replay_report(run, rows, made_up.gallery(rows, 2), folder)
+    (folder / 'frames.csv').write_bytes(csv_bytes(rows))
+    assert run == before
+    return rows, folder, paths
+
+
+def test_every_kind_of_run_gives_its_files(report):
+    rows, folder, paths = report
+    assert [path.name for path in paths] == (['latency.png'] if rows else []) + ['report.html']
+    assert all(path.parent == folder and path.exists() for path in paths)
+    if rows:
+        assert cv2.imread(str(paths[0])).std() > 10, 'latency.png is blank'
+
+
+def test_page_holds_its_pictures_and_loads_nothing(report):
+    rows, folder, _ = report
+    page = HtmlPage(folder / 'report.html')
+    assert not {'script', 'link', 'iframe', 'object', 'embed'} & set(page.tags)
+    assert not re.search(r'url\(|@import', page.styles)
+    kinds = [re.match(r'data:image/(png|jpeg);base64,', link) for link in page.links]
+    assert all(kinds)
+    pictures = [base64.b64decode(link.partition(',')[2], validate=True) for link in page.links]
+    for content in pictures:
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+        assert image.std() > 5
+    if rows:
+        assert pictures[0] == (folder / 'latency.png').read_bytes()
+
+
+def percentile_95(values: list[float]) -> float:
+    if len(values) == 1:
+        return values[0]
+    return statistics.quantiles(values, n=20, method='inclusive')[-1]
+
+
+def of_csv(folder: Path) -> list[dict[str, str]]:
+    with open(folder / 'frames.csv', encoding='utf-8', newline='') as file:
+        return list(csv.DictReader(file))
+
+
+def test_embedded_times_are_those_of_the_csv(report):
+    _, folder, _ = report
+    groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
+    for record in of_csv(folder):
+        key = [record[name] for name in ('machine', 'task', 'branch', 'operating_point')]
+        groups.setdefault(tuple(key), []).append(record)
+    entries = embedded(folder)['latency']
+    keys = [(e['machine'], e['task'], e['branch'], e['operating_point']) for e in entries]
+    assert sorted(keys) == sorted(groups)
+    for key, entry in zip(keys, entries, strict=True):
+        assert entry['frames'] == len(groups[key])
+        assert entry['tokens'] == pytest.approx(
+            statistics.mean(int(record['tokens']) for record in groups[key])
+        )
+        for phase in PHASES:
+            times = [float(record[f'{phase}_ms']) for record in groups[key]]
+            assert entry[f'{phase}_ms'] == {
+                'median': pytest.approx(statistics.median(times)),
+                'p95': pytest.approx(percentile_95(times)),
+            }
+
+
+def test_embedded_summary_is_that_of_the_csv(report):
+    _, folder, _ = report
+    records = of_csv(folder)
+    full_ms = {
+        (record['machine'], record['frame'], record['task']): float(record['total_ms'])
+        for record in records
+        if record['branch'] == 'full'
+    }
+    found = []
+    for entry in embedded(folder)['summary']:
+        mine = [
+            record for record in records
+            if record['branch'] == 'skip' and all(
+                record[name] == entry[name] for name in ('machine', 'task', 'operating_point')
+            )
+        ]  # fmt: skip
+        found += mine
+        assert entry['frames'] == len(mine)
+        compared = [record for record in mine if record['agree']]
+        agreeing = [record for record in compared if record['agree'] == 'true']
+        assert (entry['compared'], entry['agreeing']) == (len(compared), len(agreeing))
+        assert entry['agreement'] == pytest.approx(len(agreeing) / len(compared))
+        for measure in ('jaccard', 'rouge_l'):
+            known = [float(record[measure]) for record in compared if record[measure]]
+            assert entry[f'mean_{measure}'] == (
+                pytest.approx(statistics.mean(known)) if known else None
+            )
+        skip = [float(record['total_ms']) for record in mine]
+        assert entry['skip_total_ms']['median'] == pytest.approx(statistics.median(skip))
+        assert entry['skip_total_ms']['p95'] == pytest.approx(percentile_95(skip))
+        pairs = [
+            (full_ms[key], float(record['total_ms']))
+            for record in mine
+            if (key := (record['machine'], record['frame'], record['task'])) in full_ms
+        ]
+        assert entry['speedup']['frames'] == len(pairs)
+        assert entry['speedup']['median'] == pytest.approx(
+            statistics.median(full / skip for full, skip in pairs)
+        )
+        assert entry['sparsity'] == float(mine[0]['sparsity'])
+        assert entry['skipped_blocks'] == [int(b) for b in mine[0]['skipped_blocks'].split()]
+    assert len(found) == sum(record['branch'] == 'skip' for record in records)
+
+
+def test_tables_show_the_embedded_figures(report):
+    _, folder, _ = report
+    page, figures = HtmlPage(folder / 'report.html'), embedded(folder)
+    machines = list(dict.fromkeys(entry['machine'] for entry in figures['latency']))
+    shown = [table for table in page.tables if 'Agree, %' in table[0]]
+    assert len(shown) == len(machines)
+    head = shown[0][0] if shown else []
+    rows = [dict(zip(head, row, strict=True)) for table in shown for row in table[1:]]
+    for row, entry in zip(rows, figures['summary'], strict=True):
+        assert (row['Task'], row['Operating point']) == (entry['task'], entry['operating_point'])
+        assert row['Agree, %'] == f'{100 * entry["agreement"]:.1f}'
+        assert row['Differ'] == str(entry['compared'] - entry['agreeing'])
+        assert row['Skip, median ms'] == f'{entry["skip_total_ms"]["median"]:.1f}'
+        assert row['Full, p95 ms'] == f'{entry["full_total_ms"]["p95"]:.1f}'
+        assert row['Speed-up'].rstrip(' *') == f'{entry["speedup"]["median"]:.2f}'
+    latencies = [table for table in page.tables if 'Decode, p95' in table[0]]
+    rows = [dict(zip(t[0], row, strict=True)) for t in latencies for row in t[1:]]
+    for row, entry in zip(rows, figures['latency'], strict=True):
+        assert (row['Task'], row['Branch']) == (entry['task'], entry['branch'])
+        assert row['Decode, p95'] == f'{entry["decode_ms"]["p95"]:.1f}'
+        assert row['Total, median'] == f'{entry["total_ms"]["median"]:.1f}'
+
+
+def test_times_of_two_machines_are_never_in_one_figure(tmp_path):
+    page = write(tmp_path, two_machines())
+    figures = embedded(tmp_path)
+    for kind in ('summary', 'latency'):
+        assert [entry['machine'] for entry in figures[kind]] == sorted(
+            (entry['machine'] for entry in figures[kind]), reverse=True
+        )
+    gpu, cpu = (
+        [e['total_ms']['median'] for e in figures['latency'] if e['machine'] == machine]
+        for machine in (made_up.GPU, made_up.CPU)
+    )
+    assert 10 * max(gpu) < max(cpu) and 10 * min(gpu) < min(cpu)
+    captions = re.findall(r'Times of one answer, on ([^\n]*)', page.text)
+    assert captions == [made_up.GPU, made_up.CPU]
+    heights = []
+    for rows in (few(), [*few(), *few(machine=made_up.CPU)]):
+        write(tmp_path, rows)
+        heights.append(cv2.imread(str(tmp_path / 'latency.png')).shape[0])
+    assert heights[1] > 1.8 * heights[0], 'each machine has a panel of its own'
+    text = printed(two_machines(), 100)
+    assert text.count('Skip against full') == 2
+    assert made_up.GPU in text and made_up.CPU in text
+
+
+def test_rows_of_two_models_are_not_pooled(tmp_path):
+    write(tmp_path, [*few(3), *few(4, model='demo')])
+    frames = {entry['machine']: entry['frames'] for entry in embedded(tmp_path)['summary']}
+    assert frames == {f'{made_up.MODEL}, {made_up.GPU}': 3, f'demo, {made_up.GPU}': 4}
+
+
+def test_speed_up_is_paired_by_frame(tmp_path):
+    """Also where a bag was played twice: the same stamps come again, with other times."""
+    first = made_up.rows(2, ('single_object',), ('8',))
+    again = [replace(row, frame=row.frame + 2) for row in first]
+    totals = {('skip', 1): 10, ('full', 1): 20, ('skip', 2): 10, ('full', 2): 30,
+              ('skip', 3): 10, ('full', 3): 50, ('skip', 4): 10, ('full', 4): 70}  # fmt: skip
+    rows = [replace(r, total_ms=totals[r.branch, r.frame]) for r in [*first, *again]]
+    write(tmp_path, rows)
+    [entry] = embedded(tmp_path)['summary']
+    assert entry['speedup'] == {
+        'frames': 4, 'median': 4.0, 'min': 2.0, 'p5': pytest.approx(2.15),
+        'p95': pytest.approx(6.7), 'max': 7.0, 'slower_share': 0.0,
+    }  # fmt: skip
+
+
+def test_what_was_run_is_said_in_one_sentence(tmp_path):
+    page = write(tmp_path, few())
+    top = page.text.partition('Result')[0]
+    for expected in (
+        '29 frames were asked about single_object, multi_object, captioning',
+        '(bag /data/drives/2026-10-31/drive_07, topic /camera/front', made_up.MODEL, '32 blocks',
+        'high_performance, high_sparsity', 'NVIDIA H200 (cuda:0, float16)', '2026-11-20T12:00:00Z',
+    ):  # fmt: skip
+        assert expected in top
+
+
+def test_the_source_may_be_a_camera(tmp_path):
+    page = write(tmp_path, few(1), source={'camera': 'rendered scenes'}, frames={})
+    assert '1 frame was asked about' in page.text
+    assert '(camera rendered scenes)' in page.text
+
+
+def test_alerts_come_first(tmp_path):
+    sets = made_up.run()['skip_sets']
+    sets[0]['blocks'] = []
+    sets[2]['skip_list'] = sets[3]['skip_list'] = ''
+    rows = [
+        replace(row, tokens=1, decode_ms=0.0, prefill_ms=1.0)
+        if (row.task, row.operating_point) == ('captioning', 'high_sparsity') else row
+        for row in made_up.rows(9, differing=0.0)
+    ]  # fmt: skip
+    frames = {**made_up.run()['frames'], 'undecodable': 3, 'due': 12, 'resets': 2}
+    page = write(
+        tmp_path, rows, skip_sets=sets, frames=frames, complete=False, stopped_by='SIGINT'
+    )
+    top = page.text.partition('Result')[0]
+    assert 'Partial result: the run was ended by SIGINT' in top
+    assert 'left out: 3 of 12 due frames (25.0 %)' in top
+    assert 'Time stamps jumped back: 2 times' in top
+    assert 'single_object at high_performance leaves no block out' in top
+    assert top.count('multi_object has no skip list') == 1
+    assert 'Answers got shorter: captioning at high_sparsity.' in top
+    assert 'captioning has no skip list' not in top
+    [marked] = [row for row in page.table('Speed-up') if row['Speed-up'].endswith('*')]
+    assert (marked['Task'], marked['Operating point']) == ('captioning', 'high_sparsity')
+
+
+def test_no_alert_without_a_reason(tmp_path):
+    frames = {**made_up.run()['frames'], 'undecodable': 0}
+    page = write(tmp_path, few(9, differing=0.0), frames=frames, problems=[])
+    assert 'li' not in page.tags
+    assert 'No problems.' in page.text
+
+
+def test_nothing_answered_is_said(tmp_path):
+    write(tmp_path, few())
+    frames = {**made_up.run()['frames'], 'due': 5, 'answered': 0, 'undecodable': 5}
+    page = write(tmp_path, [], frames=frames)
+    assert 'No frame was answered: there are no figures.' in page.text
+    assert '5 of 5 due frames (100.0 %)' in page.text
+    assert not (tmp_path / 'latency.png').exists(), 'an earlier picture stays beside it'
+    assert page.links == []
+    assert printed([], 80) == ''
+
+
+def test_gallery_shows_frames_with_both_answers(tmp_path):
+    rows = [
+        replace(row, agree=row.task == 'captioning') if row.branch == 'skip' else row
+        for row in made_up.rows(3, points=('high_sparsity',), differing=1.0)
+    ]
+    shown = [GalleryFrame(r.frame, r.stamp_ns, JPEG) for r in rows if r.task == 'captioning'
+             and r.branch == 'full' and r.frame != 2]  # fmt: skip
+    write_replay_report(
+        made_up.run(gallery={'disagreeing': 3, 'shown': 2}), rows, shown, tmp_path
+    )
+    page = HtmlPage(tmp_path / 'report.html')
+    jpegs = [link for link in page.links if link.startswith('data:image/jpeg')]
+    assert [base64.b64decode(link.partition(',')[2]) for link in jpegs] == [JPEG, JPEG]
+    assert '3 frames differ in some answer; the first 2 of them shown' in page.text
+    seconds = (rows[-1].stamp_ns - rows[0].stamp_ns) / 1e9
+    assert f'Frame 3, {seconds:.1f} s into the drive, 2026-10-31 12:00:02.' in page.text
+    tables = [table for table in page.tables if 'Verdict' in table[0]]
+    assert len(tables) == 2
+    for table, number in zip(tables, (1, 3), strict=True):
+        found = [dict(zip(table[0], row, strict=True)) for row in table[1:]]
+        for row in found:
+            skip, full = (
+                next(r for r in rows if (r.frame, r.task, r.branch) == (number, row['Task'], b))
+                for b in ('skip', 'full')
+            )
+            assert row['Operating point'] == 'high_sparsity'
+            assert row['Verdict'] == ('agrees' if row['Task'] == 'captioning' else 'DIFFERS')
+            assert row['Full says'] == full.answer
+            said = '' if skip.in_vocabulary else f', said: "{skip.raw_text}"'
+            assert row['Skip says'] == skip.answer + said
+        assert [row['Task'] for row in found] == list(made_up.TASKS)
+
+
+def test_no_disagreement_is_said(tmp_path):
+    page = write(
+        tmp_path, few(4, differing=0.0), gallery={'disagreeing': 0, 'shown': 0}
+    )
+    assert 'on every frame that both branches answered they agree' in page.text
+
+
+def test_block_map_tells_what_ran_and_the_order_of_removal(tmp_path):
+    sets = made_up.run(points=('high_sparsity',))['skip_sets']
+    page = write(tmp_path, few(1), skip_sets=sets)
+    [blocks] = [table for table in page.tables if table[0][0] == 'Block']
+    assert blocks[0][1:] == [str(i) for i in range(32)]
+    for row, each in zip(blocks[1:], sets, strict=True):
+        assert row[0] == f'{each["task"]}, high_sparsity'
+        order = {int(place): block for block, place in enumerate(row[1:]) if place}
+        assert [order[i + 1] for i in range(len(order))] == each['blocks']
+    listed = page.table('In the order of removal')
+    assert [row['In the order of removal'] for row in listed] == [
+        ', '.join(map(str, each['blocks'])) for each in sets
+    ]
+    assert listed[0]['Sparsity, %'] == '50.0'
+
+
+def test_many_blocks_have_fewer_numbers(tmp_path):
+    page = write(tmp_path, few(1), num_blocks=80)
+    [head, *rows] = next(table for table in page.tables if table[0][0] == 'Block')
+    assert [title for title in head[1:] if title] == [str(i) for i in range(0, 80, 5)]
+    assert {len(row) for row in rows} == {81}
+
+
+def test_counts_problems_machine_and_command_are_on_the_page(tmp_path):
+    problems = [f'frame {i}: a broken JPEG' for i in range(30)]
+    page = write(tmp_path, few(2), problems=problems)
+    for expected in (
+        'out_of_order', 'gated', '271', '30 problems', 'frame 29: a broken JPEG', 'AMD EPYC 9554',
+        '2.13.0', 'gmskip replay drive_07', 'Prompt of captioning?', 'sensor_msgs/msg/Compressed',
+    ):  # fmt: skip
+        assert expected in page.text
+
+
+def test_everything_is_escaped(tmp_path):
+    rows = [
+        replace(row, task=EVIL, answer=EVIL, raw_text=EVIL, operating_point=EVIL, machine=EVIL)
+        for row in few()
+    ]
+    run = made_up.run(
+        tasks={EVIL: {'prompt': EVIL}}, command=EVIL, stopped_by=EVIL, complete=False,
+        source={EVIL: EVIL}, model=EVIL, machine={'gpu': EVIL}, problems=[EVIL],
+        skip_sets=[{'task': EVIL, 'operating_point': EVIL, 'blocks': [1], 'skip_list': EVIL}],
+    )  # fmt: skip
+    write_replay_report(run, rows, [GalleryFrame(1, rows[0].stamp_ns, JPEG)], tmp_path)
+    page = HtmlPage(tmp_path / 'report.html')
+    assert 'script' not in page.tags
+    assert page.text.count(EVIL.replace('\udcff', '\\udcff')) > 20
+    assert EVIL.replace('\udcff', '\\udcff') in printed(rows, 400)
+    assert embedded(tmp_path)['summary'][0]['task'] == EVIL
+
+
+@pytest.mark.parametrize(
+    'text', ['', 'x' * 20_000, 'A long sentence. ' * 900, '一辆公交车 🚌', '\u202eabc\x00\x07\n\n']
+)
+def test_any_answer_can_be_shown(tmp_path, text):
+    rows = [replace(r, answer=text, raw_text=text, agree=False) for r in few()]
+    write_replay_report(
+        made_up.run(), rows, [GalleryFrame(1, rows[0].stamp_ns, JPEG)], tmp_path
+    )
+    shown = HtmlPage(tmp_path / 'report.html').table('Verdict')[0]['Skip says']
+    assert shown and len(shown) <= 5000
+    assert shown.isprintable()
+
+
+def test_a_long_drive_gives_a_small_page(tmp_path):
+    write(tmp_path, made_up.rows(5000, ('single_object',), ('8',), period_s=1.0))
+    assert (tmp_path / 'report.html').stat().st_size < 1_000_000
+    [entry] = embedded(tmp_path)['summary']
+    assert entry['frames'] == 5000
+
+
+@pytest.mark.parametrize('name', [name for name in CASES if name != 'nothing answered'])
+def test_table_fits_the_terminal(name):
+    rows = CASES[name]()
+    lines = printed(rows, 80).splitlines()
+    assert max(map(len, lines)) <= 80
+    for task in {row.task for row in rows}:
+        totals: dict[tuple[str, str], list[float]] = {}
+        for row in rows:
+            if row.task == task and row.branch == 'skip':
+                totals.setdefault((row.machine, row.operating_point), []).append(row.total_ms)
+        for (_, point), values in totals.items():
+            wanted = {task, point, f'{statistics.median(values):.1f}'}
+            assert any(wanted <= set(line.split()) for line in lines), wanted
+
+
+def test_table_prints_on_an_ascii_terminal():
+    content = io.BytesIO()
+    file = io.TextIOWrapper(content, encoding='ascii')
+    for table in replay_tables(made_up.run(), made_up.rows(3)):
+        Console(width=80, file=file).print(table)
+    file.flush()
+    assert b'high_sparsity' in content.getvalue()
+
+
+def test_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(OSError, match='file'):
+        write_replay_report(made_up.run(), few(1), [], tmp_path / 'file')
