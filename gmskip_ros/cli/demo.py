@@ -1,6 +1,7 @@
 """`gmskip demo`: the main job on one machine, with its real parts, ending by itself.
 
-A node process, a camera process and this one, which sees only what is on the topics.
+A node process, a camera process and this one, which sees only what is on the topics. At the end it
+writes the report that `gmskip replay` writes.
 """
 
 from __future__ import annotations
@@ -9,15 +10,19 @@ import argparse
 import math
 import os
 import random
+import shlex
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gmskip_ros.atomic_write import write_atomically
 from gmskip_ros.cli.demo_processes import Child, DemoError, Interrupted, StopRequest, end
-from gmskip_ros.cli.demo_topics import NODE, Frame, Listener, as_json_lines, listening
+
+if TYPE_CHECKING:
+    from gmskip_ros.cli.demo_topics import Frame, Listener
+    from gmskip_ros.report.frame_rows import FrameRow
 
 CAMERA_TOPIC = '/camera/image_raw'
 MAX_SCENES = 60  # the camera begins again after so many, or a few more
@@ -32,7 +37,7 @@ def add_parser(subparsers: Any) -> None:
         'demo',
         help='node and camera in two processes, both branches on rendered scenes, then a summary',
         description='Start the real node and a camera, show what both branches answer and how '
-        'long they take, and end after some frames with a summary and an overlay picture.',
+        'long they take, and end after some frames with a summary, a picture and a report.',
     )
     parser.add_argument(
         '--frames', type=_positive_int, default=20, metavar='N',
@@ -52,7 +57,7 @@ def add_parser(subparsers: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         '--out', type=Path, default=Path('out/demo'), metavar='FOLDER',
-        help='where overlay.png, frames.jsonl and the logs go (default out/demo)',
+        help='where the report, the answers and the logs go (default out/demo)',
     )  # fmt: skip
     parser.add_argument(
         '--deadline-sec', type=_positive_float, default=120.0, metavar='S',
@@ -111,10 +116,14 @@ class _Demo:
         self._children: list[Child] = []
 
     def run(self) -> int:
+        from gmskip_ros.cli.demo_topics import listening
+        from gmskip_ros.cli.run_files import WRITTEN_AT_THE_END
+
         out = self._args.out
         try:
             out.mkdir(parents=True, exist_ok=True)
-            for name in ('overlay.png', 'frames.jsonl'):  # an earlier run's are not taken for ours
+            # An earlier run's are not taken for ours.
+            for name in ('overlay.png', 'frames.jsonl', *WRITTEN_AT_THE_END):
                 (out / name).unlink(missing_ok=True)
             for name in ('node.log', 'camera.log'):
                 (out / name).write_bytes(b'')
@@ -122,6 +131,8 @@ class _Demo:
             raise DemoError(f'--out {out}: {error.strerror}: give a folder to write to') from None
         _set_ros_environment()
         frames: list[Frame] = []
+        about: dict[str, Any] = {}
+        rows: list[FrameRow] = []
         with tempfile.TemporaryDirectory(prefix='gmskip_demo_') as scratch:
             try:
                 with self._screen.live():
@@ -134,23 +145,95 @@ class _Demo:
             finally:
                 end(self._children)
                 if frames:
-                    _write_aside(out / 'frames.jsonl', as_json_lines(frames).encode())
+                    about = self._about(listener, frames[-1])
+                    rows = self._write_rows(about, frames)
         self._screen.summary(frames)
+        self._write_report(about, rows, listener)
         self._screen.files(out)
         return 0
 
+    def _write_rows(self, about: dict[str, Any], frames: list[Frame]) -> list[FrameRow]:
+        """Write frames.jsonl and return its rows."""
+        from gmskip_ros.report.formatting import machine_name
+        from gmskip_ros.report.frame_rows import json_line
+
+        rows = [
+            row
+            for number, frame in enumerate(frames, start=1)
+            for row in frame.rows(number, about['model'], machine_name(about))
+        ]
+        _write_aside(self._args.out / 'frames.jsonl', ''.join(map(json_line, rows)).encode())
+        return rows
+
+    def _about(self, listener: Listener, last: Frame) -> dict[str, Any]:
+        """Return what the report says about the run."""
+        from gmskip_ros.cli.run_files import describe_questions
+        from gmskip_ros.machine import machine, software
+        from gmskip_ros.ros.parameters import settings_from
+
+        facts = listener.facts
+        skip_sets = [
+            (
+                task,
+                values['operating_point'],
+                [int(block) for block in values['skipped_blocks'].split(',') if block],
+            )
+            for task, values in last.skip.items()
+        ]
+        return {
+            'source': {
+                'camera': str(self._args.source or 'rendered driving scenes'),
+                'topic': CAMERA_TOPIC,
+                'camera_rate_hz': self._args.rate_hz,
+                'rate_hz': float(facts['rate_hz']),
+            },
+            'model': facts['model'],
+            'device': facts['device'],
+            'dtype': facts['dtype'],
+            'num_blocks': int(facts['num_blocks']),
+            'machine': machine(facts['device']),
+            'software': software(),
+            **describe_questions(settings_from(self._node_parameters()), skip_sets),
+        }
+
+    def _write_report(
+        self, about: dict[str, Any], rows: list[FrameRow], listener: Listener
+    ) -> None:
+        from gmskip_ros.cli.run_files import write_run
+
+        out = self._args.out
+        self._screen.progress('writing the report')
+        try:
+            write_run(
+                out,
+                about,
+                rows,
+                listener.gallery,
+                command='gmskip ' + shlex.join(self._args.arguments),
+                frames={'answered': rows[-1].frame},
+            )
+        except OSError as error:
+            raise DemoError(
+                f'{error.filename or out}: {error.strerror}: give another folder with --out'
+            ) from None
+
     def _start_node(self) -> Child:
+        self._screen.progress(f'starting the node with the model {self._args.model}')
+        remap = {'~/input/image': CAMERA_TOPIC}
+        return Child('dual_vlm_node', self._node_parameters(), remap, self._args.out / 'node.log')
+
+    def _node_parameters(self) -> dict[str, object]:
         parameters: dict[str, object] = {'model': self._args.model}
         if self._args.model == 'demo':
             parameters['labels'] = ['scenes']
-        self._screen.progress(f'starting the node with the model {self._args.model}')
-        remap = {'~/input/image': CAMERA_TOPIC}
-        return Child('dual_vlm_node', parameters, remap, self._args.out / 'node.log')
+        return parameters
 
     def _start_camera(self, source: Path) -> Child:
+        from gmskip_ros.ros.records import NODE_NAME
+
         parameters: dict[str, object] = {
             'source': str(source), 'rate_hz': self._args.rate_hz, 'loop': True,
-            'wait_for_node': f'/{NODE}',
+            'wait_for_node': f'/{NODE_NAME}',
         }  # fmt: skip
         remap = {'image_raw': CAMERA_TOPIC}
         return Child('image_player', parameters, remap, self._args.out / 'camera.log')
@@ -203,13 +286,14 @@ class _Demo:
         import cv2
 
         from gmskip_ros.ros.conversions import image_to_rgb
+        from gmskip_ros.ros.records import NODE_NAME
 
         deadline = time.monotonic() + OVERLAY_WITHIN_S
         while listener.overlay_stamp_ns < last.stamp_ns and time.monotonic() < deadline:
             self._wait_a_little(listener)
         if listener.overlay is None:
             log = self._args.out / 'node.log'
-            raise DemoError(f'no picture came on /{NODE}/debug/image: see {log}')
+            raise DemoError(f'no picture came on /{NODE_NAME}/debug/image: see {log}')
         picture = cv2.cvtColor(image_to_rgb(listener.overlay), cv2.COLOR_RGB2BGR)
         _write_aside(self._args.out / 'overlay.png', cv2.imencode('.png', picture)[1].tobytes())
 

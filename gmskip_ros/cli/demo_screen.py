@@ -115,8 +115,9 @@ class Screen:
     def files(self, out: Path) -> None:
         """Print what was written, and where."""
         self._print('')
+        self._print(f'report, for a browser:         {out / "report.html"}')
         self._print(f'last frame with both answers:  {out / "overlay.png"}')
-        self._print(f'all results, one per line:     {out / "frames.jsonl"}')
+        self._print(f'all answers:                   {out / "frames.csv"}, {out / "frames.jsonl"}')
         self._print(f'logs of node and camera:       {out / "node.log"}, {out / "camera.log"}')
 
     def _grid(self, *widths: int | None, right: Sequence[int]) -> Any:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-NODE = 'dual_vlm'
-# Values that stay text even where they look like a number.
-TEXT_KEYS = {'format', 'answer', 'raw_text', 'skip_answer', 'full_answer', 'skipped_blocks',
-             'operating_point', 'full_branch', 'schedule'}  # fmt: skip
+from gmskip_ros.report.frame_rows import FrameRow, row_from_values
+from gmskip_ros.report.gallery import Gallery
+from gmskip_ros.report.replay_report import GalleryFrame
+from gmskip_ros.ros import records
+from gmskip_ros.ros.records import NODE_NAME
 
 
 @dataclass
@@ -23,6 +23,7 @@ class Frame:
     skip: dict[str, dict[str, str]] = field(default_factory=dict)
     full: dict[str, dict[str, str]] = field(default_factory=dict)
     comparison: dict[str, dict[str, str]] = field(default_factory=dict)
+    outside: set[str] = field(default_factory=set)  # statuses whose answer is not in the vocabulary
 
     def is_complete(self) -> bool:
         """Return whether all three messages on this frame have arrived."""
@@ -31,6 +32,26 @@ class Frame:
     def agrees(self, task: str) -> bool:
         """Return whether the node says that the branches agree on this task."""
         return self.comparison[task]['agree'] == 'true'
+
+    def rows(self, number: int, model: str, machine: str) -> list[FrameRow]:
+        """Return the frame's rows of frames.csv; `number` counts from 1."""
+        rows = []
+        for branch, by_task in (('skip', self.skip), ('full', self.full)):
+            for task, values in by_task.items():
+                name = f'{task}/{branch}'
+                rows.append(
+                    row_from_values(
+                        number,
+                        self.stamp_ns,
+                        name,
+                        name not in self.outside,
+                        values,
+                        self.comparison.get(task) if branch == 'skip' else None,
+                        model=model,
+                        machine=machine,
+                    )
+                )
+        return rows
 
 
 @contextmanager
@@ -64,22 +85,28 @@ class Listener:
 
         self.state = ''
         self.reason = ''
+        self.facts: dict[str, str] = {}  # all values of the newest health status
+        self.gallery = Gallery()
         self.frames: deque[Frame] = deque()
         self.overlay: Any = None
         self.overlay_stamp_ns = -1
         self._unfinished: dict[int, Frame] = {}
+        self._numbers: dict[int, int] = {}  # of the frames that differ, by stamp
+        self._num_complete = 0
         self._executor = executor
         reliable = QoSProfile(depth=10)  # reliable is its default
         for what, topic in (
-            ('skip', 'output/skip/result'),
-            ('full', 'output/full/result'),
-            ('comparison', 'output/comparison'),
+            ('skip', records.RESULT_TOPIC.format(branch='skip')),
+            ('full', records.RESULT_TOPIC.format(branch='full')),
+            ('comparison', records.COMPARISON_TOPIC),
         ):
             node.create_subscription(
-                DiagnosticArray, f'/{NODE}/{topic}', self._receiver(what), reliable
+                DiagnosticArray, _absolute(topic), self._receiver(what), reliable
             )
         node.create_subscription(DiagnosticArray, '/diagnostics', self._receive_health, reliable)
-        node.create_subscription(Image, f'/{NODE}/debug/image', self._receive_overlay, reliable)
+        node.create_subscription(
+            Image, _absolute(records.PICTURE_TOPIC), self._receive_overlay, reliable
+        )
 
     def spin_once(self, timeout_s: float) -> None:
         """Take one message, or wait this long for one."""
@@ -92,8 +119,13 @@ class Listener:
             by_task = getattr(frame, what)
             for status in message.status:
                 by_task[status.name.split('/')[0]] = _values(status)
+                if status.level != status.OK:
+                    frame.outside.add(status.name)
             if frame.is_complete():
                 self.frames.append(frame)
+                self._num_complete += 1
+                if not all(map(frame.agrees, frame.comparison)):
+                    self._numbers[stamp_ns] = self._num_complete
                 # Whatever is older and still unfinished will never be finished.
                 self._unfinished = {k: v for k, v in self._unfinished.items() if k > stamp_ns}
 
@@ -101,13 +133,24 @@ class Listener:
 
     def _receive_health(self, message: Any) -> None:
         for status in message.status:
-            if status.name == f'{NODE}: inference':
-                values = _values(status)
-                self.state, self.reason = values['state'], values['reason']
+            if status.name == f'{NODE_NAME}: inference':
+                self.facts = _values(status)
+                self.state, self.reason = self.facts['state'], self.facts['reason']
 
     def _receive_overlay(self, message: Any) -> None:
+        from gmskip_ros.ros.conversions import image_to_rgb
+        from gmskip_ros.ros.pixels import rgb_to_jpeg
+
         self.overlay = message
         self.overlay_stamp_ns = _stamp_ns(message.header)
+        number = self._numbers.pop(self.overlay_stamp_ns, None)  # drawn after all was published
+        if number is not None and self.gallery.wants_next():
+            jpeg = rgb_to_jpeg(image_to_rgb(message))
+            self.gallery.add(GalleryFrame(number, self.overlay_stamp_ns, jpeg))
+
+
+def _absolute(topic: str) -> str:
+    return topic.replace('~', f'/{NODE_NAME}', 1)
 
 
 def _stamp_ns(header: Any) -> int:
@@ -116,33 +159,3 @@ def _stamp_ns(header: Any) -> int:
 
 def _values(status: Any) -> dict[str, str]:
     return {entry.key: entry.value for entry in status.values}
-
-
-def as_json_lines(frames: Sequence[Frame]) -> str:
-    """Return one line per frame and task, with numbers as numbers."""
-    lines = []
-    for number, frame in enumerate(frames, start=1):
-        for task in frame.comparison:
-            record = {
-                'frame': number,
-                'stamp_ns': frame.stamp_ns,
-                'task': task,
-                'agree': frame.agrees(task),
-                'skip': _typed(frame.skip[task]),
-                'full': _typed(frame.full[task]),
-                'comparison': _typed(frame.comparison[task]),
-            }
-            lines.append(json.dumps(record, ensure_ascii=False) + '\n')
-    return ''.join(lines)
-
-
-def _typed(values: dict[str, str]) -> dict[str, Any]:
-    typed: dict[str, Any] = {}
-    for key, text in values.items():
-        typed[key] = text
-        if key not in TEXT_KEYS:
-            try:
-                typed[key] = json.loads(text)  # numbers, true and false
-            except ValueError:
-                pass
-    return typed

@@ -302,21 +302,25 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
 
 def load_skip_lists(settings: Settings) -> dict[str, SkipList]:
     """Return the skip lists of the tasks that have one; raises ParameterError if one is bad."""
+    skip_lists = {}
+    for task, name_or_path in skip_list_names(settings).items():
+        try:
+            skip_lists[task] = load_skip_list(name_or_path)
+        except (SkipListError, OSError) as error:
+            raise ParameterError(
+                f'skip_list.{task}', name_or_path, f'cannot be used: {error}'
+            ) from None
+    return skip_lists
+
+
+def skip_list_names(settings: Settings) -> dict[str, str]:
+    """Return the file or shipped name of the tasks that have a skip list; 'auto' is resolved."""
     if 'skip' not in settings.branches:
         return {}
-    skip_lists = {}
-    for task in settings.tasks:
-        name_or_path = settings.skip_list[task]
-        if name_or_path == AUTO:
-            name_or_path = f'demo_{task}' if settings.model == 'demo' else ''
-        if name_or_path:
-            try:
-                skip_lists[task] = load_skip_list(name_or_path)
-            except (SkipListError, OSError) as error:
-                raise ParameterError(
-                    f'skip_list.{task}', name_or_path, f'cannot be used: {error}'
-                ) from None
-    return skip_lists
+    own = {task: f'demo_{task}' if settings.model == 'demo' else '' for task in settings.tasks}
+    names = {task: settings.skip_list[task] for task in settings.tasks}
+    names = {task: own[task] if name == AUTO else name for task, name in names.items()}
+    return {task: name for task, name in names.items() if name}
 
 
 def check_operating_point(settings: Settings, skip_lists: Mapping[str, SkipList]) -> None:

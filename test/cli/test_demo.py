@@ -21,6 +21,7 @@ from ros_process import free_domain_id
 from gmskip_ros.cli.demo import FIRST_SCENE_SEED, _write_aside
 from gmskip_ros.cli.demo_processes import DemoError, StopRequest
 from gmskip_ros.datasets.scenes import render_scene
+from gmskip_ros.report.frame_rows import csv_bytes, read_json_lines
 from gmskip_ros.report.overlay import AGREES_RGB, DIFFERS_RGB, MAX_PANEL_FRACTION, RAN_RGB
 from gmskip_ros.tasks import TASK_NAMES
 
@@ -108,32 +109,37 @@ def test_three_frames(demo, tmp_path):
     assert [row[1] for row in rows] == list(TASK_NAMES) * 3
 
     # The same in the file, with numbers as numbers.
-    records = [json.loads(line) for line in (tmp_path / 'out/frames.jsonl').open()]
-    assert len(records) == 9
-    for (_, task, skip_ms, full_ms, verdict, who), record in zip(rows, records, strict=True):
-        assert record['task'] == task
-        assert round(record['skip']['total_ms']) == int(skip_ms)
-        assert round(record['full']['total_ms']) == int(full_ms)
-        assert record['agree'] is (verdict == 'agrees')
-        assert record['skip']['format'] == 'gmskip/result/1'
-        assert 0 < record['skip']['sparsity'] < 1
-        assert record['full']['sparsity'] == 0
-        assert isinstance(record['skip']['answer'], str)
+    records = read_json_lines(tmp_path / 'out/frames.jsonl')
+    assert len(records) == 18
+    both = {(row.frame, row.task, row.branch): row for row in records}
+    for index, (_, task, skip_ms, full_ms, verdict, who) in enumerate(rows):
+        skip, full = (both[1 + index // 3, task, branch] for branch in ('skip', 'full'))
+        assert round(skip.total_ms) == int(skip_ms) and round(full.total_ms) == int(full_ms)
+        assert skip.agree is (verdict == 'agrees') and full.agree is None
+        assert 0 < skip.sparsity < 1 and full.sparsity == 0
         if who == 'both':
-            assert record['agree'] and record['skip']['answer'] == record['full']['answer']
-    stamps = [record['stamp_ns'] for record in records[::3]]
+            assert skip.agree and skip.answer == full.answer
+    stamps = [row.stamp_ns for row in records[::6]]
     assert stamps == sorted(set(stamps))
+    assert csv_bytes(records) == (tmp_path / 'out/frames.csv').read_bytes()
 
-    # The summary is about these very frames.
+    # The summary and the report are about these very frames.
     for task in TASK_NAMES:
-        of_task = [record for record in records if record['task'] == task]
-        agreeing = sum(record['agree'] for record in of_task)
-        skip_median = sorted(record['skip']['total_ms'] for record in of_task)[1]
+        of_task = [both[frame, task, 'skip'] for frame in (1, 2, 3)]
+        agreeing = sum(bool(row.agree) for row in of_task)
+        skip_median = sorted(row.total_ms for row in of_task)[1]
         assert re.search(rf'^{task} +{agreeing}/3 +{skip_median:.0f} +\d+ +[\d.]+x +\d+ %$',
                          stdout, re.MULTILINE)  # fmt: skip
-    for name in ('overlay.png', 'frames.jsonl', 'node.log', 'camera.log'):
+    for name in ('report.html', 'overlay.png', 'frames.csv', 'frames.jsonl', 'node.log',
+                 'camera.log'):  # fmt: skip
         assert str(tmp_path / 'out' / name) in stdout
         assert (tmp_path / 'out' / name).stat().st_size > 0
+    run = json.loads((tmp_path / 'out/replay.json').read_text())
+    assert run['complete'] and run['frames'] == {'answered': 3} and run['num_blocks'] == 32
+    assert run['gallery']['disagreeing'] == len(
+        {row.frame for row in records if row.agree is False}
+    )
+    assert {each['skip_list'] for each in run['skip_sets']} == {f'demo_{t}' for t in TASK_NAMES}
 
     # The picture is one of the camera's, with the panel of three tasks on top.
     picture = cv2.cvtColor(cv2.imread(str(tmp_path / 'out/overlay.png')), cv2.COLOR_BGR2RGB)

@@ -1,0 +1,235 @@
+"""`gmskip replay`: had we run the skip branch alone, what would have changed on this drive?
+
+Both branches on the frames of a bag that the node would have taken, without ROS; or two such runs
+against each other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shlex
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gmskip_ros.cli.errors import CliError
+from gmskip_ros.cli.stop_signals import StopSignals
+
+if TYPE_CHECKING:
+    from gmskip_ros.ros.parameters import Settings
+
+DISTROS = ('humble', 'jazzy')
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the command and its options to `gmskip`."""
+    parser = subparsers.add_parser(
+        'replay',
+        help='both branches on the frames of a bag, or two such runs against each other',
+        description='Run both branches on the frames of a bag that the node would have taken, and '
+        'write answers, a bag of results and a report. With --against: compare two such runs.',
+    )
+    parser.add_argument(
+        'source', metavar='BAG',
+        help='a rosbag2 folder, .mcap or .db3 file; with --against a frames.jsonl, or its folder',
+    )  # fmt: skip
+    parser.add_argument(
+        '--against', metavar='B.jsonl', help='compare the run BAG (a frames.jsonl) with this one'
+    )
+    parser.add_argument(
+        '--out', type=Path, metavar='DIR', help='folder of the results (default: out/replay/BAG)'
+    )
+    parser.add_argument(
+        '--overwrite', action='store_true', help='replace the results of an earlier run there'
+    )
+    frames = parser.add_argument_group('frames')
+    frames.add_argument(
+        '--topic', metavar='NAME', help='of the images (default: the only such topic)'
+    )
+    frames.add_argument(
+        '--rate', type=float, metavar='HZ',
+        help='frames answered per second of header time (default: 1)',
+    )  # fmt: skip
+    frames.add_argument(
+        '--start', type=float, metavar='S',
+        help="begin so long after the bag's first message (default: 0)",
+    )  # fmt: skip
+    frames.add_argument(
+        '--duration', type=float, metavar='S', help='of the bag, from --start (default: all)'
+    )
+    frames.add_argument('--limit', type=int, metavar='N', help='end after N answered frames')
+    frames.add_argument(
+        '--distro', choices=DISTROS,
+        help='whose message types a bag has that says nothing of them (default: jazzy)',
+    )  # fmt: skip
+
+    asked = parser.add_argument_group('what is asked')
+    asked.add_argument(
+        '--params-file', metavar='FILE',
+        help="the node's parameters (model, tasks, prompts, labels, skip lists, rate ...); "
+        'the options here win',
+    )  # fmt: skip
+    asked.add_argument('--model', help="'demo' (default), a folder or a hub id")
+    asked.add_argument('--device', help='auto (default), cpu or cuda:N')
+    asked.add_argument('--dtype', help='auto (default), float32, float16 or bfloat16')
+    asked.add_argument(
+        '--task', metavar='single_object,captioning', help='one or several (default: all three)'
+    )
+    asked.add_argument(
+        '--labels', metavar='car,bus', help="a set's name, or labels (default: coda)"
+    )
+    asked.add_argument(
+        '--skip-list', action='append', metavar='TASK=FILE',
+        help='a file or a shipped name; once per task (default: the demo model has its own)',
+    )  # fmt: skip
+    asked.add_argument(
+        '--operating-point', metavar='high_sparsity,8',
+        help='one or several: high_performance (default), high_sparsity, numbers of blocks',
+    )  # fmt: skip
+    parser.add_argument('--no-progress', action='store_true', default=None, help='no progress bar')
+    parser.set_defaults(func=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Replay or compare; 0, 1 if no frame was answered, 130 or 143 when stopped."""
+    from gmskip_ros.report.frame_rows import ReportError
+    from gmskip_ros.ros.bags import BagError
+    from gmskip_ros.ros.parameters import ParameterError
+
+    try:
+        if args.against is not None:
+            return compare(args)
+        if args.source.endswith('.jsonl'):
+            raise CliError(f'{args.source} is a run: give another one with --against')
+        return replay(args)
+    except (BagError, ParameterError, ReportError) as error:
+        raise CliError(str(error)) from error
+
+
+def compare(args: argparse.Namespace) -> int:
+    """Print and, with --out, write what changed between two runs; return 0."""
+    useless = [
+        name
+        for name in ('topic', 'rate', 'start', 'duration', 'limit', 'distro', 'params_file',
+                     'model', 'device', 'dtype', 'task', 'labels', 'skip_list',
+                     'operating_point', 'no_progress')
+        if getattr(args, name) is not None
+    ]  # fmt: skip
+    if useless:
+        names = ', '.join('--' + name.replace('_', '-') for name in useless)
+        raise CliError(f'{names}: without use with --against, which asks no model: leave it out')
+
+    from rich.console import Console
+
+    from gmskip_ros.report.comparison_report import (
+        compare_runs,
+        comparison_tables,
+        write_comparison_report,
+    )
+    from gmskip_ros.report.frame_rows import read_json_lines
+
+    files = [_rows_file(args.source), _rows_file(args.against)]
+    result = compare_runs(*(read_json_lines(file) for file in files))
+    console = Console()
+    for table in comparison_tables(result):
+        console.print(table)
+    if args.out is not None:
+        _make_room(args.out, ('changes.csv', 'comparison.json', 'report.html'), args.overwrite)
+        try:
+            write_comparison_report(result, args.out, [str(file) for file in files])
+        except OSError as error:
+            raise CliError(f'--out {args.out}: {error.strerror}: give another folder') from error
+        print(f'report: {args.out / "report.html"}')
+    return 0
+
+
+def _rows_file(text: str) -> Path:
+    path = Path(text).expanduser()
+    return path / 'frames.jsonl' if path.is_dir() else path
+
+
+def _make_room(folder: Path, names: Sequence[str], overwrite: bool) -> None:
+    """Make the folder; remove what an earlier run left there, or refuse to."""
+    from gmskip_ros.atomic_write import remove_leftovers
+
+    there = [folder / name for name in names if (folder / name).exists()]
+    if there and not overwrite:
+        raise CliError(
+            f'{there[0]} is there already: give another folder with --out, or --overwrite'
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in there:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    except OSError as error:
+        raise CliError(f'--out {folder}: {error.strerror}: give another folder') from error
+    remove_leftovers(folder)
+
+
+def replay(args: argparse.Namespace) -> int:
+    """Replay one bag; see replay_run."""
+    from gmskip_ros.ros.bags import open_camera_bag
+    from gmskip_ros.ros.parameters import load_skip_lists
+
+    with StopSignals() as stop:
+        settings, points = _settings(args)
+        skip_lists = load_skip_lists(settings)
+        for name in ('start', 'duration'):
+            value = getattr(args, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise CliError(f'--{name} {value:g} must be a number of seconds of at least 0')
+        if args.limit is not None and args.limit < 1:
+            raise CliError(f'--limit {args.limit} must be at least 1')
+
+        from gmskip_ros.cli.replay_run import RESULTS, ReplayOptions, replay_bag
+
+        options = ReplayOptions(
+            operating_points=points,
+            start_s=args.start or 0.0,
+            duration_s=args.duration,
+            limit=args.limit,
+            command='gmskip ' + shlex.join(args.arguments),
+            shows_progress=not args.no_progress,
+        )
+        path = Path(args.source).expanduser()
+        with open_camera_bag(path, args.topic, args.distro or 'jazzy') as bag:
+            folder = args.out or Path('out/replay') / (path.resolve().stem or 'bag')
+            _make_room(folder, RESULTS, args.overwrite)
+            return replay_bag(bag, settings, skip_lists, options, folder, stop)
+
+
+def _settings(args: argparse.Namespace) -> tuple[Settings, list[str | int]]:
+    """Return the node's settings as file and options give them, and the operating points.
+
+    What is of no use offline (branches, transport, age, overload) keeps its default.
+    """
+    from gmskip_ros.ros import parameters
+    from gmskip_ros.tasks import TASK_NAMES
+
+    values = parameters.values_from_file(args.params_file) if args.params_file else {}
+    values.pop('branches', None)  # both: that is what a replay is for
+    options = {'model': args.model, 'device': args.device, 'dtype': args.dtype,
+               'rate_hz': args.rate}  # fmt: skip
+    values.update({name: value for name, value in options.items() if value is not None})
+    for name, text in (('tasks', args.task), ('labels', args.labels)):
+        if text is not None:
+            values[name] = [part.strip() for part in text.split(',')]
+    for text in args.skip_list or ():
+        task, _, name = text.partition('=')
+        if task not in TASK_NAMES or not name:
+            raise CliError(
+                f'--skip-list {text!r}: give TASK=FILE, the task one of {", ".join(TASK_NAMES)}'
+            )
+        values[f'skip_list.{task}'] = name
+    if args.operating_point is None:
+        settings = parameters.settings_from(values)
+        return settings, [settings.operating_point]
+    points = []
+    for text in args.operating_point.split(','):
+        settings = parameters.settings_from({**values, 'operating_point': text.strip()})
+        points.append(settings.operating_point)
+    if len(set(points)) < len(points):
+        raise CliError(f'--operating-point {args.operating_point} names one twice: leave it out')
+    return settings, points

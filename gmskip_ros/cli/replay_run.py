@@ -1,0 +1,331 @@
+"""One replay from an open bag to its results on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import cv2
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from gmskip_ros.cli.errors import CliError
+from gmskip_ros.cli.run_files import WRITTEN_AT_THE_END, describe_questions, write_run
+from gmskip_ros.machine import machine, software
+from gmskip_ros.report.formatting import machine_name
+from gmskip_ros.report.frame_rows import FrameRow, json_line, row_from_values
+from gmskip_ros.report.gallery import Gallery
+from gmskip_ros.report.overlay import draw_overlay
+from gmskip_ros.report.replay_report import GalleryFrame, replay_tables
+from gmskip_ros.ros import records
+from gmskip_ros.ros.health import OK
+from gmskip_ros.ros.pipeline import FramePlan, plan_frame
+from gmskip_ros.ros.pixels import rgb_to_jpeg
+from gmskip_ros.ros.replay import AnsweredFrame, Replay, ReplayError
+from gmskip_ros.ros.result_bag import ResultBag, node_name
+from gmskip_ros.vlm import Stopped, Vlm, load_vlm
+
+if TYPE_CHECKING:
+    from gmskip_ros.cli.stop_signals import StopSignals
+    from gmskip_ros.ros.bags import BagFrame, CameraBag
+    from gmskip_ros.ros.parameters import Settings
+    from gmskip_ros.skipping import SkipList
+
+RESULTS = ('frames.jsonl', 'bag', *WRITTEN_AT_THE_END)
+COUNTED = {  # of Replay.counts, for people
+    'answered': 'answered',
+    'gated': 'not due',
+    'out_of_order': 'out of order',
+    'unreadable': 'unreadable',
+    'undecodable': 'undecodable',
+    'failed': 'failed',
+    'resets': 'after a jump back in time',
+}
+MAX_PROBLEMS_PRINTED, MAX_PROBLEMS_KEPT = 20, 200
+GALLERY_WIDTH = 960  # pixels
+JPEG_QUALITY = 80
+
+
+@dataclass(frozen=True)
+class ReplayOptions:
+    """What is asked of a replay besides the node's settings. Seconds are of recording time."""
+
+    operating_points: Sequence[str | int]
+    start_s: float
+    duration_s: float | None
+    limit: int | None
+    command: str
+    shows_progress: bool
+
+
+def replay_bag(
+    bag: CameraBag,
+    settings: Settings,
+    skip_lists: Mapping[str, SkipList],
+    options: ReplayOptions,
+    folder: Path,
+    stop: StopSignals,
+) -> int:
+    """Answer the bag's frames and leave RESULTS in `folder`, also when stopped in the middle.
+
+    Return the exit status: 0, 1 if no frame was answered, 130 or 143 when stopped. Raises
+    CliError, VlmError, SkipListError and TaskError.
+    """
+    console = Console(stderr=True)
+    run = _Run(bag, settings, options, folder, stop, console)
+    with _Bar(console, options.shows_progress) as bar:
+        try:
+            vlm = load_vlm(settings.model, settings.device, settings.dtype, bar.status)
+            plans = [
+                plan_frame(vlm, settings.make_tasks(), skip_lists, point)
+                for point in options.operating_points
+            ]
+            for warning in dict.fromkeys(text for plan in plans for text in plan.warnings):
+                run.tell(f'warning: {warning}')
+            run.describe(vlm, plans)
+            replay = Replay(vlm, plans, settings.period_ns, run.problem)
+            bar.status('warming up')
+            replay.warm_up(stop.is_set)
+        except Stopped:
+            run.tell('stopped before the first frame: nothing is written')
+            return stop.exit_code
+        error = run.answer_frames(replay, bar)
+    run.finish(replay)
+    if error:
+        raise CliError(f'{error}; what was answered until then is in {folder}')
+    if stop.is_set():
+        run.tell(f'stopped; what was answered until then is in {folder}')
+        return stop.exit_code
+    if not replay.counts['answered']:
+        run.tell(f'error: no frame was answered: see the problems above and in {folder}')
+        return 1
+    return 0
+
+
+class _Run:
+    def __init__(
+        self,
+        bag: CameraBag,
+        settings: Settings,
+        options: ReplayOptions,
+        folder: Path,
+        stop: StopSignals,
+        console: Console,
+    ) -> None:
+        self._bag, self._settings, self._options = bag, settings, options
+        self._folder, self._stop, self._console = folder, stop, console
+        self._rows: list[FrameRow] = []
+        self._problems: list[str] = []
+        self._gallery = Gallery()
+        self._stopped_by = ''
+        self._about: dict[str, Any] = {}
+        points = [str(point) for point in options.operating_points]
+        self._nodes = [node_name(point, len(points) == 1) for point in points]
+        self._result_bag = ResultBag(folder / 'bag', self._nodes)
+
+    def tell(self, line: str) -> None:
+        """Print one line for people."""
+        self._console.print(f'gmskip: {line}', markup=False, highlight=False, soft_wrap=True)
+
+    def problem(self, line: str) -> None:
+        """Tell and keep what is wrong with a frame or with the bag."""
+        self._problems.append(line)
+        if len(self._problems) <= MAX_PROBLEMS_PRINTED:
+            self.tell(line)
+        elif len(self._problems) == MAX_PROBLEMS_PRINTED + 1:
+            self.tell('further problems are in the report')
+
+    def describe(self, vlm: Vlm, plans: Sequence[FramePlan]) -> None:
+        """Keep what the report says about the run."""
+        self._about = {
+            'source': {
+                'bag': str(self._bag.path),
+                'topic': self._bag.topic,
+                'message_type': self._bag.message_type,
+                'start_s': self._options.start_s,
+                'duration_s': self._options.duration_s,
+                'limit': self._options.limit,
+                'rate_hz': self._settings.rate_hz,
+            },
+            'model': vlm.name,
+            'device': vlm.device,
+            'dtype': vlm.dtype,
+            'num_blocks': vlm.num_blocks,
+            'machine': machine(vlm.device),
+            'software': software(),
+            **describe_questions(
+                self._settings,
+                [
+                    (each.task.name, each.operating_point, each.removed_blocks)
+                    for plan in plans
+                    for each in plan.tasks
+                ],
+            ),
+        }
+        self._machine = machine_name(self._about)
+
+    def answer_frames(self, replay: Replay, bar: _Bar) -> str:
+        """Answer and write frame by frame until the end or a signal; return what went wrong."""
+        try:
+            with ExitStack() as files:
+                lines = files.enter_context(
+                    open(self._folder / 'frames.jsonl', 'w', encoding='utf-8')
+                )
+                files.enter_context(self._result_bag)
+                self._answer_frames(replay, bar, lines)
+        except Stopped:
+            pass
+        except ReplayError as error:
+            self._stopped_by = str(error)
+        except OSError as error:
+            self._stopped_by = f'{error.filename or self._folder}: {error.strerror or error}'
+        for line in self._bag.problems:
+            self.problem(line)
+        what_failed = self._stopped_by
+        if self._stop.is_set():
+            self._stopped_by = self._stop.name
+        return what_failed
+
+    def _answer_frames(self, replay: Replay, bar: _Bar, lines: TextIO) -> None:
+        options = self._options
+        for frame in self._bag.frames(options.start_s, options.duration_s):
+            if self._stop.is_set():
+                raise Stopped('stopped')
+            answered = replay.take(frame, self._stop.is_set)
+            if answered is not None:
+                rows = self._rows_of(answered)
+                self._result_bag.write(answered, self._pictures(answered))
+                lines.writelines(map(json_line, rows))
+                lines.flush()
+                self._rows += rows
+            bar.update(self._done(frame, replay.counts['answered']), replay.counts['answered'])
+            if replay.counts['answered'] == options.limit:
+                return
+
+    def _done(self, frame: BagFrame, answered: int) -> float:
+        """Return the share of the work that is done."""
+        start_ns = self._bag.start_ns + self._options.start_s * 1e9
+        end_ns = float(self._bag.end_ns)
+        if self._options.duration_s is not None:
+            end_ns = min(end_ns, start_ns + self._options.duration_s * 1e9)
+        by_time = (frame.time_ns - start_ns) / max(end_ns - start_ns, 1.0)
+        by_limit = answered / self._options.limit if self._options.limit else 0.0
+        return min(1.0, max(0.0, by_time, by_limit))
+
+    def _rows_of(self, frame: AnsweredFrame) -> list[FrameRow]:
+        """Return the rows, made of the very values that the node would publish."""
+        rows = []
+        results = [*zip(frame.skips, frame.comparisons, strict=True), (frame.full, None)]
+        for result, comparison in results:
+            compared: list[dict[str, str] | None] = [None] * len(result.tasks)
+            if comparison is not None:
+                compared = [each.values for each in records.comparison_statuses(comparison, '')]
+            for status, values in zip(records.result_statuses(result, ''), compared, strict=True):
+                rows.append(
+                    row_from_values(
+                        frame.number,
+                        frame.stamp_ns,
+                        status.name,
+                        status.level == OK,
+                        status.values,
+                        values,
+                        model=self._about['model'],
+                        machine=self._machine,
+                    )
+                )
+        return rows
+
+    def _pictures(self, frame: AnsweredFrame) -> list[bytes]:
+        """Return the overlay of each operating point; the first that differs is for the gallery."""
+        pictures = []
+        is_shown = False
+        for node, skip, comparison in zip(
+            self._nodes, frame.skips, frame.comparisons, strict=True
+        ):
+            title = records.overlay_title(node.strip('/'), frame.stamp_ns)
+            tasks = records.overlay_tasks([skip, frame.full], comparison)
+            pictures.append(rgb_to_jpeg(draw_overlay(frame.rgb, tasks, title=title), JPEG_QUALITY))
+            if not is_shown and not all(task.agreement.agree for task in comparison.tasks):
+                is_shown = True
+                if self._gallery.wants_next():
+                    small = draw_overlay(_narrow(frame.rgb), tasks, title=title)
+                    jpeg = rgb_to_jpeg(small, JPEG_QUALITY)
+                    self._gallery.add(GalleryFrame(frame.number, frame.stamp_ns, jpeg))
+        return pictures
+
+    def finish(self, replay: Replay) -> None:
+        """Write the table, the description and the report, and print the summary."""
+        hidden = len(self._problems) - MAX_PROBLEMS_KEPT
+        try:
+            run = write_run(
+                self._folder,
+                self._about,
+                self._rows,
+                self._gallery,
+                command=self._options.command,
+                frames=replay.counts,
+                problems=self._problems[:MAX_PROBLEMS_KEPT]
+                + ([f'{hidden} more like these'] if hidden > 0 else []),
+                stopped_by=self._stopped_by,
+            )
+        except OSError as error:
+            raise CliError(
+                f'{self._folder}: the report cannot be written ({error.strerror}): make room and '
+                'start the same command again with --overwrite'
+            ) from error
+        console = Console()
+        for table in replay_tables(run, self._rows):
+            console.print(table)
+        counts = replay.counts
+        others = [f'{counts[name]} {words}' for name, words in COUNTED.items() if counts[name]]
+        print(f'{counts["in_bag"]} frames read: ' + ', '.join(others))
+        print(f'answers: {self._folder / "frames.csv"}, frames.jsonl')
+        print(f'the same as a bag, on the topics of the node: {self._folder / "bag"}')
+        print(f'report: {self._folder / "report.html"}')
+
+
+def _narrow(rgb: np.ndarray) -> np.ndarray:
+    """Return a picture of at most GALLERY_WIDTH, (H, W, 3)."""
+    height, width = rgb.shape[:2]
+    if width <= GALLERY_WIDTH:
+        return rgb
+    size = (GALLERY_WIDTH, max(1, round(height * GALLERY_WIDTH / width)))
+    return cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
+
+
+class _Bar:
+    """The progress on stderr, with the time left; silent where nobody looks."""
+
+    def __init__(self, console: Console, is_shown: bool) -> None:
+        self._progress = Progress(
+            TextColumn('{task.description}'),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not (is_shown and console.is_terminal),
+        )
+        self._task = self._progress.add_task('starting', total=None)
+
+    def __enter__(self) -> _Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def status(self, step: str) -> None:
+        """Tell what is being done before there is anything to count."""
+        self._progress.update(self._task, description=escape(step))
+
+    def update(self, done: float, answered: int) -> None:
+        """Show the share that is done."""
+        self._progress.update(
+            self._task, total=1.0, completed=done, description=f'{answered} frames answered'
+        )

@@ -1,0 +1,142 @@
+"""
+A bag's frames through the node's own gate and pipeline, one after the other, without ROS.
+
+Every due frame is answered, as by a node that always keeps up: the skip branch once per operating
+point, the full branch once. What goes wrong with a frame is counted and told in one line; the rest
+is answered all the same.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gmskip_ros.ros.frame_gate import FrameGate
+from gmskip_ros.ros.pipeline import BranchResult, Comparison, FramePipeline, FramePlan
+from gmskip_ros.ros.pixels import ConversionError, message_to_rgb
+from gmskip_ros.vlm import ImageError, Stopped, VlmError
+
+if TYPE_CHECKING:
+    from gmskip_ros.ros.bags import BagFrame
+    from gmskip_ros.vlm import Vlm
+
+MAX_FAILURES_IN_A_ROW = 5  # then the model, and not a frame, is what is wrong
+COUNTERS = (
+    'in_bag',  # frames read; each of them is one of the next four ...
+    'gated',  # ... its period had been answered already
+    'out_of_order',  # ... older than a frame before it, by less than a period
+    'unreadable',  # ... no message could be made of what the bag holds
+    'due',  # ... and each of these one of the last three
+    'answered',
+    'undecodable',  # no picture could be made of the message
+    'failed',  # inference failed
+    'resets',  # jumps back in time, as where a bag was recorded while another one was looped
+)
+
+
+class ReplayError(Exception):
+    """Every frame fails: going on makes no sense. The message is one line."""
+
+
+@dataclass(frozen=True)
+class AnsweredFrame:
+    """One frame with everything that was answered about it."""
+
+    number: int  # 1, 2, ...
+    stamp_ns: int  # of its header, or of its recording where the header has none
+    time_ns: int  # when it was recorded
+    header: Any  # the message's own
+    rgb: np.ndarray  # uint8, (H, W, 3)
+    full: BranchResult
+    skips: tuple[BranchResult, ...]  # one per operating point
+    comparisons: tuple[Comparison, ...]  # of each of these with full
+
+
+class Replay:
+    """Answers frames; `counts` (of COUNTERS) is right at any time."""
+
+    def __init__(
+        self,
+        vlm: Vlm,
+        plans: Sequence[FramePlan],
+        period_ns: int,
+        on_problem: Callable[[str], None],
+    ) -> None:
+        """`plans` has one plan per operating point; `on_problem` is told one line per problem."""
+        self.counts: Counter[str] = Counter(dict.fromkeys(COUNTERS, 0))
+        self._pipelines = [FramePipeline(vlm, plan) for plan in plans]
+        self._gate = FrameGate(period_ns)
+        self._on_problem = on_problem
+        self._failures_in_a_row = 0
+
+    def warm_up(self, should_stop: Callable[[], bool]) -> None:
+        """Ask everything once; raises Stopped."""
+        for pipeline in self._pipelines:
+            pipeline.warm_up(should_stop)
+
+    def take(self, frame: BagFrame, should_stop: Callable[[], bool]) -> AnsweredFrame | None:
+        """
+        Return the frame answered, or None if it is not due or cannot be answered.
+
+        `should_stop` is asked at every block and token; once it says yes, Stopped is raised and
+        the frame does not count. Raises ReplayError after MAX_FAILURES_IN_A_ROW.
+        """
+        if frame.message is None:
+            self.counts.update(in_bag=1, unreadable=1)
+            self._tell(frame, frame.problem)
+            return None
+        verdict = self._gate.offer(frame.stamp_ns)
+        if verdict in ('gated', 'out_of_order'):
+            self.counts.update({'in_bag': 1, verdict: 1})
+            return None
+        self._gate.take(frame.stamp_ns)
+        answered, outcome, reason = None, 'answered', ''
+        try:
+            answered = self._answer(frame, should_stop)
+        except Stopped:
+            raise
+        except (ConversionError, ImageError) as error:
+            outcome, reason = 'undecodable', _first_line(error)
+        except (VlmError, RuntimeError) as error:  # the latter: torch's own
+            outcome = 'failed'
+            reason = f'inference failed: {type(error).__name__}: {_first_line(error)}'
+        self.counts.update({'in_bag': 1, 'due': 1, 'resets': int(verdict == 'reset'), outcome: 1})
+        if reason:
+            self._tell(frame, reason)
+        self._failures_in_a_row = self._failures_in_a_row + 1 if outcome == 'failed' else 0
+        if self._failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
+            raise ReplayError(f'{MAX_FAILURES_IN_A_ROW} frames in a row: {reason}')
+        return answered
+
+    def _answer(self, frame: BagFrame, should_stop: Callable[[], bool]) -> AnsweredFrame:
+        rgb = message_to_rgb(frame.message)
+        first = self._pipelines[0]
+        encoded = first.encode(rgb)
+
+        def stops(_branch: str) -> bool:
+            return should_stop()
+
+        skips = [pipeline.answer(encoded, 'skip', stops) for pipeline in self._pipelines]
+        full = first.answer(encoded, 'full', stops)
+        return AnsweredFrame(
+            number=self.counts['answered'] + 1,
+            stamp_ns=frame.stamp_ns,
+            time_ns=frame.time_ns,
+            header=frame.message.header,
+            rgb=rgb,
+            full=full,
+            skips=tuple(skips),
+            comparisons=tuple(first.compare(skip, full) for skip in skips),
+        )
+
+    def _tell(self, frame: BagFrame, reason: str) -> None:
+        seconds, rest_ns = divmod(frame.stamp_ns, 1_000_000_000)
+        self._on_problem(f'frame at {seconds}.{rest_ns:09d}: {reason}')
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
