@@ -33,7 +33,7 @@ setup(
                 'ros-jazzy-rosgraph-msgs', 'ros-jazzy-sensor-msgs', 'ros-jazzy-std-msgs',
                 'ros-jazzy-std-srvs'],
         'test': ['import-linter', 'jsonschema', 'mypy', 'pycocotools', 'pytest', 'pytest-timeout',
-                 'ruff', 'types-PyYAML'],
+                 'pytest-xdist', 'ruff', 'types-PyYAML'],
     },
     entry_points={
         'console_scripts': [

@@ -261,7 +261,7 @@ def test_raw_frames_with_padding_and_a_choice_of_topics(
     )  # fmt: skip
     assert replay(bag, '--out', tmp_path / 'x') == 2
     error = capsys.readouterr().err
-    assert '/a/image_raw' in error and TOPIC in error and 'give the topic' in error
+    assert '/a/image_raw' in error and TOPIC in error and 'several' in error
     assert len(error.splitlines()) == 1
     options = ('--topic', '/a/image_raw', '--task', 'single_object', '--labels', 'scenes')
     window = ('--start', 1, '--duration', 3, '--rate', 0.5)
