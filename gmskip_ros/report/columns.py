@@ -228,12 +228,13 @@ def html_table(columns: Sequence[Column], rows: Sequence[Row]) -> dict[str, Any]
     }
 
 
-def csv_table(records: Sequence[Mapping[str, Any]]) -> bytes:
+def csv_table(records: Sequence[Mapping[str, Any]], names: Sequence[str] = ()) -> bytes:
     """Return records as CSV in UTF-8: all digits, scores as in the result, None as an empty field.
 
-    NaN and infinities are left empty, too.
+    NaN and infinities are left empty, too. `names` are the columns that come first, and are there
+    without any record.
     """
-    names = list({name: None for record in records for name in record})
+    names = list(dict.fromkeys([*names, *(name for record in records for name in record)]))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, restval='', lineterminator='\n')
     writer.writeheader()

@@ -283,8 +283,8 @@ def _gallery_note(run: Mapping[str, Any], gallery: Sequence[GalleryFrame]) -> st
         return f'On {disagreeing} frames some answer differs; no picture was kept.'
     verb = 'differs' if disagreeing == 1 else 'differ'
     frames = 'frame' if disagreeing == 1 else 'frames'
-    shown = 'all of them' if disagreeing == len(gallery) else f'the first {len(gallery)} of them'
-    return f'{disagreeing} {frames} {verb} in some answer; {shown} shown below.'
+    shown = '' if disagreeing == len(gallery) else f' {len(gallery)} of them are shown.'
+    return f'{disagreeing} {frames} {verb} in some answer.{shown}'
 
 
 def _gallery(

@@ -334,7 +334,7 @@ def test_gallery_shows_frames_with_both_answers(tmp_path):
     page = HtmlPage(tmp_path / 'report.html')
     jpegs = [link for link in page.links if link.startswith('data:image/jpeg')]
     assert [base64.b64decode(link.partition(',')[2]) for link in jpegs] == [JPEG, JPEG]
-    assert '3 frames differ in some answer; the first 2 of them shown' in page.text
+    assert '3 frames differ in some answer. 2 of them are shown.' in page.text
     seconds = (rows[-1].stamp_ns - rows[0].stamp_ns) / 1e9
     assert f'Frame 3, {seconds:.1f} s into the drive, 2026-10-31 12:00:02.' in page.text
     tables = [table for table in page.tables if 'Verdict' in table[0]]

@@ -1,0 +1,276 @@
+"""What `gmskip replay A --against B` shows of two runs: tables, changes.csv and a page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from rich.table import Table
+
+from gmskip_ros.report import columns as col
+from gmskip_ros.report import formatting as fmt
+from gmskip_ros.report.columns import Column, Row
+from gmskip_ros.report.plotting import (
+    BLUE,
+    DARK,
+    DPI,
+    GREY,
+    ORANGE,
+    PALE,
+    SKY,
+    data_uri,
+    literal,
+    png_bytes,
+    report_style,
+)
+from gmskip_ros.report.run_comparison import CHANGE_FIELDS, compare_runs
+from gmskip_ros.report.writing import render_html, write_files
+
+__all__ = ['compare_runs', 'comparison_tables', 'write_comparison_report']
+
+CHANGES_PRINTED = 10
+_MARKS: dict[str, dict[str, Any]] = {
+    'A': {'marker': 'o', 'markersize': 10, 'color': BLUE, 'markerfacecolor': 'white',
+          'markeredgewidth': 2},
+    'B': {'marker': 's', 'markersize': 5, 'color': ORANGE},
+}  # fmt: skip
+MAX_CHANGES_SHOWN = 500  # on the page; changes.csv has them all
+MAX_ANSWER_CHARS = 4000
+DEFINITIONS = (
+    ('Same, %', 'Share of the frames on which both runs answer the same: single_object by label, '
+     'multi_object by set, captioning by every character of the raw text.'),
+    ('Alike x100', 'How near the answers are, mean over the frames: multi_object by the Jaccard '
+     'index, captioning by ROUGE-L of B against A.'),
+    ('Agree with full, %', 'Share of the frames on which skip and full agree within the run. '
+     'Gained, lost: on so many frames only B agrees, only A agrees.'),
+    ('Time, ms', 'Median of the total time of an answer over the compared frames.'),
+    ('A / B', 'Total time of A divided by that of B on the same frame, then the median over the '
+     'frames: above 1 B is quicker. Only of one and the same machine.'),
+)  # fmt: skip
+
+
+def write_comparison_report(
+    result: Mapping[str, Any], folder: Path, names: Sequence[str]
+) -> list[Path]:
+    """Write changes.csv, comparison.json and report.html; return their paths.
+
+    `names` are what the two runs are called, for example their files. The page needs no other file
+    and no network. Raises OSError.
+    """
+    content = json.dumps({'a': names[0], 'b': names[1], **result}, indent=1) + '\n'
+    return write_files(folder, {
+        'changes.csv': col.csv_table(result['changes'], CHANGE_FIELDS),
+        'comparison.json': content.encode('ascii'),
+        'report.html': _page(result, names),
+    })  # fmt: skip
+
+
+def comparison_tables(result: Mapping[str, Any]) -> list[Table]:
+    """Return the tables for the terminal: settings, answers, agreement, time, first changes."""
+    groups, changes = result['groups'], result['changes']
+    runs = result['runs']
+    settings = [
+        {'what': what, 'a': show(runs['a']), 'b': show(runs['b'])}
+        for what, show in (
+            ('frames', lambda run: str(run['frames'])),
+            ('model', lambda run: ', '.join(run['models'])),
+            ('machine', lambda run: ', '.join(run['machines'])),
+        )
+    ]
+    settings += [each for each in result['differences'] if each['what'] not in ('model', 'machine')]
+    tables = [col.rich_table('A against B', _SETTINGS, settings, '\n'.join(_alerts(result)))]
+    if not result['frames']['both']:
+        return tables
+    tables.append(col.rich_table('Answers', _ANSWERS, groups))
+    if _skips(groups):
+        tables.append(col.rich_table('Agreement with full', _AGREEMENT, _skips(groups)))
+    machines = [fmt.one_line(', '.join(runs[run]['machines'])) for run in 'ab']
+    notes = [f'A on {machines[0]}', f'B on {machines[1]}', *_no_ratio(groups)]
+    tables.append(col.rich_table('Median total time of an answer', _TIME, groups, '\n'.join(notes)))
+    if changes:
+        title = f'Changed answers: {len(changes)}'
+        if len(changes) > CHANGES_PRINTED:
+            title += f', the first {CHANGES_PRINTED}'
+        tables.append(col.rich_table(title, _CHANGES, changes[:CHANGES_PRINTED]))
+    return tables
+
+
+def _point(row: Row) -> str:
+    points = [fmt.one_line(row[f'operating_point_{run}']) for run in 'ab']
+    if row['branch'] == 'full':
+        return fmt.DASH
+    return points[0] if points[0] == points[1] else f'{points[0]} : {points[1]}'
+
+
+def _alike(row: Row) -> str:
+    known = [row[key] for key in ('mean_jaccard', 'mean_rouge_l') if row[key] is not None]
+    return fmt.hundredths(known[0] if known else None)
+
+
+_TASK = Column('Task', lambda row: fmt.one_line(row['task']), is_words=True)
+_BRANCH = Column('Branch', lambda row: fmt.one_line(row['branch']), is_words=True)
+_POINT = Column('Operating point', _point, is_words=True)
+_SETTINGS = (
+    Column('Setting', lambda row: fmt.one_line(row['what']), is_words=True),
+    Column('A', lambda row: fmt.one_line(row['a']), is_words=True),
+    Column('B', lambda row: fmt.one_line(row['b']), is_words=True),
+)
+_ANSWERS = (
+    _TASK, _BRANCH, _POINT,
+    Column('Frames', lambda row: str(row['compared'])),
+    Column('Same, %', lambda row: fmt.hundredths(row['same_share'])),
+    Column('Changed', lambda row: str(row['compared'] - row['same'])),
+    Column('Alike x100', _alike),
+)  # fmt: skip
+_AGREEMENT = (
+    _TASK, _POINT,
+    Column('Frames', lambda row: str(row['agreement_frames'])),
+    Column('Agree with full, A, %', lambda row: fmt.hundredths(row['agreement_a'])),
+    Column('Agree with full, B, %', lambda row: fmt.hundredths(row['agreement_b'])),
+    Column('Gained', lambda row: str(row['gained'])),
+    Column('Lost', lambda row: str(row['lost'])),
+)  # fmt: skip
+_TIME = (
+    _TASK, _BRANCH, _POINT,
+    Column('A, ms', lambda row: fmt.number(row['total_ms_a'])),
+    Column('B, ms', lambda row: fmt.number(row['total_ms_b'])),
+    Column('A / B', lambda row: fmt.number(row['time_ratio'], 2)),
+)  # fmt: skip
+_CHANGES = (
+    Column('Frame', lambda row: str(row['frame_a'])),
+    _TASK, _BRANCH, _POINT,
+    Column('A says', lambda row: _said(row, 'a'), is_words=True),
+    Column('B says', lambda row: _said(row, 'b'), is_words=True),
+)  # fmt: skip
+
+
+def _said(change: Row, run: str) -> str:
+    """Return an answer for people; where both runs' are the same, what was said in full."""
+    key = 'answer' if change['answer_a'] != change['answer_b'] else 'raw_text'
+    return fmt.one_line(change[f'{key}_{run}'], MAX_ANSWER_CHARS) or '(empty answer)'
+
+
+def _skips(groups: Sequence[Row]) -> list[Row]:
+    return [group for group in groups if group['agreement_frames']]
+
+
+def _no_ratio(groups: Sequence[Row]) -> list[str]:
+    reasons = dict.fromkeys(group['no_time_ratio'] for group in groups if group['no_time_ratio'])
+    return [f'No A / B: {fmt.one_line(reason)}' for reason in reasons]
+
+
+def _alerts(result: Mapping[str, Any]) -> list[str]:
+    """Return what a reader has to know before any figure, one line each."""
+    frames, alerts = result['frames'], []
+    if not frames['both']:
+        alerts.append('No frame is in both runs: nothing can be compared.')
+    for run, key in (('A', 'only_a'), ('B', 'only_b')):
+        if frames[key]:
+            verb = 'frame is' if frames[key] == 1 else 'frames are'
+            alerts.append(f'{frames[key]} {verb} only in {run}, and not compared.')
+    for each in result['paired_points']:
+        task, a, b = (fmt.one_line(each[key]) for key in ('task', 'a', 'b'))
+        alerts.append(f'{task}: {a} of A is compared with {b} of B.')
+    for each in result['unpaired']:
+        task, branch, point, run = (
+            fmt.one_line(each[key]) for key in ('task', 'branch', 'operating_point', 'only_in')
+        )
+        name = f'{task}/{branch}' + ('' if branch == 'full' else f' at {point}')
+        alerts.append(f'{name} is only in {run.upper()}, and not compared.')
+    return alerts
+
+
+def _page(result: Mapping[str, Any], names: Sequence[str]) -> bytes:
+    groups, changes = result['groups'], result['changes']
+    when = Column('Stamp', lambda row: fmt.utc(row['stamp_ns']))
+    shown = (_CHANGES[0], when, *_CHANGES[1:])
+    runs = [
+        {
+            'name': fmt.one_line(name),
+            'frames': about['frames'],
+            'models': fmt.one_line(', '.join(about['models'])),
+            'machines': fmt.one_line(', '.join(about['machines'])),
+        }
+        for name, about in zip(names, result['runs'].values(), strict=True)
+    ]
+    picture = _draw(groups)
+    figures = {key: value for key, value in result.items() if key != 'changes'}
+    return render_html(
+        'comparison.html',
+        title='Two runs: what changed',
+        runs=runs,
+        frames=result['frames'],
+        alerts=_alerts(result),
+        differences=col.html_table(_SETTINGS, result['differences']),
+        picture=data_uri(picture) if picture else '',
+        answers=col.html_table(_ANSWERS, groups),
+        agreement=col.html_table(_AGREEMENT, _skips(groups)),
+        time=col.html_table(_TIME, groups),
+        no_ratio=_no_ratio(groups),
+        num_changes=len(changes),
+        max_changes=MAX_CHANGES_SHOWN,
+        changes=col.html_table(shown, changes[:MAX_CHANGES_SHOWN]),
+        definitions=DEFINITIONS,
+        figures=json.dumps({**figures, 'num_changes': len(changes)}),
+    )
+
+
+def _draw(groups: Sequence[Row]) -> bytes | None:
+    """Return a PNG: the share of same answers, and of agreement with full in both runs."""
+    groups = [group for group in groups if group['compared']]
+    if not groups:
+        return None
+    with report_style():
+        figure = Figure(figsize=(9.5, 1.2 + 0.4 * len(groups)), dpi=DPI, layout='constrained')
+        same, agreement = figure.subplots(1, 2, sharey=True)
+        for height, group in enumerate(groups):
+            share = 100 * group['same_share']
+            is_full = group['branch'] == 'full'
+            same.barh(
+                height, share, 0.6, color=PALE if is_full else SKY, edgecolor=DARK, linewidth=0.8
+            )
+            same.annotate(
+                f'{share:.1f}', (share, height), xytext=(5, 0), textcoords='offset points',
+                va='center', fontsize=8,
+            )  # fmt: skip
+            _draw_agreement(agreement, height, group)
+        same.set_yticks(range(len(groups)), [literal(_name(group)) for group in groups])
+        same.set_ylim(len(groups) - 0.4, -0.6)
+        for axis in (same, agreement):
+            axis.set_xlim(0, 112)
+            axis.set_xticks(range(0, 101, 25))
+            axis.tick_params(axis='y', length=0, labelsize=9)
+            axis.grid(False, axis='y')
+            axis.spines['left'].set_visible(False)
+        same.set_title('A and B answer the same, %')
+        agreement.set_title('Skip agrees with full, %')
+        if _skips(groups):
+            agreement.legend(
+                handles=[Line2D([], [], linestyle='', label=name, **_MARKS[name]) for name in 'AB'],
+                loc='lower right', bbox_to_anchor=(1, 1), ncol=2, frameon=False, borderaxespad=0,
+                handletextpad=0.1, columnspacing=1.2,
+            )  # fmt: skip
+        return png_bytes(figure)
+
+
+def _name(group: Row) -> str:
+    task, branch = fmt.one_line(group['task']), fmt.one_line(group['branch'])
+    return f'{task}, {branch}' if branch == 'full' else f'{task}, {_point(group)}'
+
+
+def _draw_agreement(axis: Axes, height: int, group: Row) -> None:
+    if not group['agreement_frames']:
+        return
+    a, b = 100 * group['agreement_a'], 100 * group['agreement_b']
+    axis.plot([a, b], [height, height], color=GREY, linewidth=1.5, zorder=2)
+    axis.plot([a], [height], zorder=3, **_MARKS['A'])
+    axis.plot([b], [height], zorder=4, **_MARKS['B'])
+    axis.annotate(
+        f'{a:.1f} : {b:.1f}', (max(a, b), height), xytext=(9, 0), textcoords='offset points',
+        va='center', fontsize=8, annotation_clip=False,
+    )  # fmt: skip

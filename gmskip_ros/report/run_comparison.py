@@ -1,0 +1,234 @@
+"""What changed between two runs: another skip list, another machine, another model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from gmskip_ros.report.frame_rows import FrameRow
+from gmskip_ros.tasks import caption_tokens, jaccard, rouge_l
+from gmskip_ros.tasks.normalisation import normalise
+
+FORMAT = 'gmskip/run-comparison/1'
+CHANGE_FIELDS = (
+    'stamp_ns', 'frame_a', 'frame_b', 'task', 'branch', 'operating_point_a', 'operating_point_b',
+    'answer_a', 'answer_b', 'raw_text_a', 'raw_text_b',
+)  # fmt: skip
+
+Key = tuple[int, int]  # a frame: its stamp, and how often that stamp came before
+Answers = dict[Key, FrameRow]
+GroupName = tuple[str, str, str]  # task, branch, operating point
+
+
+def compare_runs(a: Sequence[FrameRow], b: Sequence[FrameRow]) -> dict[str, Any]:
+    """Return what is the same in two runs and what is not, as plain JSON values.
+
+    Rows belong together by stamp, task, branch and operating point. Where a task's skip branch has
+    one operating point in each run and they differ, those are compared ('paired_points').
+
+    - 'runs': models, machines and frames of 'a' and 'b'; 'frames': how many are only in one.
+    - 'differences': settings that differ, each with 'what', 'a' and 'b'.
+    - 'unpaired': task, branch and operating point that only one run has.
+    - 'groups': per task, branch and operating point
+      - 'compared' frames, on how many the answers are the 'same', 'same_share', and how near they
+        are: 'mean_jaccard' (multi_object), 'mean_rouge_l' (captioning; of b against a). Answers
+        are the same by label, by set, by raw text; outside the vocabulary by what was said.
+      - of skip, on the frames where it is known in both: 'agreement_a' and 'agreement_b' with
+        full, and on how many of these frames ('agreement_frames') b 'gained' and 'lost' it.
+      - 'skipped_blocks_a', 'skipped_blocks_b', 'machine_a', 'machine_b' (None: several).
+      - 'total_ms_a', 'total_ms_b': medians over the compared frames; None for several machines.
+        'time_ratio': median over the frames of a's / b's total time; only of one machine, else
+        None and 'no_time_ratio' says why.
+    - 'changes': every answer that is not the same, by stamp (CHANGE_FIELDS).
+    """
+    groups_a, groups_b = _groups(a), _groups(b)
+    pairs = {name: name for name in groups_a if name in groups_b}
+    paired_points = []
+    for task in dict.fromkeys(row.task for row in a):
+        only_a, only_b = _points(groups_a, task), _points(groups_b, task)
+        if len(only_a) == len(only_b) == 1 and only_a != only_b:
+            pairs[task, 'skip', only_a[0]] = (task, 'skip', only_b[0])
+            paired_points.append({'task': task, 'a': only_a[0], 'b': only_b[0]})
+    groups, changes = [], []
+    for name_a, name_b in pairs.items():
+        group, changed = _compare(name_a, name_b, groups_a[name_a], groups_b[name_b])
+        groups.append(group)
+        changes += changed
+    frames_a, frames_b = (
+        {key for answers in groups.values() for key in answers} for groups in (groups_a, groups_b)
+    )
+    return {
+        'format': FORMAT,
+        'runs': {'a': _about(a, frames_a), 'b': _about(b, frames_b)},
+        'frames': {
+            'only_a': len(frames_a - frames_b),
+            'only_b': len(frames_b - frames_a),
+            'both': len(frames_a & frames_b),
+        },
+        'differences': _differences(a, b, groups),
+        'paired_points': paired_points,
+        'unpaired': [
+            {'task': task, 'branch': branch, 'operating_point': point, 'only_in': run}
+            for run, names, others in (
+                ('a', groups_a, pairs.keys()), ('b', groups_b, pairs.values())
+            )
+            for task, branch, point in names
+            if (task, branch, point) not in others
+        ],
+        'groups': groups,
+        'changes': sorted(changes, key=lambda change: change['stamp_ns']),
+    }  # fmt: skip
+
+
+def _groups(rows: Iterable[FrameRow]) -> dict[GroupName, Answers]:
+    """Return the answers by what they are answers to, full before skip, tasks in their order."""
+    groups: dict[GroupName, Answers] = {}
+    seen: Counter[tuple[GroupName, int]] = Counter()
+    for row in rows:
+        name = (row.task, row.branch, row.operating_point)
+        groups.setdefault(name, {})[row.stamp_ns, seen[name, row.stamp_ns]] = row
+        seen[name, row.stamp_ns] += 1
+    tasks = list(dict.fromkeys(task for task, _, _ in groups))
+    return dict(
+        sorted(groups.items(), key=lambda item: (tasks.index(item[0][0]), item[0][1] != 'full'))
+    )
+
+
+def _points(groups: Iterable[GroupName], task: str) -> list[str]:
+    return [point for name, branch, point in groups if (name, branch) == (task, 'skip')]
+
+
+def _about(rows: Sequence[FrameRow], frames: set[Key]) -> dict[str, Any]:
+    return {
+        'models': list(dict.fromkeys(row.model for row in rows)),
+        'machines': list(dict.fromkeys(row.machine for row in rows)),
+        'frames': len(frames),
+    }
+
+
+def _compare(
+    name_a: GroupName, name_b: GroupName, a: Answers, b: Answers
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return a group's figures and its changed answers."""
+    task, branch, point = name_a
+    pairs = [(a[key], b[key]) for key in sorted(a.keys() & b.keys())]
+    alike = [_alike(one, other) for one, other in pairs]
+    measure = {'multi_object': 'mean_jaccard', 'captioning': 'mean_rouge_l'}.get(task)
+    changes = [
+        {
+            'stamp_ns': one.stamp_ns, 'frame_a': one.frame, 'frame_b': other.frame, 'task': task,
+            'branch': branch, 'operating_point_a': point, 'operating_point_b': name_b[2],
+            'answer_a': one.answer, 'answer_b': other.answer,
+            'raw_text_a': one.raw_text, 'raw_text_b': other.raw_text,
+        }
+        for (one, other), (same, _) in zip(pairs, alike, strict=True)
+        if not same
+    ]  # fmt: skip
+    known = [
+        (one.agree, other.agree)
+        for one, other in pairs
+        if one.agree is not None and other.agree is not None
+    ]
+    means = {
+        name: _mean([value for _, value in alike]) if name == measure else None
+        for name in ('mean_jaccard', 'mean_rouge_l')
+    }
+    group = {
+        'task': task,
+        'branch': branch,
+        'operating_point_a': point,
+        'operating_point_b': name_b[2],
+        'compared': len(pairs),
+        'same': len(pairs) - len(changes),
+        'same_share': _mean([same for same, _ in alike]),
+        **means,
+        'agreement_a': _mean([one for one, _ in known]),
+        'agreement_b': _mean([other for _, other in known]),
+        'agreement_frames': len(known),
+        'gained': sum(other and not one for one, other in known),
+        'lost': sum(one and not other for one, other in known),
+        'skipped_blocks_a': list(next(iter(a.values())).skipped_blocks),
+        'skipped_blocks_b': list(next(iter(b.values())).skipped_blocks),
+        **_times(pairs),
+    }
+    return group, changes
+
+
+def _alike(a: FrameRow, b: FrameRow) -> tuple[bool, float]:
+    """Return whether two answers are the same, and how near they are, 0..1."""
+    if a.task == 'captioning':
+        tokens_a, tokens_b = caption_tokens(a.raw_text), caption_tokens(b.raw_text)
+        near = 1.0 if tokens_a == tokens_b else rouge_l(tokens_b, [tokens_a])
+        return a.raw_text == b.raw_text, near
+    labels_a, labels_b = _labels(a), _labels(b)
+    if not labels_a and not labels_b:  # as between skip and full: what was said decides
+        same = normalise(a.raw_text) == normalise(b.raw_text)
+        return same, float(same)
+    return labels_a == labels_b, jaccard(labels_a, labels_b)
+
+
+def _labels(row: FrameRow) -> frozenset[str]:
+    if not row.in_vocabulary:
+        return frozenset()
+    return frozenset(row.answer.split(', ') if row.task == 'multi_object' else [row.answer])
+
+
+def _times(pairs: Sequence[tuple[FrameRow, FrameRow]]) -> dict[str, Any]:
+    """Return each run's median total time, and the ratio where one machine made both."""
+    machine_a, machine_b = (
+        machines.pop() if len(machines := {row.machine for row in side}) == 1 else None
+        for side in ([one for one, _ in pairs], [other for _, other in pairs])
+    )
+    total_a, total_b = (
+        np.array([[one.total_ms, other.total_ms] for one, other in pairs]).reshape(-1, 2).T
+    )
+    reason = ''
+    if not pairs:
+        reason = 'no frame is in both runs'
+    elif machine_a is None or machine_b is None:
+        reason = 'the rows of a run are of several machines'
+    elif machine_a != machine_b:
+        reason = f'other machines: {machine_a}; {machine_b}'
+    return {
+        'machine_a': machine_a,
+        'machine_b': machine_b,
+        'total_ms_a': float(np.median(total_a)) if machine_a is not None else None,
+        'total_ms_b': float(np.median(total_b)) if machine_b is not None else None,
+        'time_ratio': (
+            None if reason else float(np.median(total_a / np.maximum(total_b, 1e-9)))
+        ),
+        'no_time_ratio': reason,
+    }
+
+
+def _differences(
+    a: Sequence[FrameRow], b: Sequence[FrameRow], groups: Sequence[dict[str, Any]]
+) -> list[dict[str, str]]:
+    """Return the settings in which the runs differ, as texts for people."""
+    found = []
+    for what in ('model', 'machine'):
+        values = [', '.join(sorted({getattr(row, what) for row in rows})) for rows in (a, b)]
+        if values[0] != values[1] and all(values):
+            found.append({'what': what, 'a': values[0], 'b': values[1]})
+    for group in groups:
+        blocks = [group['skipped_blocks_a'], group['skipped_blocks_b']]
+        points = [group['operating_point_a'], group['operating_point_b']]
+        if points[0] != points[1]:
+            what = f'operating point of {group["task"]}'
+            found.append({'what': what, 'a': points[0], 'b': points[1]})
+        if blocks[0] != blocks[1]:
+            same_set = sorted(blocks[0]) == sorted(blocks[1])
+            what = 'order of removal' if same_set else 'blocks left out'
+            what += f' of {group["task"]}'
+            if points[0] == points[1]:
+                what += f' at {points[0]}'
+            texts = [', '.join(map(str, each)) or 'none' for each in blocks]
+            found.append({'what': what, 'a': texts[0], 'b': texts[1]})
+    return found
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
