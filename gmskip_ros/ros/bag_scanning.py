@@ -444,5 +444,7 @@ def is_cut_off(path: Path) -> bool:
     (page_size,) = struct.unpack_from('>H', header, 16)
     (num_pages,) = struct.unpack_from('>I', header, 28)
     page_size = 65536 if page_size == 1 else page_size
+    if header[24:28] != header[92:96]:  # written by a sqlite that does not keep the number
+        num_pages = 0
     size = path.stat().st_size
     return size < num_pages * page_size or (page_size > 0 and size % page_size > 0)

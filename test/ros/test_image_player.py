@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import signal
+import time
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from bag_files import PERIOD_NS, START_NS, Recorded, camera_messages, kill_recording, write_bag
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from PIL import Image as PilImage
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from ros_process import RosProcess, ros_command, ros_env, ros_node, wait_until
+from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image
 
-from gmskip_ros.ros import image_player
+from gmskip_ros.ros import camera_sources, image_player
+from gmskip_ros.ros.camera_sources import MessageFormat, SourceFrame, open_source
 from gmskip_ros.ros.conversions import image_to_rgb
+from gmskip_ros.ros.image_player import cues
 
 RELIABLE = QoSProfile(depth=50, reliability=ReliabilityPolicy.RELIABLE)
 BEST_EFFORT = QoSProfile(depth=50, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -33,6 +38,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def nanoseconds(stamp) -> int:
+    return stamp.sec * 1_000_000_000 + stamp.nanosec
+
+
 def diagnostics(node: str, state: str) -> DiagnosticArray:
     status = DiagnosticStatus(name=f'{node}: inference')
     status.values = [KeyValue(key='rate', value='1.0'), KeyValue(key='state', value=state)]
@@ -42,13 +51,20 @@ def diagnostics(node: str, state: str) -> DiagnosticArray:
 class ReadyNode:
     """What the player waits for: a node that is subscribed and says again and again `state`."""
 
-    def __init__(self, node, message_type=Image, topic='/image_raw', qos=RELIABLE, state='ready'):
+    def __init__(
+        self, node, message_type=Image, topic='/image_raw', qos=RELIABLE, state='ready', raw=False
+    ):
         self.frames: list = []
+        self.clock_ns: list[int] = []  # what /clock said
         self.state = state
         if topic:
-            node.create_subscription(message_type, topic, self.frames.append, qos)
+            node.create_subscription(message_type, topic, self.frames.append, qos, raw=raw)
+        node.create_subscription(Clock, '/clock', self._on_clock, BEST_EFFORT)
         health = node.create_publisher(DiagnosticArray, '/diagnostics', 1)
         node.create_timer(0.1, lambda: health.publish(diagnostics(node.get_name(), self.state)))
+
+    def _on_clock(self, msg: Clock) -> None:
+        self.clock_ns.append(nanoseconds(msg.clock))
 
 
 def play_to_the_end(player: RosProcess, node) -> None:
@@ -158,13 +174,224 @@ def test_told_to_stop_it_ends_without_a_fuss(folder, stop_signal, wait_for_node,
     assert 'rror' not in player.output()
 
 
+# ---- bags
+
+
+def player_command(*flags: str, **options) -> list[str]:
+    """Return the command with plain arguments before --ros-args."""
+    command = ros_command('image_player', **options)
+    at = command.index('--ros-args')
+    return [*command[:at], *flags, *command[at:]]
+
+
+def assert_are(frames: list[bytes], messages: list[Recorded]) -> None:
+    """Hold serialized messages against recorded ones; on its way DDS pads them to 4 bytes."""
+    assert len(frames) == len(messages)
+    for frame, recorded in zip(frames, messages, strict=True):
+        cdr = recorded.cdr
+        assert bytes(frame) in (cdr, cdr + bytes(-len(cdr) % 4))
+
+
+@pytest.mark.parametrize(
+    ('storage', 'raw'), [('sqlite3', True), ('mcap', False)], ids=['raw db3', 'jpeg mcap']
+)
+def test_a_bag_is_published_as_it_was_recorded(tmp_path, storage, raw):
+    """Byte by byte, padding, jumps and damage included; with its own time on /clock."""
+    messages = camera_messages(
+        8, raw=raw, padding=5, jump={3: -5_000_000_000}, broken=[5], period_ns=60_000_000
+    )
+    other = camera_messages(3, raw=raw, start_ns=START_NS - 10**9)
+    bag = write_bag(
+        tmp_path / 'bag', {'/front/image': messages, '/rear/image': other}, storage=storage
+    )
+    command = player_command(
+        '--clock', source=bag, topic='/front/image', loop=False, reliability='reliable',
+        wait_for_node='/probe', remap={'image_raw': '/camera/image'},
+    )
+    topic = '/camera/image' if raw else '/camera/image/compressed'
+    with ros_node() as node, RosProcess(command) as player:
+        ready = ReadyNode(node, Image if raw else CompressedImage, topic, raw=True)
+        play_to_the_end(player, node)
+
+    assert_are(ready.frames, messages)
+    assert 'publishing 8 frame(s) of /front/image (sensor_msgs/msg/' in player.output()
+    assert f'of {bag} on {topic}, as recorded' in player.output()
+
+    times = [m.time_ns for m in messages]
+    assert ready.clock_ns == sorted(ready.clock_ns)
+    assert len(set(times) & set(ready.clock_ns)) >= 4  # best effort
+    between = {t for t in ready.clock_ns if times[0] < t < times[-1]} - set(times)
+    assert len(between) >= 2  # it went on in between
+    # The last frame holds for 0.1 s.
+    assert times[0] <= ready.clock_ns[0] and ready.clock_ns[-1] <= times[-1] + 100_000_000
+
+
+def test_a_bag_starts_over_and_so_does_its_clock(tmp_path):
+    messages = camera_messages(3)
+    bag = write_bag(tmp_path / 'bag', {'/camera': messages})
+    command = ros_command(
+        'image_player', source=bag, count=8, rate_hz=25, clock=True, reliability='reliable',
+        wait_for_node='/probe',
+    )
+    with ros_node() as node, RosProcess(command) as player:
+        ready = ReadyNode(node, CompressedImage, '/image_raw/compressed', raw=True)
+        play_to_the_end(player, node)
+
+    assert_are(ready.frames, [*messages, *messages, *messages[:2]])
+    assert '/image_raw/compressed, 25 Hz' in player.output()
+    clock = ready.clock_ns
+    falls = [i for i in range(1, len(clock)) if clock[i] < clock[i - 1]]
+    assert len(falls) == 2
+    assert max(clock[i] for i in falls) < START_NS + PERIOD_NS
+    # Three frames are 0.2 s of the bag's time, and the last one holds as long as the one before.
+    assert START_NS <= min(clock) and max(clock) <= START_NS + 3 * PERIOD_NS
+
+
+def test_a_killed_recording_is_played_as_far_as_it_goes(tmp_path):
+    messages = camera_messages(4, start_ns=START_NS)
+    bag = write_bag(tmp_path / 'bag', {'/camera': messages}, storage='mcap')
+    kill_recording(bag)
+    command = ros_command(
+        'image_player', source=bag, loop=False, rate_hz=20, reliability='reliable',
+        wait_for_node='/probe',
+    )
+    with ros_node() as node, RosProcess(command) as player:
+        ready = ReadyNode(node, CompressedImage, '/image_raw/compressed', raw=True)
+        play_to_the_end(player, node)
+
+    assert_are(ready.frames, messages)
+    assert player.output().count('metadata.yaml: missing') == 1
+    assert player.output().count('damaged (cut off)') == 1
+    assert ready.clock_ns == []
+
+
+def test_the_clock_stands_while_the_player_waits(tmp_path):
+    bag = write_bag(tmp_path / 'bag', {'/camera': camera_messages(3)})
+    command = player_command('--clock', source=bag, wait_for_node='/nobody')
+    with ros_node() as node, RosProcess(command) as player:
+        ready = ReadyNode(node, CompressedImage, '/image_raw/compressed')
+        wait_until(lambda: len(ready.clock_ns) >= 5, node, what='/clock', process=player)
+        assert player.stop(signal.SIGTERM) == 0
+    assert set(ready.clock_ns) == {START_NS}
+    assert ready.frames == []
+
+
+# ---- videos
+
+
+@pytest.fixture
+def video(tmp_path) -> Path:
+    """Ten frames of 64x48, brighter from one to the next, 12.5 a second."""
+    path = tmp_path / 'film.avi'
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'MJPG'), 12.5, (64, 48))
+    for i in range(10):
+        writer.write(np.full((48, 64, 3), 20 * i, np.uint8))
+    writer.release()
+    return path
+
+
+def test_a_video_is_played_at_its_pace_with_its_time_on_the_clock(video):
+    before_ns = time.time_ns()
+    command = player_command(
+        '--clock', source=video, loop=False, width=32, reliability='reliable', frame_id='film',
+        wait_for_node='/probe',
+    )
+    with ros_node() as node, RosProcess(command) as player:
+        ready = ReadyNode(node)
+        play_to_the_end(player, node)
+
+    assert f'publishing the video {video} on /image_raw, 12.5 Hz' in player.output()
+    assert [image_to_rgb(f).shape for f in ready.frames] == [(24, 32, 3)] * 10
+    for i, frame in enumerate(ready.frames):
+        assert abs(int(image_to_rgb(frame)[12, 16, 0]) - 20 * i) <= 4
+        assert frame.header.frame_id == 'film'
+    stamps = [nanoseconds(frame.header.stamp) for frame in ready.frames]
+    assert before_ns < stamps[0] < time.time_ns()
+    assert np.diff(stamps).tolist() == [80_000_000] * 9
+    assert ready.clock_ns == sorted(ready.clock_ns)
+    assert len(set(stamps) & set(ready.clock_ns)) >= 5  # best effort
+    assert stamps[0] <= ready.clock_ns[0] and ready.clock_ns[-1] <= stamps[-1] + 80_000_000
+
+
+def test_pictures_and_videos_go_on_in_time_when_they_start_over(folder, video):
+    for source, num_frames in [(folder, 3), (video, 10)]:
+        played = open_source(str(source), MessageFormat(), topic='')
+        all_cues = list(
+            cues(played, loop=True, count=2 * num_frames + 1, period_s=0.04, start_ns=1000)
+        )
+        assert len(all_cues) == 2 * num_frames + 1
+        for i, cue in enumerate(all_cues):
+            time_ns = 1000 + i * 40_000_000
+            assert (cue.time_ns, cue.until_ns) == (time_ns, time_ns + 40_000_000)
+            assert cue.hold_s == 0.04
+
+
+# ---- the pace
+
+
+class Recording:
+    """A source of frames with times, in seconds."""
+
+    def __init__(self, *times_s: float) -> None:
+        self.frames = lambda: (SourceFrame(b'', round(t * 1e9)) for t in times_s)
+
+
+def holds(source: Recording, **options) -> list[tuple[float, float, float]]:
+    options = {'loop': False, 'count': 0, 'period_s': None, 'start_ns': 0, **options}
+    return [
+        (cue.time_ns / 1e9, cue.until_ns / 1e9, cue.hold_s) for cue in cues(source, **options)
+    ]
+
+
+def test_as_recorded_each_frame_holds_until_the_next_ones_time():
+    source = Recording(10.0, 10.5, 10.5, 13.5, 13.75)
+    assert holds(source) == [
+        (10.0, 10.5, 0.5), (10.5, 10.5, 0.0), (10.5, 13.5, 3.0), (13.5, 13.75, 0.25),
+        (13.75, 14.0, 0.25),
+    ]
+    # At a rate of their own, simulated time still ends at the next frame's.
+    assert holds(source, period_s=2.0, count=3) == [
+        (10.0, 10.5, 2.0), (10.5, 10.5, 2.0), (10.5, 10.6, 2.0),
+    ]
+
+
+def test_the_last_frame_of_a_pass_holds_for_a_moment():
+    assert holds(Recording(5.0), loop=True, count=2) == [(5.0, 5.1, 0.1)] * 2
+    assert holds(Recording(1.0, 61.0), loop=True, count=3) == [
+        (1.0, 61.0, 60.0), (61.0, 62.0, 1.0), (1.0, 2.0, 1.0)
+    ]
+    assert holds(Recording(), loop=True) == []
+
+
+# ---- what is wrong
+
+
+def test_help_and_unknown_arguments(capfd):
+    assert image_player.main(['--help']) == 0
+    usage = capfd.readouterr().out
+    assert usage.startswith('usage: image_player [--clock]')
+    for name in image_player.PARAMETERS:
+        assert f'  {name} ' in usage
+
+    for arguments, wrong in [
+        (['drive'], 'drive'),
+        (['--clock', '--loop', '--ros-args', '-p', 'count:=1'], '--loop'),
+        (['--ros-args', '-p', 'count:=1', '--', '40'], '40'),
+    ]:
+        assert image_player.main(arguments) == 2
+        assert capfd.readouterr().err == (
+            f'image_player: error: argument {wrong!r}: not known; parameters go behind '
+            '--ros-args -p, see --help\n'
+        )
+
+
 def test_a_wrong_source_is_one_line_and_status_2(tmp_path):
     missing = tmp_path / 'missing'
     with RosProcess(ros_command('image_player', source=missing)) as player:
         assert player.wait() == 2
     assert player.output().splitlines() == [
         f'image_player: error: source {str(missing)!r}: not found; '
-        'give a picture or a folder of pictures'
+        'give a picture, a folder of pictures, a video or a bag'
     ]
 
 
@@ -175,8 +402,8 @@ def test_a_wrong_source_is_one_line_and_status_2(tmp_path):
         ({'source': '{tmp}'}, ['no pictures']),
         ({'source': '{tmp}/broken.png'}, ['broken.png', 'not a readable picture']),
         ({'source': '{tmp}/empty.jpg'}, ['empty.jpg', 'not a readable picture']),
-        ({'rate_hz': 0.0}, ['rate_hz = 0.0', 'above 0']),
-        ({'rate_hz': -1}, ['rate_hz = -1']),
+        ({'rate_hz': -1}, ['rate_hz = -1', "0 (the source's own pace) to 1000"]),
+        ({'rate_hz': 1001}, ['rate_hz = 1001']),
         ({'rate_hz': '.nan'}, ['rate_hz', 'number']),
         ({'rate_hz': True}, ['rate_hz', 'number']),
         ({'image_transport': 'theora'}, ["image_transport = 'theora'", 'raw or compressed']),
@@ -214,6 +441,37 @@ def test_wrong_parameters_are_one_line_and_status_2(
         assert word in lines[0]
 
 
+def test_a_wrong_bag_or_video_is_one_line_and_status_2(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv('ROS_DOMAIN_ID', ros_env()['ROS_DOMAIN_ID'])
+    PilImage.new('RGB', (8, 8)).save(tmp_path / 'a.png')
+    (tmp_path / 'broken.mp4').write_bytes(b'no film' * 100)
+    frames = camera_messages(2)
+    bag = write_bag(tmp_path / 'bag', {'/a': frames, '/b': frames})
+    empty = write_bag(tmp_path / 'empty', {}, empty_topics={'/a': 'sensor_msgs/msg/Image'})
+    for options, words in [
+        ({'source': bag}, [f'bag {str(bag)!r}', 'several camera topics', '/a', '/b']),
+        ({'source': bag, 'topic': '/c'}, ["no topic '/c'", 'give one of /a']),
+        ({'source': empty}, [f'source {str(empty)!r}: no messages on /a']),
+        ({'source': tmp_path / 'missing.mcap'}, ['missing.mcap', 'not found']),
+        ({'source': tmp_path / 'missing.mp4'}, ['missing.mp4', 'not found']),
+        ({'source': tmp_path / 'broken.mp4'}, ['broken.mp4', 'not a readable video']),
+        ({'source': tmp_path / 'a.png', 'topic': '/a'}, ["topic = '/a': only a bag has topics"]),
+        ({'source': bag, 'width': 5}, ['width = 5', "a bag's messages are published as they"]),
+        ({'source': bag, 'height': 5}, ['height = 5', 'leave it out']),
+        ({'source': bag, 'frame_id': 'front'}, ["frame_id = 'front'"]),
+        ({'source': bag, 'jpeg_quality': 80}, ['jpeg_quality = 80']),
+        ({'source': bag, 'image_transport': 'compressed'}, ["image_transport = 'compressed'"]),
+        ({'source': bag, 'clock': True, 'use_sim_time': True}, ['use_sim_time', '--clock']),
+        ({'source': bag, 'clock': 1}, ['clock', '1']),
+    ]:
+        command = ros_command('image_player', **options)
+        assert image_player.main(command[command.index('--ros-args') :]) == 2, options
+        printed = capfd.readouterr().err.splitlines()
+        assert len([li for li in printed if li.startswith('image_player: error: ')]) == 1, printed
+        for word in words:
+            assert word in printed[-1], (options, printed)
+
+
 def test_wrong_ros_arguments_are_status_2(capfd):
     for arguments in (['-p', 'count:=['], ['--nonsense']):
         assert image_player.main(['--ros-args', *arguments]) == 2
@@ -225,31 +483,27 @@ def test_pictures_are_shown_upright_and_in_the_size_asked_for(tmp_path):
     exif[0x0112] = 6  # "rotate by 90 degrees to show"
     path = tmp_path / 'upright.jpg'
     PilImage.new('RGB', (64, 48)).save(path, exif=exif)
-    for size, shape in [
+    for (width, height), shape in [
         ((0, 0), (64, 48, 3)),
         ((96, 0), (128, 96, 3)),
         ((0, 32), (32, 24, 3)),
         ((10, 20), (20, 10, 3)),
     ]:
-        assert image_player.read_picture(path, *size).shape == shape
+        source = open_source(str(path), MessageFormat(width=width, height=height), topic='')
+        (frame,) = source.frames()
+        assert image_to_rgb(frame.message).shape == shape
 
 
-def test_the_pictures_kept_in_memory_are_bounded(monkeypatch):
+def test_the_pictures_kept_in_memory_are_bounded(folder, monkeypatch):
     """Two of three fit: they are made once and ahead, the third every time it is due."""
-    made: list[str] = []
+    monkeypatch.setattr(camera_sources, 'CACHE_BYTES', 2 * 64 * 48 * 3)
+    source = open_source(str(folder), MessageFormat(), topic='')
+    (folder / 'a.png').unlink()
+    (folder / 'b.JPG').unlink()
 
-    def make_message(path: Path) -> Image:
-        made.append(path.name)
-        return Image(data=bytes(100))
+    first, second = list(source.frames()), list(source.frames())
 
-    monkeypatch.setattr(image_player, 'CACHE_BYTES', 250)
-    pictures = [Path('a'), Path('b'), Path('c')]
-    messages = image_player.picture_messages(pictures, make_message, loop=True)
-    assert made[:2] == ['a', 'b']
-    made.clear()
-
-    played = [next(messages) for _ in range(9)]
-
-    assert made == ['c', 'c', 'c']
-    assert played[0] is played[3] is played[6]
-    assert played[2] is not played[5]
+    assert [a.message is b.message for a, b in zip(first, second, strict=True)] == [
+        True, True, False
+    ]
+    assert first[2].message == second[2].message

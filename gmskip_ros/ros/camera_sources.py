@@ -1,0 +1,247 @@
+"""
+Where a player's frames come from: pictures, a video, a bag.
+
+A source is iterated once per pass (`frames()`); frames of pictures and videos have no time of their
+own, a bag's have the recording's.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+import cv2
+import numpy as np
+from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import Header
+
+from gmskip_ros.ros.bags import BagError, is_bag, open_camera_bag
+from gmskip_ros.ros.conversions import rgb_to_compressed, rgb_to_image
+
+PICTURE_SUFFIXES = ('.jpg', '.jpeg', '.png')
+VIDEO_SUFFIXES = ('.mp4', '.avi', '.mkv', '.mov', '.webm', '.m4v')
+PICTURES_RATE_HZ = 10.0  # a camera's usual one
+CACHE_BYTES = 512 << 20  # of finished messages: 86 raw frames of 1080p, 582 of 640x480
+
+CameraMessage: TypeAlias = 'Image | CompressedImage'
+
+
+class PlayerError(Exception):
+    """The player cannot go on; the message is one line that names the thing and the remedy."""
+
+
+@dataclass(frozen=True)
+class SourceFrame:
+    """One frame of a source."""
+
+    message: CameraMessage | bytes  # bytes: CDR, to be published as it is
+    time_ns: int | None = None  # when it was recorded; None: the source has no time
+
+
+class Source(Protocol):
+    """What can be played."""
+
+    message_type: type[CameraMessage]
+    rate_hz: float | None  # its own pace; None: by the times of its frames
+    description: str
+    problems: list[str]  # one line each; may grow while frames are read
+
+    def frames(self) -> Iterator[SourceFrame]:
+        """Yield the frames of one pass, in order."""
+
+
+@dataclass(frozen=True)
+class MessageFormat:
+    """How pictures become messages: the transport, raw or compressed, and the size in pixels."""
+
+    image_transport: str = 'raw'
+    width: int = 0  # 0: as it is, or in proportion to the height
+    height: int = 0
+    jpeg_quality: int = 90  # of compressed
+    frame_id: str = 'camera'
+
+    @property
+    def message_type(self) -> type[CameraMessage]:
+        return Image if self.image_transport == 'raw' else CompressedImage
+
+    @property
+    def changes(self) -> list[tuple[str, object]]:
+        """What differs from the defaults, as (name, value)."""
+        return [
+            (name, value)
+            for name, value in vars(self).items()
+            if value != getattr(MessageFormat, name)
+        ]
+
+    def make(self, bgr: np.ndarray) -> CameraMessage:
+        """Return the message, without a stamp, of a uint8 BGR picture (H, W, 3)."""
+        rgb = cv2.cvtColor(self.resized(bgr), cv2.COLOR_BGR2RGB)
+        header = Header(frame_id=self.frame_id)
+        if self.image_transport == 'raw':
+            return rgb_to_image(rgb, header)
+        return rgb_to_compressed(rgb, header, self.jpeg_quality)
+
+    def resized(self, bgr: np.ndarray) -> np.ndarray:
+        """Return a picture (H, W, 3) in the size asked for."""
+        width, height = self.width, self.height
+        if not (width or height):
+            return bgr
+        width = width or max(1, round(bgr.shape[1] * height / bgr.shape[0]))
+        height = height or max(1, round(bgr.shape[0] * width / bgr.shape[1]))
+        return cv2.resize(bgr, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def open_source(source: str, as_message: MessageFormat, topic: str) -> Source:
+    """
+    Return the source at a path: a bag, a video, a picture, a folder of pictures.
+
+    `topic`: of a bag; '' is the only one with images. Raises PlayerError.
+    """
+    path = Path(source).expanduser()
+    if source and is_bag(path):
+        if as_message.changes:
+            name, value = as_message.changes[0]
+            raise PlayerError(
+                f"parameter {name} = {value!r}: a bag's messages are published as they were "
+                'recorded; leave it out'
+            )
+        try:
+            return BagSource(path, topic)
+        except BagError as error:
+            raise PlayerError(f'source: {error}') from None
+    if topic:
+        raise PlayerError(f'parameter topic = {topic!r}: only a bag has topics; leave it out')
+    if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
+        return VideoSource(path, as_message)
+    return PictureSource(source, as_message)
+
+
+# ---- pictures
+
+
+def find_pictures(source: str) -> list[Path]:
+    """Return the picture at `source`, or the pictures in that folder, sorted by name."""
+    path = Path(source).expanduser()
+    if not source or not path.exists():
+        raise PlayerError(
+            f'source {source!r}: not found; give a picture, a folder of pictures, a video or a bag'
+        )
+    pictures = sorted(path.iterdir()) if path.is_dir() else [path]
+    pictures = [p for p in pictures if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file()]
+    if not pictures:
+        raise PlayerError(
+            f'source {source!r}: no pictures ({", ".join(PICTURE_SUFFIXES)}), video '
+            f'({", ".join(VIDEO_SUFFIXES)}) or bag; give one of them'
+        )
+    return pictures
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """Return a picture file as uint8 BGR (H, W, 3), upright as its EXIF orientation says."""
+    data = np.fromfile(path, np.uint8)
+    bgr = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+    if bgr is None:
+        raise PlayerError(f'source {str(path)!r}: not a readable picture; remove or replace it')
+    return bgr
+
+
+class PictureSource:
+    """
+    A picture, or the pictures of a folder by their names.
+
+    The first messages, as many as fit into CACHE_BYTES, are made at once and kept, so that
+    publishing does not wait for decoding; the rest are made anew in each pass.
+    """
+
+    def __init__(self, source: str, as_message: MessageFormat) -> None:
+        self._pictures, self._as_message = find_pictures(source), as_message
+        self.message_type = as_message.message_type
+        self.rate_hz: float | None = PICTURES_RATE_HZ
+        self.description = f'{len(self._pictures)} picture(s) of {source}'
+        self.problems: list[str] = []
+        self._kept: dict[Path, CameraMessage] = {}
+        room = CACHE_BYTES
+        for path in self._pictures:
+            message = self._message(path)
+            room -= len(message.data)
+            if room < 0:
+                break
+            self._kept[path] = message
+
+    def frames(self) -> Iterator[SourceFrame]:
+        for path in self._pictures:
+            yield SourceFrame(self._kept.get(path) or self._message(path))
+
+    def _message(self, path: Path) -> CameraMessage:
+        return self._as_message.make(read_picture(path))
+
+
+# ---- video
+
+
+class VideoSource:
+    """A video file, decoded while it is played; its pace is the frame rate that the file names."""
+
+    def __init__(self, path: Path, as_message: MessageFormat) -> None:
+        self._path, self._as_message = path, as_message
+        # Of a broken file OpenCV's FFmpeg prints lines of its own.
+        os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')
+        self.message_type = as_message.message_type
+        capture = self._open()
+        rate_hz = capture.get(cv2.CAP_PROP_FPS)
+        is_readable = capture.read()[0]
+        capture.release()
+        if not is_readable:
+            raise PlayerError(f'source {str(path)!r}: no frame in it can be read; convert it')
+        self.rate_hz: float | None = PICTURES_RATE_HZ
+        self.problems: list[str] = []
+        if math.isfinite(rate_hz) and 0.0 < rate_hz <= 1000.0:
+            self.rate_hz = rate_hz
+        else:
+            self.problems.append(f'{path.name}: says no frame rate; give rate_hz')
+        self.description = f'the video {path}'
+
+    def frames(self) -> Iterator[SourceFrame]:
+        capture = self._open()
+        try:
+            while True:
+                is_read, bgr = capture.read()
+                if not is_read:
+                    return
+                yield SourceFrame(self._as_message.make(bgr))
+        finally:
+            capture.release()
+
+    def _open(self) -> cv2.VideoCapture:
+        capture = cv2.VideoCapture(str(self._path))
+        if not capture.isOpened():
+            raise PlayerError(f'source {str(self._path)!r}: not a readable video; convert it')
+        return capture
+
+
+# ---- bag
+
+
+class BagSource:
+    """A bag's camera topic; its messages are published as they were recorded, damaged or not."""
+
+    def __init__(self, path: Path, topic: str) -> None:
+        self._bag = open_camera_bag(path, topic or None)
+        self.problems = self._bag.problems
+        raw = self._bag.message_type == 'sensor_msgs/msg/Image'
+        self.message_type: type[CameraMessage] = Image if raw else CompressedImage
+        self.rate_hz: float | None = None
+        if not self._bag.num_frames:
+            raise PlayerError(f'source {str(path)!r}: no messages on {self._bag.topic} in it')
+        self.description = (
+            f'{self._bag.num_frames} frame(s) of {self._bag.topic} '
+            f'({self._bag.message_type}) of {path}'
+        )
+
+    def frames(self) -> Iterator[SourceFrame]:
+        for frame in self._bag.frames():
+            yield SourceFrame(frame.raw, frame.time_ns)
