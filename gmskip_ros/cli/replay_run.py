@@ -327,5 +327,5 @@ class _Bar:
     def update(self, done: float, answered: int) -> None:
         """Show the share that is done."""
         self._progress.update(
-            self._task, total=1.0, completed=done, description=f'{answered} frames answered'
+            self._task, total=1.0, completed=done, description=f'{answered} answered'
         )
