@@ -181,19 +181,20 @@ def _draw_row(canvas: _Canvas, layout: _Layout, row: _Row, top: int) -> None:
     stripe = {True: AGREES_RGB, False: DIFFERS_RGB, None: SKIPPED_RGB}[task.agree]
     if differs:
         canvas.fill(0, top, layout.width, row.height - layout.gap // 2, DIFFERS_ROW_RGB, 0.9)
-    canvas.fill(0, top, layout.gap, row.height - layout.gap // 2, stripe, 1.0)
+    stripe_width = 2 * layout.gap if differs else layout.gap
+    canvas.fill(0, top, stripe_width, row.height - layout.gap // 2, stripe, 1.0)
 
     first, second = top + layout.gap // 2, top + layout.gap // 2 + layout.line
     verdict = {True: 'agrees', False: 'DIFFERS', None: ''}[task.agree]
     verdict_width = round(_length(verdict, layout.font_px)) + layout.font_px + 2 * layout.gap
     verdict_left = layout.name_left + layout.name_width - verdict_width
-    if differs:
-        canvas.fill(verdict_left, first, verdict_width, layout.line, DIFFERS_RGB, 1.0)
+    if differs:  # bright: it catches the eye in grey, too
+        canvas.fill(verdict_left, first, verdict_width, layout.line, TEXT_RGB, 1.0)
     mark = {True: canvas.check, False: canvas.triangle, None: canvas.ring}[task.agree]
     mark_top = first + (layout.line - layout.font_px) // 2
     mark(verdict_left + layout.gap // 2, mark_top, layout.font_px)
     verdict_text_left = verdict_left + layout.font_px + layout.gap + layout.gap // 2
-    canvas.text(verdict_text_left, first, verdict, TEXT_RGB)
+    canvas.text(verdict_text_left, first, verdict, DIFFERS_ROW_RGB if differs else TEXT_RGB)
     name = _printable(task.task).replace('_', ' ')
     name_width = layout.name_width - verdict_width - layout.gap
     canvas.text(layout.name_left, first, _cut(name, name_width, layout.font_px), TEXT_RGB)
@@ -269,11 +270,11 @@ class _Canvas:
         self._lines(left, top, size, points, TEXT_RGB, closed=False)
 
     def triangle(self, left: int, top: int, size: int) -> None:
-        """A white warning triangle, upright: the branches differ."""
+        """A warning triangle, upright, on a bright ground: the branches differ."""
         corners = self._fixed_point([(0.5, 0.02), (1.0, 0.94), (0.0, 0.94)], left, top, size)
-        cv2.fillPoly(self._pixels, [corners], TEXT_RGB, cv2.LINE_AA, shift=4)
+        cv2.fillPoly(self._pixels, [corners], DIFFERS_RGB, cv2.LINE_AA, shift=4)
         for points in ([(0.5, 0.36), (0.5, 0.62)], [(0.5, 0.78), (0.5, 0.8)]):
-            self._lines(left, top, size, points, DIFFERS_RGB, closed=False)
+            self._lines(left, top, size, points, TEXT_RGB, closed=False)
 
     def ring(self, left: int, top: int, size: int) -> None:
         """A grey ring: one of the answers is missing."""

@@ -157,6 +157,22 @@ def test_disagreement_is_visible_without_colour():
         assert (panels[a] != panels[b]).sum() > 40
 
 
+@pytest.mark.parametrize(('height', 'width'), SIZES[:2])
+def test_disagreement_catches_the_eye_in_grey(height, width):
+    """One task of three differs: in grey its row holds by far the largest bright patch."""
+    tasks = three_rows(True)
+    tasks[1] = row('bus, car', 'bus', False, task='multi_object')
+    picture = draw_overlay(road(height, width), tasks, title='frame 7')
+    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+    bright = cv2.morphologyEx(  # no letter is as broad as this
+        (grey > 200).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, height // 60), np.uint8)
+    )
+    rows = np.nonzero(bright[:, : width // 3].any(axis=1))[0]
+    stripe = np.nonzero(is_colour(picture, DIFFERS_RGB)[:, 0])[0]
+    assert rows.size > height * 0.02
+    assert stripe.min() <= rows.min() and rows.max() <= stripe.max()
+
+
 @pytest.mark.parametrize(('height', 'width'), SIZES)
 @pytest.mark.parametrize('skipped', [(), (0,), (31,), (29, 16, 27, 21), tuple(range(32))])
 def test_block_bar_has_one_cell_per_block_in_order(height, width, skipped):
