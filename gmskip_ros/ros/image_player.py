@@ -51,7 +51,7 @@ from gmskip_ros.ros.camera_sources import (
     SourceFrame,
     open_source,
 )
-from gmskip_ros.ros.conversions import ConversionError
+from gmskip_ros.ros.pixels import ConversionError
 from gmskip_ros.ros.stop_signals import STOP_POLL_S, stop_event_on_signals
 
 # The states (of gmskip's node) in which its model is loaded and it waits for frames.
