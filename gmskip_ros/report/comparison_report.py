@@ -9,7 +9,6 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from rich.table import Table
 
 from gmskip_ros.report import columns as col
@@ -34,11 +33,6 @@ from gmskip_ros.report.writing import render_html, write_files
 __all__ = ['compare_runs', 'comparison_tables', 'write_comparison_report']
 
 CHANGES_PRINTED = 10
-_MARKS: dict[str, dict[str, Any]] = {
-    'A': {'marker': 'o', 'markersize': 10, 'color': BLUE, 'markerfacecolor': 'white',
-          'markeredgewidth': 2},
-    'B': {'marker': 's', 'markersize': 5, 'color': ORANGE},
-}  # fmt: skip
 MAX_CHANGES_SHOWN = 500  # on the page; changes.csv has them all
 MAX_ANSWER_CHARS = 4000
 DEFINITIONS = (
@@ -96,7 +90,10 @@ def comparison_tables(result: Mapping[str, Any]) -> list[Table]:
         title = f'Changed answers: {len(changes)}'
         if len(changes) > CHANGES_PRINTED:
             title += f', the first {CHANGES_PRINTED}'
-        tables.append(col.rich_table(title, _CHANGES, changes[:CHANGES_PRINTED]))
+        skip_tasks = [group['task'] for group in groups if group['branch'] == 'skip']
+        several_points = len(set(skip_tasks)) < len(skip_tasks)
+        shown = [column for column in _CHANGES if several_points or column is not _POINT]
+        tables.append(col.rich_table(title, shown, changes[:CHANGES_PRINTED]))
     return tables
 
 
@@ -104,7 +101,7 @@ def _point(row: Row) -> str:
     points = [fmt.one_line(row[f'operating_point_{run}']) for run in 'ab']
     if row['branch'] == 'full':
         return fmt.DASH
-    return points[0] if points[0] == points[1] else f'{points[0]} : {points[1]}'
+    return points[0] if points[0] == points[1] else f'{points[0]} vs {points[1]}'
 
 
 def _alike(row: Row) -> str:
@@ -173,9 +170,12 @@ def _alerts(result: Mapping[str, Any]) -> list[str]:
         if frames[key]:
             verb = 'frame is' if frames[key] == 1 else 'frames are'
             alerts.append(f'{frames[key]} {verb} only in {run}, and not compared.')
+    paired: dict[tuple[str, str], list[str]] = {}
     for each in result['paired_points']:
-        task, a, b = (fmt.one_line(each[key]) for key in ('task', 'a', 'b'))
-        alerts.append(f'{task}: {a} of A is compared with {b} of B.')
+        paired.setdefault((each['a'], each['b']), []).append(each['task'])
+    for (a, b), tasks in paired.items():
+        points = f'{fmt.one_line(a)} of A is compared with {fmt.one_line(b)} of B'
+        alerts.append(f'{points}: {fmt.one_line(", ".join(tasks))}.')
     for each in result['unpaired']:
         task, branch, point, run = (
             fmt.one_line(each[key]) for key in ('task', 'branch', 'operating_point', 'only_in')
@@ -226,7 +226,7 @@ def _draw(groups: Sequence[Row]) -> bytes | None:
     if not groups:
         return None
     with report_style():
-        figure = Figure(figsize=(9.5, 1.2 + 0.4 * len(groups)), dpi=DPI, layout='constrained')
+        figure = Figure(figsize=(9.5, 1.2 + 0.42 * len(groups)), dpi=DPI, layout='constrained')
         same, agreement = figure.subplots(1, 2, sharey=True)
         for height, group in enumerate(groups):
             share = 100 * group['same_share']
@@ -249,18 +249,13 @@ def _draw(groups: Sequence[Row]) -> bytes | None:
             axis.spines['left'].set_visible(False)
         same.set_title('A and B answer the same, %')
         agreement.set_title('Skip agrees with full, %')
-        if _skips(groups):
-            agreement.legend(
-                handles=[Line2D([], [], linestyle='', label=name, **_MARKS[name]) for name in 'AB'],
-                loc='lower right', bbox_to_anchor=(1, 1), ncol=2, frameon=False, borderaxespad=0,
-                handletextpad=0.1, columnspacing=1.2,
-            )  # fmt: skip
+        agreement.set_xlabel('ring: A, square: B')
         return png_bytes(figure)
 
 
 def _name(group: Row) -> str:
     task, branch = fmt.one_line(group['task']), fmt.one_line(group['branch'])
-    return f'{task}, {branch}' if branch == 'full' else f'{task}, {_point(group)}'
+    return f'{task}, {branch}' if branch == 'full' else f'{task}, {branch}\n{_point(group)}'
 
 
 def _draw_agreement(axis: Axes, height: int, group: Row) -> None:
@@ -268,8 +263,11 @@ def _draw_agreement(axis: Axes, height: int, group: Row) -> None:
         return
     a, b = 100 * group['agreement_a'], 100 * group['agreement_b']
     axis.plot([a, b], [height, height], color=GREY, linewidth=1.5, zorder=2)
-    axis.plot([a], [height], zorder=3, **_MARKS['A'])
-    axis.plot([b], [height], zorder=4, **_MARKS['B'])
+    axis.plot(
+        a, height, marker='o', markersize=10, color=BLUE, markerfacecolor='white',
+        markeredgewidth=2, zorder=3,
+    )  # fmt: skip
+    axis.plot(b, height, marker='s', markersize=5, color=ORANGE, zorder=4)
     axis.annotate(
         f'{a:.1f} : {b:.1f}', (max(a, b), height), xytext=(9, 0), textcoords='offset points',
         va='center', fontsize=8, annotation_clip=False,

@@ -38,6 +38,8 @@ SHORTER_NOTE = (
     'of the speed-up is no gain of skipping.'
 )
 DEFINITIONS = (
+    ('Operating point', 'How far down its skip list the skip branch leaves blocks out: '
+     'high_performance, high_sparsity, or a number of blocks.'),
     ('Median, p95', 'Half, and 95 %, of the frames took no longer. NumPy\'s percentiles, linear '
      'between the two nearest values.'),
     ('Time, ms', 'Of one answer, from the picture to its last token. Preprocessing and vision are '

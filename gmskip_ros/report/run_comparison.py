@@ -53,7 +53,9 @@ def compare_runs(a: Sequence[FrameRow], b: Sequence[FrameRow]) -> dict[str, Any]
             pairs[task, 'skip', only_a[0]] = (task, 'skip', only_b[0])
             paired_points.append({'task': task, 'a': only_a[0], 'b': only_b[0]})
     groups, changes = [], []
-    for name_a, name_b in pairs.items():
+    in_order = [name for name in groups_a if name in pairs]
+    for name_a in in_order:
+        name_b = pairs[name_a]
         group, changed = _compare(name_a, name_b, groups_a[name_a], groups_b[name_b])
         groups.append(group)
         changes += changed
@@ -216,9 +218,6 @@ def _differences(
     for group in groups:
         blocks = [group['skipped_blocks_a'], group['skipped_blocks_b']]
         points = [group['operating_point_a'], group['operating_point_b']]
-        if points[0] != points[1]:
-            what = f'operating point of {group["task"]}'
-            found.append({'what': what, 'a': points[0], 'b': points[1]})
         if blocks[0] != blocks[1]:
             same_set = sorted(blocks[0]) == sorted(blocks[1])
             what = 'order of removal' if same_set else 'blocks left out'

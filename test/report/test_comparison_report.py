@@ -239,15 +239,18 @@ def test_two_lists_at_their_only_operating_points_are_compared(tmp_path):
     assert [len(group['skipped_blocks_b']) for group in skip] == [5, 5, 5]
     assert {group['compared'] for group in result['groups']} == {3}
     page = write(tmp_path, result)
-    assert 'captioning: high_performance of A is compared with 5 of B.' in page.text
+    said = 'high_performance of A is compared with 5 of B: single_object, multi_object, captioning.'
+    assert said in page.text
+    assert [(group['task'], group['branch']) for group in result['groups']] == [
+        (task, branch) for task in made_up.TASKS for branch in ('full', 'skip')
+    ]
     settings = {row['Setting']: (row['A'], row['B']) for row in page.table('Setting', 'A', 'B')}
-    assert settings['operating point of captioning'] == ('high_performance', '5')
     assert settings['blocks left out of captioning'] == ('25, 27, 22', '25, 27, 22, 18, 29')
     [row] = [
         row for row in page.table('Same, %', 'Operating point')
         if (row['Task'], row['Branch']) == ('captioning', 'skip')
     ]  # fmt: skip
-    assert row['Operating point'] == 'high_performance : 5'
+    assert row['Operating point'] == 'high_performance vs 5'
 
 
 def test_what_has_no_partner_is_said(tmp_path):
