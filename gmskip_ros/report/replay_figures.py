@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from gmskip_ros.report.formatting import count_of
 from gmskip_ros.report.frame_rows import FrameRow
 
 PHASES = ('preprocess', 'vision', 'prefill', 'decode', 'total')
@@ -35,8 +36,10 @@ class Series:
 
     @property
     def name(self) -> str:
-        """'full', or 'skip high_sparsity'."""
-        return self.branch if self.branch == 'full' else f'{self.branch} {self.operating_point}'
+        """'full', 'skip high_sparsity' or 'skip 8 blocks'."""
+        if self.branch == 'full':
+            return self.branch
+        return f'{self.branch} {point_name(self.operating_point)}'
 
     def times_ms(self, phase: str) -> np.ndarray:
         """Return the times of one of PHASES, float (rows,)."""
@@ -53,6 +56,11 @@ class Series:
     def compared(self) -> list[FrameRow]:
         """Return the rows that were compared with full's."""
         return [row for row in self.rows if row.agree is not None]
+
+
+def point_name(operating_point: str) -> str:
+    """Return an operating point in words: 'high_sparsity', '8 blocks'."""
+    return count_of(int(operating_point)) if operating_point.isdecimal() else operating_point
 
 
 def series_of(rows: Iterable[FrameRow]) -> list[Series]:

@@ -24,7 +24,7 @@ from gmskip_ros.report.plotting import (
     png_bytes,
     report_style,
 )
-from gmskip_ros.report.replay_figures import PHASES, Series
+from gmskip_ros.report.replay_figures import PHASES, Series, point_name
 
 WIDTH_INCH = 9.5
 _BOX_INCH = 0.24  # from one box to the next
@@ -151,7 +151,7 @@ def draw_speedup(series: Sequence[Series]) -> bytes | None:
 
 
 def _strip_name(series: Series, with_place: bool) -> str:
-    name = f'{fmt.one_line(series.task)}, {fmt.one_line(series.operating_point)}'
+    name = f'{fmt.one_line(series.task)}, {fmt.one_line(point_name(series.operating_point))}'
     return f'{name}\n{fmt.one_line(series.place)}' if with_place else name
 
 

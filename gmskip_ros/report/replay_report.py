@@ -20,7 +20,7 @@ from gmskip_ros.report import formatting as fmt
 from gmskip_ros.report.columns import Column, Row
 from gmskip_ros.report.frame_rows import FrameRow
 from gmskip_ros.report.plotting import data_uri
-from gmskip_ros.report.replay_figures import PHASES, replay_figures, series_of
+from gmskip_ros.report.replay_figures import PHASES, point_name, replay_figures, series_of
 from gmskip_ros.report.replay_pictures import (
     draw_agreement,
     draw_latency,
@@ -220,7 +220,7 @@ def _what(
 ) -> str:
     """Return in one sentence what was run."""
     answered = run['frames'].get('answered', len({(row.frame, row.stamp_ns) for row in rows}))
-    points = list(dict.fromkeys(each['operating_point'] for each in run['skip_sets']))
+    points = list(dict.fromkeys(point_name(each['operating_point']) for each in run['skip_sets']))
     topic = run['source'].get('topic')
     asked = '1 frame was asked' if answered == 1 else f'{answered} frames were asked'
     return fmt.one_line(
@@ -264,6 +264,9 @@ def _alerts(run: Mapping[str, Any], summary: Sequence[Row]) -> list[str]:
             )
         elif not each['blocks']:
             alerts.append(f'{name} leaves no block out: its speed-up is noise.')
+    machines = list(dict.fromkeys(fmt.one_line(row['machine']) for row in summary))
+    if len(machines) > 1:
+        alerts.append(f'The answers are of {"; of ".join(machines)}: no figure mixes them.')
     shorter = [
         f'{fmt.one_line(row["task"])} at {fmt.one_line(row["operating_point"])}'
         for row in summary
@@ -285,7 +288,7 @@ def _gallery_note(run: Mapping[str, Any], gallery: Sequence[GalleryFrame]) -> st
         return f'On {disagreeing} frames some answer differs; no picture was kept.'
     verb = 'differs' if disagreeing == 1 else 'differ'
     frames = 'frame' if disagreeing == 1 else 'frames'
-    shown = '' if disagreeing == len(gallery) else f' {len(gallery)} of them are shown.'
+    shown = '' if disagreeing == len(gallery) else f' Shown: {len(gallery)} of them.'
     return f'{disagreeing} {frames} {verb} in some answer.{shown}'
 
 

@@ -18,6 +18,9 @@ from gmskip_ros.report.frame_rows import (
     read_json_lines,
     row_from_values,
 )
+from gmskip_ros.ros import records
+from gmskip_ros.ros.pipeline import BranchResult, Comparison, TaskComparison, TaskResult
+from gmskip_ros.tasks import Agreement, make_task
 
 # The texts that the node publishes.
 VALUES = {
@@ -60,10 +63,6 @@ def test_a_row_holds_what_was_published():
 
 def test_the_node_writes_what_a_row_is_made_of():
     """The node's own statuses, as `gmskip replay` and the demo get them."""
-    records = pytest.importorskip('gmskip_ros.ros.records')
-    from gmskip_ros.ros.pipeline import BranchResult, Comparison, TaskComparison, TaskResult
-    from gmskip_ros.tasks import Agreement, make_task
-
     task = make_task('captioning')
     times = dict.fromkeys(('preprocess_ms', 'vision_ms', 'prefill_ms', 'decode_ms'), 1.5)
     answer = SimpleNamespace(

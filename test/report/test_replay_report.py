@@ -228,6 +228,8 @@ def test_times_of_two_machines_are_never_in_one_figure(tmp_path):
         for machine in (made_up.GPU, made_up.CPU)
     )
     assert 10 * max(gpu) < max(cpu) and 10 * min(gpu) < min(cpu)
+    said = f'The answers are of {made_up.GPU}; of {made_up.CPU}: no figure mixes them.'
+    assert said in page.text
     captions = re.findall(r'Times of one answer, on ([^\n]*)', page.text)
     assert captions == [made_up.GPU, made_up.CPU]
     heights = []
@@ -334,7 +336,7 @@ def test_gallery_shows_frames_with_both_answers(tmp_path):
     page = HtmlPage(tmp_path / 'report.html')
     jpegs = [link for link in page.links if link.startswith('data:image/jpeg')]
     assert [base64.b64decode(link.partition(',')[2]) for link in jpegs] == [JPEG, JPEG]
-    assert '3 frames differ in some answer. 2 of them are shown.' in page.text
+    assert '3 frames differ in some answer. Shown: 2 of them.' in page.text
     seconds = (rows[-1].stamp_ns - rows[0].stamp_ns) / 1e9
     assert f'Frame 3, {seconds:.1f} s into the drive, 2026-10-31 12:00:02.' in page.text
     tables = [table for table in page.tables if 'Verdict' in table[0]]
