@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from gmskip_ros import __version__
 from gmskip_ros.cli.errors import CliError
 
-COMMANDS = ('ask', 'benchmark', 'calibrate', 'demo', 'evaluate', 'replay', 'scenes', 'skiplist')
+COMMANDS = (
+    'ask', 'benchmark', 'calibrate', 'demo', 'doctor', 'evaluate', 'replay', 'scenes', 'skiplist',
+)  # fmt: skip
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,0 +1,242 @@
+"""The doctor's checks of the model on this machine: libraries, GPU, files, memory, skip lists."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from gmskip_ros.cli.doctor_processes import run_program
+from gmskip_ros.cli.doctor_setup import Finding, Setup, fail, joined, ok, warn
+from gmskip_ros.ros.parameters import (
+    ParameterError,
+    Settings,
+    check_operating_point,
+    load_skip_lists,
+)
+from gmskip_ros.ros.pipeline import plan_frame
+from gmskip_ros.skipping import SkipListError
+
+# From the first version on and before the second; None = no end.
+VERSIONS = {'torch': ((2, 8), None), 'transformers': ((5, 10), (6,))}
+INSTALL = "pip install 'torch>=2.8' 'transformers>=5.10,<6'"
+PYTORCH = 'https://pytorch.org/get-started'
+# The oldest driver for Linux that runs programs of a CUDA release, by its major number.
+OLDEST_DRIVERS = {11: (450, 80), 12: (525, 60), 13: (580, 65)}
+
+
+def check_engine(setup: Setup) -> Finding:
+    """Import PyTorch and Transformers and compare their versions with those in use here."""
+    trial = setup.torch
+    findings = []
+    for name, (first, end) in VERSIONS.items():
+        version = trial[name]
+        if version is None:
+            problem = trial[f'{name}_problem'] or trial.problem
+            return fail(f'{name} cannot be imported: {problem}', INSTALL)
+        numbers = _numbers(version)
+        if numbers < first or (end is not None and numbers >= end):
+            findings.append(warn(f'{name} {version} has not been tried with this package', INSTALL))
+        else:
+            findings.append(ok(f'{name} {version}'))
+    return joined(findings)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r'\d+', version.partition('+')[0])[:3])
+
+
+def check_gpu(setup: Setup) -> Finding:
+    """See whether the device is there and computes, and whether the driver fits PyTorch."""
+    trial, device = setup.torch, setup.settings.device
+    if trial['torch'] is None:
+        return fail('not known: see engine', 'put that right first')
+    if trial['gpus'] is None:
+        return fail(f'PyTorch cannot look for GPUs: {trial.problem}', 'see that nvidia-smi works')
+    driver = _driver_version()
+    build = f"PyTorch's CUDA {trial['cuda']}" if trial['cuda'] else 'PyTorch without CUDA'
+    if trial['gpu'] is not None:
+        name = trial['gpus'][trial['gpu']]
+        what = f'{name} as cuda:{trial["gpu"]}, driver {driver or "not known"}, {build}'
+        if trial['works']:
+            return ok(what)
+        remedy = 'see that nvidia-smi works in this shell, and end what else uses the GPU'
+        if 'kernel image' in trial.problem:
+            capability = trial['capability']
+            remedy = f'install a PyTorch built for compute capability {capability} ({PYTORCH})'
+        return fail(f'{what}: it does not compute: {trial.problem}', f'{remedy}; or use device cpu')
+    if device.startswith('cuda'):
+        found = ', '.join(trial['gpus']) or 'none'
+        refusal = f'device {device!r} is not there: PyTorch sees {found}'
+        return joined([fail(refusal, "use 'cpu' or 'auto'"), *_why_no_gpu(trial, driver)])
+    if device == 'auto' and driver:  # it was meant to be used
+        reasons = _why_no_gpu(trial, driver)
+        if reasons:
+            return joined(reasons)
+    if setup.is_demo:
+        return ok('the CPU: enough for the demo model')
+    return warn(
+        f'no GPU in use (device {device}): a model of billions of parameters takes seconds per '
+        'answer',
+        'device: auto, on a machine with an NVIDIA GPU',
+    )
+
+
+def _why_no_gpu(trial: Any, driver: str) -> list[Finding]:
+    """Say why PyTorch sees no GPU although there is a driver."""
+    if trial['gpus'] or not driver:
+        return []
+    if trial['cuda'] is None:
+        return [
+            warn(
+                f'driver {driver} is there, but PyTorch {trial["torch"]} is built without CUDA',
+                f'install a build with CUDA ({PYTORCH})',
+            )
+        ]
+    oldest = OLDEST_DRIVERS.get(_numbers(trial['cuda'])[0], (0, 0))
+    if _numbers(driver) < oldest:
+        return [
+            warn(
+                f"driver {driver} is too old for PyTorch's CUDA {trial['cuda']}",
+                f'install driver {oldest[0]}.{oldest[1]} or newer, or a PyTorch for an older CUDA',
+            )
+        ]
+    said = f': {trial["warning"]}' if trial['warning'] else ''
+    return [
+        warn(
+            f'driver {driver} is there, but PyTorch sees no GPU{said}',
+            'see that nvidia-smi works in this shell (in a container: --gpus all), and that '
+            'CUDA_VISIBLE_DEVICES is not empty',
+        )
+    ]
+
+
+def _driver_version() -> str:
+    """Return the version of NVIDIA's driver, '' if none is found."""
+    command = [
+        'sh', '-c',
+        'v=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader | head -n 1) && '
+        'printf \'{"driver": "%s"}\\n\' "$v" >> "$GMSKIP_DOCTOR_REPORT"',
+    ]  # fmt: skip
+    said = run_program(command, timeout_s=10.0)['driver'] or ''
+    if re.match(r'\d+\.\d', said):
+        return said
+    try:
+        text = Path('/proc/driver/nvidia/version').read_text()
+    except OSError:
+        return ''
+    match = re.search(r'Kernel Module\D*(\d+\.[\d.]+)', text)
+    return match[1] if match else ''
+
+
+def check_model(setup: Setup) -> Finding:
+    """See whether the model's files are on this machine, whole and of a kind that can be run."""
+    trial = setup.model
+    again = 'fetch or copy the checkpoint again'
+    if trial['refusals']:
+        return joined([_refusal(line) for line in trial['refusals']])
+    if trial.problem:
+        return fail(f'model {setup.settings.model} cannot be read: {trial.problem}', again)
+    weights = _gib(trial['need']['weights_bytes'])
+    return ok(
+        f'{setup.settings.model}: {trial["num_blocks"]} blocks ({trial["text_model_type"]}), '
+        f'{weights} of weights in {trial["dtype"]}, all files here'
+    )
+
+
+def _refusal(line: str) -> Finding:
+    """Return load_vlm's own line, of which the last clause says what to do."""
+    at = max(line.rfind(': '), line.rfind('; '))
+    return fail(line[:at], line[at + 2 :])
+
+
+def check_memory(setup: Setup, proc: Path = Path('/proc')) -> Finding:
+    """Compare the memory that is free with what the model will want."""
+    trial, need = setup.model, setup.model['need']
+    if need is None:
+        return warn('not known: see model', 'put that right first')
+    parts = need['weights_bytes'] + need['kv_bytes'] + need['activation_bytes']
+    wanted = (
+        f'{_gib(need["total_bytes"])} wanted (weights {_gib(need["weights_bytes"])}, '
+        f'key/value store {_gib(need["kv_bytes"])}, activations '
+        f'{_gib(need["activation_bytes"])}, the rest reserve; {trial["dtype"]})'
+    )
+    host_bytes = _available_bytes(proc)
+    remedy = 'end what else takes it, use a smaller model'
+    remedy += ', or dtype: float16' if trial['dtype'] == 'float32' else ''
+    if trial['device'].startswith('cuda'):
+        free_bytes, where = setup.torch['free_bytes'], f'on {trial["device"]}'
+        remedy += ' (nvidia-smi shows who uses the GPU)'
+    else:
+        free_bytes, where = host_bytes, 'of main memory'
+    if free_bytes is None:
+        return warn(f'{wanted}; what is free {where} is not known', 'see gpu')
+    message = f'{wanted}; {_gib(free_bytes)} free {where}'
+    if free_bytes < parts:
+        return fail(message, remedy)
+    if free_bytes < need['total_bytes']:
+        return warn(f'{message}: it may not last', remedy)
+    if host_bytes is not None and host_bytes < need['weights_bytes']:  # they go through it
+        return warn(
+            f'{message}; {_gib(host_bytes)} of main memory, through which the weights are loaded',
+            'end what else takes it, or add swap',
+        )
+    return ok(message)
+
+
+def _available_bytes(proc: Path) -> int | None:
+    """Return how much main memory new processes can have, None where that is not known."""
+    try:
+        match = re.search(r'MemAvailable:\s+(\d+) kB', (proc / 'meminfo').read_text())
+    except OSError:
+        match = None
+    return int(match[1]) << 10 if match else None
+
+
+def _gib(num_bytes: int) -> str:
+    if num_bytes < 1 << 27:
+        return f'{num_bytes / (1 << 20):.0f} MiB'
+    return f'{num_bytes / (1 << 30):.1f} GiB'
+
+
+def check_skip_lists(setup: Setup) -> Finding:
+    """See whether each task's skip list can be read, fits the model and has the operating point."""
+    settings = setup.settings
+    if 'skip' not in settings.branches:
+        return ok('none needed: no skip branch')
+    return joined([
+        _check_skip_list(setup, replace(settings, tasks=(task,))) for task in settings.tasks
+    ])  # fmt: skip
+
+
+def _check_skip_list(setup: Setup, settings: Settings) -> Finding:
+    """Check one task's list, with the node's own code; `settings` has that task only."""
+    task, trial = settings.tasks[0], setup.model
+    calibrate = 'calibrate one for this model (gmskip calibrate), or name another in skip_list.TASK'
+    try:
+        skip_lists = load_skip_lists(settings)
+        check_operating_point(settings, skip_lists)
+    except ParameterError as error:
+        return fail(str(error), f'correct skip_list.{task} or operating_point')
+    if not skip_lists:
+        reason = f'{task} has no skip list: its skip branch leaves out nothing'
+        return warn(reason, calibrate)
+    num_skipped = len(skip_lists[task].blocks_at(settings.operating_point))
+    if trial['num_blocks'] is None:
+        return warn(f'{task}: not compared with the model: see model', 'put that right first')
+    vlm: Any = SimpleNamespace(
+        name=settings.model,
+        num_blocks=trial['num_blocks'],
+        text_model_type=trial['text_model_type'],
+        template_sha256=trial['template_sha256'],
+        dtype=trial['dtype'],
+    )
+    try:
+        plan = plan_frame(vlm, settings.make_tasks(), skip_lists, settings.operating_point)
+    except SkipListError as error:
+        return fail(str(error), calibrate)
+    if plan.warnings:
+        return warn('; '.join(plan.warnings), calibrate)
+    return ok(f'{task} {num_skipped} of {trial["num_blocks"]} blocks')
