@@ -226,7 +226,7 @@ def _lost_frames_remedy(setup: Setup) -> str:
         ways.append('image_transport: compressed')
     if settings.input_reliability == 'best_effort':
         ways.append('input_reliability: reliable, if the camera publishes so')
-    return ', or '.join(ways)
+    return ', or '.join(ways) or 'smaller frames, or fewer programs that load this machine'
 
 
 def _shared_memory() -> str:

@@ -424,6 +424,15 @@ def test_the_verdict_on_frames(domain, changes, level, says, remedy) -> None:
     expect(doctor_ros.check_dds(setup), level, says, remedy=remedy)
 
 
+def test_frames_that_are_lost_whatever_is_done(domain) -> None:
+    setup = with_trials(
+        make_setup(image_transport='compressed', input_reliability='reliable'),
+        rclpy=Trial({'loaded': True, 'missing': {}}, ''),
+        dds=Trial({**ROUND_TRIP, 'arrived': 19, 'middleware': 'rmw_zenoh_cpp'}, ''),
+    )
+    expect(doctor_ros.check_dds(setup), 'WARN', '19 of 20 compressed', remedy='smaller frames')
+
+
 def test_a_profile_that_is_not_there(domain, monkeypatch) -> None:
     monkeypatch.setenv('FASTRTPS_DEFAULT_PROFILES_FILE', '/no/such/profile.xml')
     setup = with_trials(
