@@ -399,16 +399,18 @@ class Sqlite3Scan:
 
     def _rows(self) -> Iterator[tuple[int, int, int]]:
         """Yield (id, topic_id, timestamp) of every row that can be found, in the order of ids."""
+        query = 'SELECT id, topic_id, timestamp FROM messages WHERE id > ? ORDER BY id'
         after, num_failures = 0, 0
-        while num_failures < self._GIVE_UP_AFTER:
+        while num_failures < self._GIVE_UP_AFTER and after < FOREVER_NS:
             try:
-                for row in self._database.execute(
-                    'SELECT id, topic_id, timestamp FROM messages WHERE id > ? ORDER BY id',
-                    (after,),
-                ):
-                    if isinstance(row[2], int):
+                for row in self._database.execute(query, (after,)):
+                    if row[0] <= after:  # of a damaged tree, that may lead round and round
+                        num_failures += 1
+                        if num_failures == self._GIVE_UP_AFTER:
+                            return
+                    elif isinstance(row[1], int) and isinstance(row[2], int):
                         yield row
-                    after, num_failures = row[0], 0
+                        after, num_failures = row[0], 0
                 return
             except sqlite3.Error:
                 after, num_failures = after + 1, num_failures + 1

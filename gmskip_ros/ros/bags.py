@@ -347,21 +347,25 @@ class _BagFile:
 
     def messages(self, topic: str, start_ns: int, stop_ns: int | None) -> Iterator[Message]:
         """Yield the topic's messages of that recording time in its order; never raise."""
-        last_ns, num_at_last = start_ns, 0
-        try:
-            for message in self._read(topic, start_ns, stop_ns):
-                num_at_last = num_at_last + 1 if message[1] == last_ns else 1
-                last_ns = message[1]
-                yield message
-        except Exception as error:  # of rosbags, apsw, lz4, zstd, struct, the disk, ...
-            if self._is_scanned or not self._replace_reader(error):
-                self._say(f'{self.name}: {_one_line(error)}; the rest of it is left out')
-                return
-            for message in self._read(topic, last_ns, stop_ns):
-                if message[1] == last_ns and num_at_last:
-                    num_at_last -= 1  # it has been yielded
-                    continue
-                yield message
+        last_ns, num_at_last, num_to_skip = start_ns, 0, 0
+        is_done = False
+        while not is_done:
+            try:
+                for message in self._read(topic, last_ns, stop_ns):
+                    if num_to_skip and message[1] == last_ns:
+                        num_to_skip -= 1
+                        continue
+                    if message[1] < last_ns and not self._is_scanned:
+                        raise ValueError('its index is not in the order of time')
+                    num_at_last = num_at_last + 1 if message[1] == last_ns else 1
+                    last_ns = message[1]
+                    yield message
+                is_done = True
+            except Exception as error:  # of rosbags, apsw, lz4, zstd, struct, the disk, ...
+                if self._is_scanned or not self._replace_reader(error):
+                    self._say(f'{self.name}: {_one_line(error)}; the rest of it is left out')
+                    return
+                num_to_skip = num_at_last  # what has been yielded already
         if isinstance(self._reader, Sqlite3Scan) and self._reader.num_lost:
             self._say(f'{self.name}: {self._reader.num_lost} messages of {topic} are damaged')
 

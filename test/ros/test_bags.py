@@ -588,6 +588,38 @@ def test_damage_in_the_middle_of_a_db3_costs_what_is_damaged(tmp_path):
     assert bag.problems
 
 
+@pytest.mark.parametrize(
+    ('storage', 'compression'), [('sqlite3', 'none'), ('sqlite3', 'file'), ('mcap', 'storage')]
+)
+def test_whatever_is_damaged_it_ends_and_is_one_line_each(tmp_path, storage, compression):
+    """Bytes changed at random; a tree of sqlite's may lead round and round then."""
+    messages = camera_messages(12, width=32, height=32)
+    bag_path = write_split_bag(
+        tmp_path / 'bag', {CAMERA: messages, '/chatter': texts()}, storage=storage,
+        compression=compression,
+    )
+    contents = {p: p.read_bytes() for p in bag_path.iterdir()}
+    rng = np.random.default_rng(0)
+    num_read = 0
+    for _ in range(60):
+        for file, content in contents.items():
+            file.write_bytes(content)
+        file = list(contents)[rng.integers(len(contents))]
+        damaged = np.frombuffer(contents[file], np.uint8).copy()
+        places = rng.integers(0, damaged.size, 30)
+        damaged[places] = rng.integers(0, 256, 30)
+        file.write_bytes(damaged.tobytes())
+        try:
+            bag, frames = read(bag_path, topic=CAMERA)
+        except BagError as error:
+            assert '\n' not in str(error)
+            continue
+        assert len(frames) <= 12
+        assert not any('\n' in problem for problem in bag.problems)
+        num_read += len(frames) > 0
+    assert num_read > 40
+
+
 def test_a_recording_with_its_write_ahead_log_is_read_with_it(tmp_path):
     """`ros2 bag record --storage-preset-profile resilient`, killed."""
     messages = camera_messages(20)
