@@ -184,7 +184,8 @@ class CameraBag:
         try:
             text = (self.path / 'metadata.yaml').read_text()
             info = yaml.safe_load(text)['rosbag2_bagfile_information']
-            [PurePath(name).name for name in info['relative_file_paths']]
+            for name in info['relative_file_paths']:
+                PurePath(name)  # raises TypeError if it is no text
             return info
         except FileNotFoundError:
             problem = 'missing (was the recording killed?)'

@@ -180,7 +180,6 @@ class ImagePlayer(Node):
             ),
             values['topic'],
         )
-        self._warn_of_problems(0)
         own_rate_hz = rate_hz or self._source.rate_hz
         self._cues = cues(
             self._source,
@@ -192,6 +191,8 @@ class ImagePlayer(Node):
         self._next = next(self._cues, None)  # to be published at _due_s
         if self._next is None:
             raise PlayerError(f'{self._source.description}: no frame can be read')
+        self._num_warned = 0
+        self._warn_of_problems()
         self._newest: Cue | None = None  # published at _since_s
         self._since_s = self._due_s = 0.0  # time.monotonic()
         self._published = 0
@@ -252,9 +253,10 @@ class ImagePlayer(Node):
         if not is_valid:
             raise PlayerError(f'parameter {name} = {value!r}: give {allowed}')
 
-    def _warn_of_problems(self, already_said: int) -> None:
-        for problem in self._source.problems[already_said:]:
+    def _warn_of_problems(self) -> None:
+        for problem in self._source.problems[self._num_warned :]:
             self.get_logger().warning(problem)
+            self._num_warned += 1
 
     # ---- waiting
 
@@ -310,9 +312,8 @@ class ImagePlayer(Node):
             cue.message.header.stamp = stamp
         self._publisher.publish(cue.message)
         self._published += 1
-        num_problems = len(self._source.problems)
         self._next = next(self._cues, None)
-        self._warn_of_problems(num_problems)
+        self._warn_of_problems()
 
     def _publish_clock(self, now_s: float) -> None:
         assert self._clock_publisher is not None
