@@ -37,7 +37,7 @@ setup(
     },
     entry_points={
         'console_scripts': [
-            'dual_vlm_node = gmskip_ros.ros.node:main',
+            'dual_vlm_node = gmskip_ros.ros.dual_vlm_node:main',
             'image_player = gmskip_ros.ros.image_player:main',
             'gmskip = gmskip_ros.cli.main:main',
         ],

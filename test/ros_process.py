@@ -33,7 +33,7 @@ DOMAIN_IDS = range(1, 102)
 _domain_lock: Any = None  # the open lock file: the domain is ours as long as this process lives
 
 MODULES = {
-    'dual_vlm_node': 'gmskip_ros.ros.node',
+    'dual_vlm_node': 'gmskip_ros.ros.dual_vlm_node',
     'image_player': 'gmskip_ros.ros.image_player',
 }
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 EXECUTABLES = {
-    'dual_vlm_node': 'gmskip_ros.ros.node',
+    'dual_vlm_node': 'gmskip_ros.ros.dual_vlm_node',
     'image_player': 'gmskip_ros.ros.image_player',
 }
 STOP_WITHIN_S = 10.0  # after SIGINT to a child; then it is killed

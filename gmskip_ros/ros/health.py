@@ -7,9 +7,12 @@ seconds of a steady clock, passed in.
 
 from __future__ import annotations
 
+import math
+import os
 import threading
 from collections import Counter, deque
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -39,6 +42,15 @@ FRAME_COUNTERS = (
 )
 ACHIEVED_RATE_WINDOW_S = 10.0
 LATENCY_WINDOW = 100  # newest frames
+
+
+def resident_mib() -> float:
+    """Return this process's resident memory, MiB; NaN where the system does not say."""
+    try:
+        pages = int(Path('/proc/self/statm').read_text().split()[1])
+    except OSError:
+        return math.nan
+    return pages * os.sysconf('SC_PAGE_SIZE') / 2**20
 
 
 @dataclass(frozen=True)

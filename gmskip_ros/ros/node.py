@@ -9,8 +9,10 @@ node cannot start with the parameters or arguments it was given.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -28,6 +30,7 @@ from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
+from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Float64, Float64MultiArray, Header, String
 from std_srvs.srv import SetBool
@@ -35,19 +38,20 @@ from std_srvs.srv import SetBool
 from gmskip_ros.report.overlay import draw_overlay
 from gmskip_ros.ros import messages, parameters, records
 from gmskip_ros.ros.conversions import image_to_rgb, rgb_to_compressed, rgb_to_image
-from gmskip_ros.ros.health import WARN
+from gmskip_ros.ros.health import WARN, resident_mib
 from gmskip_ros.ros.parameters import ParameterError, Settings
 from gmskip_ros.ros.pipeline import BRANCHES, BranchResult, Comparison
 from gmskip_ros.ros.records import NODE_NAME
-from gmskip_ros.ros.stop_signals import STOP_POLL_S, stop_event_on_signals
+from gmskip_ros.ros.stop_signals import STOP_POLL_S
 from gmskip_ros.ros.worker import Frame, InferenceWorker
 
 if TYPE_CHECKING:
     from gmskip_ros.vlm import Vlm
 
 DIAGNOSTICS_PERIOD_S = 1.0
+WARN_AGAIN_S = 30.0
 NO_FRAMES_AFTER_S = 3.0  # or two periods, whichever is longer
-JOIN_TIMEOUT_S = 1.0  # loading cannot be interrupted; the process ends all the same
+JOIN_TIMEOUT_S = 1.5  # loading cannot be interrupted; the process ends all the same
 
 
 class DualVlmNode(Node):
@@ -99,6 +103,7 @@ class DualVlmNode(Node):
             log=self.get_logger(),
         )
         self._warned_zero_stamp = False
+        self._warned_s: dict[str, float] = {}  # steady time by publisher
         self._newest_stamp_ns: int | None = None
         self._subscription = self._subscribe()
         self._service = self.create_service(SetBool, '~/enable', self._on_enable)
@@ -106,7 +111,7 @@ class DualVlmNode(Node):
         # The steady clock also ticks under use_sim_time while nobody publishes /clock.
         self._timer = self.create_timer(
             DIAGNOSTICS_PERIOD_S,
-            self._report_health,
+            self._watch,
             clock=Clock(clock_type=ClockType.STEADY_TIME),
         )
         self._report_health()
@@ -123,20 +128,21 @@ class DualVlmNode(Node):
             message_type, topic, QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
         )
 
-    def _subscribe(self) -> object:
+    def _subscribe(self) -> Subscription:
         reliability = ReliabilityPolicy.BEST_EFFORT
         if self._settings.input_reliability == 'reliable':
             reliability = ReliabilityPolicy.RELIABLE
         # The compressed topic is the image's resolved name: a remap moves both together.
         topic = self.resolve_topic_name('~/input/image')
-        message_type: type = Image
+        self._message_type: type = Image
         if self._settings.image_transport == 'compressed':
             topic += '/compressed'
-            message_type = CompressedImage
-        self._input = f'{topic} ({message_type.__name__}, {self._settings.input_reliability})'
+            self._message_type = CompressedImage
+        reliability_name = self._settings.input_reliability
+        self._input = f'{topic} ({self._message_type.__name__}, {reliability_name})'
         self.get_logger().info(f'images are taken from {self._input}')
         qos = QoSProfile(depth=1, reliability=reliability)
-        return self.create_subscription(message_type, topic, self._on_image, qos)
+        return self.create_subscription(self._message_type, topic, self._on_image, qos)
 
     def _on_image(self, message: Image | CompressedImage) -> None:
         self._refresh_settings()
@@ -176,6 +182,32 @@ class DualVlmNode(Node):
             self._settings = parameters.read(self)
             self._worker.slot.set_period(self._settings.period_ns)
 
+    def _watch(self) -> None:
+        """Once a second: see whether inference hangs and whether images can come; tell."""
+        self._worker.check_progress()
+        self._warn_of_publishers()
+        self._report_health()
+
+    def _warn_of_publishers(self) -> None:
+        """Warn of who publishes on the input topic what cannot be received; now and then."""
+        topic = self._subscription.topic_name
+        for info in self.get_publishers_info_by_topic(topic):
+            who = f'{info.node_namespace.rstrip("/")}/{info.node_name} publishes on {topic} '
+            expected = f'sensor_msgs/msg/{self._message_type.__name__}'
+            problem = ''
+            if info.topic_type != expected:
+                problem = f'{info.topic_type}, not {expected}: see image_transport, remapping'
+            elif (
+                self._settings.input_reliability == 'reliable'
+                and info.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT
+            ):
+                problem = 'best effort, which a reliable subscription never gets: set '
+                problem += 'input_reliability: best_effort'
+            now_s = time.monotonic()
+            if problem and now_s - self._warned_s.get(who, -math.inf) > WARN_AGAIN_S:
+                self._warned_s[who] = now_s
+                self.get_logger().warning(who + problem)
+
     def _report_health(self) -> None:
         self._refresh_settings()
         settings = self._settings
@@ -186,7 +218,7 @@ class DualVlmNode(Node):
         age_ms = float('nan')
         if self._newest_stamp_ns is not None:
             age_ms = (now.nanoseconds - self._newest_stamp_ns) / 1e6
-        facts = {
+        facts: dict[str, object] = {
             'model': vlm.name if vlm else settings.model,
             'device': vlm.device if vlm else settings.device,
             'dtype': vlm.dtype if vlm else settings.dtype,
@@ -195,7 +227,11 @@ class DualVlmNode(Node):
             'input': self._input,
             'input_age_ms': age_ms,
             'rate_hz': settings.rate_hz,
+            'memory_mib': resident_mib(),
         }
+        gpu_bytes = vlm.device_memory_bytes() if vlm else None
+        if gpu_bytes is not None:
+            facts['gpu_memory_mib'] = gpu_bytes / 2**20
         status = records.health_status(
             report,
             name=f'{self.get_name()}: inference',
@@ -277,20 +313,33 @@ class DualVlmNode(Node):
 def _load_vlm(settings: Settings, on_progress: Callable[[str], None]) -> Vlm:
     """Import the engine (torch with it) and load the model; runs in the inference thread."""
     from gmskip_ros.vlm import load_vlm
+    from gmskip_ros.vlm.memory import check_memory
 
+    on_progress('looking at what memory is free')
+    check_memory(
+        settings.model,
+        settings.device,
+        settings.dtype,
+        headroom_gib=settings.memory_headroom_gib,
+        max_new_tokens=max(settings.max_new_tokens.values()),
+        on_progress=on_progress,
+    )
     return load_vlm(settings.model, settings.device, settings.dtype, on_progress)
 
 
-def main(args: list[str] | None = None) -> int:
-    """Run the node until Ctrl-C or SIGTERM; return the exit status."""
+def run(
+    stop: threading.Event,
+    args: list[str] | None = None,
+    load: Callable[[Settings, Callable[[str], None]], Vlm] | None = None,
+) -> int:
+    """Run the node until `stop` is set; return the exit status. `load` stands in for load_vlm."""
     # OpenMP reads this when torch is loaded. Its threads spin while they wait for each other by
     # default: beside other processes on the same cores that made an answer 40 times slower.
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
-    # The context stays whole until the inference thread has ended: it may still publish.
-    stop = stop_event_on_signals()
     try:
+        # The context stays whole until the inference thread has ended: it may still publish.
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-        node = DualVlmNode()
+        node = DualVlmNode(load)
     # Ours, and ROS's about arguments, files and its own parameters.
     except (ValueError, RuntimeError, ParameterException) as error:
         first_line = str(error).strip().splitlines()[0]
@@ -316,7 +365,3 @@ def main(args: list[str] | None = None) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
-
-
-if __name__ == '__main__':
-    sys.exit(main())

@@ -36,6 +36,8 @@ OPERATING_POINTS = ('high_performance', 'high_sparsity')
 RATE_HZ_RANGE = (0.01, 60.0)
 MAX_FRAME_AGE_SEC_RANGE = (0.0, 3600.0)
 MAX_NEW_TOKENS_RANGE = (1, 512)
+MEMORY_HEADROOM_GIB_RANGE = (0.0, 1024.0)
+WATCHDOG_SEC_RANGE = (1.0, 3600.0)
 ROS_PARAMETERS = ('use_sim_time',)  # every node's; a parameter file may set them
 IMAGE_TOKEN = '<image>'  # of LLaVA's chat templates, which place it themselves
 
@@ -68,6 +70,8 @@ class Settings:
     labels: tuple[str, ...]
     max_new_tokens: Mapping[str, int]  # by task
     overload_policy: str
+    memory_headroom_gib: float
+    watchdog_sec: float
     start_enabled: bool
 
     @property
@@ -245,6 +249,12 @@ def _specs() -> tuple[Spec, ...]:
         Spec('overload_policy', 'slow_down',
              'slow_down: both branches run and the rate falls; drop_full: the full branch gives '
              'way as soon as a newer due frame waits', _one_of(OVERLOAD_POLICIES)),
+        Spec('memory_headroom_gib', 1.0,
+             'of the device to leave free; a model that would not is refused, GiB',
+             _number(*MEMORY_HEADROOM_GIB_RANGE)),
+        Spec('watchdog_sec', 60.0,
+             'state error when inference makes no progress (no block, no token) for so long, s',
+             _number(*WATCHDOG_SEC_RANGE)),
         Spec('start_enabled', True, 'false: wait for ~/enable', _boolean),
     )  # fmt: skip
 

@@ -6,22 +6,24 @@ No ROS in here, and no waiting for frames: the node and the offline replay run t
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from gmskip_ros.skipping import SkipList
 from gmskip_ros.tasks import Agreement, ParsedAnswer, Task
-from gmskip_ros.vlm import SkipSet
+from gmskip_ros.vlm import SkipSet, VlmOutOfMemoryError
 
 if TYPE_CHECKING:
     from gmskip_ros.vlm import Answer, ImageFeatures, Vlm
 
 BRANCHES = ('skip', 'full')  # in the order in which they run
 WARM_UP_SHAPE = (480, 640, 3)
+Result = TypeVar('Result')
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,7 @@ class FramePipeline:
     def encode(self, rgb: np.ndarray) -> EncodedFrame:
         """Return what all branches share; `rgb` is uint8, (H, W, 3)."""
         start = time.perf_counter()
-        features = self.vlm.encode(rgb)
+        features = self._with_memory(lambda: self.vlm.encode(rgb))
         return EncodedFrame(features, _ms_since(start))
 
     def answer(
@@ -190,11 +192,23 @@ class FramePipeline:
         """Return one branch's answers to all tasks; for `should_stop` see `run`."""
         start = time.perf_counter()
         tasks = tuple(
-            self._answer(frame.features, plan, branch, should_stop) for plan in self.plan.tasks
+            self._with_memory(
+                functools.partial(self._answer, frame.features, plan, branch, should_stop)
+            )
+            for plan in self.plan.tasks
         )
         return BranchResult(
             branch, self.plan.schedule, tasks, frame.encode_ms + _ms_since(start)
         )
+
+    def _with_memory(self, work: Callable[[], Result]) -> Result:
+        """Do the work; where memory runs out, free what can be freed and try once more."""
+        try:
+            return work()
+        except VlmOutOfMemoryError:
+            pass  # here, the failed try's tensors are still held by the exception
+        self.vlm.free_memory()
+        return work()
 
     def compare(self, skip: BranchResult, full: BranchResult) -> Comparison:
         """Return how the two branches' answers to the same frame agree."""

@@ -15,13 +15,13 @@ from gmskip_ros.ros.health import Health
 from gmskip_ros.ros.pipeline import BranchResult, Comparison, FramePipeline, FramePlan, plan_frame
 from gmskip_ros.skipping import SkipList, SkipListError
 from gmskip_ros.tasks import TaskError
-from gmskip_ros.vlm import ImageError, Stopped, VlmError
+from gmskip_ros.vlm import ImageError, Stopped, VlmError, VlmOutOfMemoryError
 
 if TYPE_CHECKING:
     from gmskip_ros.ros.parameters import Settings
     from gmskip_ros.vlm import Vlm
 
-MAX_FAILURES_IN_A_ROW = 5  # then the state is error, and ~/enable starts it again
+MAX_FAILURES_IN_A_ROW = 10  # then the state is error, and ~/enable starts it again
 
 
 @dataclass(frozen=True)
@@ -168,6 +168,8 @@ class InferenceWorker:
         self._ended = False  # by an exception that nothing else has caught
         self._stop = threading.Event()
         self._failures_in_a_row = 0
+        # When inference last made progress, on the steady clock; None while there is none to make.
+        self._progress_s: float | None = None
         self._logged = ''
         self._warned: set[str] = set()
         # Not a daemon: a daemon thread inside torch at interpreter exit ends in an abort.
@@ -189,6 +191,10 @@ class InferenceWorker:
         with self._lock:
             if self._ended:
                 return False, 'the inference thread has ended: restart the node'
+            hangs = self._hangs()
+            if enabled and self._error and hangs:
+                self.health.set_phase('error', time.monotonic(), hangs)
+                return False, f'{hangs}; it has not come back: restart the node'
             if enabled == self._enabled:
                 if enabled and self._error:
                     return False, 'in error: call with false, then with true, to start again'
@@ -205,6 +211,22 @@ class InferenceWorker:
         if not enabled:
             return True, 'paused'
         return True, 'resumed after an error' if retry else 'resumed'
+
+    def check_progress(self) -> None:
+        """Enter the error state if inference hangs; to be called now and then by another thread."""
+        hangs = self._hangs()
+        if hangs and not self._error:
+            self._enter_error(hangs)
+
+    def _hangs(self) -> str:
+        """Return for how long there has been no progress, if that is too long; else ''."""
+        progress_s, limit_s = self._progress_s, self._settings().watchdog_sec
+        if progress_s is None or time.monotonic() - progress_s <= limit_s:
+            return ''
+        return f'inference hangs: no block and no token for more than {limit_s:g} s (watchdog_sec)'
+
+    def _make_progress(self) -> None:
+        self._progress_s = time.monotonic()
 
     def _update_slot(self) -> None:
         self.slot.set_open(self._enabled and self._running and not self._error)
@@ -257,7 +279,8 @@ class InferenceWorker:
             if self._stop.is_set():
                 return
             self.health.set_phase('warming_up', time.monotonic())
-            pipeline.warm_up(self._stop.is_set)
+            self._make_progress()
+            pipeline.warm_up(self._warm_up_stops)
         except Stopped:
             return
         except (VlmError, SkipListError, TaskError) as error:  # they say all in one line
@@ -266,6 +289,10 @@ class InferenceWorker:
         except Exception as error:
             self._enter_error(f'the model cannot be used: {_one_line(error)}')
             return
+        finally:
+            self._progress_s = None
+        if self._error:  # the watchdog had given up meanwhile
+            return
         with self._lock:
             self._running = True
             self.health.set_phase('running', time.monotonic())
@@ -273,6 +300,10 @@ class InferenceWorker:
         self._logged = ''
         vlm = self.vlm
         self._log.info(f'{vlm.name} runs with {vlm.num_blocks} blocks, {vlm.dtype} on {vlm.device}')
+
+    def _warm_up_stops(self) -> bool:
+        self._make_progress()
+        return self._stop.is_set()
 
     def _on_progress(self, text: str) -> None:
         if self._stop.is_set():
@@ -298,17 +329,23 @@ class InferenceWorker:
 
     def _process(self, frame: Frame) -> None:
         """Answer one frame; whatever goes wrong, nothing is published for what is missing."""
+        self._make_progress()
         try:
             self._answer(frame)
         except Stopped:
             self.health.count('abandoned')
         except ImageError as error:
             self._image_failed(error)
+        except VlmOutOfMemoryError as error:  # the pipeline has freed memory and tried again
+            self._inference_failed(error)
+            self._enter_error(_first_line(error))
         except Exception as error:  # any: the camera goes on, and so does the node
             self._inference_failed(error)
         else:
             self._failures_in_a_row = 0
             self._logged = ''
+        finally:
+            self._progress_s = None
 
     def _answer(self, frame: Frame) -> None:
         """Decode, answer and hand on one frame; raises Stopped when it is not wanted any more."""
@@ -324,6 +361,7 @@ class InferenceWorker:
 
         def should_stop(branch: str) -> bool:
             nonlocal gave_way
+            self._make_progress()
             gave_way = branch == 'full' and drops_full and self.slot.waits()
             return gave_way or not is_wanted()
 
@@ -333,6 +371,7 @@ class InferenceWorker:
             raise ImageError(str(error)) from error
         try:
             for result in self._pipeline(settings).run(rgb, should_stop):
+                self._make_progress()
                 if not is_wanted():
                     raise Stopped('paused or stopped')
                 if isinstance(result, Comparison):

@@ -62,7 +62,7 @@ def load_vlm(
     torch_device = resolve_device(device)
     torch_dtype = resolve_dtype(dtype, torch_device)
     with quiet_hugging_face():
-        folder = _find_folder(model, tell)
+        folder = find_folder(model, tell)
         tell('reading the configuration')
         config = read_config(model, folder)
         tell('loading the tokenizer and the image processor')
@@ -145,7 +145,7 @@ def find_local_folder(model: str) -> Path:
         ) from error
 
 
-def _find_folder(model: str, tell: Callable[[str], None]) -> Path:
+def find_folder(model: str, tell: Callable[[str], None]) -> Path:
     """Return the folder that holds the checkpoint, downloaded if it has to be."""
     folder = _folder_of(model)
     if folder is not None:

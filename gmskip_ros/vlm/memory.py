@@ -25,6 +25,8 @@ tiles for LLaVA-NeXT and OneVision.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,8 @@ from gmskip_ros.vlm.errors import ModelLoadError
 from gmskip_ros.vlm.weight_files import read_weight_files
 
 BYTES_PER_NUMBER = {'float32': 4, 'float16': 2, 'bfloat16': 2}
-RUNTIME_BYTES = 1 << 30
+GIB = 1 << 30
+RUNTIME_BYTES = GIB
 RESERVE = 0.1  # of what is allocated anew for every answer
 LAST_GRID_RATIO = 1.1  # OneVision shrinks features of more than its square times the most tiles
 
@@ -86,6 +89,57 @@ def memory_need(
         total_bytes=weights_bytes + kv_bytes + activation_bytes + reserve_bytes,
         image_tokens=image_tokens,
         sequence_tokens=sequence_tokens,
+    )
+
+
+def free_bytes(device: str) -> int | None:
+    """Return the memory that is free on 'cpu' or 'cuda:N'; None where that is not known.
+
+    On the CPU it is what the system says new processes can have, without swapping.
+    """
+    if device != 'cpu':
+        import torch
+
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        available = re.search(r'MemAvailable:\s+(\d+) kB', Path('/proc/meminfo').read_text())
+    except OSError:
+        return None
+    return int(available[1]) << 10 if available else None
+
+
+def check_memory(
+    model: str,
+    device: str,
+    dtype: str,
+    *,
+    headroom_gib: float,
+    max_new_tokens: int = 64,
+    on_progress: Callable[[str], None] | None = None,
+) -> None:
+    """Raise ModelLoadError, with the figures, if the model would not fit into what is free.
+
+    model, device, dtype and on_progress are load_vlm's; a hub id is fetched if it has to be.
+    `headroom_gib` are to stay free on the device when it answers. Raises what load_vlm raises.
+    """
+    from gmskip_ros.vlm.load import find_folder, quiet_hugging_face, resolve_device, resolve_dtype
+
+    torch_device = resolve_device(device)
+    dtype = str(resolve_dtype(dtype, torch_device)).removeprefix('torch.')
+    device = str(torch_device)
+    with quiet_hugging_face():
+        folder = find_folder(model, on_progress or (lambda _: None))
+    need = memory_need(folder, dtype, max_new_tokens=max_new_tokens)
+    free = free_bytes(device)
+    if free is None or need.total_bytes + headroom_gib * GIB <= free:
+        return
+    smaller = 'dtype float16, ' if dtype == 'float32' and device != 'cpu' else ''
+    raise ModelLoadError(
+        f'model {model} wants {need.total_bytes / GIB:.1f} GiB in {dtype} (weights '
+        f'{need.weights_bytes / GIB:.1f}, key/value store {need.kv_bytes / GIB:.1f}, activations '
+        f'{need.activation_bytes / GIB:.1f}, the rest reserve) and {headroom_gib:g} GiB are to '
+        f'stay free, but {device} has {free / GIB:.1f} GiB free: use {smaller}a smaller model, '
+        'another device or less memory_headroom_gib, or end what else takes memory'
     )
 
 

@@ -7,6 +7,7 @@ language decoder is run by `decoder.py`. All branches share the one copy of the 
 from __future__ import annotations
 
 import functools
+import gc
 import hashlib
 import operator
 import time
@@ -90,6 +91,16 @@ class Vlm:
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
         template = FALLBACK_TEMPLATE if chat_template is None else chat_template
         self.template_sha256 = hashlib.sha256(template.encode()).hexdigest()
+
+    def free_memory(self) -> None:
+        """Give what no answer holds any more back to the device; after VlmOutOfMemoryError."""
+        gc.collect()
+        if self._device.type == 'cuda':
+            torch.cuda.empty_cache()
+
+    def device_memory_bytes(self) -> int | None:
+        """Return what PyTorch holds of the GPU's memory; None on a CPU."""
+        return torch.cuda.memory_reserved(self._device) if self._device.type == 'cuda' else None
 
     @_names_out_of_memory
     @torch.inference_mode()

@@ -34,6 +34,12 @@ class FakeVlm:
         self.calls.append(('encode', image.shape))
         return ImageFeatures(tokens=None, model=self.name, preprocess_ms=1.0, vision_ms=1.0)  # type: ignore[arg-type]
 
+    def free_memory(self) -> None:
+        self.calls.append(('free_memory',))
+
+    def device_memory_bytes(self) -> None:
+        return None
+
     def answer(
         self,
         image_or_features: Any,

@@ -16,7 +16,7 @@ from fake_vlm import FakeVlm
 from gmskip_ros.ros.parameters import SPECS, Settings, load_skip_lists, settings_from
 from gmskip_ros.ros.pipeline import BranchResult, Comparison
 from gmskip_ros.ros.worker import MAX_FAILURES_IN_A_ROW, Frame, InferenceWorker
-from gmskip_ros.vlm import ModelLoadError, NonFiniteLogitsError
+from gmskip_ros.vlm import ModelLoadError, NonFiniteLogitsError, VlmOutOfMemoryError
 
 SECOND = 1_000_000_000
 GREY = np.full((48, 64, 3), 128, dtype=np.uint8)
@@ -330,7 +330,7 @@ def test_an_undecodable_image_is_counted_and_never_answered(
     b.wait(lambda: b.state() == 'ready')
 
     def refuse(message: float) -> np.ndarray:
-        if message < 10.0:
+        if message < 100.0:
             raise ValueError('encoding theora is unknown')
         return GREY
 
@@ -343,9 +343,9 @@ def test_an_undecodable_image_is_counted_and_never_answered(
     assert report.state == 'degraded' and 'encoding theora' in report.last_error
     assert len([r for r in caplog.records if 'theora' in r.message]) == 1  # logged once
     assert b.outputs.events == []
-    b.offer(10.0)
+    b.offer(100.0)
     b.wait_for_answers()
-    assert b.outputs.done() == [10]
+    assert b.outputs.done() == [100]
 
 
 @pytest.mark.parametrize('where', ['to_rgb', 'frame_done'])
@@ -515,3 +515,98 @@ def test_stopping_in_the_middle_of_an_answer(bench: Callable[..., Bench]) -> Non
     gate.let_go.set()
     assert b.worker.stop(DEADLINE_S)
     assert b.outputs.events == []
+
+
+def hang(b: Bench, gate: Gate) -> None:
+    """Let inference hang in the middle of a frame until the watchdog has seen it."""
+    gate.armed.set()
+    b.offer(0.0)
+    assert gate.reached.wait(DEADLINE_S)
+    b.worker.check_progress()
+    assert b.state() != 'error'  # not at once
+
+    def is_seen() -> bool:
+        b.worker.check_progress()
+        return b.state() == 'error'
+
+    b.wait(is_seen)
+    assert 'hangs' in b.worker.health.report(time.monotonic()).reason
+
+
+def test_inference_that_hangs_is_an_error_that_enable_cannot_end(
+    bench: Callable[..., Bench],
+) -> None:
+    gate = Gate()
+    b = bench(FakeVlm(gate), watchdog_sec=1.0).start()
+    b.wait(lambda: b.state() == 'ready')
+    hang(b, gate)
+    b.offer(5.0)
+    assert b.frames()['not_ready'] == 1
+    b.worker.set_enabled(False)
+    success, message = b.worker.set_enabled(True)
+    assert not success and 'restart the node' in message
+    assert b.state() == 'error'
+    gate.let_go.set()
+
+
+def test_inference_that_comes_back_is_recovered_by_enable_and_its_frame_is_not_answered(
+    bench: Callable[..., Bench],
+) -> None:
+    gate = Gate()
+    b = bench(FakeVlm(gate), watchdog_sec=1.0).start()
+    b.wait(lambda: b.state() == 'ready')
+    hang(b, gate)
+    gate.let_go.set()
+    b.wait(lambda: b.frames()['abandoned'] == 1)
+    assert b.state() == 'error'  # an operator decides
+    b.worker.set_enabled(False)
+    assert b.worker.set_enabled(True)[0]
+    b.offer(10.0)
+    b.wait_for_answers()
+    assert b.outputs.done() == [10] and b.state() == 'ready'
+
+
+def test_memory_that_runs_out_once_is_freed_and_the_frame_answered(
+    bench: Callable[..., Bench],
+) -> None:
+    b = bench().start()
+    b.wait(lambda: b.state() == 'ready')
+    failures = [VlmOutOfMemoryError('no memory left'), None]
+    freed = []
+
+    def fail_once(skips: bool) -> None:
+        error = failures.pop(0) if failures else None
+        if error is not None:
+            raise error
+
+    b.vlm.on_token = fail_once
+    b.vlm.free_memory = lambda: freed.append(1)  # type: ignore[method-assign]
+    b.offer(0.0)
+    b.wait_for_answers()
+    assert freed == [1] and b.outputs.events == [
+        ('skip', 0), ('full', 0), ('comparison', 0), ('done', 0)
+    ]  # fmt: skip
+    assert b.frames()['failed'] == 0 and b.state() == 'ready'
+
+
+def test_memory_that_stays_out_is_an_error_at_once_and_enable_recovers(
+    bench: Callable[..., Bench],
+) -> None:
+    b = bench().start()
+    b.wait(lambda: b.state() == 'ready')
+
+    def fail_full(skips: bool) -> None:
+        if not skips:
+            raise VlmOutOfMemoryError('no memory left: use a smaller model')
+
+    b.vlm.on_token = fail_full
+    b.offer(0.0)
+    b.wait(lambda: b.state() == 'error')
+    assert 'smaller model' in b.worker.health.report(time.monotonic()).reason
+    assert b.outputs.events == [('skip', 0)]  # it was whole; nothing stands for the full branch
+    b.vlm.on_token = lambda skips: None
+    b.worker.set_enabled(False)
+    assert b.worker.set_enabled(True)[0]
+    b.offer(5.0)
+    b.wait_for_answers()
+    assert b.state() == 'ready'

@@ -1,0 +1,19 @@
+"""The executable `dual_vlm_node`: it listens to signals before it imports what takes long."""
+
+from __future__ import annotations
+
+import sys
+
+from gmskip_ros.ros.stop_signals import stop_event_on_signals
+
+
+def main() -> int:
+    """Run the node until Ctrl-C or SIGTERM; return the exit status."""
+    stop = stop_event_on_signals()
+    from gmskip_ros.ros.node import run
+
+    return run(stop)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
