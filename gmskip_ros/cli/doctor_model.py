@@ -18,6 +18,7 @@ from gmskip_ros.ros.parameters import (
 )
 from gmskip_ros.ros.pipeline import plan_frame
 from gmskip_ros.skipping import SkipListError
+from gmskip_ros.vlm.memory import GIB, free_bytes
 
 # From the first version on and before the second; None = no end.
 VERSIONS = {'torch': ((2, 8), None), 'transformers': ((5, 10), (6,))}
@@ -157,42 +158,34 @@ def check_memory(setup: Setup, proc: Path = Path('/proc')) -> Finding:
     trial, need = setup.model, setup.model['need']
     if need is None:
         return warn('not known: see model', 'put that right first')
-    parts = need['weights_bytes'] + need['kv_bytes'] + need['activation_bytes']
     wanted = (
         f'{_gib(need["total_bytes"])} wanted (weights {_gib(need["weights_bytes"])}, '
         f'key/value store {_gib(need["kv_bytes"])}, activations '
         f'{_gib(need["activation_bytes"])}, the rest reserve; {trial["dtype"]})'
     )
-    host_bytes = _available_bytes(proc)
+    host_bytes = free_bytes('cpu', proc)
     remedy = 'end what else takes it, use a smaller model'
     remedy += ', or dtype: float16' if trial['dtype'] == 'float32' else ''
     if trial['device'].startswith('cuda'):
-        free_bytes, where = setup.torch['free_bytes'], f'on {trial["device"]}'
+        free, where = setup.torch['free_bytes'], f'on {trial["device"]}'
         remedy += ' (nvidia-smi shows who uses the GPU)'
     else:
-        free_bytes, where = host_bytes, 'of main memory'
-    if free_bytes is None:
+        free, where = host_bytes, 'of main memory'
+    if free is None:
         return warn(f'{wanted}; what is free {where} is not known', 'see gpu')
-    message = f'{wanted}; {_gib(free_bytes)} free {where}'
-    if free_bytes < parts:
-        return fail(message, remedy)
-    if free_bytes < need['total_bytes']:
-        return warn(f'{message}: it may not last', remedy)
+    headroom_gib = setup.settings.memory_headroom_gib
+    message = f'{wanted}; {_gib(free)} free {where}'
+    if free < need['total_bytes'] + headroom_gib * GIB:
+        return fail(
+            f'{message}, of which {headroom_gib:g} GiB are to stay free (memory_headroom_gib): the '
+            'node refuses it', remedy,
+        )  # fmt: skip
     if host_bytes is not None and host_bytes < need['weights_bytes']:  # they go through it
         return warn(
             f'{message}; {_gib(host_bytes)} of main memory, through which the weights are loaded',
             'end what else takes it, or add swap',
         )
     return ok(message)
-
-
-def _available_bytes(proc: Path) -> int | None:
-    """Return how much main memory new processes can have, None where that is not known."""
-    try:
-        match = re.search(r'MemAvailable:\s+(\d+) kB', (proc / 'meminfo').read_text())
-    except OSError:
-        match = None
-    return int(match[1]) << 10 if match else None
 
 
 def _gib(num_bytes: int) -> str:

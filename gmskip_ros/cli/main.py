@@ -34,25 +34,45 @@ def main(argv: Sequence[str] | None = None) -> int:
     # OpenMP reads this when torch is loaded. Its threads spin while they wait for each other by
     # default: beside other processes on the same cores that made an answer 40 times slower.
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+    args = build_parser().parse_args(argv)
+    args.arguments = list(sys.argv[1:] if argv is None else argv)  # for reports
+    try:
+        return args.func(args)
+    except CliError as error:
+        return _tell(str(error))
+    except ModuleNotFoundError as error:
+        module = (error.name or '').partition('.')[0]
+        if module == 'gmskip_ros':
+            raise
+        return _tell(
+            f'{module} is not installed for {sys.executable}: the packages that each part needs '
+            'are in README.md'
+        )
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of a pipe went away: nobody is left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        if isinstance(error, _expected_errors()):
+            return _tell(str(error))
+        raise
+
+
+def _tell(reason: str) -> int:
+    print(f'gmskip: error: {reason}', file=sys.stderr)
+    return 2
+
+
+def _expected_errors() -> tuple[type[Exception], ...]:
+    """Return what the rooms raise on purpose."""
     from gmskip_ros.calibration.errors import CalibrationError
     from gmskip_ros.datasets import DatasetError
     from gmskip_ros.skipping import SkipListError
     from gmskip_ros.tasks import TaskError
     from gmskip_ros.vlm import VlmError
 
-    args = build_parser().parse_args(argv)
-    args.arguments = list(sys.argv[1:] if argv is None else argv)  # for reports
-    expected = (CalibrationError, CliError, DatasetError, SkipListError, TaskError, VlmError)
-    try:
-        return args.func(args)
-    except expected as error:
-        print(f'gmskip: error: {error}', file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # the reader of a pipe went away: nobody is left to tell
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    return CalibrationError, DatasetError, SkipListError, TaskError, VlmError
 
 
 if __name__ == '__main__':

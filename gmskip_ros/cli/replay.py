@@ -154,6 +154,8 @@ def _make_room(folder: Path, names: Sequence[str], overwrite: bool) -> None:
     """Make the folder; remove what an earlier run left there, or refuse to."""
     from gmskip_ros.atomic_write import remove_leftovers
 
+    if set('?#%') & set(str(folder.absolute())):  # sqlite takes a path with these for an address
+        raise CliError(f'--out {folder}: no bag can be written below a ?, # or %: give another')
     there = [folder / name for name in names if (folder / name).exists()]
     if there and not overwrite:
         raise CliError(

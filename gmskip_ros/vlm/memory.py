@@ -92,7 +92,7 @@ def memory_need(
     )
 
 
-def free_bytes(device: str) -> int | None:
+def free_bytes(device: str, proc: Path = Path('/proc')) -> int | None:
     """Return the memory that is free on 'cpu' or 'cuda:N'; None where that is not known.
 
     On the CPU it is what the system says new processes can have, without swapping.
@@ -102,7 +102,7 @@ def free_bytes(device: str) -> int | None:
 
         return torch.cuda.mem_get_info(device)[0]
     try:
-        available = re.search(r'MemAvailable:\s+(\d+) kB', Path('/proc/meminfo').read_text())
+        available = re.search(r'MemAvailable:\s+(\d+) kB', (proc / 'meminfo').read_text())
     except OSError:
         return None
     return int(available[1]) << 10 if available else None

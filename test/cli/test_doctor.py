@@ -786,11 +786,11 @@ def test_a_model_that_is_too_large(folder) -> None:
     expect(finding, 'FAIL', 'weights 16384.0 GiB', 'free of main memory', remedy='float16')
 
 
-def test_memory_that_may_not_last(folder, tmp_path) -> None:
+def test_memory_that_is_short(folder, tmp_path) -> None:
     (tmp_path / 'meminfo').write_text('MemTotal: 9 kB\nMemAvailable:     512000 kB\n')
     setup = make_setup(model=str(folder), device='cpu')
     finding = doctor_model.check_memory(setup, tmp_path)
-    expect(finding, 'WARN', '0.5 GiB free of main memory: it may not last', remedy='smaller model')
+    expect(finding, 'FAIL', '0.5 GiB free of main memory', 'refuses', remedy='smaller model')
     expect(doctor_model.check_memory(setup, tmp_path / 'gone'), 'WARN', 'not known', remedy='gpu')
 
 
@@ -801,7 +801,7 @@ NEED = {'weights_bytes': 13 << 30, 'kv_bytes': 1 << 30, 'activation_bytes': 1 <<
     ('free_gib', 'host_gib', 'level', 'says'),
     [
         (20, 32, 'OK', '20.0 GiB free on cuda:0'),
-        (16, 32, 'WARN', 'may not last'),
+        (17.5, 32, 'FAIL', '1 GiB are to stay free (memory_headroom_gib)'),
         (14, 32, 'FAIL', '14.0 GiB free on cuda:0'),
         (20, 8, 'WARN', '8.0 GiB of main memory, through which'),
         (None, 32, 'WARN', 'not known'),
@@ -813,7 +813,7 @@ def test_memory_of_a_gpu(free_gib, host_gib, level, says, tmp_path) -> None:
     setup = with_trials(
         make_setup(model='/some/model'),
         model=Trial({'need': need, 'device': 'cuda:0', 'dtype': 'float16'}, ''),
-        torch=Trial({'free_bytes': free_gib and free_gib << 30}, ''),
+        torch=Trial({'free_bytes': free_gib and round(free_gib * 2**30)}, ''),
     )
     remedy = '' if level == 'OK' else 'gpu' if free_gib is None else 'end what else'
     expect(doctor_model.check_memory(setup, tmp_path), level, says, remedy=remedy)
@@ -838,3 +838,24 @@ def test_skip_lists_and_their_conditions(in_this_process) -> None:
     expect(check(unknown), 'FAIL', "skip_list.captioning: 'mine'", remedy='skip_list.captioning')
     lost = with_trials(make_setup(), model=Trial({}, 'crashed with SIGSEGV'))
     expect(check(lost), 'WARN', 'see model', remedy='first')
+
+
+WITHOUT_YAML = """
+import sys
+class NoYaml:
+    def find_spec(self, name, *_):
+        if name.partition('.')[0] in ('yaml', 'numpy'):
+            raise ModuleNotFoundError(f'No module named {name!r}', name=name)
+sys.meta_path.insert(0, NoYaml())
+from gmskip_ros.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_what_gmskip_itself_needs_is_one_line() -> None:
+    done = subprocess.run(
+        [sys.executable, '-c', WITHOUT_YAML, 'doctor'], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith('gmskip: error: yaml is not installed for ')
+    assert len(done.stderr.splitlines()) == 1 and done.stdout == ''
