@@ -7,9 +7,6 @@ writes the report that `gmskip replay` writes.
 from __future__ import annotations
 
 import argparse
-import math
-import os
-import random
 import shlex
 import sys
 import tempfile
@@ -18,16 +15,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gmskip_ros.atomic_write import write_atomically
-from gmskip_ros.cli.demo_processes import Child, DemoError, Interrupted, StopRequest, end
+from gmskip_ros.cli.live_processes import Child, Interrupted, LiveRunError, StopRequest, end
+from gmskip_ros.cli.live_run import (
+    CAMERA_TOPIC,
+    make_room,
+    number_of_scenes,
+    render_scenes,
+    set_ros_environment,
+    start_camera,
+    start_node,
+)
+from gmskip_ros.cli.option_types import positive_float, positive_int
 
 if TYPE_CHECKING:
     from gmskip_ros.cli.demo_topics import Frame, Listener
     from gmskip_ros.report.frame_rows import FrameRow
 
-CAMERA_TOPIC = '/camera/image_raw'
 MAX_SCENES = 60  # the camera begins again after so many, or a few more
-FIRST_SCENE_SEED = 40_000_000  # scenes that no training, calibration or test uses
-DOMAIN_IDS = range(1, 102)
 OVERLAY_WITHIN_S = 5.0  # of the last frame's comparison
 
 
@@ -40,11 +44,11 @@ def add_parser(subparsers: Any) -> None:
         'long they take, and end after some frames with a summary, a picture and a report.',
     )
     parser.add_argument(
-        '--frames', type=_positive_int, default=20, metavar='N',
+        '--frames', type=positive_int, default=20, metavar='N',
         help='end after this many compared frames (default 20)',
     )  # fmt: skip
     parser.add_argument(
-        '--rate-hz', type=_positive_float, default=10.0, metavar='HZ',
+        '--rate-hz', type=positive_float, default=10.0, metavar='HZ',
         help='rate of the camera; the node answers one frame per second (default 10)',
     )  # fmt: skip
     parser.add_argument(
@@ -60,29 +64,13 @@ def add_parser(subparsers: Any) -> None:
         help='where the report, the answers and the logs go (default out/demo)',
     )  # fmt: skip
     parser.add_argument(
-        '--deadline-sec', type=_positive_float, default=120.0, metavar='S',
+        '--deadline-sec', type=positive_float, default=120.0, metavar='S',
         help='give up when nothing new arrives for this long (default 120)',
     )  # fmt: skip
     parser.add_argument(
         '--no-progress', action='store_true', help='print the table and the summary only'
     )
     parser.set_defaults(func=run)
-
-
-def _positive_int(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number of at least 1')
-    return int(text)
-
-
-def _positive_float(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < 1e6:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a number above 0')
-    return value
 
 
 def _folder(text: str) -> Path:
@@ -96,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     stop = StopRequest()
     try:
         return _Demo(args, stop).run()
-    except DemoError as error:
+    except LiveRunError as error:
         print(f'gmskip demo: error: {error}', file=sys.stderr)
         return 1
     except Interrupted as interrupted:
@@ -120,16 +108,12 @@ class _Demo:
         from gmskip_ros.cli.run_files import WRITTEN_AT_THE_END
 
         out = self._args.out
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            # An earlier run's are not taken for ours.
-            for name in ('overlay.png', 'frames.jsonl', *WRITTEN_AT_THE_END):
-                (out / name).unlink(missing_ok=True)
-            for name in ('node.log', 'camera.log'):
-                (out / name).write_bytes(b'')
-        except OSError as error:
-            raise DemoError(f'--out {out}: {error.strerror}: give a folder to write to') from None
-        _set_ros_environment()
+        make_room(
+            out,
+            ('overlay.png', 'frames.jsonl', *WRITTEN_AT_THE_END),
+            ('node.log', 'camera.log'),
+        )
+        set_ros_environment()
         frames: list[Frame] = []
         about: dict[str, Any] = {}
         rows: list[FrameRow] = []
@@ -213,14 +197,13 @@ class _Demo:
                 frames={'answered': rows[-1].frame},
             )
         except OSError as error:
-            raise DemoError(
+            raise LiveRunError(
                 f'{error.filename or out}: {error.strerror}: give another folder with --out'
             ) from None
 
     def _start_node(self) -> Child:
         self._screen.progress(f'starting the node with the model {self._args.model}')
-        remap = {'~/input/image': CAMERA_TOPIC}
-        return Child('dual_vlm_node', self._node_parameters(), remap, self._args.out / 'node.log')
+        return start_node(self._node_parameters(), self._args.out / 'node.log')
 
     def _node_parameters(self) -> dict[str, object]:
         parameters: dict[str, object] = {'model': self._args.model}
@@ -229,35 +212,17 @@ class _Demo:
         return parameters
 
     def _start_camera(self, source: Path) -> Child:
-        from gmskip_ros.ros.records import NODE_NAME
-
-        parameters: dict[str, object] = {
-            'source': str(source), 'rate_hz': self._args.rate_hz, 'loop': True,
-            'wait_for_node': f'/{NODE_NAME}',
-        }  # fmt: skip
-        remap = {'image_raw': CAMERA_TOPIC}
-        return Child('image_player', parameters, remap, self._args.out / 'camera.log')
+        parameters = {'source': str(source), 'rate_hz': self._args.rate_hz}
+        return start_camera(parameters, self._args.out / 'camera.log')
 
     def _render_scenes(self, folder: Path) -> Path:
-        import cv2
-
-        from gmskip_ros.datasets.scenes import render_scene
-
-        # The node takes every tenth or so of the camera's pictures: with a count that shares no
-        # factor with 10 it meets all of them before it meets one again.
-        wanted = min(self._args.frames, MAX_SCENES)
-        count = next(n for n in range(wanted, wanted + 10) if math.gcd(n, 10) == 1)
+        count = number_of_scenes(min(self._args.frames, MAX_SCENES))
         self._screen.progress(f'rendering {count} driving scenes')
-        for index in range(count):
-            self._stop.check()
-            scene = render_scene(FIRST_SCENE_SEED + index)
-            picture = cv2.cvtColor(scene.image, cv2.COLOR_RGB2BGR)
-            if not cv2.imwrite(str(folder / f'{index:05d}.png'), picture):
-                raise DemoError(f'{folder}: the pictures cannot be written: is the disk full?')
+        render_scenes(folder, count, self._stop.check)
         return folder
 
     def _collect(self, listener: Listener, frames: list[Frame]) -> None:
-        """Fill `frames` from the topics and show each; raises DemoError where nothing comes."""
+        """Fill `frames` from the topics and show each; raises LiveRunError where nothing comes."""
         shown: set[tuple[str, str]] = set()
         last_news = time.monotonic()
         while len(frames) < self._args.frames:
@@ -268,7 +233,7 @@ class _Demo:
                 self._screen.progress(': '.join(filter(None, (listener.state, listener.reason))))
                 last_news = time.monotonic()
             if listener.state == 'error':
-                raise DemoError(f'the node reports an error: {listener.reason}')
+                raise LiveRunError(f'the node reports an error: {listener.reason}')
             while listener.frames and len(frames) < self._args.frames:
                 frames.append(listener.frames.popleft())
                 self._screen.frame(len(frames), frames[-1])
@@ -276,7 +241,7 @@ class _Demo:
             self._screen.waiting(listener.state, len(frames), self._args.frames)
             if time.monotonic() - last_news > self._args.deadline_sec:
                 state = f'in state {listener.state}' if listener.state else 'never heard of'
-                raise DemoError(
+                raise LiveRunError(
                     f'nothing new from the node ({state}) for {self._args.deadline_sec:g} s: give '
                     f'it longer with --deadline-sec; {self._children[0].last_lines()}'
                 )
@@ -293,7 +258,7 @@ class _Demo:
             self._wait_a_little(listener)
         if listener.overlay is None:
             log = self._args.out / 'node.log'
-            raise DemoError(f'no picture came on /{NODE_NAME}/debug/image: see {log}')
+            raise LiveRunError(f'no picture came on /{NODE_NAME}/debug/image: see {log}')
         picture = cv2.cvtColor(image_to_rgb(listener.overlay), cv2.COLOR_RGB2BGR)
         _write_aside(self._args.out / 'overlay.png', cv2.imencode('.png', picture)[1].tobytes())
 
@@ -304,16 +269,8 @@ class _Demo:
             child.check()
 
 
-def _set_ros_environment() -> None:
-    """Give the three processes the Fast DDS profile and, unless one is set, their own domain."""
-    from gmskip_ros.ros.dds_profile import fastdds_environment
-
-    os.environ.update(fastdds_environment())
-    os.environ.setdefault('ROS_DOMAIN_ID', str(random.choice(DOMAIN_IDS)))
-
-
 def _write_aside(path: Path, data: bytes) -> None:
     try:
         write_atomically(path, data)
     except OSError as error:
-        raise DemoError(f'{path}: {error.strerror}: give another folder with --out') from None
+        raise LiveRunError(f'{path}: {error.strerror}: give another folder with --out') from None

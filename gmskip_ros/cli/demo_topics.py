@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from gmskip_ros.cli.live_run import absolute, key_values, ros_node, stamp_ns_of
 from gmskip_ros.report.frame_rows import FrameRow, row_from_values
 from gmskip_ros.report.gallery import Gallery
 from gmskip_ros.report.replay_report import GalleryFrame
@@ -57,22 +58,8 @@ class Frame:
 @contextmanager
 def listening() -> Iterator[Listener]:
     """Give a Listener in a ROS context of its own, in the domain that the environment names."""
-    import rclpy
-    from rclpy.executors import SingleThreadedExecutor
-    from rclpy.signals import SignalHandlerOptions
-
-    context = rclpy.Context()
-    # Signals stay ours: the children have to be ended too.
-    rclpy.init(context=context, signal_handler_options=SignalHandlerOptions.NO)
-    node = rclpy.create_node('gmskip_demo', context=context)
-    executor = SingleThreadedExecutor(context=context)
-    executor.add_node(node)
-    try:
+    with ros_node('gmskip_demo') as (node, executor):
         yield Listener(node, executor)
-    finally:
-        executor.shutdown()
-        node.destroy_node()
-        rclpy.shutdown(context=context)
 
 
 class Listener:
@@ -101,11 +88,11 @@ class Listener:
             ('comparison', records.COMPARISON_TOPIC),
         ):
             node.create_subscription(
-                DiagnosticArray, _absolute(topic), self._receiver(what), reliable
+                DiagnosticArray, absolute(topic), self._receiver(what), reliable
             )
         node.create_subscription(DiagnosticArray, '/diagnostics', self._receive_health, reliable)
         node.create_subscription(
-            Image, _absolute(records.PICTURE_TOPIC), self._receive_overlay, reliable
+            Image, absolute(records.PICTURE_TOPIC), self._receive_overlay, reliable
         )
 
     def spin_once(self, timeout_s: float) -> None:
@@ -114,11 +101,11 @@ class Listener:
 
     def _receiver(self, what: str) -> Callable[[Any], None]:
         def receive(message: Any) -> None:
-            stamp_ns = _stamp_ns(message.header)
+            stamp_ns = stamp_ns_of(message.header)
             frame = self._unfinished.setdefault(stamp_ns, Frame(stamp_ns))
             by_task = getattr(frame, what)
             for status in message.status:
-                by_task[status.name.split('/')[0]] = _values(status)
+                by_task[status.name.split('/')[0]] = key_values(status)
                 if status.level != status.OK:
                     frame.outside.add(status.name)
             if frame.is_complete():
@@ -134,7 +121,7 @@ class Listener:
     def _receive_health(self, message: Any) -> None:
         for status in message.status:
             if status.name == f'{NODE_NAME}: inference':
-                self.facts = _values(status)
+                self.facts = key_values(status)
                 self.state, self.reason = self.facts['state'], self.facts['reason']
 
     def _receive_overlay(self, message: Any) -> None:
@@ -142,20 +129,8 @@ class Listener:
         from gmskip_ros.ros.pixels import rgb_to_jpeg
 
         self.overlay = message
-        self.overlay_stamp_ns = _stamp_ns(message.header)
+        self.overlay_stamp_ns = stamp_ns_of(message.header)
         number = self._numbers.pop(self.overlay_stamp_ns, None)  # drawn after all was published
         if number is not None and self.gallery.wants_next():
             jpeg = rgb_to_jpeg(image_to_rgb(message))
             self.gallery.add(GalleryFrame(number, self.overlay_stamp_ns, jpeg))
-
-
-def _absolute(topic: str) -> str:
-    return topic.replace('~', f'/{NODE_NAME}', 1)
-
-
-def _stamp_ns(header: Any) -> int:
-    return header.stamp.sec * 1_000_000_000 + header.stamp.nanosec
-
-
-def _values(status: Any) -> dict[str, str]:
-    return {entry.key: entry.value for entry in status.values}

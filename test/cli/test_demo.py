@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 from ros_process import free_domain_id
 
-from gmskip_ros.cli.demo import FIRST_SCENE_SEED, _write_aside
-from gmskip_ros.cli.demo_processes import DemoError, StopRequest
+from gmskip_ros.cli.demo import _write_aside
+from gmskip_ros.cli.live_processes import LiveRunError, StopRequest
+from gmskip_ros.cli.live_run import FIRST_SCENE_SEED
 from gmskip_ros.datasets.scenes import render_scene
 from gmskip_ros.report.frame_rows import csv_bytes, read_json_lines
 from gmskip_ros.report.overlay import AGREES_RGB, DIFFERS_RGB, MAX_PANEL_FRACTION, RAN_RGB
@@ -222,7 +223,7 @@ def test_folder_in_which_nothing_can_be_made(demo):
 
 
 def test_folder_that_is_gone_at_the_end(tmp_path):
-    with pytest.raises(DemoError, match=r'/gone/frames\.jsonl: .*--out'):
+    with pytest.raises(LiveRunError, match=r'/gone/frames\.jsonl: .*--out'):
         _write_aside(tmp_path / 'gone/frames.jsonl', b'')
 
 

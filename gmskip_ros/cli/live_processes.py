@@ -1,4 +1,4 @@
-"""The demo's other processes: each in a group of its own, watched, and ended in any case."""
+"""A live run's other processes: each in a group of its own, watched, and ended in any case."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 EXECUTABLES = {
@@ -19,12 +19,12 @@ STOP_WITHIN_S = 10.0  # after SIGINT to a child; then it is killed
 LOG_LINES_SHOWN = 5
 
 
-class DemoError(Exception):
-    """The demo cannot go on; the message is for people and names the remedy or the log."""
+class LiveRunError(Exception):
+    """The run cannot go on; the message is for people and names the remedy or the log."""
 
 
 class Interrupted(Exception):
-    """A signal asked the demo to end."""
+    """A signal asked the run to end."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
@@ -65,15 +65,21 @@ class Child:
     """A ROS executable in a process group of its own, its output in a log file."""
 
     def __init__(
-        self, executable: str, parameters: dict[str, object], remap: dict[str, str], log: Path
+        self,
+        executable: str,
+        parameters: Mapping[str, object],
+        remap: Mapping[str, str],
+        log: Path,
+        stand_in: Sequence[str] = (),
     ) -> None:
+        """`stand_in` is the command to run in place of the executable's own."""
         self.name = executable
         self._log = log
         installed = Path(sys.executable).with_name(executable)
-        command = [str(installed)]
+        own = [str(installed)]
         if not installed.exists():
-            command = [sys.executable, '-m', EXECUTABLES[executable]]
-        command.append('--ros-args')
+            own = [sys.executable, '-m', EXECUTABLES[executable]]
+        command = [*(stand_in or own), '--ros-args']
         for name, value in parameters.items():
             command += ['-p', f'{name}:={json.dumps(value, ensure_ascii=False)}']  # JSON is YAML
         for old, new in remap.items():
@@ -88,12 +94,17 @@ class Child:
                 start_new_session=True,  # Ctrl-C reaches it through us, and all of it
             )
 
+    @property
+    def pid(self) -> int:
+        """Its process id, also of its group."""
+        return self._process.pid
+
     def check(self) -> None:
-        """Raise DemoError with the last lines of its log if it has ended."""
+        """Raise LiveRunError with the last lines of its log if it has ended."""
         status = self._process.poll()
         if status is not None:
             how = f'exit status {status}' if status >= 0 else signal.Signals(-status).name
-            raise DemoError(f'{self.name} ended by itself ({how}); {self.last_lines()}')
+            raise LiveRunError(f'{self.name} ended by itself ({how}); {self.last_lines()}')
 
     def last_lines(self) -> str:
         """Return the name of its log and the end of it, for an error message."""
@@ -107,12 +118,16 @@ class Child:
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGINT)
 
+    def wait(self, within_s: float) -> int | None:
+        """Return its exit status, minus the signal that killed it; None if it still runs."""
+        try:
+            return self._process.wait(within_s)
+        except subprocess.TimeoutExpired:
+            return None
+
     def end(self, within_s: float) -> None:
         """Wait for it, then kill what is left of its process group."""
-        try:
-            self._process.wait(within_s)
-        except subprocess.TimeoutExpired:
-            pass
+        self.wait(within_s)
         try:
             os.killpg(self._process.pid, signal.SIGKILL)
         except ProcessLookupError:
