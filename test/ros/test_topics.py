@@ -50,7 +50,7 @@ def test_the_replay_writes_on_the_nodes_topics(published: set[str]) -> None:
 
 
 def test_the_rqt_commands_of_the_readme_name_only_published_topics(published: set[str]) -> None:
-    section = README.split('### Looking at it', 1)[1].split('\n#', 1)[0]
+    section = README.split('## Looking at it', 1)[1].split('\n#', 1)[0]
     commands = [line for line in section.splitlines() if re.match(r'ros2 run rqt', line)]
     for tool in ('rqt_image_view', 'rqt_topic', 'rqt_plot', 'rqt_runtime_monitor'):
         assert any(tool in command for command in commands), tool
