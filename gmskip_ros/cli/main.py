@@ -12,7 +12,8 @@ from gmskip_ros import __version__
 from gmskip_ros.cli.errors import CliError
 
 COMMANDS = (
-    'ask', 'benchmark', 'calibrate', 'demo', 'doctor', 'evaluate', 'replay', 'scenes', 'skiplist',
+    'ask', 'benchmark', 'calibrate', 'demo', 'doctor', 'evaluate', 'replay', 'scenes',
+    'skiplist', 'soak',
 )  # fmt: skip
 
 

@@ -1,0 +1,114 @@
+"""`gmskip soak`: does the node stay as it is, minute after minute, as a vehicle needs it?
+
+The real node and a real camera, observed from outside; see soak_run and soak_verdicts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from gmskip_ros.cli.errors import CliError
+from gmskip_ros.cli.live_processes import Interrupted, LiveRunError, StopRequest
+from gmskip_ros.cli.option_types import positive_float
+
+# Measured: see the README.
+ALLOWED_GROWTH_MIB = 16.0
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add `gmskip soak` and its options."""
+    parser = subparsers.add_parser(
+        'soak',
+        help='node and camera for half an hour: memory and file handles flat, every frame answered',
+        description='Run the real node beside a camera and observe it from outside: memory, open '
+        'files and threads stay flat, every frame that it takes is answered exactly once, no '
+        'error, and it ends when it is told to. Exit status 0 if all of it holds, 1 if not.',
+    )
+    parser.add_argument(
+        '--minutes', type=positive_float, default=30.0, metavar='MIN',
+        help='to measure, from the first answer on (default 30)',
+    )  # fmt: skip
+    parser.add_argument(
+        '--rate-hz', type=positive_float, default=10.0, metavar='HZ',
+        help='rate of the camera; the node takes what it takes (default 10)',
+    )  # fmt: skip
+    parser.add_argument('--model', help="'demo' (default), a folder or a hub id")
+    parser.add_argument(
+        '--params-file', metavar='FILE', help="the node's parameters; --model here wins"
+    )
+    parser.add_argument(
+        '--source', type=_existing, metavar='PATH',
+        help='pictures, a video or a bag for the camera (default: rendered driving scenes)',
+    )  # fmt: skip
+    parser.add_argument(
+        '--allowed-growth-mib', type=positive_float, default=ALLOWED_GROWTH_MIB, metavar='MIB',
+        help='how much higher the median memory of the last fifth of the time may be than that of '
+        f'the second fifth (default {ALLOWED_GROWTH_MIB:g})',
+    )  # fmt: skip
+    parser.add_argument(
+        '--out', type=Path, default=Path('out/soak'), metavar='FOLDER',
+        help='where soak.json, samples.csv, memory.png and the logs go (default out/soak)',
+    )  # fmt: skip
+    parser.add_argument('--json', action='store_true', help='print soak.json, no table')
+    parser.add_argument('--no-progress', action='store_true', help='no progress bar')
+    parser.set_defaults(func=run)
+
+
+def _existing(text: str) -> Path:
+    if not Path(text).exists():
+        raise argparse.ArgumentTypeError(f'{text!r} is not there: give pictures, a video or a bag')
+    return Path(text).resolve()
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the soak; 0 if all verdicts hold, 1 if not, 128 + the signal that ended it."""
+    from gmskip_ros.cli.soak_run import SoakOptions, run_soak
+    from gmskip_ros.cli.soak_screen import ProgressBar, print_result
+
+    options = SoakOptions(
+        minutes=args.minutes,
+        camera_rate_hz=args.rate_hz,
+        parameters=_parameters(args),
+        source=args.source,
+        out=args.out,
+        allowed_growth_mib=args.allowed_growth_mib,
+        command='gmskip ' + shlex.join(args.arguments),
+    )
+    stop = StopRequest()
+    try:
+        with ProgressBar(not args.no_progress) as bar:
+            result = run_soak(options, stop, bar)
+    except LiveRunError as error:
+        print(f'gmskip soak: error: {error}', file=sys.stderr)
+        return 1
+    except Interrupted as interrupted:
+        print(f'gmskip soak: ended by {interrupted} before the first answer', file=sys.stderr)
+        return interrupted.exit_status
+    finally:
+        stop.release()
+    if args.json:
+        print(json.dumps(result, indent=1, ensure_ascii=False))
+    else:
+        print_result(result, args.out)
+    return result['exit_status']
+
+
+def _parameters(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the node's parameters by name: the file's, and what the options say."""
+    from gmskip_ros.ros.parameters import ParameterError, settings_from, values_from_file
+
+    try:
+        values = values_from_file(args.params_file) if args.params_file else {}
+        if args.model is not None:
+            values['model'] = args.model
+        if values.get('model', 'demo') == 'demo':
+            values.setdefault('labels', ['scenes'])
+        settings_from(values)
+    except ParameterError as error:
+        raise CliError(str(error)) from error
+    return values
