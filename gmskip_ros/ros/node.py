@@ -216,7 +216,7 @@ class DualVlmNode(Node):
         now = self.get_clock().now()
         vlm = self._worker.vlm
         age_ms = float('nan')
-        if self._newest_stamp_ns is not None:
+        if self._newest_stamp_ns is not None and now.nanoseconds:
             age_ms = (now.nanoseconds - self._newest_stamp_ns) / 1e6
         facts: dict[str, object] = {
             'model': vlm.name if vlm else settings.model,
@@ -259,8 +259,10 @@ class DualVlmNode(Node):
         header = frame.message.header
         statuses = records.result_statuses(result, self.get_fully_qualified_name())
         self._publish(self._outputs[result.branch], messages.diagnostic_array(header, statuses))
-        if result.branch == self._first_branch():
-            latency_ms = (self.get_clock().now().nanoseconds - frame.stamp_ns) / 1e6
+        now_ns = self.get_clock().now().nanoseconds
+        # Simulated time is 0 until somebody publishes /clock: no latency can be told then.
+        if result.branch == self._first_branch() and now_ns:
+            latency_ms = (now_ns - frame.stamp_ns) / 1e6
             self._publish(self._pipeline_latency, Float64(data=latency_ms))
         for task in result.tasks:
             key = (result.branch, task.task)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 from node_probe import PARAMETERS, Probe, keys, picture
 from ros_process import RosProcess, ros_command, ros_node
+from rosgraph_msgs.msg import Clock
 from tiny_models import make_tiny_model
 
 from gmskip_ros.ros.conversions import rgb_to_compressed, rgb_to_image
@@ -45,6 +47,24 @@ def test_compressed_images_under_a_namespace_with_the_production_branch_alone() 
         assert not probe.results_of(broken.header, 'output/skip/result')
         assert process.stop(signal.SIGTERM) == 0
         assert 'Traceback' not in process.output() and 'terminate' not in process.output()
+
+
+def test_simulated_time_that_nobody_publishes_yet() -> None:
+    command = ros_command('dual_vlm_node', use_sim_time=True, tasks=['single_object'], **PARAMETERS)
+    with RosProcess(command) as process, ros_node() as node:
+        probe = Probe(node, process, '/dual_vlm', '/dual_vlm/input/image')
+        probe.wait_for_state('ready', 'no_frames')  # /diagnostics does not wait for /clock
+        probe.ask()
+        assert math.isnan(float(probe.health()['input_age_ms']))
+        assert not probe.on('debug/pipeline_latency_ms')  # none can be told
+        clock = node.create_publisher(Clock, '/clock', 1)
+        header = probe.header(offset_s=1.5)
+        probe.wait(lambda: clock.get_subscription_count() > 0, 'the subscription of /clock')
+        clock.publish(Clock(clock=header.stamp))
+        probe.wait(lambda: probe.health()['input_age_ms'] != 'nan', 'simulated time')
+        probe.ask(offset_s=1.0)
+        (latency,) = probe.on('debug/pipeline_latency_ms')
+        assert latency.data == pytest.approx(500.0)
 
 
 @pytest.mark.parametrize('stop_signal', [signal.SIGINT, signal.SIGTERM])
