@@ -9,6 +9,7 @@ node cannot start with the parameters or arguments it was given.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import sys
@@ -65,6 +66,8 @@ class DualVlmNode(Node):
         self._settings = parameters.declare(self)
         self._skip_lists = parameters.load_skip_lists(self._settings)
         parameters.check_operating_point(self._settings, self._skip_lists)
+        for name in parameters.unknown_names(self):
+            self.get_logger().warning(f'parameter {name} is none of this node: is it misspelt?')
         self._settings_changed = False
         self.add_on_set_parameters_callback(self._check_parameters)
 
@@ -364,6 +367,7 @@ def run(
     rclpy.try_shutdown()
     # Leave hard: a thread that still loads a model cannot be ended, and where it has ended, Python
     # takes longer to take torch down than an operator likes to wait.
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # closed, or never there
+            stream.flush()
     os._exit(0)

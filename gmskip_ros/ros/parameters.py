@@ -358,6 +358,16 @@ def declare(node: Node) -> Settings:
     return read(node)
 
 
+def unknown_names(node: Node) -> list[str]:
+    """Return the names that were given on the command line or in a file, and that nobody knows."""
+    given = getattr(node, '_parameter_overrides', {})  # rclpy has no public way to them
+    return sorted(
+        name
+        for name in given
+        if not node.has_parameter(name) and not name.startswith('qos_overrides.')
+    )
+
+
 def read(node: Node) -> Settings:
     """Return the checked snapshot of the node's parameters as they are now."""
     return settings_from(values(node))

@@ -113,3 +113,12 @@ def test_a_bad_start_is_one_line_and_exit_status_2(
         for word in words:
             assert word in line
         assert 'Traceback' not in process.output()
+
+
+def test_a_misspelt_parameter_is_named() -> None:
+    command = ros_command('dual_vlm_node', start_enabled=False, rate_Hz=5.0, **PARAMETERS)
+    with RosProcess(command) as process:
+        process.wait_for_output('rate_Hz')
+        process.wait_for_output(': loading')
+        assert process.output().count('misspelt') == 1
+        assert process.stop() == 0
