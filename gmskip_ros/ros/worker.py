@@ -263,7 +263,7 @@ class InferenceWorker:
                     self.health.count(dropped)
                 if frame is not None and not self._stop.is_set():
                     self._process(frame)
-        except Exception as error:  # nobody else would ever hear of it
+        except BaseException as error:  # nobody else would ever hear of it
             with self._lock:
                 self._ended = True
             self._enter_error(f'the inference thread has ended: {_one_line(error)}')
@@ -283,11 +283,16 @@ class InferenceWorker:
             pipeline.warm_up(self._warm_up_stops)
         except Stopped:
             return
-        except (VlmError, SkipListError, TaskError) as error:  # they say all in one line
+        except (SkipListError, TaskError) as error:  # they say all in one line
             self._enter_error(_first_line(error))
             return
-        except Exception as error:
-            self._enter_error(f'the model cannot be used: {_one_line(error)}')
+        except BaseException as error:  # any: a panic in a library of Rust is no Exception
+            self.vlm = self.plan = None  # what is on the disk may be put right before the next try
+            self._enter_error(
+                _first_line(error)
+                if isinstance(error, VlmError)
+                else f'the model cannot be used: {_one_line(error)}'
+            )
             return
         finally:
             self._progress_s = None
@@ -339,7 +344,7 @@ class InferenceWorker:
         except VlmOutOfMemoryError as error:  # the pipeline has freed memory and tried again
             self._inference_failed(error)
             self._enter_error(_first_line(error))
-        except Exception as error:  # any: the camera goes on, and so does the node
+        except BaseException as error:  # any: the camera goes on, and so does the node
             self._inference_failed(error)
         else:
             self._failures_in_a_row = 0
@@ -401,7 +406,7 @@ class InferenceWorker:
         self.health.failure('undecodable', reason)
         self._log_once(reason)
 
-    def _inference_failed(self, error: Exception) -> None:
+    def _inference_failed(self, error: BaseException) -> None:
         reason = f'inference failed: {_one_line(error)}'
         self.health.failure('failed', reason)
         self._log_once(reason)
@@ -410,9 +415,9 @@ class InferenceWorker:
             self._enter_error(f'{MAX_FAILURES_IN_A_ROW} frames in a row: {reason}')
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     return f'{type(error).__name__}: {_first_line(error)}'

@@ -610,3 +610,41 @@ def test_memory_that_stays_out_is_an_error_at_once_and_enable_recovers(
     b.offer(5.0)
     b.wait_for_answers()
     assert b.state() == 'ready'
+
+
+class Panic(BaseException):
+    """As the Rust libraries under the tokenizer raise it."""
+
+
+def test_a_panic_is_a_failure_like_any_other(bench: Callable[..., Bench]) -> None:
+    b = bench().start()
+    b.wait(lambda: b.state() == 'ready')
+
+    def panic(skips: bool) -> None:
+        raise Panic('index out of bounds')
+
+    b.vlm.on_token = panic
+    b.offer(0.0)
+    b.wait(lambda: b.frames()['failed'] == 1)
+    assert 'index out of bounds' in b.worker.health.report(time.monotonic()).last_error
+    b.vlm.on_token = lambda skips: None
+    b.offer(5.0)
+    b.wait_for_answers()
+    assert b.outputs.done() == [5]
+
+
+def test_a_model_that_fails_when_it_is_warmed_up_is_loaded_anew(
+    bench: Callable[..., Bench],
+) -> None:
+    def fail(skips: bool) -> None:
+        raise NonFiniteLogitsError('the model gave NaN')
+
+    b = bench()
+    loaded = [FakeVlm(fail), FakeVlm()]
+    b.load = lambda: loaded.pop(0)
+    b.start()
+    b.wait(lambda: b.state() == 'error')
+    b.worker.set_enabled(False)
+    assert b.worker.set_enabled(True)[0]
+    b.wait(lambda: b.state() == 'ready')
+    assert loaded == []
