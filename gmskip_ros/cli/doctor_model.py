@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from gmskip_ros.cli.doctor_processes import run_program
-from gmskip_ros.cli.doctor_setup import Finding, Setup, fail, joined, ok, warn
+from gmskip_ros.cli.doctor_setup import FAIL, Finding, Setup, fail, failed, joined, ok, warn
 from gmskip_ros.ros.parameters import (
     ParameterError,
     Settings,
@@ -36,7 +36,7 @@ def check_engine(setup: Setup) -> Finding:
         version = trial[name]
         if version is None:
             problem = trial[f'{name}_problem'] or trial.problem
-            return fail(f'{name} cannot be imported: {problem}', INSTALL)
+            return failed(trial, f'{name} cannot be imported: {problem}', INSTALL)
         numbers = _numbers(version)
         if numbers < first or (end is not None and numbers >= end):
             findings.append(warn(f'{name} {version} has not been tried with this package', INSTALL))
@@ -55,7 +55,8 @@ def check_gpu(setup: Setup) -> Finding:
     if trial['torch'] is None:
         return fail('not known: see engine', 'put that right first')
     if trial['gpus'] is None:
-        return fail(f'PyTorch cannot look for GPUs: {trial.problem}', 'see that nvidia-smi works')
+        message = f'PyTorch cannot look for GPUs: {trial.problem}'
+        return failed(trial, message, 'see that nvidia-smi works')
     driver = _driver_version()
     build = f"PyTorch's CUDA {trial['cuda']}" if trial['cuda'] else 'PyTorch without CUDA'
     if trial['gpu'] is not None:
@@ -67,7 +68,8 @@ def check_gpu(setup: Setup) -> Finding:
         if 'kernel image' in trial.problem:
             capability = trial['capability']
             remedy = f'install a PyTorch built for compute capability {capability} ({PYTORCH})'
-        return fail(f'{what}: it does not compute: {trial.problem}', f'{remedy}; or use device cpu')
+        message = f'{what}: it does not compute: {trial.problem}'
+        return failed(trial, message, f'{remedy}; or use device cpu')
     if device.startswith('cuda'):
         found = ', '.join(trial['gpus']) or 'none'
         refusal = f'device {device!r} is not there: PyTorch sees {found}'
@@ -134,12 +136,14 @@ def _driver_version() -> str:
 
 def check_model(setup: Setup) -> Finding:
     """See whether the model's files are on this machine, whole and of a kind that can be run."""
+    if check_engine(setup).level == FAIL:
+        return fail('not known: see engine', 'put that right first')
     trial = setup.model
-    again = 'fetch or copy the checkpoint again'
     if trial['refusals']:
         return joined([_refusal(line) for line in trial['refusals']])
     if trial.problem:
-        return fail(f'model {setup.settings.model} cannot be read: {trial.problem}', again)
+        message = f'model {setup.settings.model} cannot be read: {trial.problem}'
+        return failed(trial, message, 'fetch or copy the checkpoint again')
     weights = _gib(trial['need']['weights_bytes'])
     return ok(
         f'{setup.settings.model}: {trial["num_blocks"]} blocks ({trial["text_model_type"]}), '

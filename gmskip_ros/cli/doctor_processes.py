@@ -31,6 +31,7 @@ class Trial:
 
     values: Mapping[str, Any]
     problem: str  # '' = it ended well, else one line
+    timed_out: bool = False
 
     def __getitem__(self, key: str) -> Any:
         """Return a reported value, None where the trial did not come to it."""
@@ -55,7 +56,9 @@ def run_program(
     with tempfile.TemporaryDirectory(prefix='gmskip_doctor_') as folder:
         report, output = Path(folder) / 'report', Path(folder) / 'output'
         report.touch()
-        environment = {**os.environ, **(variables or {}), REPORT_VARIABLE: str(report)}
+        # What libraries leave in the temporary folder (torch makes one there) goes with ours.
+        own = {REPORT_VARIABLE: str(report), 'TMPDIR': folder}
+        environment = {**os.environ, **(variables or {}), **own}
         try:
             with output.open('wb') as file:
                 process = subprocess.Popen(
@@ -83,7 +86,8 @@ def run_program(
             except ValueError:  # half a line of a process that was killed
                 continue
         printed = output.read_text(encoding='utf-8', errors='replace')
-    return Trial(values, _problem(status, values.pop(ERROR_KEY, ''), printed, timeout_s))
+    problem = _problem(status, values.pop(ERROR_KEY, ''), printed, timeout_s)
+    return Trial(values, problem, timed_out=status is None)
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:

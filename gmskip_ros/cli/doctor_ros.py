@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gmskip_ros.cli.doctor_processes import REPORT_VARIABLE, Trial, run_program
-from gmskip_ros.cli.doctor_setup import Finding, Setup, fail, joined, ok, warn
+from gmskip_ros.cli.doctor_setup import Finding, Setup, fail, failed, joined, ok, warn
 from gmskip_ros.ros.dds_profile import fastdds_environment
 
 DISTRIBUTION_PYTHONS = {'humble': (3, 10), 'jazzy': (3, 12), 'kilted': (3, 12)}
@@ -57,7 +57,7 @@ def check_python(setup: Setup) -> Finding:
         return warn(f'{found} has not been tried with this package', 'use Python 3.10 to 3.12')
     distribution = os.environ.get('ROS_DISTRO', '')
     trial = setup.rclpy
-    fits = trial['loaded'] or _is_no_middleware(trial)
+    fits = trial['loaded'] or trial.timed_out or _is_no_middleware(trial)
     where = trial['where'] if fits else None
     if not distribution:
         if where:
@@ -110,14 +110,15 @@ def check_rclpy(setup: Setup) -> Finding:
         if _is_no_middleware(trial):
             return fail(message, _middleware_remedy(trial))
         if not os.environ.get('ROS_DISTRO'):
-            return fail(message, _source_remedy())
-        return fail(
+            return failed(trial, message, _source_remedy())
+        return failed(
+            trial,
             message,
             f'{_apt("rclpy")}, source its setup.bash, and use its own Python in a virtual '
             f'environment that sees the system ({ON_A_VEHICLE})',
         )
     if trial.problem:
-        return fail(f'{where}: {trial.problem}', _apt('rclpy', 'diagnostic_msgs'))
+        return failed(trial, f'{where}: {trial.problem}', _apt('rclpy', 'diagnostic_msgs'))
     if missing:
         what = '; '.join(f'{package}: {problem}' for package, problem in missing.items())
         return fail(f'rclpy is there, but not what it needs beside it: {what}', _apt(*missing))
@@ -143,11 +144,12 @@ def check_cv_bridge(setup: Setup) -> Finding:
         others = {'numpy': "pip install 'numpy<2'", 'cv2': 'sudo apt install python3-opencv'}
         return fail(message, others.get(absent[1]) or _apt(absent[1]))
     if int((trial['numpy'] or '2').partition('.')[0]) >= 2:
-        return fail(
+        return failed(
+            trial,
             message,
             "pip install 'numpy<2': the distributions build cv_bridge and OpenCV for NumPy 1",
         )
-    return fail(message, f'{_apt("cv_bridge")}, and no other OpenCV from pip beside it')
+    return failed(trial, message, f'{_apt("cv_bridge")}, and no other OpenCV from pip beside it')
 
 
 def check_dds(setup: Setup) -> Finding:
@@ -156,7 +158,8 @@ def check_dds(setup: Setup) -> Finding:
         return fail('not tried: see rclpy', 'put that right first')
     trial, settings = setup.dds, setup.settings
     if trial.problem:
-        return fail(f'no message came through: {trial.problem}', _middleware_remedy(trial))
+        message = f'no message came through: {trial.problem}'
+        return failed(trial, message, _middleware_remedy(trial))
     where = f'{trial["middleware"]}, domain {trial["domain_id"]}'
     lost_profiles = [finding for name in PROFILE_VARIABLES for finding in _lost_profile(name)]
     frames = (
@@ -363,16 +366,19 @@ def _check_interpreter(interpreter: str, scripts: list[Path], setup: Setup) -> F
     )
     if not interpreter:
         return fail(f'{scripts[0]} names no interpreter', remedy)
+    where = f'{names} in {scripts[0].parent}'
     if _is_this_python(interpreter):
         tried = {'rclpy': setup.rclpy['loaded'], **setup.torch.values, 'gmskip_ros': True}
         missing = [library for library in LIBRARIES if not tried.get(library)]
-        what = f'has no {", ".join(missing)} (see rclpy and engine)' if missing else ''
+        if missing:
+            what = f'{interpreter} could not import {", ".join(missing)} (see rclpy and engine)'
+            return fail(f'{where}: {what}', f'put that right first; if it is not the interpreter that you mean: {remedy}')
     else:
-        command = [interpreter, '-c', IMPORTS_PROGRAM, *LIBRARIES]
-        what = _missing_libraries(run_program(command, setup.timeout_s))
-    if what:
-        return fail(f'{names} in {scripts[0].parent}: {interpreter} {what}', remedy)
-    return ok(f'{names} in {scripts[0].parent} run under {interpreter}')
+        trial = run_program([interpreter, '-c', IMPORTS_PROGRAM, *LIBRARIES], setup.timeout_s)
+        what = _missing_libraries(trial)
+        if what:
+            return failed(trial, f'{where}: {interpreter} {what}', remedy)
+    return ok(f'{where} run under {interpreter}')
 
 
 def _is_this_python(interpreter: str) -> bool:

@@ -12,6 +12,7 @@ from gmskip_ros.ros.parameters import Settings
 OK, WARN, FAIL = LEVELS = ('OK', 'WARN', 'FAIL')  # from good to bad
 # Nothing is fetched, not even asked for: a drive may have no network.
 OFFLINE = {'HF_HUB_OFFLINE': '1'}
+TOO_SLOW = 'end what else loads this machine, or allow more time: --timeout-sec'
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,11 @@ def warn(message: str, remedy: str) -> Finding:
 
 def fail(message: str, remedy: str) -> Finding:
     return Finding(FAIL, message, remedy)
+
+
+def failed(trial: Trial, message: str, remedy: str) -> Finding:
+    """Return what a trial's failure means; one that was too slow has a remedy of its own."""
+    return fail(message, TOO_SLOW if trial.timed_out else remedy)
 
 
 def worst_level(levels: Sequence[str]) -> str:
