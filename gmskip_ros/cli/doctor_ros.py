@@ -372,7 +372,8 @@ def _check_interpreter(interpreter: str, scripts: list[Path], setup: Setup) -> F
         missing = [library for library in LIBRARIES if not tried.get(library)]
         if missing:
             what = f'{interpreter} could not import {", ".join(missing)} (see rclpy and engine)'
-            return fail(f'{where}: {what}', f'put that right first; if it is not the interpreter that you mean: {remedy}')
+            first = 'put that right first; if it is not the interpreter that you mean'
+            return fail(f'{where}: {what}', f'{first}: {remedy}')
     else:
         trial = run_program([interpreter, '-c', IMPORTS_PROGRAM, *LIBRARIES], setup.timeout_s)
         what = _missing_libraries(trial)

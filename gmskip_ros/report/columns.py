@@ -6,8 +6,6 @@ was not evaluated); see `gmskip_ros.report.calibration_report` for what an evalu
 
 from __future__ import annotations
 
-import csv
-import io
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gmskip_ros.report import formatting as fmt
+from gmskip_ros.report.csv_text import csv_bytes
 
 Row = Mapping[str, Any]
 SHORTER_MARK = ' *'
@@ -235,15 +234,14 @@ def csv_table(records: Sequence[Mapping[str, Any]], names: Sequence[str] = ()) -
     without any record.
     """
     names = list(dict.fromkeys([*names, *(name for record in records for name in record)]))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, restval='', lineterminator='\n')
-    writer.writeheader()
-    for record in records:
-        writer.writerow({
-            name: '' if isinstance(value, float) and not fmt.is_known(value) else value
-            for name, value in record.items()
-        })
-    return text.getvalue().encode('utf-8', 'backslashreplace')
+    rows = [
+        [
+            '' if isinstance(value, float) and not fmt.is_known(value) else value
+            for value in (record.get(name) for name in names)
+        ]
+        for record in records
+    ]
+    return csv_bytes([names, *rows])
 
 
 def csv_evaluation(evaluation: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -5,15 +5,15 @@ A row is made of what the node publishes, so that live and offline runs leave th
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from gmskip_ros.report import csv_text
 
 
 class ReportError(Exception):
@@ -102,12 +102,8 @@ def row_from_values(
 
 def csv_bytes(rows: Iterable[FrameRow]) -> bytes:
     """Return frames.csv: UTF-8, a header line, lists as '29 16 27', None as an empty field."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator='\n')
-    writer.writerow(COLUMNS)
-    for row in rows:
-        writer.writerow([_csv_field(getattr(row, name)) for name in COLUMNS])
-    return text.getvalue().encode('utf-8', 'backslashreplace')
+    fields = ([_csv_field(getattr(row, name)) for name in COLUMNS] for row in rows)
+    return csv_text.csv_bytes([COLUMNS, *fields])
 
 
 def _csv_field(value: object) -> object:
@@ -171,11 +167,11 @@ def _bad_line(path: object, number: int, what: str) -> ReportError:
 
 
 def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def _is_number(value: object) -> bool:
-    return _is_whole(value) or isinstance(value, float)
+    return _is_whole(value) or (isinstance(value, float) and abs(value) < 2**63)  # nor is NaN
 
 
 # By the annotation of a FrameRow's field: what its value in JSON has to be.

@@ -190,8 +190,8 @@ def read_config(model: str, folder: Path) -> Any:
             )
     if not any(folder.glob('*.safetensors')):
         raise ModelLoadError(
-            f'model {model} has no safetensors weights in {folder}: if the download is '
-            'incomplete, repeat it; other formats can run code when loaded: convert them with '
+            f'model {model} has no safetensors weights in {folder}: repeat a download that is '
+            'incomplete, and convert other formats, which can run code when loaded, with '
             'save_pretrained'
         )
     with _refusals(model, 'config.json'):

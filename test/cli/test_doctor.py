@@ -763,7 +763,7 @@ def test_files_that_are_not_whole(folder) -> None:
     path.write_bytes(content[: len(content) // 2])
     expect(check_model(folder), 'FAIL', 'model.safetensors', 'is not whole', remedy='copy')
     path.unlink()
-    expect(check_model(folder), 'FAIL', 'no safetensors weights', remedy='save_pretrained')
+    expect(check_model(folder), 'FAIL', 'no safetensors weights', remedy='repeat a download')
 
 
 def test_missing_shards(folder) -> None:

@@ -331,6 +331,13 @@ def test_everything_is_escaped(tmp_path):
     json.loads((tmp_path / 'comparison.json').read_text())
 
 
+def test_changes_keep_line_ends_of_every_kind(tmp_path):
+    a = made_up.rows(1, ('captioning',), POINT)
+    write(tmp_path, compare_runs(a, [replace(row, raw_text='a\rb') for row in a]))
+    with open(tmp_path / 'changes.csv', encoding='utf-8', newline='') as file:
+        assert [record['raw_text_b'] for record in csv.DictReader(file)] == ['a\rb', 'a\rb']
+
+
 @pytest.mark.parametrize('text', ['', 'x' * 20_000, '一辆公交车 🚌', '\u202eabc\x00\x07\n\n'])
 def test_any_answer_can_be_shown(tmp_path, text):
     a = made_up.rows(1, ('captioning',), POINT)

@@ -106,6 +106,14 @@ def test_csv_has_every_column_in_order_and_every_character():
     assert csv_bytes([]) == (','.join(COLUMNS) + '\n').encode()
 
 
+@pytest.mark.parametrize('text', ['a\rb', 'a\nb', 'a\r\n', '"a", b', '\u2028\x85', ' '])
+def test_csv_keeps_line_ends_of_every_kind(text):
+    content = csv_bytes([skip_row(raw_text=text), full_row()]).decode()
+    rows = list(csv.DictReader(io.StringIO(content, newline='')))
+    assert [row['raw_text'] for row in rows][:1] == [text] and len(rows) == 2
+    assert content.startswith(','.join(COLUMNS) + '\n')
+
+
 @pytest.mark.parametrize('text', ['', '<b>&amp;', '\u2028\x00\t', '公交车 🚌', 'not-\udcffunicode'])
 def test_json_lines_are_read_as_they_were_written(tmp_path, text):
     rows = [skip_row(raw_text=text, answer=text), full_row()]
@@ -136,6 +144,9 @@ def test_a_torn_last_line_is_left_out_but_one_in_the_middle_is_not(tmp_path):
     ('change', 'message'),
     [
         ({'total_ms': 'fast'}, "line 2 total_ms: 'fast' is not a number"),
+        ({'total_ms': float('nan')}, "line 2 total_ms: 'nan' is not a number"),
+        ({'total_ms': float('inf')}, "line 2 total_ms: 'inf' is not a number"),
+        ({'stamp_ns': 2**63}, "line 2 stamp_ns: '9223372036854775808' is not a whole number"),
         ({'agree': 1}, "line 2 agree: '1' is not true, false or null"),
         ({'tokens': True}, "line 2 tokens: 'True' is not a whole number"),
         ({'skipped_blocks': '29 16'}, "line 2 skipped_blocks: '29 16' is not a list of whole"),
