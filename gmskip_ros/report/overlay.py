@@ -32,7 +32,7 @@ DIFFERS_ROW_RGB: RGB = (92, 38, 4)  # a dark vermillion behind white text
 PANEL_OPACITY = 0.84
 
 MIN_FONT_PX = 9  # below, letters are no longer legible
-MAX_TEXT_CHARS = 400
+MAX_TEXT_CHARS = 2000
 MAX_ANSWER_LINES = 2
 TRANSLITERATED = str.maketrans({
     '–': '-', '—': '-', '−': '-', '×': 'x', '‘': "'", '’': "'", '„': '"', 'ß': 'ss', 'ø': 'o',
@@ -147,19 +147,28 @@ class _Row:
 
 
 def _rows(tasks: Sequence[OverlayTask], layout: _Layout, max_height: int) -> list[_Row]:
-    """Lay the tasks out, with wrapped answers if they fit and with one line each otherwise."""
-    for max_lines in range(MAX_ANSWER_LINES, 0, -1):
-        rows = []
-        for task in tasks:
-            skip_lines = _wrap(_answer_text(task.skip), layout, max_lines)
-            full_lines = _wrap(_answer_text(task.full), layout, max_lines)
-            text_height = (len(skip_lines) + len(full_lines)) * layout.line
-            rows.append(_Row(task, skip_lines, full_lines, text_height + layout.row_padding))
-        if sum(row.height for row in rows) <= max_height:
-            return rows
+    """Lay the tasks out: wrapped answers where there is room, first of those that differ."""
+    rows = [_row(task, layout, MAX_ANSWER_LINES) for task in tasks]
+    for i in sorted(range(len(tasks)), key=lambda i: tasks[i].agree is False):
+        if sum(row.height for row in rows) > max_height:
+            rows[i] = _row(tasks[i], layout, 1)
     while rows and sum(row.height for row in rows) > max_height:
         rows.pop()
     return rows
+
+
+def _row(task: OverlayTask, layout: _Layout, max_lines: int) -> _Row:
+    skip, full = _answer_text(task.skip), _answer_text(task.full)
+    skip_lines, full_lines = _wrap(skip, layout, max_lines), _wrap(full, layout, max_lines)
+    if skip_lines == full_lines and skip != full:  # they differ where they are cut off
+        longest = min(len(skip), len(full))
+        same = next((i for i in range(longest) if skip[i] != full[i]), longest)
+        skip_lines, full_lines = (
+            _wrap('...' + text[max(text.rfind(' ', 0, same) + 1, same - 10) :], layout, max_lines)
+            for text in (skip, full)
+        )
+    text_height = (len(skip_lines) + len(full_lines)) * layout.line
+    return _Row(task, skip_lines, full_lines, text_height + layout.row_padding)
 
 
 def _draw_header(canvas: _Canvas, layout: _Layout, title: str) -> None:

@@ -126,6 +126,38 @@ def test_long_answers_are_wrapped_and_then_cut():
     assert (cut == longer).all(), 'what is cut off leaves no trace'
 
 
+@pytest.mark.parametrize('size', [(480, 640), (1080, 1920)])
+@pytest.mark.parametrize('head', [CAPTION * 9, 'W' * 900 + '-', ''])
+def test_answers_that_differ_look_different(size, head):
+    """Also where they are alike for longer than there is room."""
+    image = road(*size)
+    answers = [(head + 'dog', head + 'dog'), (head + 'dog', head + 'cat')]
+    alike, differing = (draw_overlay(image, [row(a, b, False)]) for a, b in answers)
+    top, left, bottom, right = changed_box(draw_overlay(image, [row('', '', False)]), differing)
+    middle = (top + bottom) // 2
+    height = min(middle - top, bottom - middle)
+    one = differing[middle - height : middle, left:right]
+    other = differing[middle : middle + height, left:right]
+    assert (alike != differing).any() and (one != other).any()
+
+
+def test_what_differs_keeps_its_room():
+    """Three long answers do not fit in two lines each: the one that differs is cut last."""
+    image = road()
+
+    def heights(agree: tuple[bool, ...]) -> list[int]:
+        tasks = [row(CAPTION * 3, CAPTION * 3, ok) for ok in agree]
+        stripe = draw_overlay(image, tasks, title='frame 7')[:, 0]
+        is_stripe = (stripe == AGREES_RGB).all(axis=1) | (stripe == DIFFERS_RGB).all(axis=1)
+        edges = np.flatnonzero(np.diff(is_stripe.astype(int), prepend=0, append=0))
+        return [int(end - start) for start, end in edges.reshape(-1, 2)]
+
+    for at in range(3):
+        tall = heights(tuple(i != at for i in range(3)))
+        assert len(tall) == 3
+        assert tall[at] == max(tall) > min(tall)
+
+
 def test_one_word_wider_than_the_column_is_cut():
     image = road()
     wide, wider = (draw_overlay(image, [row('W' * n, 'bus')]) for n in (200, 300))
