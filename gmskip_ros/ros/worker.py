@@ -47,12 +47,14 @@ class FrameSlot:
         with self._lock:
             self._gate.period_ns = period_ns
 
-    def set_open(self, is_open: bool) -> None:
-        """Closing drops the waiting frame and the taken one."""
+    def set_open(self, is_open: bool) -> bool:
+        """Closing drops the waiting frame and the taken one; return whether one had waited."""
         with self._lock:
             self._open = is_open
+            waited = not is_open and self._frame is not None
             if not is_open:
                 self._frame = self._taken = None
+            return waited
 
     def offer(self, frame: Frame) -> str:
         """
@@ -229,7 +231,9 @@ class InferenceWorker:
         self._progress_s = time.monotonic()
 
     def _update_slot(self) -> None:
-        self.slot.set_open(self._enabled and self._running and not self._error)
+        is_open = self._enabled and self._running and not self._error
+        if self.slot.set_open(is_open):
+            self.health.count('not_ready')
 
     def _enter_error(self, reason: str) -> None:
         self.health.set_phase('error', time.monotonic(), reason)
