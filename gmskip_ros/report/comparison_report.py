@@ -176,12 +176,19 @@ def _alerts(result: Mapping[str, Any]) -> list[str]:
     for (a, b), tasks in paired.items():
         points = f'{fmt.one_line(a)} of A is compared with {fmt.one_line(b)} of B'
         alerts.append(f'{points}: {fmt.one_line(", ".join(tasks))}.')
+    alone: dict[str, list[str]] = {}
     for each in result['unpaired']:
-        task, branch, point, run = (
-            fmt.one_line(each[key]) for key in ('task', 'branch', 'operating_point', 'only_in')
+        task, branch, point = (
+            fmt.one_line(each[key]) for key in ('task', 'branch', 'operating_point')
         )
         name = f'{task}/{branch}' + ('' if branch == 'full' else f' at {point}')
-        alerts.append(f'{name} is only in {run.upper()}, and not compared.')
+        alone.setdefault(each['only_in'].upper(), []).append(name)
+    for run, names in alone.items():
+        alerts.append(f'Only in {run}, and not compared: {", ".join(names)}.')
+    if result['groups'] and all(group['branch'] == 'full' for group in result['groups']):
+        alerts.append(
+            'No skip branch is compared: the runs have no task and operating point in common.'
+        )
     return alerts
 
 
@@ -207,6 +214,7 @@ def _page(result: Mapping[str, Any], names: Sequence[str]) -> bytes:
         frames=result['frames'],
         alerts=_alerts(result),
         differences=col.html_table(_SETTINGS, result['differences']),
+        compares_skip=any(group['branch'] == 'skip' for group in groups),
         picture=data_uri(picture) if picture else '',
         answers=col.html_table(_ANSWERS, groups),
         agreement=col.html_table(_AGREEMENT, _skips(groups)),
@@ -227,7 +235,9 @@ def _draw(groups: Sequence[Row]) -> bytes | None:
         return None
     with report_style():
         figure = Figure(figsize=(9.5, 1.2 + 0.42 * len(groups)), dpi=DPI, layout='constrained')
+        has_skip = bool(_skips(groups))  # full alone agrees with nothing
         same, agreement = figure.subplots(1, 2, sharey=True)
+        agreement.set_visible(has_skip)
         for height, group in enumerate(groups):
             share = 100 * group['same_share']
             is_full = group['branch'] == 'full'

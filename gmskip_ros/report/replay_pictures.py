@@ -112,7 +112,10 @@ def _draw_box(
 
 
 def draw_speedup(series: Sequence[Series]) -> bytes | None:
-    """Return a PNG: full / skip of the total time, a point per frame; None without any pair."""
+    """Return a PNG: full / skip of the total time, a point per frame; None without any pair.
+
+    Few frames far beyond the others do not squeeze these together: they are counted at the edge.
+    """
     known = [(each, each.speedups()) for each in series if each.branch != 'full']
     known = [(each, values) for each, values in known if values.size]
     if not known:
@@ -124,8 +127,8 @@ def draw_speedup(series: Sequence[Series]) -> bytes | None:
             figsize=(WIDTH_INCH, 0.8 + 0.46 * len(known)), dpi=DPI, layout='constrained'
         )
         axis = figure.subplots()
-        reach = max(1.0, *(float(np.percentile(values, 95)) for _, values in known))
-        axis.set_xlim(0, reach * _AHEAD)
+        reach = max(1.0, *(float(np.percentile(values, 95)) for _, values in known)) * _AHEAD
+        axis.set_xlim(0, reach)
         for height, (_, values) in enumerate(known):
             shown = values
             if values.size > _POINTS_PER_SERIES:
@@ -139,6 +142,13 @@ def draw_speedup(series: Sequence[Series]) -> bytes | None:
                 xycoords=('axes fraction', 'data'), textcoords='offset points', va='center',
                 weight='bold', annotation_clip=False,
             )  # fmt: skip
+            beyond = values.size - int(np.count_nonzero(values <= reach))
+            if beyond:
+                axis.annotate(
+                    f'{beyond} beyond', (1.0, height + 0.36), xytext=(6, 0),
+                    xycoords=('axes fraction', 'data'), textcoords='offset points', va='center',
+                    fontsize=7.5, annotation_clip=False,
+                )  # fmt: skip
         axis.axvline(1, color=DARK, linestyle=(0, (5, 3)), linewidth=1.2)
         names = [_strip_name(each, several_places) for each, _ in known]
         axis.set_yticks(range(len(known)), [literal(name) for name in names])

@@ -265,10 +265,18 @@ def test_what_has_no_partner_is_said(tmp_path):
         ('captioning', 'skip', 'high_performance', 'b'), ('captioning', 'skip', '7', 'b'),
     }  # fmt: skip
     page = write(tmp_path, result)
-    assert 'single_object/full is only in A, and not compared.' in page.text
-    assert 'multi_object/skip at 7 is only in B, and not compared.' in page.text
+    assert 'Only in A, and not compared: single_object/full, single_object/skip at hi' in page.text
+    assert 'Only in B, and not compared: multi_object/skip at 7, captioning/full, c' in page.text
+    assert 'No skip branch is compared' not in page.text
     assert {'what': 'model', 'a': made_up.MODEL, 'b': 'demo'} in result['differences']
     assert made_up.MODEL in printed(result) and 'demo' in printed(result)
+
+
+def test_skip_branches_without_a_common_point_are_not_called_the_same(tmp_path):
+    a = made_up.rows(3, ('captioning',), ('high_performance', '5'))
+    page = write(tmp_path, compare_runs(a, made_up.rows(3, ('captioning',), ('7', '6'))))
+    assert 'Model and machine are the same.' in page.text and 'blocks are' not in page.text
+    assert 'No skip branch is compared' in page.text
 
 
 @pytest.mark.parametrize('apart', [True, False])

@@ -22,7 +22,9 @@ import synthetic_replay as made_up
 from html_page import HtmlPage
 from rich.console import Console
 
+from gmskip_ros.report import replay_pictures
 from gmskip_ros.report.frame_rows import FrameRow, csv_bytes
+from gmskip_ros.report.replay_figures import series_of
 from gmskip_ros.report.replay_report import GalleryFrame, replay_tables, write_replay_report
 
 PHASES = ('preprocess', 'vision', 'prefill', 'decode', 'total')
@@ -261,6 +263,24 @@ def test_speed_up_is_paired_by_frame(tmp_path):
         'frames': 4, 'median': 4.0, 'min': 2.0, 'p5': pytest.approx(2.15),
         'p95': pytest.approx(6.7), 'max': 7.0, 'slower_share': 0.0,
     }  # fmt: skip
+
+
+def test_frames_beyond_the_axis_are_counted(monkeypatch):
+    """One frame of forty was a hundred times as quick: the axis leaves it out, and says so."""
+    rows = [replace(r, total_ms=10.0) for r in made_up.rows(40, ('captioning',), ('3', '7'))]
+    rows[-1] = replace(rows[-1], total_ms=1000.0)  # full's
+    texts = []
+
+    def look(figure):
+        texts.extend(text.get_text() for text in figure.axes[0].texts)
+        return b''
+
+    monkeypatch.setattr(replay_pictures, 'png_bytes', look)
+    replay_pictures.draw_speedup(series_of(rows))
+    assert texts == ['1.00 x', '1 beyond', '1.00 x', '1 beyond']
+    texts.clear()
+    replay_pictures.draw_speedup(series_of(rows[:-1]))
+    assert texts == ['1.00 x', '1.00 x']
 
 
 def test_what_was_run_is_said_in_one_sentence(tmp_path):
