@@ -9,7 +9,6 @@ from gmskip_ros.ros.health import FRAME_COUNTERS
 from gmskip_ros.ros.pipeline import BRANCHES
 
 COMPARISON = 'comparison'
-STALE_AFTER_PERIODS = 2.0  # a frame that waited for so long before work on it began
 UNANSWERED = ('undecodable', 'failed', 'abandoned')  # counters of frames taken for nothing
 STAMPS_NAMED = 3
 
@@ -39,6 +38,7 @@ def frame_problems(
     *,
     branches: Sequence[str],
     period_ns: int,
+    stale_after_s: float,
     repeats: bool = False,
     at_rest: bool = True,
 ) -> list[str]:
@@ -46,9 +46,10 @@ def frame_problems(
     Return what is wrong with the answers to all frames of a run, a line each; [] = nothing.
 
     `answers` in the order of arrival; `counters` as the node tells them in the end, by
-    FRAME_COUNTERS. `repeats`: the source begins again with the same stamps (a bag does): a jump
-    back by more than a period begins a new pass, and ages mean nothing. `at_rest`: no frame was
-    on its way any more when the node told its counters.
+    FRAME_COUNTERS. `stale_after_s`: a frame may be so old when work on it begins. `repeats`: the
+    source has stamps of its own and begins again with them (a bag does): a jump back by more than
+    a period begins a new pass, and ages mean nothing. `at_rest`: no frame was on its way any more
+    when the node told its counters.
     """
     topics = topics_of(branches)
     by_topic: dict[str, list[Answer]] = {topic: [] for topic in topics}
@@ -88,7 +89,7 @@ def frame_problems(
     else:
         problems += _counter_problems(counters, len(complete), len(part))
     if not repeats:
-        problems += _stale(by_topic[first], period_ns)
+        problems += _stale(by_topic[first], stale_after_s)
     return problems
 
 
@@ -132,9 +133,9 @@ def _counter_problems(counters: Mapping[str, int], complete: int, part: int) -> 
     return problems
 
 
-def _stale(answers: Sequence[Answer], period_ns: int) -> list[str]:
-    limit_ms = STALE_AFTER_PERIODS * period_ns / 1e6
+def _stale(answers: Sequence[Answer], stale_after_s: float) -> list[str]:
     waited_ms = {answer.stamp_ns: answer.age_ms - answer.busy_ms for answer in answers}
+    limit_ms = 1e3 * stale_after_s
     stale = {(0, stamp_ns) for stamp_ns, waited in waited_ms.items() if waited > limit_ms}
     if not stale:
         return []

@@ -43,6 +43,7 @@ RESULTS = ('soak.json', 'samples.csv', 'memory.png')
 LOGS = ('node.log', 'camera.log')
 SCENES = 60  # at least; then the camera begins again
 SAMPLE_PERIOD_S = 1.0
+STALE_AFTER_S = 2.0  # the machine may have other work
 NO_NEWS_S = 600.0  # of a node that starts; large models load for minutes
 REST_WITHIN_S = 60.0  # after the last frame: until the node's counters are final
 REST_WITHIN_AFTER_SIGNAL_S = 5.0  # the same for somebody who waits
@@ -297,6 +298,8 @@ class _Soak:
             last.counters,
             branches=settings.branches,
             period_ns=settings.period_ns,
+            # The newest frame that waits is never older than the time between two.
+            stale_after_s=STALE_AFTER_S + 1.0 / options.camera_rate_hz,
             repeats=self._repeats,
             at_rest=is_at_rest,
         )

@@ -6,17 +6,13 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from ros_process import free_domain_id
+from live_command import LiveCommand
 
 from gmskip_ros.cli.demo import _write_aside
 from gmskip_ros.cli.live_processes import LiveRunError, StopRequest
@@ -26,63 +22,15 @@ from gmskip_ros.report.frame_rows import csv_bytes, read_json_lines
 from gmskip_ros.report.overlay import AGREES_RGB, DIFFERS_RGB, MAX_PANEL_FRACTION, RAN_RGB
 from gmskip_ros.tasks import TASK_NAMES
 
-MARK = 'GMSKIP_TEST_MARK'  # in the environment of everything that a test starts
 NODE_IS_HEARD = r's  (loading|warming_up|ready)'
-DEADLINE_S = 150.0  # only to end a test that hangs
-
-
-class RunningDemo:
-    """One `gmskip demo` process and whatever it has started."""
-
-    def __init__(self, out: Path, *options: str) -> None:
-        self._mark = f'{MARK}={uuid.uuid4()}'
-        name, _, value = self._mark.partition('=')
-        environment = {**os.environ, 'ROS_DOMAIN_ID': str(free_domain_id()), name: value}
-        self._stdout = out.with_name('stdout.txt')
-        with self._stdout.open('w') as stdout:
-            self._process = subprocess.Popen(
-                [sys.executable, '-m', 'gmskip_ros.cli.main', 'demo', '--out', str(out), *options],
-                env=environment, stdin=subprocess.DEVNULL, stdout=stdout,
-                stderr=subprocess.PIPE, text=True, start_new_session=True,
-            )  # fmt: skip
-
-    def wait_for_line(self, pattern: str) -> None:
-        deadline = time.monotonic() + DEADLINE_S
-        while not re.search(pattern, self._stdout.read_text(), re.MULTILINE):
-            assert self._process.poll() is None, self._stdout.read_text()
-            assert time.monotonic() < deadline, f'no {pattern!r} in {self._stdout.read_text()!r}'
-            time.sleep(0.1)
-
-    def send_signal(self, signum: int) -> None:
-        self._process.send_signal(signum)
-
-    def wait(self) -> tuple[int, str, str]:
-        """Return exit status, stdout and stderr."""
-        _, stderr = self._process.communicate(timeout=DEADLINE_S)
-        return self._process.returncode, self._stdout.read_text(), stderr
-
-    def processes(self) -> dict[int, str]:
-        """Return the command lines, by process id, of all that runs with this demo's mark."""
-        found = {}
-        for process in Path('/proc').iterdir():
-            try:
-                if self._mark.encode() in (process / 'environ').read_bytes().split(b'\0'):
-                    found[int(process.name)] = (process / 'cmdline').read_text().replace('\0', ' ')
-            except (OSError, ValueError):  # not a process, ended meanwhile, or not ours
-                continue
-        return {pid: command for pid, command in found.items() if command}
-
-    def kill_all(self) -> None:
-        for pid in self.processes():
-            os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture
 def demo(tmp_path: Path) -> Iterator:
-    started: list[RunningDemo] = []
+    started: list[LiveCommand] = []
 
-    def start(*options: str) -> RunningDemo:
-        started.append(RunningDemo(tmp_path / 'out', *options))
+    def start(*options: str) -> LiveCommand:
+        started.append(LiveCommand('demo', tmp_path / 'out', *options))
         return started[-1]
 
     yield start

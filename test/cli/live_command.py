@@ -1,0 +1,66 @@
+"""A `gmskip` command of a test that starts processes of its own, and what became of them."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+from ros_process import free_domain_id
+
+MARK = 'GMSKIP_TEST_MARK'  # in the environment of everything that a test starts
+DEADLINE_S = 150.0  # only to end a test that hangs
+
+
+class LiveCommand:
+    """One running command, `gmskip COMMAND --out OUT OPTIONS`, and whatever it has started."""
+
+    def __init__(self, command: str, out: Path, *options: str) -> None:
+        self._mark = f'{MARK}={uuid.uuid4()}'
+        name, _, value = self._mark.partition('=')
+        environment = {**os.environ, 'ROS_DOMAIN_ID': str(free_domain_id()), name: value}
+        self._stdout = out.with_name('stdout.txt')
+        with self._stdout.open('w') as stdout:
+            self._process = subprocess.Popen(
+                [sys.executable, '-m', 'gmskip_ros.cli.main', command, '--out', str(out), *options],
+                env=environment, stdin=subprocess.DEVNULL, stdout=stdout,
+                stderr=subprocess.PIPE, text=True, start_new_session=True,
+            )  # fmt: skip
+
+    def wait_for_line(self, pattern: str) -> None:
+        self.wait_until(lambda: re.search(pattern, self._stdout.read_text(), re.MULTILINE), pattern)
+
+    def wait_until(self, condition, what: str) -> None:
+        deadline = time.monotonic() + DEADLINE_S
+        while not condition():
+            assert self._process.poll() is None, self._stdout.read_text()
+            assert time.monotonic() < deadline, f'no {what!r} in {self._stdout.read_text()!r}'
+            time.sleep(0.1)
+
+    def send_signal(self, signum: int) -> None:
+        self._process.send_signal(signum)
+
+    def wait(self) -> tuple[int, str, str]:
+        """Return exit status, stdout and stderr."""
+        _, stderr = self._process.communicate(timeout=DEADLINE_S)
+        return self._process.returncode, self._stdout.read_text(), stderr
+
+    def processes(self) -> dict[int, str]:
+        """Return the command lines, by process id, of all that runs with this command's mark."""
+        found = {}
+        for process in Path('/proc').iterdir():
+            try:
+                if self._mark.encode() in (process / 'environ').read_bytes().split(b'\0'):
+                    found[int(process.name)] = (process / 'cmdline').read_text().replace('\0', ' ')
+            except (OSError, ValueError):  # not a process, ended meanwhile, or not ours
+                continue
+        return {pid: command for pid, command in found.items() if command}
+
+    def kill_all(self) -> None:
+        for pid in self.processes():
+            os.kill(pid, signal.SIGKILL)
