@@ -170,6 +170,29 @@ def test_what_slips_into_a_report_can_neither_load_nor_run(browser, folder, serv
     assert not page.facts['ran']
 
 
+def test_long_words_and_strange_ones_stay_in_the_window(browser, tmp_path):
+    word = 'W' * 500 + '\u202e\x07<script>window.ran = true</script>'
+    rows = [
+        replace(row, answer=word, raw_text=word, agree=False)
+        for row in synthetic_replay.rows(2, ('captioning',), ('7',))
+    ]
+    run = synthetic_replay.run(
+        points=('7',), command=word, problems=[word], source={'bag': word}, model=word,
+        machine={'gpu': word}, complete=False, stopped_by=word, software={word: word},
+    )  # fmt: skip
+    run['skip_sets'][0]['skip_list'] = word
+    write_replay_report(run, rows, synthetic_replay.gallery(rows, 1), tmp_path / 'replay')
+    others = [replace(row, model=word, machine=word, answer='bus', raw_text='a') for row in rows]
+    result = compare_runs(rows, others)
+    write_comparison_report(result, tmp_path / 'comparison', [word, word])
+    for name in ('replay', 'comparison'):
+        url = (tmp_path / name / 'report.html').as_uri()
+        page = browser.open(url, width=640, facts=FACTS)
+        assert page.facts['overflow'] <= 0, name
+        assert not page.facts['ran']
+        assert 'W' * 300 in page.facts['shown'].replace('\n', '')
+
+
 def test_a_page_that_is_too_wide_is_told(browser, tmp_path):
     path = tmp_path / 'page.html'
     path.write_text('<p style="width: 2000px">wide</p>')
