@@ -1,16 +1,32 @@
-"""The launch file: its arguments, and what it hands to the node; with stand-ins for `launch`."""
+"""
+The launch files: their arguments, and what they hand to the node.
+
+With stand-ins for `launch`, and, where the real one can be imported, with it: the node's executable
+is then a script that writes down what it was started with.
+"""
 
 from __future__ import annotations
 
+import itertools
+import json
+import os
+import re
 import runpy
+import subprocess
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
+import yaml
 
-LAUNCH_FILE = Path(__file__).resolve().parents[2] / 'launch/dual_vlm.launch.py'
+ROOT = Path(__file__).resolve().parents[2]
+LAUNCH_FILE = ROOT / 'launch/dual_vlm.launch.py'
+XML_FILE = ROOT / 'launch/dual_vlm.launch.xml'
+INCLUDED = '$(find-pkg-share gmskip_ros)/launch/'
 ARGUMENTS = {
     'input_image', 'param_file', 'namespace', 'model', 'device', 'image_transport', 'use_sim_time',
 }  # fmt: skip
@@ -86,7 +102,7 @@ def test_by_default_the_parameter_file_decides(description: Recorded) -> None:
     (param_file,) = node['parameters']
     share, *path = param_file.args[0]
     assert share.args == ('gmskip_ros',)
-    assert LAUNCH_FILE.parents[1].joinpath(*path).is_file()
+    assert ROOT.joinpath(*path).is_file()
 
 
 def test_arguments_override_the_parameter_file(description: Recorded) -> None:
@@ -112,11 +128,163 @@ def test_the_camera_is_remapped_by_its_base_name(description: Recorded, transpor
     assert node['remappings'] == [('~/input/image', '/cam/image_raw')]
 
 
-def test_with_the_real_launch() -> None:
-    pytest.importorskip('launch_ros', reason='the package index has no wheel of launch_ros')
-    import launch
+def test_the_xml_file_is_the_python_file() -> None:
+    launch = ElementTree.parse(XML_FILE).getroot()
+    (include,) = launch
+    # No argument is declared or passed on: those given are seen in the file that is included, and
+    # a default that stood here, too, would hold instead of the one there.
+    assert (launch.tag, include.tag, list(include)) == ('launch', 'include', [])
+    assert include.attrib == {'file': INCLUDED + LAUNCH_FILE.name}
 
-    description = runpy.run_path(str(LAUNCH_FILE))['generate_launch_description']()
-    assert isinstance(description, launch.LaunchDescription)
-    names = {argument.name for argument in description.get_launch_arguments()}
-    assert names == ARGUMENTS
+
+# --- with the real launch ---
+
+# The node's executable: its arguments and the parameter files' contents (of which launch removes
+# some when it ends).
+RECORDER = """#!/usr/bin/env python3
+import json, os, sys
+arguments = sys.argv[1:]
+files = [open(b).read() for a, b in zip(arguments, arguments[1:]) if a == '--params-file']
+json.dump({'arguments': arguments, 'files': files}, open(os.environ['RECORD'], 'w'))
+"""
+# As `ros2 launch` does it.
+LAUNCH = """
+import sys
+from launch import LaunchDescription, LaunchService
+from launch.actions import IncludeLaunchDescription
+from launch.launch_description_sources import AnyLaunchDescriptionSource
+
+path, *arguments = sys.argv[1:]
+included = IncludeLaunchDescription(
+    AnyLaunchDescriptionSource(path), launch_arguments=[a.split(':=', 1) for a in arguments]
+)
+service = LaunchService(noninteractive=True)
+service.include_launch_description(LaunchDescription([included]))
+sys.exit(service.run())
+"""
+
+
+def entry_after(arguments: list[str], flag: str) -> list[str]:
+    return [b for a, b in itertools.pairwise(arguments) if a == flag]
+
+
+class Launched:
+    """What the node was started with."""
+
+    def __init__(self, arguments: list[str], files: list[str]) -> None:
+        remaps = [rule.split(':=') for rule in entry_after(arguments, '-r')]
+        self.remaps = {old: new for old, new in remaps}
+        self.param_files = entry_after(arguments, '--params-file')
+        self.parameters: dict[str, Any] = {}  # of the later files, over those of the first
+        for text in files[1:]:
+            for node in yaml.safe_load(text).values():
+                self.parameters.update(node['ros__parameters'])
+        self.file = yaml.safe_load(files[0])
+
+
+@pytest.fixture
+def launch_it(tmp_path: Path) -> Callable[..., Launched]:
+    """Give a function that runs a launch file with arguments `name:=value`."""
+    pytest.importorskip('launch', reason='the package index has no wheel of launch')
+    pytest.importorskip('launch_ros', reason='the package index has no wheel of launch_ros')
+    prefix = tmp_path / 'prefix'
+    index = prefix / 'share/ament_index/resource_index/packages'
+    for folder in (index, prefix / 'share/gmskip_ros', prefix / 'lib/gmskip_ros'):
+        folder.mkdir(parents=True)
+    (index / 'gmskip_ros').touch()
+    for folder_name in ('launch', 'config'):
+        (prefix / 'share/gmskip_ros' / folder_name).symlink_to(ROOT / folder_name)
+    node = prefix / 'lib/gmskip_ros/dual_vlm_node'
+    node.write_text(RECORDER)
+    node.chmod(0o755)
+    record = tmp_path / 'record.json'
+    prefixes = [str(prefix), os.environ.get('AMENT_PREFIX_PATH') or sys.prefix]
+    env = {
+        **os.environ,
+        'AMENT_PREFIX_PATH': os.pathsep.join(prefixes),
+        'RECORD': str(record),
+        'ROS_LOG_DIR': str(tmp_path / 'log'),
+    }
+
+    def launch(path: Path, *arguments: str) -> Launched:
+        command = [sys.executable, '-c', LAUNCH, str(path), *arguments]
+        ended = subprocess.run(
+            command, env=env, text=True, timeout=60, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        assert ended.returncode == 0 and record.is_file(), ended.stdout
+        return Launched(**json.loads(record.read_text()))
+
+    return launch
+
+
+@pytest.mark.parametrize('path', [LAUNCH_FILE, XML_FILE], ids=lambda path: path.suffix)
+def test_the_real_launch_without_arguments(
+    launch_it: Callable[..., Launched], path: Path
+) -> None:
+    node = launch_it(path)
+    assert node.remaps['__node'] == 'dual_vlm' and node.remaps.get('__ns', '/') == '/'
+    assert node.remaps['~/input/image'] == '/sensing/camera/camera0/image_rect_color'
+    assert node.file == yaml.safe_load((ROOT / 'config/dual_vlm.param.yaml').read_text())
+    assert node.parameters == {}
+
+
+@pytest.mark.parametrize('path', [LAUNCH_FILE, XML_FILE], ids=lambda path: path.suffix)
+def test_the_real_launch_with_every_argument(
+    launch_it: Callable[..., Launched], path: Path, tmp_path: Path
+) -> None:
+    param_file = tmp_path / 'my.param.yaml'
+    param_file.write_text('/**: {ros__parameters: {rate_hz: 2.0}}')
+    given = {
+        'input_image': '/cam/image_raw', 'param_file': param_file, 'namespace': 'front',
+        'model': 'on', 'device': 'cuda:1', 'image_transport': 'compressed', 'use_sim_time': 'true',
+    }  # fmt: skip
+    assert set(given) == ARGUMENTS
+    node = launch_it(path, *(f'{name}:={value}' for name, value in given.items()))
+    assert node.remaps == {
+        '__node': 'dual_vlm', '__ns': '/front', '~/input/image': '/cam/image_raw',
+    }  # fmt: skip
+    assert node.param_files[0] == str(param_file)
+    assert node.parameters == {
+        'model': 'on', 'device': 'cuda:1', 'image_transport': 'compressed', 'use_sim_time': True,
+    }  # fmt: skip
+
+
+def readme_snippets() -> list[ElementTree.Element]:
+    """Return the launch files in XML that README.md shows."""
+    blocks = re.findall(r'^```xml\n(.*?)^```', (ROOT / 'README.md').read_text(), re.M | re.S)
+    snippets = [ElementTree.fromstring(block) for block in blocks if INCLUDED in block]
+    if not snippets:
+        pytest.skip('README.md shows no launch file in XML')
+    return snippets
+
+
+def test_the_readmes_launch_snippet_names_what_there_is() -> None:
+    for snippet in readme_snippets():
+        includes = [e for e in snippet.iter('include') if INCLUDED in e.attrib['file']]
+        for include in includes:
+            assert (ROOT / 'launch' / include.attrib['file'].removeprefix(INCLUDED)).is_file()
+            assert {argument.attrib['name'] for argument in include.iter('arg')} <= ARGUMENTS
+
+
+def test_the_readmes_launch_snippet_in_the_real_launch(
+    launch_it: Callable[..., Launched], tmp_path: Path
+) -> None:
+    for snippet in readme_snippets():
+        launch = ElementTree.Element('launch')
+        launch.append(snippet)
+        (include,) = snippet.iter('include')
+        given = {e.attrib['name']: e.attrib['value'] for e in include.iter('arg')}
+        # Paths of packages that only a vehicle has.
+        param_file = ROOT / 'config/dual_vlm.param.yaml'
+        for argument in include.iter('arg'):
+            if argument.attrib['name'] == 'param_file':
+                argument.set('value', str(param_file))
+        path = tmp_path / 'autoware.launch.xml'
+        ElementTree.ElementTree(launch).write(path)
+        node = launch_it(path, 'use_sim_time:=true')
+        (pushed,) = (e.attrib['namespace'] for e in snippet.iter('push-ros-namespace'))
+        assert node.remaps['__ns'] == f'/{pushed}'
+        assert node.remaps['~/input/image'] == given['input_image']
+        assert node.param_files[0] == str(param_file)
+        assert node.parameters['use_sim_time'] is True
