@@ -24,6 +24,7 @@ from rich.console import Console
 
 from gmskip_ros.report import replay_pictures
 from gmskip_ros.report.frame_rows import FrameRow, csv_bytes
+from gmskip_ros.report.gallery import GALLERY_FRAMES, Gallery
 from gmskip_ros.report.replay_figures import series_of
 from gmskip_ros.report.replay_report import GalleryFrame, replay_tables, write_replay_report
 
@@ -283,6 +284,31 @@ def test_frames_beyond_the_axis_are_counted(monkeypatch):
     assert texts == ['1.00 x', '1.00 x']
 
 
+def test_agreement_is_drawn_where_it_is(monkeypatch):
+    """Frames 3 and 4 of twelve differ: marks there, and the share around each frame."""
+    rows = [
+        replace(row, agree=row.frame not in (3, 4)) if row.branch == 'skip' else row
+        for row in few(12)
+    ]
+    lines, texts = [], []
+
+    def look(figure):
+        [axis] = figure.axes
+        lines.extend((line.get_xdata(), line.get_ydata()) for line in axis.lines)
+        texts.extend(text.get_text() for text in axis.texts)
+        return b''
+
+    monkeypatch.setattr(replay_pictures, 'png_bytes', look)
+    replay_pictures.draw_agreement(series_of(rows))
+    seconds = [(row.stamp_ns - rows[0].stamp_ns) / 1e9 for row in rows if row.branch == 'skip']
+    (marks, _), (xs, share), *_ = lines
+    assert list(marks) == pytest.approx(seconds[2:4])
+    assert list(xs) == pytest.approx(seconds)
+    window = [[n in (3, 4) for n in range(max(1, i - 2), min(12, i + 2) + 1)] for i in range(1, 13)]
+    assert list(share) == pytest.approx([100 * (1 - statistics.mean(w)) for w in window])
+    assert texts == ['83.3 % of 12\n2 differ']
+
+
 def test_what_was_run_is_said_in_one_sentence(tmp_path):
     page = write(tmp_path, few())
     top = page.text.partition('Result')[0]
@@ -374,6 +400,16 @@ def test_gallery_shows_frames_with_both_answers(tmp_path):
             said = '' if skip.in_vocabulary else f', said: "{skip.raw_text}"'
             assert row['Skip says'] == skip.answer + said
         assert [row['Task'] for row in found] == list(made_up.TASKS)
+
+
+def test_gallery_keeps_some_pictures_of_the_whole_drive():
+    gallery = Gallery()
+    for frame in range(1, 1001):
+        if gallery.wants_next():
+            gallery.add(GalleryFrame(frame, frame, JPEG))
+    frames = [each.frame for each in gallery.frames]
+    assert gallery.seen == 1000 and GALLERY_FRAMES / 2 <= len(frames) <= GALLERY_FRAMES
+    assert frames[0] == 1 and len(set(np.diff(frames))) == 1 and frames[-1] + frames[1] > 1000
 
 
 def test_no_disagreement_is_said(tmp_path):
