@@ -9,8 +9,7 @@ from __future__ import annotations
 import argparse
 import math
 import shlex
-import shutil
-from collections.abc import Sequence
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,12 +135,17 @@ def compare(args: argparse.Namespace) -> int:
     for table in comparison_tables(result):
         console.print(table)
     if args.out is not None:
-        _make_room(args.out, ('changes.csv', 'comparison.json', 'report.html'), args.overwrite)
+        from gmskip_ros.cli.run_files import check_room, clear_room
+
+        folder = args.out.expanduser()
+        results = ('changes.csv', 'comparison.json', 'report.html')
+        check_room(folder, results, args.overwrite, files)
+        clear_room(folder, results)
         try:
-            write_comparison_report(result, args.out, [str(file) for file in files])
+            write_comparison_report(result, folder, [str(file) for file in files])
         except OSError as error:
-            raise CliError(f'--out {args.out}: {error.strerror}: give another folder') from error
-        print(f'report: {args.out / "report.html"}')
+            raise CliError(f'--out {folder}: {error.strerror}: give another folder') from error
+        print(f'report: {folder / "report.html"}')
     return 0
 
 
@@ -150,56 +154,58 @@ def _rows_file(text: str) -> Path:
     return path / 'frames.jsonl' if path.is_dir() else path
 
 
-def _make_room(folder: Path, names: Sequence[str], overwrite: bool) -> None:
-    """Make the folder; remove what an earlier run left there, or refuse to."""
-    from gmskip_ros.atomic_write import remove_leftovers
-
-    if set('?#%') & set(str(folder.absolute())):  # sqlite takes a path with these for an address
-        raise CliError(f'--out {folder}: no bag can be written below a ?, # or %: give another')
-    there = [folder / name for name in names if (folder / name).exists()]
-    if there and not overwrite:
-        raise CliError(
-            f'{there[0]} is there already: give another folder with --out, or --overwrite'
-        )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in there:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    except OSError as error:
-        raise CliError(f'--out {folder}: {error.strerror}: give another folder') from error
-    remove_leftovers(folder)
-
-
 def replay(args: argparse.Namespace) -> int:
     """Replay one bag; see replay_run."""
+    with StopSignals() as stop:
+        try:
+            return _replay(args, stop)
+        except KeyboardInterrupt:
+            print('gmskip: stopped at once', file=sys.stderr)
+            return stop.exit_code
+
+
+def _replay(args: argparse.Namespace, stop: StopSignals) -> int:
     from gmskip_ros.ros.bags import open_camera_bag
     from gmskip_ros.ros.parameters import load_skip_lists
 
-    with StopSignals() as stop:
-        settings, points = _settings(args)
-        skip_lists = load_skip_lists(settings)
-        for name in ('start', 'duration'):
-            value = getattr(args, name)
-            if value is not None and not 0 <= value < math.inf:
-                raise CliError(f'--{name} {value:g} must be a number of seconds of at least 0')
-        if args.limit is not None and args.limit < 1:
-            raise CliError(f'--limit {args.limit} must be at least 1')
+    settings, points = _settings(args)
+    skip_lists = load_skip_lists(settings)
+    for point in points:  # before the model is loaded, which may take long
+        for skip_list in skip_lists.values():
+            skip_list.blocks_at(point)
+    for name in ('start', 'duration'):
+        value = getattr(args, name)
+        if value is not None and not 0 <= value < math.inf:
+            raise CliError(f'--{name} {value:g} must be a number of seconds of at least 0')
+    if args.limit is not None and args.limit < 1:
+        raise CliError(f'--limit {args.limit} must be at least 1')
 
-        from gmskip_ros.cli.replay_run import RESULTS, ReplayOptions, replay_bag
+    from gmskip_ros.cli.replay_run import RESULTS, ReplayOptions, replay_bag
+    from gmskip_ros.cli.run_files import check_room
 
-        options = ReplayOptions(
-            operating_points=points,
-            start_s=args.start or 0.0,
-            duration_s=args.duration,
-            limit=args.limit,
-            command='gmskip ' + shlex.join(args.arguments),
-            shows_progress=not args.no_progress,
-        )
-        path = Path(args.source).expanduser()
-        with open_camera_bag(path, args.topic, args.distro or 'jazzy') as bag:
-            folder = args.out or Path('out/replay') / (path.resolve().stem or 'bag')
-            _make_room(folder, RESULTS, args.overwrite)
-            return replay_bag(bag, settings, skip_lists, options, folder, stop)
+    options = ReplayOptions(
+        operating_points=points,
+        start_s=args.start or 0.0,
+        duration_s=args.duration,
+        limit=args.limit,
+        command='gmskip ' + shlex.join(args.arguments),
+        shows_progress=not args.no_progress,
+    )
+    path = Path(args.source).expanduser()
+    folder = args.out.expanduser() if args.out else Path('out/replay') / _name_of(path)
+    if set('?#%') & set(str(folder.absolute())):  # sqlite takes a path with these for an address
+        raise CliError(f'--out {folder}: no bag can be written below a ?, # or %: give another')
+    with stop.at_once():  # a file without an index, or one to unpack, takes its time
+        bag = open_camera_bag(path, args.topic, args.distro or 'jazzy')
+    with bag:
+        check_room(folder, RESULTS, args.overwrite, [path])
+        return replay_bag(bag, settings, skip_lists, options, folder, stop)
+
+
+def _name_of(bag: Path) -> str:
+    """Return a bag's name without what says that a file is one: drive.v2, drive_0.mcap: drive_0."""
+    bag = bag.resolve()
+    return (bag.name if bag.is_dir() else bag.name.partition('.')[0]) or 'bag'
 
 
 def _settings(args: argparse.Namespace) -> tuple[Settings, list[str | int]]:

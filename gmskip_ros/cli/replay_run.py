@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from gmskip_ros.cli.errors import CliError
-from gmskip_ros.cli.run_files import WRITTEN_AT_THE_END, describe_questions, write_run
+from gmskip_ros.cli.run_files import WRITTEN_AT_THE_END, clear_room, describe_questions, write_run
 from gmskip_ros.machine import machine, software
 from gmskip_ros.report.formatting import machine_name
 from gmskip_ros.report.frame_rows import FrameRow, json_line, row_from_values
@@ -47,6 +49,8 @@ COUNTED = {  # of Replay.counts, for people
     'resets': 'after a jump back in time',
 }
 MAX_PROBLEMS_PRINTED, MAX_PROBLEMS_KEPT = 20, 200
+# Set aside at the start, so that a disk that fills up has room for the report.
+ROOM_FOR_REPORT_BYTES = 16 << 20
 GALLERY_WIDTH = 960  # pixels
 JPEG_QUALITY = 80
 
@@ -80,7 +84,10 @@ def replay_bag(
     run = _Run(bag, settings, options, folder, stop, console)
     with _Bar(console, options.shows_progress) as bar:
         try:
-            vlm = load_vlm(settings.model, settings.device, settings.dtype, bar.status)
+            for problem in bag.problems:
+                run.tell(problem)
+            with stop.at_once():
+                vlm = load_vlm(settings.model, settings.device, settings.dtype, bar.status)
             plans = [
                 plan_frame(vlm, settings.make_tasks(), skip_lists, point)
                 for point in options.operating_points
@@ -91,18 +98,28 @@ def replay_bag(
             replay = Replay(vlm, plans, settings.period_ns, run.problem)
             bar.status('warming up')
             replay.warm_up(stop.is_set)
-        except Stopped:
+        except (Stopped, KeyboardInterrupt):
             run.tell('stopped before the first frame: nothing is written')
             return stop.exit_code
+        clear_room(folder, RESULTS)
         error = run.answer_frames(replay, bar)
     run.finish(replay)
     if error:
         raise CliError(f'{error}; what was answered until then is in {folder}')
-    if stop.is_set():
+    if run.stopped_by:
         run.tell(f'stopped; what was answered until then is in {folder}')
         return stop.exit_code
     if not replay.counts['answered']:
-        run.tell(f'error: no frame was answered: see the problems above and in {folder}')
+        reason = f'see the problems above and in {folder}'
+        if not replay.counts['in_bag']:
+            length_s = (bag.end_ns - bag.start_ns) / 1e9
+            reason = (
+                f'none of the {bag.num_frames} on {bag.topic} is in the part of the bag '
+                f'({length_s:.1f} s) that --start and --duration choose'
+                if bag.num_frames
+                else f'the bag has none on {bag.topic}'
+            )
+        run.tell(f'error: no frame was answered: {reason}')
         return 1
     return 0
 
@@ -120,9 +137,11 @@ class _Run:
         self._bag, self._settings, self._options = bag, settings, options
         self._folder, self._stop, self._console = folder, stop, console
         self._rows: list[FrameRow] = []
-        self._problems: list[str] = []
+        self._problems: list[str] = []  # of frames, the first MAX_PROBLEMS_KEPT of them
+        self._num_problems = 0
+        self._told = len(bag.problems)
         self._gallery = Gallery()
-        self._stopped_by = ''
+        self.stopped_by = ''  # what ended the run before its time
         self._about: dict[str, Any] = {}
         points = [str(point) for point in options.operating_points]
         self._nodes = [node_name(point, len(points) == 1) for point in points]
@@ -133,11 +152,13 @@ class _Run:
         self._console.print(f'gmskip: {line}', markup=False, highlight=False, soft_wrap=True)
 
     def problem(self, line: str) -> None:
-        """Tell and keep what is wrong with a frame or with the bag."""
-        self._problems.append(line)
-        if len(self._problems) <= MAX_PROBLEMS_PRINTED:
+        """Tell and keep what is wrong with a frame."""
+        self._num_problems += 1
+        if self._num_problems <= MAX_PROBLEMS_KEPT:
+            self._problems.append(line)
+        if self._num_problems <= MAX_PROBLEMS_PRINTED:
             self.tell(line)
-        elif len(self._problems) == MAX_PROBLEMS_PRINTED + 1:
+        elif self._num_problems == MAX_PROBLEMS_PRINTED + 1:
             self.tell('further problems are in the report')
 
     def describe(self, vlm: Vlm, plans: Sequence[FramePlan]) -> None:
@@ -171,25 +192,39 @@ class _Run:
 
     def answer_frames(self, replay: Replay, bar: _Bar) -> str:
         """Answer and write frame by frame until the end or a signal; return what went wrong."""
+        what_failed = ''
         try:
             with ExitStack() as files:
+                self._set_room_aside(files)
                 lines = files.enter_context(
                     open(self._folder / 'frames.jsonl', 'w', encoding='utf-8')
                 )
                 files.enter_context(self._result_bag)
                 self._answer_frames(replay, bar, lines)
         except Stopped:
-            pass
+            self.stopped_by = self._stop.name
         except ReplayError as error:
-            self._stopped_by = str(error)
+            self.stopped_by = what_failed = str(error)
         except OSError as error:
-            self._stopped_by = f'{error.filename or self._folder}: {error.strerror or error}'
-        for line in self._bag.problems:
-            self.problem(line)
-        what_failed = self._stopped_by
-        if self._stop.is_set():
-            self._stopped_by = self._stop.name
+            what_failed = f'{error.filename or self._folder}: {error.strerror or error}'
+            self.stopped_by = what_failed
+        for line in self._bag.problems[self._told :]:
+            self.tell(line)
         return what_failed
+
+    def _set_room_aside(self, files: ExitStack) -> None:
+        """Take up the report's room until `files` are closed; raises CliError if there is none."""
+        path = self._folder / '.room.00000000.tmp'  # a name that atomic_write clears away
+        files.callback(path.unlink, missing_ok=True)
+        with open(path, 'wb') as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, ROOM_FOR_REPORT_BYTES)
+            except OSError as error:
+                if error.errno == errno.ENOSPC:  # else the file system does not know how
+                    raise CliError(
+                        f'--out {self._folder}: {error.strerror} for the report: make room, or '
+                        'give another folder'
+                    ) from None
 
     def _answer_frames(self, replay: Replay, bar: _Bar, lines: TextIO) -> None:
         options = self._options
@@ -199,10 +234,14 @@ class _Run:
             answered = replay.take(frame, self._stop.is_set)
             if answered is not None:
                 rows = self._rows_of(answered)
-                self._result_bag.write(answered, self._pictures(answered))
-                lines.writelines(map(json_line, rows))
-                lines.flush()
+                try:
+                    lines.writelines(map(json_line, rows))
+                    lines.flush()
+                except OSError:
+                    replay.counts.subtract(('in_bag', 'due', 'answered'))
+                    raise
                 self._rows += rows
+                self._result_bag.write(answered, self._pictures(answered))
             bar.update(self._done(frame, replay.counts['answered']), replay.counts['answered'])
             if replay.counts['answered'] == options.limit:
                 return
@@ -260,7 +299,7 @@ class _Run:
 
     def finish(self, replay: Replay) -> None:
         """Write the table, the description and the report, and print the summary."""
-        hidden = len(self._problems) - MAX_PROBLEMS_KEPT
+        hidden = self._num_problems - len(self._problems)
         try:
             run = write_run(
                 self._folder,
@@ -269,9 +308,12 @@ class _Run:
                 self._gallery,
                 command=self._options.command,
                 frames=replay.counts,
-                problems=self._problems[:MAX_PROBLEMS_KEPT]
-                + ([f'{hidden} more like these'] if hidden > 0 else []),
-                stopped_by=self._stopped_by,
+                problems=[
+                    *self._bag.problems,
+                    *self._problems,
+                    *([f'{hidden} more like these'] if hidden else []),
+                ],
+                stopped_by=self.stopped_by,
             )
         except OSError as error:
             raise CliError(
@@ -283,7 +325,7 @@ class _Run:
             console.print(table)
         counts = replay.counts
         others = [f'{counts[name]} {words}' for name, words in COUNTED.items() if counts[name]]
-        print(f'{counts["in_bag"]} frames read: ' + ', '.join(others))
+        print(f'{counts["in_bag"]} frames read' + (': ' + ', '.join(others) if others else ''))
         print(f'answers: {self._folder / "frames.csv"}, frames.jsonl')
         print(f'the same as a bag, on the topics of the node: {self._folder / "bag"}')
         print(f'report: {self._folder / "report.html"}')

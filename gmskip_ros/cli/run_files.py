@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gmskip_ros.atomic_write import write_atomically
+from gmskip_ros.atomic_write import remove_leftovers, write_atomically
+from gmskip_ros.cli.errors import CliError
 from gmskip_ros.report.frame_rows import FrameRow, csv_bytes
 from gmskip_ros.report.gallery import Gallery
 from gmskip_ros.report.replay_report import write_replay_report
@@ -19,6 +22,47 @@ if TYPE_CHECKING:
 FORMAT = 'gmskip/replay/1'
 # Beside the rows in frames.jsonl, which are written as they come.
 WRITTEN_AT_THE_END = ('frames.csv', 'replay.json', 'report.html', 'latency.png')
+
+
+def check_room(
+    folder: Path, names: Sequence[str], overwrite: bool, sources: Sequence[Path]
+) -> None:
+    """
+    Make the folder if results of these names can go there, or raise CliError; remove nothing.
+
+    `sources`: what the results are made of, which they must not replace.
+    """
+    for name in names:
+        result = (folder / name).resolve()
+        for source in sources:
+            if result == source.resolve() or result in source.resolve().parents:
+                raise CliError(
+                    f'--out {folder}: the results would replace {source} there: '
+                    'give another folder'
+                )
+        if (folder / name).exists() and not overwrite:
+            raise CliError(
+                f'{folder / name} is there already: give another folder with --out, or --overwrite'
+            )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CliError(f'--out {folder}: {error.strerror}: give another folder') from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise CliError(f'--out {folder}: nothing can be written there: give another folder')
+
+
+def clear_room(folder: Path, names: Sequence[str]) -> None:
+    """Remove the results of an earlier run and what a killed one left; raises CliError."""
+    try:
+        for path in (*(folder / name for name in names), *folder.glob('.bag.*')):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+    except OSError as error:
+        raise CliError(f'--out {folder}: {error.strerror}: give another folder') from error
+    remove_leftovers(folder)
 
 
 def describe_questions(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -12,6 +14,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.exit_code = 130
         self._is_set = False
+        self._ends_at_once = False
         self._before: dict[int, Any] = {}
 
     def is_set(self) -> bool:
@@ -32,8 +35,19 @@ class StopSignals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within `with`, the first signal raises KeyboardInterrupt: nobody asks the flag there."""
+        self._ends_at_once = True
+        try:
+            yield
+        finally:
+            self._ends_at_once = False
+
     def _on_signal(self, number: int, _: object) -> None:
         if self._is_set:
             raise KeyboardInterrupt
         self._is_set = True
         self.exit_code = 128 + number
+        if self._ends_at_once:
+            raise KeyboardInterrupt

@@ -72,6 +72,7 @@ class Replay:
         self._gate = FrameGate(period_ns)
         self._on_problem = on_problem
         self._failures_in_a_row = 0
+        self._told_of_no_stamp = False
 
     def warm_up(self, should_stop: Callable[[], bool]) -> None:
         """Ask everything once; raises Stopped."""
@@ -89,6 +90,10 @@ class Replay:
             self.counts.update(in_bag=1, unreadable=1)
             self._tell(frame, frame.problem)
             return None
+        stamp = frame.message.header.stamp
+        if stamp.sec == stamp.nanosec == 0 and not self._told_of_no_stamp:
+            self._told_of_no_stamp = True
+            self._on_problem('images have no stamp: the time of recording is used')
         verdict = self._gate.offer(frame.stamp_ns)
         if verdict in ('gated', 'out_of_order'):
             self.counts.update({'in_bag': 1, verdict: 1})

@@ -11,9 +11,10 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from rosbags.interfaces import (
@@ -86,6 +87,10 @@ class ResultBag:
         )
         try:
             self._writer.open()
+            self._database: sqlite3.Connection = cast(Any, self._writer.storage).conn
+            # The bag is aside until it is whole, so neither needs the disk's time nor its room.
+            self._database.execute('PRAGMA journal_mode=MEMORY')
+            self._database.execute('PRAGMA synchronous=OFF')
         except sqlite3.Error as error:
             raise OSError(0, str(error), str(self._folder)) from error
         return self
@@ -93,9 +98,10 @@ class ResultBag:
     def write(self, frame: AnsweredFrame, pictures: Sequence[bytes]) -> None:
         """Write all that the node would publish; `pictures` has a JPEG per operating point.
 
-        Raises OSError when the disk is full.
+        Raises OSError when the disk is full; then the bag has the frames before this one.
         """
         header = _header(frame)
+        counts = dict(self._writer.counts)
         try:
             for index, node in enumerate(self._nodes):
                 self._write_branch(node, frame.time_ns, header, frame.skips[index])
@@ -108,7 +114,11 @@ class ResultBag:
                     data=np.frombuffer(pictures[index], np.uint8),
                 )
                 self._write(node, records.JPEG_TOPIC, frame.time_ns, message)
+            self._database.commit()
         except sqlite3.Error as error:
+            self._writer.counts.update(dict.fromkeys(self._writer.counts, 0) | counts)
+            with suppress(sqlite3.Error):
+                self._database.rollback()
             raise OSError(0, str(error), str(self._folder)) from error
 
     def __exit__(
@@ -119,10 +129,10 @@ class ResultBag:
     ) -> None:
         try:
             self._writer.close()
-            (self._aside / self._folder.name).rename(self._folder)
         except sqlite3.Error as problem:
             raise OSError(0, str(problem), str(self._folder)) from problem
-        finally:
+        finally:  # one without metadata, too: `gmskip replay` and `ros2 bag reindex` know it
+            (self._aside / self._folder.name).rename(self._folder)
             shutil.rmtree(self._aside, ignore_errors=True)
 
     def _write_branch(self, node: str, time_ns: int, header: Any, result: BranchResult) -> None:

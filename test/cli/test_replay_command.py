@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
+import os
 import re
 import resource
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -358,6 +361,10 @@ def test_a_full_disk_is_one_line_and_what_was_answered_stays(tmp_path: Path) -> 
     assert str(tmp_path / 'out') in stderr.splitlines()[-1]
     rows = read_json_lines(tmp_path / 'out/frames.jsonl')
     assert 0 < rows[-1].frame < 40
+    # The bag has whole frames only: all that the disk had room for.
+    topics = Counter(topic for topic, _, _ in read_results(tmp_path / 'out/bag'))
+    assert set(topics.values()) == {rows[-1].frame - 1} and len(topics) == 8
+    assert not list((tmp_path / 'out').glob('.*'))
 
 
 WITHOUT_ROS = """
@@ -395,6 +402,85 @@ def test_earlier_results_are_kept_unless_they_may_go(
     assert replay(bag, '--out', tmp_path / 'out', *options) == 0
     assert replay(bag, '--out', tmp_path / 'out', *options, '--overwrite') == 0
     assert {row.frame for row in read_json_lines(tmp_path / 'out/frames.jsonl')} == {1}
+    # What cannot be replayed does not cost the earlier results, and no bag becomes its own result.
+    capsys.readouterr()
+    assert replay(bag, '--out', tmp_path / 'out', '--operating-point', 30, '--overwrite') == 2
+    assert '30' in capsys.readouterr().err
+    results = tmp_path / 'out/bag'
+    before = read_results(results)
+    topic = '/dual_vlm/debug/image/compressed'
+    assert replay(results, '--topic', topic, '--out', tmp_path / 'out', '--overwrite') == 2
+    assert str(results) in capsys.readouterr().err
+    assert len(read_results(results)) == len(before) > 0
+
+
+def test_the_part_without_frames_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = {'/words': [Recorded(START_NS, text_message('hello'))]}
+    empty = {TOPIC: 'sensor_msgs/msg/CompressedImage'}
+    bag = write_bag(tmp_path / 'empty', words, empty_topics=empty)
+    assert replay(bag, '--out', tmp_path / 'a', '--task', 'single_object') == 1
+    assert f'the bag has none on {TOPIC}' in capsys.readouterr().err
+    bag = write_bag(tmp_path / 'short', {TOPIC: drive(3)})
+    options = ('--task', 'single_object', '--start', 9)
+    assert replay(bag, '--out', tmp_path / 'b', *options) == 1
+    assert 'none of the 3' in capsys.readouterr().err
+
+
+def test_frames_without_a_stamp_are_taken_by_recording_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frames = [Recorded(START_NS + i * SECOND_NS, jpeg_image(scene(i), 0)) for i in range(3)]
+    bag = write_bag(tmp_path / 'drive', {TOPIC: frames})
+    assert replay(bag, '--out', tmp_path / 'out', '--task', 'single_object') == 0
+    assert capsys.readouterr().err.count('no stamp') == 1
+    rows = read_json_lines(tmp_path / 'out/frames.jsonl')
+    assert {row.stamp_ns for row in rows} == {frame.time_ns for frame in frames}
+
+
+def test_damage_to_the_bag_is_told_beside_any_number_of_broken_frames(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frames = [Recorded(START_NS + i * SECOND_NS,
+                       jpeg_image(scene(0), START_NS + i * SECOND_NS, broken=i > 0))
+              for i in range(230)]  # fmt: skip
+    bag = write_bag(tmp_path / 'drive', {TOPIC: frames})
+    (bag / 'metadata.yaml').unlink()
+    assert replay(bag, '--out', tmp_path / 'out', '--task', 'single_object') == 0
+    assert 'metadata.yaml: missing' in capsys.readouterr().err
+    problems = json.loads((tmp_path / 'out/replay.json').read_text())['problems']
+    assert 'metadata.yaml: missing' in problems[0] and problems[-1] == '29 more like these'
+    assert len(problems) == 1 + 200 + 1
+
+
+@pytest.mark.parametrize('moment', ['opening', 'loading', 'writing the report'])
+def test_a_signal_outside_of_the_frames(
+    tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    where = {
+        'opening': 'gmskip_ros.ros.bags.open_camera_bag',
+        'loading': 'gmskip_ros.cli.replay_run.load_vlm',
+        'writing the report': 'gmskip_ros.cli.replay_run.write_run',
+    }[moment]
+    module, _, name = where.rpartition('.')
+    real = getattr(importlib.import_module(module), name)
+
+    def interrupted(*args: Any, **options: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(*args, **options)
+
+    monkeypatch.setattr(where, interrupted)
+    bag = write_bag(tmp_path / 'drive', {TOPIC: drive(1)})
+    status = replay(bag, '--out', tmp_path / 'out', '--task', 'single_object')
+    error = capsys.readouterr().err
+    if moment == 'writing the report':  # nothing is left to stop: the run is whole
+        assert (status, error) == (0, '')
+        assert json.loads((tmp_path / 'out/replay.json').read_text())['complete']
+    else:
+        assert status == 143 and 'stopped' in error and len(error.splitlines()) == 1
+        assert not (tmp_path / 'out/frames.jsonl').exists()
 
 
 def test_a_bag_of_broken_frames_ends_with_a_report_of_them(
