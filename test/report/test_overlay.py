@@ -114,6 +114,25 @@ def test_answers_stand_in_their_own_lines_and_column(height, width):
     assert text_box[3] <= latency_left, 'a long answer does not run into the latency'
 
 
+def test_each_branch_has_its_own_latency_and_colour():
+    image = road()
+
+    def drawn(skip_ms: float = 100.0, full_ms: float = 100.0, **known: bool) -> np.ndarray:
+        skip = OverlayAnswer('t', 'skip', 'bus', skip_ms, known.get('skip', True))
+        full = OverlayAnswer('t', 'full', 'bus', full_ms, known.get('full', True))
+        return draw_overlay(image, [OverlayTask('t', skip, full, True, (), 32)])
+
+    reference = drawn()
+    skip_line = changed_box(reference, drawn(skip_ms=777.0))
+    full_line = changed_box(reference, drawn(full_ms=777.0))
+    assert skip_line[2] <= full_line[0]
+    for line, other in (
+        (skip_line, drawn(skip=False)), (full_line, drawn(full=False))
+    ):  # fmt: skip
+        top, _, bottom, _ = changed_box(reference, other)
+        assert abs(top - line[0]) <= 3 and abs(bottom - line[2]) <= 4
+
+
 def test_long_answers_are_wrapped_and_then_cut():
     image = road()
 
