@@ -119,6 +119,8 @@ def compare(args: argparse.Namespace) -> int:
     if useless:
         names = ', '.join('--' + name.replace('_', '-') for name in useless)
         raise CliError(f'{names}: without use with --against, which asks no model: leave it out')
+    if args.overwrite and args.out is None:
+        raise CliError('--overwrite: nothing is written without --out: leave it out')
 
     from rich.console import Console
 
@@ -138,6 +140,8 @@ def compare(args: argparse.Namespace) -> int:
         from gmskip_ros.cli.run_files import check_room, clear_room
 
         folder = args.out.expanduser()
+        if folder.resolve() in [file.parent.resolve() for file in files]:
+            raise CliError(f'--out {folder}: has a report of its own: give another folder')
         results = ('changes.csv', 'comparison.json', 'report.html')
         check_room(folder, results, args.overwrite, files)
         clear_room(folder, results)

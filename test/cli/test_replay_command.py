@@ -521,6 +521,8 @@ def test_a_bag_of_broken_frames_ends_with_a_report_of_them(
         (['ROWS'], ['--against']),
         (['ROWS', '--against', 'none.jsonl'], ['none.jsonl']),
         (['ROWS', '--against', 'ROWS', '--rate', '2'], ['--rate', '--against']),
+        (['ROWS', '--against', 'ROWS', '--overwrite'], ['--overwrite', '--out']),
+        (['ROWS', '--against', 'ROWS', '--out', 'RUN', '--overwrite'], ['--out', 'own']),
         (['BAG', '--out', '/proc/nowhere'], ['/proc/nowhere', '--out']),
     ],
 )
@@ -536,6 +538,7 @@ def test_what_cannot_be_done_is_one_line(
         'BAG': lambda: write_bag(tmp_path / 'bag', both),
         'WORDS': lambda: write_bag(tmp_path / 'words', {'/words': words_bag}),
         'ROWS': lambda: out / 'frames.jsonl',
+        'RUN': lambda: out,
     }
     status = main(['replay', *(str(named[a]()) if a in named else a for a in arguments)])
     error = capsys.readouterr().err
