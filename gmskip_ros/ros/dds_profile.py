@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.resources import files
 
 
@@ -12,8 +13,12 @@ def fastdds_environment() -> dict[str, str]:
     They have to be set before a process calls `rclpy.init()`. What the profile does, and what it
     costs, is written in the profile (gmskip_ros/assets/fastdds_profile.xml).
     """
+    # Humble does not know the discovery range. What it has is deprecated in later distributions,
+    # where every process would warn of it.
+    is_humble = os.environ.get('ROS_DISTRO') == 'humble'
     return {
         'RMW_IMPLEMENTATION': 'rmw_fastrtps_cpp',
         'FASTRTPS_DEFAULT_PROFILES_FILE': str(files('gmskip_ros') / 'assets/fastdds_profile.xml'),
-        'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST',
-    }
+        **({'ROS_LOCALHOST_ONLY': '1'} if is_humble
+           else {'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST'}),
+    }  # fmt: skip
