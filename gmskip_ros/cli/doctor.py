@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -99,6 +100,8 @@ def run(args: argparse.Namespace) -> int:
     """Make every check, print the lines or one JSON object, and return the exit status."""
     from gmskip_ros.cli.doctor_setup import worst_level
 
+    # A trial's processes end with this one, also at SIGTERM.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     setup, problems = make_setup(args)
     checks = []
     for check in examine(setup, problems, _Progress(sys.stderr)):

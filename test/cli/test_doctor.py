@@ -260,6 +260,26 @@ def test_what_is_too_slow_needs_time_and_nothing_else(workspace, bare_python, do
         assert finding.remedy == doctor_setup.TOO_SLOW, finding
 
 
+def test_a_doctor_that_is_terminated_ends_its_trials(tmp_path, stub) -> None:
+    pid_file, temporary = tmp_path / 'pid', tmp_path / 'temporary'
+    temporary.mkdir()
+    stub(
+        torch=f'import os, time\nopen({str(pid_file)!r} + "_", "w").write(str(os.getpid()))\n'
+        f'os.rename({str(pid_file)!r} + "_", {str(pid_file)!r})\ntime.sleep(1000)'
+    )
+    process = subprocess.Popen(
+        [sys.executable, '-m', 'gmskip_ros.cli.main', 'doctor', '--no-ros'],
+        env={**os.environ, 'TMPDIR': str(temporary)}, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    while not pid_file.exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(60) == 143
+    assert not (Path('/proc') / pid_file.read_text()).exists()
+    assert list(temporary.iterdir()) == []
+
+
 def test_nothing_is_left_behind(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv('TMPDIR', str(tmp_path))
     monkeypatch.setattr(tempfile, 'tempdir', None)
