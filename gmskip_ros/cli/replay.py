@@ -17,7 +17,9 @@ from gmskip_ros.cli.errors import CliError
 from gmskip_ros.cli.stop_signals import StopSignals
 
 if TYPE_CHECKING:
+    from gmskip_ros.cli.replay_run import ReplayOptions
     from gmskip_ros.ros.parameters import Settings
+    from gmskip_ros.skipping import SkipList
 
 DISTROS = ('humble', 'jazzy')
 
@@ -164,17 +166,39 @@ def replay(args: argparse.Namespace) -> int:
         try:
             return _replay(args, stop)
         except KeyboardInterrupt:
-            print('gmskip: stopped at once', file=sys.stderr)
+            print('gmskip: stopped', file=sys.stderr)
             return stop.exit_code
 
 
 def _replay(args: argparse.Namespace, stop: StopSignals) -> int:
     from gmskip_ros.ros.bags import open_camera_bag
+
+    # PyTorch is imported here, and a bag without an index, or one to unpack, takes its time.
+    with stop.at_once():
+        from gmskip_ros.cli.replay_run import RESULTS, replay_bag
+        from gmskip_ros.cli.run_files import check_room
+
+        settings, skip_lists, options = _what_is_asked(args)
+        path = Path(args.source).expanduser()
+        folder = args.out.expanduser() if args.out else Path('out/replay') / _name_of(path)
+        if set('?#%') & set(str(folder.absolute())):  # sqlite takes such a path for an address
+            raise CliError(f'--out {folder}: no bag can be written below a ?, # or %: give another')
+        bag = open_camera_bag(path, args.topic, args.distro or 'jazzy')
+    with bag:
+        check_room(folder, RESULTS, args.overwrite, [path])
+        return replay_bag(bag, settings, skip_lists, options, folder, stop)
+
+
+def _what_is_asked(
+    args: argparse.Namespace,
+) -> tuple[Settings, dict[str, SkipList], ReplayOptions]:
+    """Return the options, checked as far as that can be done without the model."""
+    from gmskip_ros.cli.replay_run import ReplayOptions
     from gmskip_ros.ros.parameters import load_skip_lists
 
     settings, points = _settings(args)
     skip_lists = load_skip_lists(settings)
-    for point in points:  # before the model is loaded, which may take long
+    for point in points:
         for skip_list in skip_lists.values():
             skip_list.blocks_at(point)
     for name in ('start', 'duration'):
@@ -183,10 +207,6 @@ def _replay(args: argparse.Namespace, stop: StopSignals) -> int:
             raise CliError(f'--{name} {value:g} must be a number of seconds of at least 0')
     if args.limit is not None and args.limit < 1:
         raise CliError(f'--limit {args.limit} must be at least 1')
-
-    from gmskip_ros.cli.replay_run import RESULTS, ReplayOptions, replay_bag
-    from gmskip_ros.cli.run_files import check_room
-
     options = ReplayOptions(
         operating_points=points,
         start_s=args.start or 0.0,
@@ -195,15 +215,7 @@ def _replay(args: argparse.Namespace, stop: StopSignals) -> int:
         command='gmskip ' + shlex.join(args.arguments),
         shows_progress=not args.no_progress,
     )
-    path = Path(args.source).expanduser()
-    folder = args.out.expanduser() if args.out else Path('out/replay') / _name_of(path)
-    if set('?#%') & set(str(folder.absolute())):  # sqlite takes a path with these for an address
-        raise CliError(f'--out {folder}: no bag can be written below a ?, # or %: give another')
-    with stop.at_once():  # a file without an index, or one to unpack, takes its time
-        bag = open_camera_bag(path, args.topic, args.distro or 'jazzy')
-    with bag:
-        check_room(folder, RESULTS, args.overwrite, [path])
-        return replay_bag(bag, settings, skip_lists, options, folder, stop)
+    return settings, skip_lists, options
 
 
 def _name_of(bag: Path) -> str:

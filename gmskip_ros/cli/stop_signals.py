@@ -37,7 +37,12 @@ class StopSignals:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Within `with`, the first signal raises KeyboardInterrupt: nobody asks the flag there."""
+        """Within `with`, the first signal raises KeyboardInterrupt: nobody asks the flag there.
+
+        One that came before raises it, too.
+        """
+        if self._is_set:
+            raise KeyboardInterrupt
         self._ends_at_once = True
         try:
             yield

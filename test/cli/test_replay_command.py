@@ -454,12 +454,13 @@ def test_damage_to_the_bag_is_told_beside_any_number_of_broken_frames(
     assert len(problems) == 1 + 200 + 1
 
 
-@pytest.mark.parametrize('moment', ['opening', 'loading', 'writing the report'])
+@pytest.mark.parametrize('moment', ['options', 'opening', 'loading', 'writing the report'])
 def test_a_signal_outside_of_the_frames(
     tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     where = {
+        'options': 'gmskip_ros.ros.parameters.load_skip_lists',
         'opening': 'gmskip_ros.ros.bags.open_camera_bag',
         'loading': 'gmskip_ros.cli.replay_run.load_vlm',
         'writing the report': 'gmskip_ros.cli.replay_run.write_run',
@@ -479,7 +480,9 @@ def test_a_signal_outside_of_the_frames(
         assert (status, error) == (0, '')
         assert json.loads((tmp_path / 'out/replay.json').read_text())['complete']
     else:
-        assert status == 143 and 'stopped' in error and len(error.splitlines()) == 1
+        # At once: by its own account before the first frame where a model was being loaded.
+        assert status == 143 and len(error.splitlines()) == 1
+        assert ('before the first frame' in error) is (moment == 'loading')
         assert not (tmp_path / 'out/frames.jsonl').exists()
 
 
