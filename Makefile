@@ -16,7 +16,7 @@ test: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	# One thread a process: the models are small, and threads that wait for each other spin.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The embedded model, trained again (80 minutes on two cores), and its skip lists (most of an hour).
 demo-model: $(READY)

@@ -23,7 +23,7 @@ def leaves(properties: dict[str, Any], prefix: str = '') -> dict[str, dict[str, 
 
 
 def parameter_table() -> str:
-    """Return the table that README.md has to have, as json_to_markdown tools of Autoware make it."""
+    """Return the table that README.md has to have."""
     parameters = SCHEMA['definitions']['dual_vlm']['properties']
     rows = ['| parameter | type | default | range | |', '|---|---|---|---|---|']
     for name, entry in leaves(parameters).items():
