@@ -1,0 +1,103 @@
+"""
+The real node in a process of its own, with the demo model, whose answers go wrong on demand.
+
+    python fault_node.py FOLDER --ros-args ...
+
+The upper left pixel of a frame says what happens to it (FAULTS); any other frame is answered as
+ever. What hangs does so until FOLDER/go exists.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gmskip_ros.ros.node import _load_vlm, run
+from gmskip_ros.ros.parameters import Settings
+from gmskip_ros.ros.stop_signals import stop_event_on_signals
+from gmskip_ros.vlm import SkipSet, Stopped, VlmOutOfMemoryError
+
+FAULTS = {  # upper left pixel (RGB) -> what happens
+    (255, 0, 1): 'an exception',
+    (255, 0, 2): 'an exception in the full branch',
+    (255, 0, 3): 'no memory once',
+    (255, 0, 4): 'no memory',
+    (255, 0, 5): 'NaN',
+    (255, 0, 6): 'slow',
+    (255, 0, 7): 'hangs',
+    (255, 0, 8): 'a panic',
+}
+PIXELS = {fault: pixel for pixel, fault in FAULTS.items()}
+SLOW_S = 1.5
+
+
+class Panic(BaseException):
+    """As the Rust parts of tokenizers and safetensors raise it: no Exception."""
+
+
+class FaultyVlm:
+    """A Vlm that misbehaves on the frames of FAULTS."""
+
+    def __init__(self, vlm: Any, folder: Path) -> None:
+        self._vlm = vlm
+        self._folder = folder
+        self._fault = ''  # of the frame at hand
+        self._out_of_memory = False  # the frame at hand has had its 'no memory once'
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._vlm, name)
+
+    def encode(self, image: np.ndarray) -> Any:
+        self._fault = FAULTS.get(tuple(image[0, 0].tolist()), '')
+        self._out_of_memory = False
+        features = self._vlm.encode(image)
+        if self._fault == 'NaN':
+            return dataclasses.replace(features, tokens=features.tokens * float('nan'))
+        return features
+
+    def answer(
+        self,
+        features: Any,
+        prompt: str,
+        skip: SkipSet = SkipSet(),  # noqa: B008 (frozen)
+        max_new_tokens: int = 16,
+        *,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Any:
+        fault = self._fault
+        if fault == 'an exception' or (fault == 'an exception in the full branch' and not skip):
+            raise RuntimeError('the device is gone\nand this is a second line')
+        if fault == 'no memory' or (fault == 'no memory once' and not self._out_of_memory):
+            self._out_of_memory = True
+            raise VlmOutOfMemoryError('demo ran out of memory: use a smaller model')
+        if fault == 'a panic':
+            raise Panic('index out of bounds')
+        if fault == 'slow':
+            until_s = time.monotonic() + SLOW_S
+            while time.monotonic() < until_s:
+                if should_stop is not None and should_stop():
+                    raise Stopped('asked to')
+                time.sleep(0.01)
+        while fault == 'hangs' and not (self._folder / 'go').exists():
+            time.sleep(0.01)
+        return self._vlm.answer(features, prompt, skip, max_new_tokens, should_stop=should_stop)
+
+
+def main() -> int:
+    stop = stop_event_on_signals()
+    folder = Path(sys.argv.pop(1))
+
+    def load(settings: Settings, on_progress: Callable[[str], None]) -> Any:
+        return FaultyVlm(_load_vlm(settings, on_progress), folder)
+
+    return run(stop, load=load)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

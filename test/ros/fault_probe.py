@@ -1,0 +1,105 @@
+"""What the tests of docs/faults.md share: a probe that sees what a fault did, and did not do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticStatus
+from node_probe import Probe, keys
+from std_msgs.msg import Header
+
+ONE_TASK = {'tasks': ['single_object']}  # one short answer a frame
+REFUSED = 'no answer to this image'
+
+
+class FaultProbe(Probe):
+    """A probe of a node that runs ONE_TASK and, but for faults, always says one of picture()."""
+
+    def __init__(self, *args: Any) -> None:
+        self.published: list[Header] = []  # of every answer and comparison
+        self._frames = 0
+        super().__init__(*args)
+        self.answers: dict[str, str] = {}  # to picture(), by branch; the same ever after
+        self._counts: dict[str, int] = {}  # as reported after all that was done; or {}
+
+    def read(self, topic: str, message_type: type) -> Any:
+        messages = self.received.setdefault(topic, [])
+
+        def note(message: Any) -> None:
+            messages.append(message)
+            if '/output/' in topic:
+                self.published.append(message.header)
+
+        return self.node.create_subscription(message_type, topic, note, 10)
+
+    def spin(self, seconds: float) -> None:
+        until_s = time.monotonic() + seconds
+        while time.monotonic() < until_s:
+            self.node.executor.spin_once(timeout_sec=0.05)
+
+    def header(self, offset_s: float = 0.0) -> Header:
+        """Return a header that no frame had before: where clocks jump, stamps come again."""
+        header = super().header(offset_s)
+        self._frames += 1
+        header.frame_id = f'camera {self._frames}'
+        return header
+
+    def next_header(self) -> Header:
+        """Return the header of a frame that is due and not old."""
+        self.second = max(self.second + 1, int(time.time()))
+        return self.header()
+
+    def reports(self, first: int = 0) -> list[dict[str, Any]]:
+        """Return the keys of the health reports from the `first` on, and 'level'."""
+        statuses = [report.status[0] for report in self.received['/diagnostics'][first:]]
+        return [{**keys(status), 'level': status.level} for status in statuses]
+
+    def counts(self) -> dict[str, int]:
+        """Return the frame counters of a report made after this call, without 'frames_'."""
+        self.health()
+        return self._counts_of(self.reports())
+
+    @staticmethod
+    def _counts_of(reports: list[dict[str, Any]]) -> dict[str, int]:
+        last = reports[-1] if reports else {}
+        prefix = 'frames_'
+        return {key.removeprefix(prefix): int(last[key]) for key in last if key.startswith(prefix)}
+
+    def check_answered(self) -> Header:
+        """A good frame is answered, by both branches, with the answers that it always gets."""
+        self.next_header()
+        header = self.ask()
+        self.wait(lambda: self.published.count(header) == 3, 'both answers and the comparison')
+        for branch in ('skip', 'full'):
+            (result,) = self.results_of(header, f'output/{branch}/result')
+            (status,) = result.status
+            expected = self.answers.setdefault(branch, status.message)
+            assert status.message == expected, (branch, status, expected)
+        self._counts = {}
+        return header
+
+    def check_refused(self, message: Any, words: Sequence[str]) -> None:
+        """Of a frame without a picture the reason is told, nothing is published, the next is good.
+
+        One health report is enough for one such frame: the last one's counters are kept.
+        """
+        before = self._counts or self.counts()
+        first, published = len(self.received['/diagnostics']), len(self.published)
+        logged = self.process.output().count(REFUSED)
+        self.publish(message)
+        self.wait(lambda: self.process.output().count(REFUSED) > logged, 'the refusal in the log')
+        header = self.check_answered()
+        self.wait(
+            lambda: self._counts_of(self.reports(first)).get('answered') == before['answered'] + 1,
+            'the report of the good frame',
+        )
+        assert self.published[published:] == [header] * 3
+        degraded = [report for report in self.reports(first) if report['state'] == 'degraded']
+        assert degraded and degraded[0]['level'] == DiagnosticStatus.WARN
+        assert REFUSED in degraded[0]['last_error'] and '\n' not in degraded[0]['last_error']
+        for word in words:
+            assert word in degraded[0]['last_error']
+        self._counts = self._counts_of(self.reports(first))
+        assert self._counts['undecodable'] == before['undecodable'] + 1
