@@ -502,6 +502,37 @@ def test_of_a_chunk_that_is_cut_off_the_first_messages_are_read(tmp_path, compre
     assert (bag.start_ns, bag.end_ns) == (START_NS, frames[-1].time_ns)
 
 
+def test_of_a_chunk_whose_index_is_cut_off_all_messages_are_read(tmp_path):
+    """Cut behind the index of another topic: that is not all that the chunk holds."""
+    messages = camera_messages(10)
+    topics = {'/words': texts(), CAMERA: messages}
+    bag = write_bag(tmp_path / 'bag', topics, storage='mcap', compression='storage')
+    (file,) = storage_files(bag)
+    content, at, indices = file.read_bytes(), 8, []
+    while content[at] != 0x0F:  # DataEnd
+        size = 9 + struct.unpack_from('<Q', content, at + 1)[0]
+        if content[at] == 0x07:  # MessageIndex
+            indices.append(at)
+        at += size
+    assert len(indices) == 2  # one chunk, two topics
+    for end in indices:
+        file.write_bytes(content[:end])
+        assert_equal(read(bag)[1], messages)
+
+
+def test_of_one_name_with_two_types_the_one_with_more_messages_is_read(tmp_path):
+    few, many = camera_messages(3), camera_messages(7, raw=True)
+    bag = write_bag(tmp_path / 'bag', {CAMERA: few, '/other': many})
+    (file,) = storage_files(bag)
+    with sqlite3.connect(file) as database:
+        database.execute('UPDATE topics SET name = ? WHERE name = ?', (CAMERA, '/other'))
+    database.close()
+    (bag / 'metadata.yaml').unlink()
+    camera, frames = read(bag, topic=CAMERA)
+    assert camera.message_type == IMAGE and camera.num_frames == 7
+    assert_equal(frames, many)
+
+
 def test_every_length_of_an_mcap_is_read_or_refused(tmp_path):
     messages = camera_messages(4, width=16, height=16)
     bag_path = write_bag(tmp_path / 'bag', {CAMERA: messages}, storage='mcap')
