@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from gmskip_ros.ros.pipeline import BRANCHES
+from gmskip_ros.ros.records import NODE_NAME
 from gmskip_ros.skipping import SkipList, SkipListError, load_skip_list
 from gmskip_ros.tasks import (
     DEFAULT_MAX_NEW_TOKENS,
@@ -38,6 +39,7 @@ MAX_FRAME_AGE_SEC_RANGE = (0.0, 3600.0)
 MAX_NEW_TOKENS_RANGE = (1, 512)
 MEMORY_HEADROOM_GIB_RANGE = (0.0, 1024.0)
 WATCHDOG_SEC_RANGE = (1.0, 3600.0)
+NODE_SECTIONS = ('**', '*', NODE_NAME)  # of a parameter file, behind the namespace
 ROS_PARAMETERS = ('use_sim_time',)  # every node's; a parameter file may set them
 IMAGE_TOKEN = '<image>'  # of LLaVA's chat templates, which place it themselves
 
@@ -266,9 +268,9 @@ def values_from_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     Return what a parameter file in ROS 2's format sets, by parameter name; for use without ROS.
 
-    Taken are the sections of `/**` and of nodes of any name; where two set the same, the later one
-    holds. Raises ParameterError for one that cannot be read and
-    for a name that the node does not have.
+    Taken are the sections of `/**` and of nodes named dual_vlm, in any namespace; where two set the
+    same, the later one holds. Raises ParameterError for a file that cannot be read or has no such
+    section, and for a name that the node does not have.
     """
     try:
         content = yaml.safe_load(Path(path).expanduser().read_text(encoding='utf-8'))
@@ -276,22 +278,32 @@ def values_from_file(path: str | os.PathLike[str]) -> dict[str, Any]:
         reason = ' '.join((getattr(error, 'strerror', None) or str(error)).split())
         raise ParameterError('file', str(path), f'cannot be read: {reason}') from None
     values: dict[str, Any] = {}
-    for name, value in _parameters_in(content):
-        if name not in SPECS and name not in ROS_PARAMETERS:
-            raise ParameterError(name, value, f'in {path} is no parameter of the node')
-        values[name] = value
+    for section in _sections_in(content):
+        for name, value in _flat(section):
+            if name not in SPECS and name not in ROS_PARAMETERS:
+                raise ParameterError(name, value, f'in {path} is no parameter of the node')
+            values[name] = value
     if not values:
-        raise ParameterError('file', str(path), 'sets nothing below a ros__parameters')
+        raise ParameterError(
+            'file', str(path), f'has no ros__parameters of {" or ".join(NODE_SECTIONS)}'
+        )
     return {name: value for name, value in values.items() if name in SPECS}
 
 
-def _parameters_in(content: Any, prefix: str | None = None) -> Iterator[tuple[str, Any]]:
-    """Yield name and value of what stands below each ros__parameters; nested names get dots."""
+def _sections_in(content: Any, name: str = '') -> Iterator[Any]:
+    """Yield what is below each ros__parameters that is for the node; `name` is the key above."""
     for key, value in content.items() if isinstance(content, dict) else ():
-        if prefix is None:
-            yield from _parameters_in(value, '' if key == 'ros__parameters' else None)
-        elif isinstance(value, dict):
-            yield from _parameters_in(value, f'{prefix}{key}.')
+        if key != 'ros__parameters':
+            yield from _sections_in(value, str(key))
+        elif name.rpartition('/')[2] in NODE_SECTIONS:
+            yield value
+
+
+def _flat(section: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
+    """Yield name and value of each parameter; nested names get dots."""
+    for key, value in section.items() if isinstance(section, dict) else ():
+        if isinstance(value, dict):
+            yield from _flat(value, f'{prefix}{key}.')
         else:
             yield f'{prefix}{key}', value
 

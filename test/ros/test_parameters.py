@@ -224,12 +224,15 @@ def test_a_parameter_file_is_read_without_ros_as_ros_reads_it(tmp_path: Path) ->
     file = tmp_path / 'my.param.yaml'
     file.write_text(
         '/**:\n  ros__parameters:\n    rate_hz: 2.0\n    use_sim_time: true\n'
+        'camera_driver:\n  ros__parameters:\n    rate_hz: 30.0\n    exposure: 5\n'
+        'front:\n  dual_vlm:\n    ros__parameters:\n      start_enabled: false\n'
         '/front/dual_vlm:\n  ros__parameters:\n    rate_hz: 4\n    prompt.captioning: What?\n'
         '    skip_list: {captioning: gmskip_captioning}\n'
     )
     values = values_from_file(file)
     assert values == {
         'rate_hz': 4, 'prompt.captioning': 'What?', 'skip_list.captioning': 'gmskip_captioning',
+        'start_enabled': False,
     }  # fmt: skip
     settings = settings_from(values)
     assert settings.rate_hz == 4.0 and settings.prompt['captioning'] == 'What?'
@@ -242,6 +245,7 @@ def test_a_parameter_file_is_read_without_ros_as_ros_reads_it(tmp_path: Path) ->
         ('/**: {ros__parameters: {rate: 2.0}}', ('rate', 'no parameter')),
         ('/**: {rate_hz: 2.0}', ('ros__parameters',)),
         ('just words', ('ros__parameters',)),
+        ('camera: {ros__parameters: {rate_hz: 2.0}}', ('ros__parameters', 'dual_vlm')),
         ('', ('ros__parameters',)),
         ('/**: [', ('cannot be read',)),
         (None, ('cannot be read', 'No such file')),
