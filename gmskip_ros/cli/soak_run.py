@@ -45,6 +45,7 @@ SCENES = 60  # at least; then the camera begins again
 SAMPLE_PERIOD_S = 1.0
 STALE_AFTER_S = 2.0  # the machine may have other work
 NO_NEWS_S = 600.0  # of a node that starts; large models load for minutes
+NO_IMAGES_S = 120.0  # in the state no_frames, beside a camera that starts
 REST_WITHIN_S = 60.0  # after the last frame: until the node's counters are final
 REST_WITHIN_AFTER_SIGNAL_S = 5.0  # the same for somebody who waits
 USED = tuple(field.name for field in fields(ProcessUse))
@@ -158,24 +159,26 @@ class _Soak:
 
     def _wait_for(self, listener: Listener, is_there: Callable[[], object], what: str) -> None:
         """Wait for something of the node; LiveRunError where it does not come."""
-        said, last_news_s = '', time.monotonic()
+        news, since_s = '', time.monotonic()
         while not is_there():
             listener.spin_once(0.1)
             self._stop.check()
             for child in self._children:
                 child.check()
-            text = what
+            state, text = '', what
             if listener.reports:
-                report = listener.reports[-1]
-                text = ': '.join(filter(None, (report.state, report.reason)))
-                if report.state == 'error':
-                    raise LiveRunError(f'the node reports an error: {report.reason}')
-            if text != said:
-                said, last_news_s = text, time.monotonic()
+                state, reason = listener.reports[-1].state, listener.reports[-1].reason
+                if state == 'error':
+                    raise LiveRunError(f'the node reports an error: {reason}')
+                # Of the other states the reason may be another one every second.
+                text = f'loading: {reason}' if state == 'loading' and reason else state
+            if text != news:
+                news, since_s = text, time.monotonic()
                 self._watcher.status(text)
-            if time.monotonic() - last_news_s > NO_NEWS_S:
+            patience_s = NO_IMAGES_S if state == 'no_frames' else NO_NEWS_S
+            if time.monotonic() - since_s > patience_s:
                 raise LiveRunError(
-                    f'nothing new ({text}) for {NO_NEWS_S:g} s; {self._children[0].last_lines()}'
+                    f'nothing new ({text}) for {patience_s:g} s; {self._children[-1].last_lines()}'
                 )
 
     def _measure(self, listener: Listener, node: Child) -> None:
@@ -321,12 +324,13 @@ class _Soak:
             verdicts.states_verdict(states_s, error, silence_s),
             verdicts.end_verdict(status, seconds, self._node_ended),
         ]  # fmt: skip
+        holds = all(verdict.holds for verdict in asked)
         answered = [a for a in listener.answers if a.what == self._settings.branches[0]]
         return {
             'format': FORMAT,
             'complete': not self._stopped_by,
             'stopped_by': self._stopped_by,
-            'exit_status': self._signal or (0 if all(v.holds for v in asked) else 1),
+            'exit_status': self._signal or int(bool(self._stopped_by) or not holds),
             'created': datetime.now(timezone.utc).strftime('%Y-%m-%dT%H:%M:%SZ'),
             'command': options.command,
             'minutes_asked': options.minutes,

@@ -74,8 +74,8 @@ def print_result(result: Mapping[str, Any], out: Path) -> None:
     )
     if not result['complete']:
         console.print(
-            f'not complete: ended by {result["stopped_by"]} after {minutes:.1f} of '
-            f'{result["minutes_asked"]:g} min; what follows is what was measured until then',
+            f'not complete: {minutes:.1f} of {result["minutes_asked"]:g} min were measured; '
+            f'stopped by {fmt.one_line(result["stopped_by"])}',
             soft_wrap=True,
         )
     console.print('')

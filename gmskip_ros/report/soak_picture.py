@@ -57,6 +57,7 @@ def draw_soak(
         latency.set_title('Time that a branch takes for a frame, ms')
         _draw(latency, latencies_ms, BRANCHES)
         latency.set_ylim(bottom=0)
+        latency.legend(loc='upper left', frameon=False, ncols=2)
         latency.set_xlabel('minutes since the first answer; shaded: what the verdicts compare')
         for axis in (memory, counts, latency):
             for begin, end in windows_min:
@@ -67,17 +68,18 @@ def draw_soak(
 def _draw(
     axis: Axes, lines: Lines, names: Mapping[str, tuple[str, str]], least_span: float = 0.0
 ) -> None:
-    """Draw the lines that are there, each with its name at its end."""
+    """Draw the lines that are there; where they keep apart, each has its name at its end."""
     values: list[float] = []
     for key, (name, colour) in names.items():
         times, heights = lines.get(key, ((), ()))
         if not len(times):
             continue
-        axis.plot(times, heights, color=colour, linewidth=1.4)
-        axis.annotate(
-            name, (times[-1], heights[-1]), xytext=(5, 0), textcoords='offset points',
-            color=colour, va='center', weight='bold', annotation_clip=False,
-        )  # fmt: skip
+        axis.plot(times, heights, color=colour, linewidth=1.4, label=name)
+        if least_span:
+            axis.annotate(
+                name, (times[-1], heights[-1]), xytext=(5, 0), textcoords='offset points',
+                color=colour, va='center', weight='bold', annotation_clip=False,
+            )  # fmt: skip
         values += heights
     known = [value for value in values if np.isfinite(value)]
     if least_span and known:

@@ -159,7 +159,7 @@ def test_leaks_are_found_and_a_signal_ends_with_what_was_measured(monkeypatch, t
 
     print_result(result, tmp_path / 'out')
     printed = capsys.readouterr().out
-    assert 'not complete: ended by SIGINT after 0.2 of 30 min' in printed
+    assert 'not complete: 0.2 of 30 min were measured; stopped by SIGINT' in printed
     lines = [line.split() for line in printed.splitlines()]
     assert [line[0] for line in lines if line and line[0] in ('holds', 'FAILS')] == [
         'holds' if value else 'FAILS' for value in holds.values()
