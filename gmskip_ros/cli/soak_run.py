@@ -96,9 +96,12 @@ def run_soak(options: SoakOptions, stop: StopRequest, watcher: Watcher | None = 
 class _Soak:
     def __init__(self, options: SoakOptions, stop: StopRequest, watcher: Watcher) -> None:
         from gmskip_ros.ros.parameters import settings_from
+        from gmskip_ros.ros.pipeline import BRANCHES
 
         self._options, self._stop, self._watcher = options, stop, watcher
         self._settings: Settings = settings_from(options.parameters)
+        # skip before full, as they are published, in whatever order they were asked for
+        self._branches = [name for name in BRANCHES if name in self._settings.branches]
         self._samples: list[Sample] = []
         self._children: list[Child] = []
         self._start_s = 0.0  # the first answer's arrival, steady clock
@@ -325,7 +328,7 @@ class _Soak:
             verdicts.end_verdict(status, seconds, self._node_ended),
         ]  # fmt: skip
         holds = all(verdict.holds for verdict in asked)
-        answered = [a for a in listener.answers if a.what == self._settings.branches[0]]
+        answered = [a for a in listener.answers if a.what == self._branches[0]]
         return {
             'format': FORMAT,
             'complete': not self._stopped_by,
@@ -344,7 +347,7 @@ class _Soak:
             'device': last.values['device'],
             'dtype': last.values['dtype'],
             'rate_hz': settings.rate_hz,
-            'branches': list(settings.branches),
+            'branches': self._branches,
             'machine': machine(last.values['device']),
             'software': software(),
             'verdicts': [asdict(verdict) for verdict in asked],
@@ -354,7 +357,7 @@ class _Soak:
             'frames': last.counters,
             'messages': {
                 what: sum(answer.what == what for answer in listener.answers)
-                for what in (*settings.branches, COMPARISON)
+                for what in (*self._branches, COMPARISON)
             },
             'pictures': listener.pictures,
             'states_s': states_s,
@@ -392,7 +395,7 @@ class _Soak:
     def _by_branch(self, listener: Listener) -> dict[str, list[Any]]:
         return {
             branch: [answer for answer in listener.answers if answer.what == branch]
-            for branch in self._settings.branches
+            for branch in self._branches
         }
 
     def _latencies(self, listener: Listener) -> dict[str, Any]:

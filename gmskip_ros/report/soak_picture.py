@@ -57,7 +57,7 @@ def draw_soak(
         latency.set_title('Time that a branch takes for a frame, ms')
         _draw(latency, latencies_ms, BRANCHES)
         latency.set_ylim(bottom=0)
-        latency.legend(loc='upper left', frameon=False, ncols=2)
+        latency.legend(loc='lower right', bbox_to_anchor=(1, 1), frameon=False, ncols=2)
         latency.set_xlabel('minutes since the first answer; shaded: what the verdicts compare')
         for axis in (memory, counts, latency):
             for begin, end in windows_min:
