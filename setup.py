@@ -32,8 +32,9 @@ setup(
         'ros': ['cv-bridge', 'ros-jazzy-rclpy[fastrtps]', 'ros-jazzy-diagnostic-msgs',
                 'ros-jazzy-rosgraph-msgs', 'ros-jazzy-sensor-msgs', 'ros-jazzy-std-msgs',
                 'ros-jazzy-std-srvs'],
-        'test': ['import-linter', 'jsonschema', 'mypy', 'pycocotools', 'pytest', 'pytest-timeout',
-                 'pytest-xdist', 'ruff', 'types-PyYAML'],
+        'test': ['colcon-common-extensions', 'hypothesis', 'import-linter', 'jsonschema', 'mypy',
+                 'pycocotools', 'pytest', 'pytest-timeout', 'pytest-xdist', 'ruff',
+                 'types-PyYAML'],
     },
     entry_points={
         'console_scripts': [
