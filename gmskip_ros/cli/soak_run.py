@@ -33,6 +33,8 @@ from gmskip_ros.cli.live_run import (
 )
 from gmskip_ros.cli.soak_frames import COMPARISON, frame_problems
 from gmskip_ros.cli.soak_process import ProcessUse, process_use
+from gmskip_ros.report.soak_picture import draw_soak
+from gmskip_ros.report.writing import write_files
 
 if TYPE_CHECKING:
     from gmskip_ros.cli.soak_topics import HealthReport, Listener
@@ -253,9 +255,6 @@ class _Soak:
     def _write(
         self, listener: Listener, is_at_rest: bool, status: int | None, seconds: float
     ) -> dict[str, Any]:
-        from gmskip_ros.report.soak_picture import draw_soak
-        from gmskip_ros.report.writing import write_files
-
         result = self._result(listener, is_at_rest, status, seconds)
         times_min = [sample.elapsed_s / 60.0 for sample in self._samples]
         use = {name: self._series(name) for name in USED}
