@@ -146,7 +146,7 @@ def test_leaks_are_found_and_a_signal_ends_with_what_was_measured(monkeypatch, t
     node = (sys.executable, str(LEAKING_NODE))
     result = run_here(monkeypatch, tmp_path, SendSignal(10.0), *node)
     holds = {verdict['name']: verdict['holds'] for verdict in result['verdicts']}
-    assert not holds['memory'] and not holds['open files']
+    assert not holds['memory'] and not holds['GPU memory'] and not holds['open files']
     assert holds['threads'] and holds['frames'] and holds['states']
     assert not result['complete'] and result['stopped_by'] == 'SIGINT'
     assert result['exit_status'] == 130
