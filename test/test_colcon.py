@@ -153,7 +153,7 @@ def test_the_installed_commands_run(install: Install, package_folder: Path) -> N
 def installed_node(install: Install, package_folder: Path) -> Iterator[RosProcess]:
     """The installed node with the installed parameter file, as the launch file starts it."""
     profile = package_folder / 'assets/fastdds_profile.xml'
-    env = ros_env(**install.env, FASTRTPS_DEFAULT_PROFILES_FILE=str(profile))
+    env = ros_env(**{**install.env, 'FASTRTPS_DEFAULT_PROFILES_FILE': str(profile)})
     command = [
         str(install.executable('dual_vlm_node')), '--ros-args', '-r', '__node:=dual_vlm',
         '--params-file', str(install.share / 'config/dual_vlm.param.yaml'),
@@ -192,7 +192,7 @@ def test_symlink_install(tmp_path: Path) -> None:
             assert path.resolve() == source / folder / path.name
     # [build_scripts] does not hold here: it is the Python that ran colcon.
     first_line = install.executable('gmskip').read_text().splitlines()[0]
-    assert first_line == f'#!{sys.executable}'
+    assert Path(first_line.removeprefix('#!')).parent.samefile(Path(sys.executable).parent)
     ended = install.run('gmskip', '--version')
     assert ended.returncode == 0, ended.stderr
     (told,) = (line for line in ended.stderr.splitlines() if 'gmskip_ros runs from' in line)
