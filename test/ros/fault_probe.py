@@ -11,7 +11,6 @@ from node_probe import Probe, keys
 from std_msgs.msg import Header
 
 ONE_TASK = {'tasks': ['single_object']}  # one short answer a frame
-REFUSED = 'no answer to this image'
 
 
 class FaultProbe(Probe):
@@ -80,26 +79,30 @@ class FaultProbe(Probe):
         self._counts = {}
         return header
 
-    def check_refused(self, message: Any, words: Sequence[str]) -> None:
-        """Of a frame without a picture the reason is told, nothing is published, the next is good.
+    def check_lost(
+        self, message: Any, counter: str, words: Sequence[str], *, published: int = 0
+    ) -> None:
+        """
+        Of a frame that cannot be answered the reason is told, and the next frame is answered.
 
-        One health report is enough for one such frame: the last one's counters are kept.
+        It is counted once, and `published` messages are all that is published about it. One health
+        report is enough for such a frame: the last one's counters are kept.
         """
         before = self._counts or self.counts()
-        first, published = len(self.received['/diagnostics']), len(self.published)
-        logged = self.process.output().count(REFUSED)
+        first, sent = len(self.received['/diagnostics']), len(self.published)
+        logged = self.process.output().count('[ERROR]')
         self.publish(message)
-        self.wait(lambda: self.process.output().count(REFUSED) > logged, 'the refusal in the log')
+        self.wait(lambda: self.process.output().count('[ERROR]') > logged, 'an error in the log')
         header = self.check_answered()
         self.wait(
             lambda: self._counts_of(self.reports(first)).get('answered') == before['answered'] + 1,
             'the report of the good frame',
         )
-        assert self.published[published:] == [header] * 3
-        degraded = [report for report in self.reports(first) if report['state'] == 'degraded']
-        assert degraded and degraded[0]['level'] == DiagnosticStatus.WARN
-        assert REFUSED in degraded[0]['last_error'] and '\n' not in degraded[0]['last_error']
+        assert self.published[sent:] == [message.header] * published + [header] * 3
+        (degraded, *_) = [r for r in self.reports(first) if r['state'] == 'degraded']
+        assert degraded['level'] == DiagnosticStatus.WARN
+        assert '\n' not in degraded['last_error']
         for word in words:
-            assert word in degraded[0]['last_error']
+            assert word in degraded['last_error'], degraded['last_error']
         self._counts = self._counts_of(self.reports(first))
-        assert self._counts['undecodable'] == before['undecodable'] + 1
+        assert self._counts[counter] == before[counter] + 1

@@ -108,7 +108,8 @@ def noise(size: int) -> bytes:
 def test_file_that_is_no_picture(
     probe: FaultProbe, make_data: Callable[[], bytes], text: str, words: list[str]
 ) -> None:
-    probe.check_refused(frame(probe, make_data(), text), words)
+    message = frame(probe, make_data(), text)
+    probe.check_lost(message, 'undecodable', ['no answer to this image', *words])
 
 
 def test_bytes_damaged_inside(probe: FaultProbe) -> None:

@@ -96,7 +96,7 @@ def test_silence(probe: FaultProbe) -> None:
 def test_frame_that_is_no_picture(
     probe: FaultProbe, fields: dict[str, Any], words: list[str]
 ) -> None:
-    probe.check_refused(frame(probe, **fields), words)
+    probe.check_lost(frame(probe, **fields), 'undecodable', ['no answer to this image', *words])
 
 
 def test_padded_rows(probe: FaultProbe) -> None:
