@@ -341,6 +341,8 @@ def run(
     # OpenMP reads this when torch is loaded. Its threads spin while they wait for each other by
     # default: beside other processes on the same cores that made an answer 40 times slower.
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+    if stop.is_set():  # during the imports
+        return 0
     try:
         # The context stays whole until the inference thread has ended: it may still publish.
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)

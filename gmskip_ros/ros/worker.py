@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gmskip_ros.ros.parameters import Settings
     from gmskip_ros.vlm import Vlm
 
+LOADING_JOIN_S = 0.2
 MAX_FAILURES_IN_A_ROW = 10  # then the state is error, and ~/enable starts it again
 
 
@@ -181,11 +182,15 @@ class InferenceWorker:
         self._thread.start()
 
     def stop(self, timeout_s: float) -> bool:
-        """Ask the thread to end, wait for it; return whether it has ended."""
+        """
+        Ask the thread to end, wait for it; return whether it has ended.
+
+        Loading cannot be interrupted and publishes nothing: that is hardly waited for.
+        """
         self._stop.set()
         self.slot.wake()
         if self._thread.ident is not None:
-            self._thread.join(timeout_s)
+            self._thread.join(timeout_s if self._running else min(timeout_s, LOADING_JOIN_S))
         return not self._thread.is_alive()
 
     def set_enabled(self, enabled: bool) -> tuple[bool, str]:
@@ -206,6 +211,7 @@ class InferenceWorker:
             if retry:
                 self._error = False
                 self._failures_in_a_row = 0
+                self._logged = ''  # if it fails in the same way again, that is said again
                 self.health.set_phase('running' if self._running else 'loading', time.monotonic())
             self.health.set_enabled(enabled, time.monotonic())
             self._update_slot()

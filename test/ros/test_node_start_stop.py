@@ -63,6 +63,7 @@ def test_simulated_time_that_nobody_publishes_yet() -> None:
         clock.publish(Clock(clock=header.stamp))
         probe.wait(lambda: probe.health()['input_age_ms'] != 'nan', 'simulated time')
         probe.ask(offset_s=1.0)
+        probe.wait(lambda: probe.on('debug/pipeline_latency_ms'), 'the latency')
         (latency,) = probe.on('debug/pipeline_latency_ms')
         assert latency.data == pytest.approx(500.0)
 

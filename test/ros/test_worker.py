@@ -399,7 +399,7 @@ def test_a_thread_that_has_ended_is_an_error_that_enable_cannot_end(
 
 @pytest.mark.parametrize('error', [NonFiniteLogitsError('logits are NaN'), KeyError('bug')])
 def test_failures_in_a_row_end_in_error_and_enable_recovers(
-    bench: Callable[..., Bench], error: Exception
+    bench: Callable[..., Bench], error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     b = bench().start()
     b.wait(lambda: b.state() == 'ready')
@@ -417,6 +417,15 @@ def test_failures_in_a_row_end_in_error_and_enable_recovers(
     assert b.outputs.events == []
     success, message = b.worker.set_enabled(True)
     assert not success and 'false' in message
+    b.worker.set_enabled(False)
+    assert b.worker.set_enabled(True)[0]
+    for stamp in range(100, 100 + MAX_FAILURES_IN_A_ROW):
+        b.offer(float(stamp))
+        expected = MAX_FAILURES_IN_A_ROW + stamp - 99
+        b.wait(lambda expected=expected: b.frames()['failed'] == expected)
+    b.wait(lambda: b.state() == 'error')
+    # The same reason, said again by whoever reads the log after the operator's retry.
+    assert len([r for r in caplog.records if '10 frames in a row' in r.message]) == 2
     b.vlm.on_token = lambda skips: None
     b.worker.set_enabled(False)
     assert b.state() == 'paused'
