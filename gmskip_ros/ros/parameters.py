@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -169,7 +168,7 @@ def _number(low: float, high: float) -> Callable[[str, Any], float]:
         # An integer is a number too; True and False are not.
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ParameterError(name, value, f'is not a number: give {low:g} to {high:g}')
-        if not math.isfinite(value) or not low <= value <= high:
+        if not low <= value <= high:  # nor is NaN, nor an integer that no float can hold
             raise ParameterError(name, value, f'is out of range: give {low:g} to {high:g}')
         return float(value)
 
@@ -278,11 +277,14 @@ def values_from_file(path: str | os.PathLike[str]) -> dict[str, Any]:
         reason = ' '.join((getattr(error, 'strerror', None) or str(error)).split())
         raise ParameterError('file', str(path), f'cannot be read: {reason}') from None
     values: dict[str, Any] = {}
-    for section in _sections_in(content):
-        for name, value in _flat(section):
-            if name not in SPECS and name not in ROS_PARAMETERS:
-                raise ParameterError(name, value, f'in {path} is no parameter of the node')
-            values[name] = value
+    try:
+        set_values = [entry for section in _sections_in(content) for entry in _flat(section)]
+    except RecursionError:
+        raise ParameterError('file', str(path), 'refers to itself: write it out') from None
+    for name, value in set_values:
+        if name not in SPECS and name not in ROS_PARAMETERS:
+            raise ParameterError(name, value, f'in {path} is no parameter of the node')
+        values[name] = value
     if not values:
         raise ParameterError(
             'file', str(path), f'has no ros__parameters of {" or ".join(NODE_SECTIONS)}'

@@ -245,6 +245,7 @@ def test_a_parameter_file_is_read_without_ros_as_ros_reads_it(tmp_path: Path) ->
         ('/**: {ros__parameters: {rate: 2.0}}', ('rate', 'no parameter')),
         ('/**: {rate_hz: 2.0}', ('ros__parameters',)),
         ('just words', ('ros__parameters',)),
+        ('/**: {ros__parameters: &b {prompt: *b}}', ('refers to itself',)),
         ('camera: {ros__parameters: {rate_hz: 2.0}}', ('ros__parameters', 'dual_vlm')),
         ('', ('ros__parameters',)),
         ('/**: [', ('cannot be read',)),
