@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from gmskip_ros.ros.node import _load_vlm, run
+from gmskip_ros.ros import node
 from gmskip_ros.ros.parameters import Settings
 from gmskip_ros.ros.stop_signals import stop_event_on_signals
 from gmskip_ros.vlm import SkipSet, Stopped, VlmOutOfMemoryError
@@ -34,6 +34,7 @@ FAULTS = {  # upper left pixel (RGB) -> what happens
     (255, 0, 8): 'a panic',
 }
 PIXELS = {fault: pixel for pixel, fault in FAULTS.items()}
+REPORT_S = 0.2  # between health reports: tests wait for them
 SLOW_S = 0.6  # an answer; a frame has two, and a period is 1 s
 
 
@@ -94,9 +95,10 @@ def main() -> int:
     folder = Path(sys.argv.pop(1))
 
     def load(settings: Settings, on_progress: Callable[[str], None]) -> Any:
-        return FaultyVlm(_load_vlm(settings, on_progress), folder)
+        return FaultyVlm(node._load_vlm(settings, on_progress), folder)
 
-    return run(stop, load=load)
+    node.DIAGNOSTICS_PERIOD_S = REPORT_S
+    return node.run(stop, load=load)
 
 
 if __name__ == '__main__':

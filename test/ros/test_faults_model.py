@@ -20,9 +20,9 @@ from typing import Any
 
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
-from fault_probe import ONE_TASK, FaultProbe
+from fault_probe import ONE_TASK, FaultProbe, quick_command
 from node_probe import picture
-from ros_process import RosProcess, ros_command, ros_node
+from ros_process import RosProcess, ros_node
 
 from gmskip_ros.ros.conversions import rgb_to_image
 
@@ -38,8 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope='module')
 def probe(folder: Path) -> Iterator[FaultProbe]:
-    command = ros_command(
-        'dual_vlm_node',
+    command = quick_command(
         model=folder,
         **ONE_TASK,
         **{'skip_list.single_object': 'demo_single_object'},

@@ -1,0 +1,148 @@
+"""
+SIGINT and SIGTERM at 30 random moments of the node's life: it always ends well.
+
+It holds from the first line of the executable on, which takes over the signals before it imports
+anything that takes long. Before that, while Python itself starts, nobody can.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from fault_probe import ONE_TASK
+from node_probe import picture
+from ros_process import RosProcess, ros_command, ros_node, wait_until
+from sensor_msgs.msg import Image
+from std_msgs.msg import Header
+
+from gmskip_ros.ros.conversions import rgb_to_image
+
+SEED = 5
+SIDE_BY_SIDE = 3
+AGAIN_S = 0.05  # `ros2 launch` passes on the Ctrl-C that the terminal has sent as well
+RUNS = 'runs with'  # the node's line when it has warmed up
+
+
+@dataclass(frozen=True)
+class Moment:
+    """
+    When the node gets which signal.
+
+    `at` is a share of the time that others took from their handlers to RUNS, or, `while_it` is not
+    'starts', seconds after RUNS.
+    """
+
+    while_it: str  # 'answers', 'idles' or 'starts'
+    at: float
+    signal: signal.Signals
+    twice: bool
+
+    def __str__(self) -> str:
+        return f'{self.while_it}-{self.at:.2f}-{self.signal.name}{"-twice" * self.twice}'
+
+
+def moments() -> list[Moment]:
+    draw = random.Random(SEED)
+    return [
+        Moment(
+            while_it,
+            draw.uniform(0.0, 1.0),
+            draw.choice((signal.SIGINT, signal.SIGTERM)),
+            twice=draw.random() < 0.3,
+        )
+        for while_it in ['answers'] * 9 + ['idles'] * 2 + ['starts'] * 19
+    ]
+
+
+@dataclass(frozen=True)
+class End:
+    """How a node ended."""
+
+    status: int
+    exit_s: float  # since the signal
+    output: str
+    pid: int  # and process group
+    last_words: str  # before the signal
+
+
+def listens(pid: int) -> bool:
+    """Return whether the process has a handler for SIGTERM (Python has one for SIGINT anyway)."""
+    (line,) = [
+        line for line in Path(f'/proc/{pid}/status').read_text().splitlines() if 'SigCgt' in line
+    ]
+    return bool(int(line.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+
+def run(index: int, moment: Moment, starts_s: list[float]) -> End:
+    """Start a node, send it the signal at its moment and wait for its end."""
+    command = ros_command(
+        'dual_vlm_node', '-r', f'__ns:=/node_{index}',
+        remap={'~/input/image': '/nowhere' if moment.while_it == 'idles' else '/camera'},
+        rate_hz=60.0,  # always busy
+        **ONE_TASK,
+    )  # fmt: skip
+    with RosProcess(command) as process:
+        wait_until(lambda: listens(process.pid), what='its handlers', process=process)
+        start_s = time.monotonic()
+        if moment.while_it == 'starts':
+            time.sleep(moment.at * statistics.median(starts_s))
+        else:
+            process.wait_for_output(RUNS)
+            starts_s.append(time.monotonic() - start_s)
+            time.sleep(moment.at)
+        last_words = process.output()
+        signal_s = time.monotonic()
+        os.kill(process.pid, moment.signal)
+        if moment.twice:
+            time.sleep(AGAIN_S)
+            if process.returncode() is None:
+                os.kill(process.pid, moment.signal)
+        status = process.wait()
+        exit_s = time.monotonic() - signal_s
+        return End(status, exit_s, process.output(), process.pid, last_words)
+
+
+@pytest.fixture(scope='module')
+def ends() -> Iterator[list[Future[End]]]:
+    """What becomes of the nodes, some at a time, while a camera runs at 30 Hz."""
+    stopped = threading.Event()
+    with ros_node('camera') as node:
+        camera = node.create_publisher(Image, '/camera', 1)
+
+        def play() -> None:
+            frames = 0
+            while not stopped.wait(1 / 30):
+                frames += 1
+                header = Header(frame_id='front')
+                header.stamp.sec, thirtieth = divmod(frames, 30)
+                header.stamp.nanosec = thirtieth * 33_000_000
+                camera.publish(rgb_to_image(picture(), header))
+
+        player = threading.Thread(target=play)
+        player.start()
+        with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+            starts_s: list[float] = []
+            yield [pool.submit(run, *pair, starts_s) for pair in enumerate(moments())]
+        stopped.set()
+        player.join()
+
+
+@pytest.mark.parametrize('index', range(30), ids=[str(moment) for moment in moments()])
+def test_a_signal_ends_the_node_well(ends: list[Future[End]], index: int) -> None:
+    end = ends[index].result()
+    print(f'{moments()[index]}: {end.exit_s:.2f} s after the signal; last: {end.last_words[-90:]}')
+    assert end.status == 0, end.output
+    for word in ('Traceback', 'terminate called', 'Error', 'ERROR', 'FATAL'):
+        assert word not in end.output, end.output
+    with pytest.raises(ProcessLookupError):
+        os.killpg(end.pid, 0)
