@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
 DIAGNOSTICS_PERIOD_S = 1.0
 WARN_AGAIN_S = 30.0
+UNKNOWN_NODE = '_NODE_NAME_UNKNOWN_'  # rmw's word until discovery is through
 NO_FRAMES_AFTER_S = 3.0  # or two periods, whichever is longer
 JOIN_TIMEOUT_S = 1.5  # loading cannot be interrupted; the process ends all the same
 
@@ -195,6 +196,8 @@ class DualVlmNode(Node):
         """Warn of who publishes on the input topic what cannot be received; now and then."""
         topic = self._subscription.topic_name
         for info in self.get_publishers_info_by_topic(topic):
+            if info.node_name == UNKNOWN_NODE:
+                continue
             who = f'{info.node_namespace.rstrip("/")}/{info.node_name} publishes on {topic} '
             expected = f'sensor_msgs/msg/{self._message_type.__name__}'
             problem = ''
