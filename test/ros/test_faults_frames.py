@@ -15,6 +15,7 @@ from diagnostic_msgs.msg import DiagnosticArray
 from fault_probe import ONE_TASK, FaultProbe, quick_command
 from node_probe import keys, picture
 from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.serialization import serialize_message
 from ros_process import RosProcess, ros_node
 from sensor_msgs.msg import CompressedImage, Image
 
@@ -96,6 +97,39 @@ def test_frame_that_is_no_picture(
     probe: FaultProbe, fields: dict[str, Any], words: list[str]
 ) -> None:
     probe.check_lost(frame(probe, **fields), 'undecodable', ['no answer to this image', *words])
+
+
+def serialized(probe: FaultProbe, old: bytes, new: bytes) -> bytes:
+    """Return the next due frame as it goes over the wire, with some of its bytes changed."""
+    data = serialize_message(frame(probe))
+    assert data.count(old) == 1 and len(old) == len(new)
+    return data.replace(old, new)
+
+
+def test_encoding_that_is_no_text(probe: FaultProbe) -> None:
+    data = serialized(probe, b'rgb8', b'\xff\xfe\xfdb')
+    probe.check_lost(data, 'undecodable', ['publish one of'])
+
+
+def test_frame_id_that_is_no_text(probe: FaultProbe) -> None:
+    """Some driver's Latin-1: what is not UTF-8 comes back as the replacement character."""
+    probe.check_answered()
+    published = len(probe.published)
+    probe.publish(serialized(probe, b'camera', b'cam\xe9ra'))
+    probe.wait(lambda: len(probe.published) == published + 3, 'its answers')
+    assert 'cam\ufffdra' in probe.published[-1].frame_id
+    probe.check_ready()
+
+
+def test_message_cut_off(probe: FaultProbe) -> None:
+    """Of another definition of the message, or damaged: the middleware drops it."""
+    probe.check_answered()
+    before, published = probe.counts(), len(probe.published)
+    for size in (6, 50, 200):
+        probe.publish(serialize_message(frame(probe))[:size])
+        probe.spin(0.2)
+    assert probe.counts() == before and len(probe.published) == published
+    probe.check_ready()
 
 
 def test_padded_rows(probe: FaultProbe) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
-from fault_probe import ONE_TASK, FaultProbe
+from fault_probe import ONE_TASK, FaultProbe, quick_command
 from node_probe import keys
 from ros_process import RosProcess, ros_command, ros_env, ros_node, wait_until
 from sensor_msgs.msg import Image
@@ -227,7 +227,7 @@ def unheard(log_folder: Path) -> Iterator[FaultProbe]:
     It has been started before, and killed.
     """
     env = ros_env(ROS_LOG_DIR=str(log_folder))
-    node_command = ros_command('dual_vlm_node', **ONE_TASK)
+    node_command = quick_command(**ONE_TASK)
     with RosProcess(node_command, env) as killed:
         killed.wait_for_output(': loading')
         os.kill(killed.pid, signal.SIGKILL)

@@ -120,13 +120,13 @@ def ends() -> Iterator[list[Future[End]]]:
         camera = node.create_publisher(Image, '/camera', 1)
 
         def play() -> None:
+            message = rgb_to_image(picture(), Header(frame_id='front'))
             frames = 0
             while not stopped.wait(1 / 30):
                 frames += 1
-                header = Header(frame_id='front')
-                header.stamp.sec, thirtieth = divmod(frames, 30)
-                header.stamp.nanosec = thirtieth * 33_000_000
-                camera.publish(rgb_to_image(picture(), header))
+                message.header.stamp.sec, thirtieth = divmod(frames, 30)
+                message.header.stamp.nanosec = thirtieth * 33_000_000
+                camera.publish(message)
 
         player = threading.Thread(target=play)
         player.start()
