@@ -104,7 +104,10 @@ def message_to_rgb(
     """
     if hasattr(msg, 'format'):
         return np.ascontiguousarray(_decode_file(msg))
-    return np.ascontiguousarray(_decode_pixels(msg, interleaved_to_rgb))
+    try:
+        return np.ascontiguousarray(_decode_pixels(msg, interleaved_to_rgb))
+    except cv2.error as error:  # of a single pixel, say: OpenCV 4.5 does not take its strides
+        raise _refusal(msg, 'OpenCV cannot convert it; publish another size') from error
 
 
 def rgb_to_jpeg(rgb: np.ndarray, quality: int = 90) -> bytes:
@@ -212,7 +215,7 @@ def _decode_file(msg: CompressedImage) -> np.ndarray:
         bgr = None
     if bgr is None:
         raise ConversionError(f'{what}: OpenCV cannot decode it; check the publisher')
-    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+    return bgr[..., ::-1]
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int]:
