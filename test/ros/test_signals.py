@@ -38,11 +38,11 @@ class Moment:
     """
     When the node gets which signal.
 
-    `at` is a share of the time that others took from their handlers to RUNS, or, `while_it` is not
-    'starts', seconds after RUNS.
+    `at` is in seconds: after its handlers are there if it still imports, after RUNS if it idles or
+    answers. While it starts, it is the share of the time that others took from handlers to RUNS.
     """
 
-    while_it: str  # 'answers', 'idles' or 'starts'
+    while_it: str  # 'imports', 'starts', 'idles' or 'answers'
     at: float
     signal: signal.Signals
     twice: bool
@@ -53,14 +53,15 @@ class Moment:
 
 def moments() -> list[Moment]:
     draw = random.Random(SEED)
+    # Those first from which the others learn how long a start takes.
     return [
         Moment(
             while_it,
-            draw.uniform(0.0, 1.0),
+            draw.uniform(0.0, 0.5 if while_it == 'imports' else 1.0),
             draw.choice((signal.SIGINT, signal.SIGTERM)),
-            twice=draw.random() < 0.3,
+            twice=draw.random() < 0.4,
         )
-        for while_it in ['answers'] * 9 + ['idles'] * 2 + ['starts'] * 19
+        for while_it in ['answers'] * 8 + ['idles'] * 2 + ['starts'] * 13 + ['imports'] * 7
     ]
 
 
@@ -94,12 +95,11 @@ def run(index: int, moment: Moment, starts_s: list[float]) -> End:
     with RosProcess(command) as process:
         wait_until(lambda: listens(process.pid), what='its handlers', process=process)
         start_s = time.monotonic()
-        if moment.while_it == 'starts':
-            time.sleep(moment.at * statistics.median(starts_s))
-        else:
+        if moment.while_it in ('idles', 'answers'):
             process.wait_for_output(RUNS)
             starts_s.append(time.monotonic() - start_s)
-            time.sleep(moment.at)
+        is_share = moment.while_it == 'starts'
+        time.sleep(moment.at * (statistics.median(starts_s) if is_share else 1.0))
         last_words = process.output()
         signal_s = time.monotonic()
         os.kill(process.pid, moment.signal)
