@@ -345,7 +345,7 @@ def run(
     # default: beside other processes on the same cores that made an answer 40 times slower.
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     if stop.is_set():  # during the imports
-        return 0
+        os._exit(0)  # another signal could interrupt Python's own way out
     try:
         # The context stays whole until the inference thread has ended: it may still publish.
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
