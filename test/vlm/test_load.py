@@ -183,7 +183,7 @@ def test_a_filled_cache_serves_a_hub_id_offline(folder, tmp_path, monkeypatch) -
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
     assert load_vlm('owner/name', device='cpu').name == 'owner/name'
     (snapshot / 'model.safetensors').unlink()
-    assert 'the download is incomplete' in refusal('owner/name')
+    assert 'repeat a download that is incomplete' in refusal('owner/name')
 
 
 def test_unknown_families_are_named(folder) -> None:
