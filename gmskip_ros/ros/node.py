@@ -45,6 +45,7 @@ from gmskip_ros.ros.pipeline import BRANCHES, BranchResult, Comparison
 from gmskip_ros.ros.records import NODE_NAME
 from gmskip_ros.ros.stop_signals import STOP_POLL_S
 from gmskip_ros.ros.worker import Frame, InferenceWorker
+from gmskip_ros.vlm import ModelLoadError
 
 if TYPE_CHECKING:
     from gmskip_ros.vlm import Vlm
@@ -320,8 +321,14 @@ class DualVlmNode(Node):
 
 def _load_vlm(settings: Settings, on_progress: Callable[[str], None]) -> Vlm:
     """Import the engine (torch with it) and load the model; runs in the inference thread."""
-    from gmskip_ros.vlm import load_vlm
-    from gmskip_ros.vlm.memory import check_memory
+    try:
+        from gmskip_ros.vlm import load_vlm
+        from gmskip_ros.vlm.memory import check_memory
+    except ModuleNotFoundError as error:
+        raise ModelLoadError(
+            f'{error.name} is not installed for {sys.executable}: activate the virtual environment '
+            'of README.md (On a vehicle) where the node is started'
+        ) from error
 
     on_progress('looking at what memory is free')
     check_memory(

@@ -117,8 +117,11 @@ def rgb_to_jpeg(rgb: np.ndarray, quality: int = 90) -> bytes:
         raise ConversionError(f'JPEG quality {quality}: give 1 to 100')
     if max(height, width) > _MAX_JPEG_SIDE:
         raise ConversionError(f'array {rgb.shape}: JPEG ends at {_MAX_JPEG_SIDE} a side; resize it')
-    bgr = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
-    return cv2.imencode('.jpg', bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+    try:
+        bgr = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
+        return cv2.imencode('.jpg', bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+    except cv2.error as error:
+        raise ConversionError(f'array {rgb.shape}: OpenCV cannot write it as JPEG') from error
 
 
 def check_rgb(rgb: np.ndarray) -> tuple[int, int]:

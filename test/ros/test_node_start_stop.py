@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -123,3 +124,22 @@ def test_a_misspelt_parameter_is_named() -> None:
         process.wait_for_output(': loading')
         assert process.output().count('misspelt') == 1
         assert process.stop() == 0
+
+
+WITHOUT_ENGINE = """
+import sys
+class NoEngine:
+    def find_spec(self, name, *_):
+        if name.partition('.')[0] in ('transformers', 'huggingface_hub'):
+            raise ModuleNotFoundError(f'No module named {name!r}', name=name)
+sys.meta_path.insert(0, NoEngine())
+from gmskip_ros.ros.dual_vlm_node import main
+sys.exit(main())
+"""
+
+
+def test_a_python_without_the_engine_is_named_with_the_remedy() -> None:
+    with RosProcess([sys.executable, '-c', WITHOUT_ENGINE, '--ros-args']) as process:
+        process.wait_for_output(f'is not installed for {sys.executable}: activate the virtual')
+        assert process.stop() == 0
+        assert 'Traceback' not in process.output()
