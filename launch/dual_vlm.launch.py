@@ -45,23 +45,25 @@ def generate_launch_description():
     param_file = PathJoinSubstitution(
         [FindPackageShare('gmskip_ros'), 'config', 'dual_vlm.param.yaml']
     )
-    return LaunchDescription([
-        DeclareLaunchArgument(
-            'input_image',
-            default_value='/sensing/camera/camera0/image_rect_color',
-            description='camera topic, without /compressed',
-        ),
-        DeclareLaunchArgument(
-            'param_file', default_value=param_file, description='parameters of the node'
-        ),
-        DeclareLaunchArgument('namespace', default_value='', description='of the node'),
-        *(
+    return LaunchDescription(
+        [
             DeclareLaunchArgument(
-                name,
-                default_value='',
-                description=f"{description} (default: as in param_file)",
-            )
-            for name, (_, description) in OVERRIDES.items()
-        ),
-        OpaqueFunction(function=launch_setup),
-    ])
+                'input_image',
+                default_value='/sensing/camera/camera0/image_rect_color',
+                description='camera topic, without /compressed',
+            ),
+            DeclareLaunchArgument(
+                'param_file', default_value=param_file, description='parameters of the node'
+            ),
+            DeclareLaunchArgument('namespace', default_value='', description='of the node'),
+            *(
+                DeclareLaunchArgument(
+                    name,
+                    default_value='',
+                    description=f'{description} (default: as in param_file)',
+                )
+                for name, (_, description) in OVERRIDES.items()
+            ),
+            OpaqueFunction(function=launch_setup),
+        ]
+    )

@@ -59,13 +59,11 @@ def header(stamp_ns: int, frame_id: str = 'camera') -> Any:
     return TYPES.types['std_msgs/msg/Header'](stamp, frame_id)
 
 
-def raw_image(
-    rgb: np.ndarray, stamp_ns: int, *, encoding: str = 'rgb8', padding: int = 0
-) -> Any:
+def raw_image(rgb: np.ndarray, stamp_ns: int, *, encoding: str = 'rgb8', padding: int = 0) -> Any:
     """Return a sensor_msgs/Image (rgb8, bgr8 or mono8) with `padding` bytes 0xAA after each row."""
-    pixels = {
-        'rgb8': rgb, 'bgr8': rgb[..., ::-1], 'mono8': cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
-    }[encoding]
+    pixels = {'rgb8': rgb, 'bgr8': rgb[..., ::-1], 'mono8': cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)}[
+        encoding
+    ]
     height, width = rgb.shape[:2]
     rows = np.pad(pixels.reshape(height, -1), ((0, 0), (0, padding)), constant_values=0xAA)
     return TYPES.types[IMAGE](

@@ -82,10 +82,15 @@ class CalibrateProcess:
         self._process = _server().Process(
             target=_calibrate,
             args=(
-                str(folder), [str(one) for one in arguments], str(self._stdout),
-                terminal or str(self._stderr), dict(environment or {}), save_every_s, file_size,
+                str(folder),
+                [str(one) for one in arguments],
+                str(self._stdout),
+                terminal or str(self._stderr),
+                dict(environment or {}),
+                save_every_s,
+                file_size,
             ),
-        )  # fmt: skip
+        )
         self._process.start()
 
     @property
@@ -162,9 +167,15 @@ def command_line(arguments: Sequence[Any], processes: int | None = None) -> list
         command = [sys.executable, '-m', 'gmskip_ros.cli.main', 'calibrate']
     else:
         command = [
-            sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node',
-            str(processes), '-m', 'gmskip_ros.cli.calibrate',
-        ]  # fmt: skip
+            sys.executable,
+            '-m',
+            'torch.distributed.run',
+            '--standalone',
+            '--nproc-per-node',
+            str(processes),
+            '-m',
+            'gmskip_ros.cli.calibrate',
+        ]
     return [*command, *map(str, arguments)]
 
 
@@ -193,8 +204,12 @@ def found(out: Path, name: str = 'single_object') -> dict[str, Any]:
     assert skip_list.pop('created')
     result = read_json(out / 'calibration.json')
     rounds = [{**one, 'seconds': None} for one in result['rounds']]
-    return {'skip list': skip_list, 'rounds': rounds, 'prefixes': result['prefixes'],
-            'stopped_by': result['stopped_by']}  # fmt: skip
+    return {
+        'skip list': skip_list,
+        'rounds': rounds,
+        'prefixes': result['prefixes'],
+        'stopped_by': result['stopped_by'],
+    }
 
 
 def leftovers(out: Path) -> list[str]:

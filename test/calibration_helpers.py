@@ -31,17 +31,39 @@ LABELS = ('car', 'truck', 'bus', 'dog')
 PIECE = 3  # characters to a token
 # What can be answered to each task's question, and the labels that are read in it.
 LABEL_READ = {
-    'car': 'car', 'Cars.': 'car', 'truck': 'truck', 'a truck': 'truck', 'bus': 'bus', 'dog': 'dog',
-    'Dogs': 'dog', 'nothing': None, 'bus stop': None, 'truck, dog': None, '': None, 'no idea': None,
-}  # fmt: skip
+    'car': 'car',
+    'Cars.': 'car',
+    'truck': 'truck',
+    'a truck': 'truck',
+    'bus': 'bus',
+    'dog': 'dog',
+    'Dogs': 'dog',
+    'nothing': None,
+    'bus stop': None,
+    'truck, dog': None,
+    '': None,
+    'no idea': None,
+}
 LABELS_READ: dict[str, set[str]] = {
-    'car': {'car'}, 'car, truck': {'car', 'truck'}, 'dogs and a bus': {'bus', 'dog'},
-    'truck, bus, dog': {'truck', 'bus', 'dog'}, 'car, dog': {'car', 'dog'}, '': set(), 'sky': set(),
-}  # fmt: skip
+    'car': {'car'},
+    'car, truck': {'car', 'truck'},
+    'dogs and a bus': {'bus', 'dog'},
+    'truck, bus, dog': {'truck', 'bus', 'dog'},
+    'car, dog': {'car', 'dog'},
+    '': set(),
+    'sky': set(),
+}
 CAPTIONS = (
-    'A car on a wet road.', 'a car on a road at night', 'a truck near a bus', 'a dog', 'road', '',
-    'a dog runs past a truck on the road', 'The bus stops at night', 'a a a a a a',
-)  # fmt: skip
+    'A car on a wet road.',
+    'a car on a road at night',
+    'a truck near a bus',
+    'a dog',
+    'road',
+    '',
+    'a dog runs past a truck on the road',
+    'The bus stops at night',
+    'a a a a a a',
+)
 POOLS = {
     DEFAULT_PROMPTS['single_object']: tuple(LABEL_READ),
     DEFAULT_PROMPTS['multi_object']: tuple(LABELS_READ),
@@ -79,8 +101,9 @@ class TableAnswerer:
         common = frozenset(removed)
         assert not common & set(candidates)
         skips = [common if block is None else common | {block} for block in candidates]
-        return [[self._answer(i, ask, skip, is_decided) for skip in skips]
-                for i, ask in enumerate(asks)]  # fmt: skip
+        return [
+            [self._answer(i, ask, skip, is_decided) for skip in skips] for i, ask in enumerate(asks)
+        ]
 
     def _answer(
         self, i: int, ask: Ask, skip: frozenset[int], is_decided: Callable[[int, str], bool]

@@ -149,7 +149,9 @@ class RosProcess:
     def wait_for_output(self, text: str, timeout_s: float = DEADLINE_S) -> None:
         """Wait until it has printed `text`."""
         wait_until(
-            lambda: text in self.output(), what=f'the line {text!r}', timeout_s=timeout_s,
+            lambda: text in self.output(),
+            what=f'the line {text!r}',
+            timeout_s=timeout_s,
             process=self,
         )
 

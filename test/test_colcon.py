@@ -44,8 +44,12 @@ class Install:
     def run(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [self.executable(name), *arguments],
-            env=self.env, cwd=self.prefix, text=True, capture_output=True, timeout=120,
-        )  # fmt: skip
+            env=self.env,
+            cwd=self.prefix,
+            text=True,
+            capture_output=True,
+            timeout=120,
+        )
 
 
 def copy_source(target: Path) -> None:
@@ -73,9 +77,14 @@ def build(workspace: Path, *options: str) -> Install:
         env.pop(name, None)
     command = [sys.executable, '-m', 'colcon', 'build', '--packages-select', 'gmskip_ros', *options]
     built = subprocess.run(
-        command, cwd=workspace, env=env, text=True, timeout=240,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+        command,
+        cwd=workspace,
+        env=env,
+        text=True,
+        timeout=240,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     assert built.returncode == 0, built.stdout
     command = ['sh', '-c', '. install/setup.sh && env -0']
     sourced = subprocess.run(
@@ -127,15 +136,19 @@ def test_the_package_and_its_data_are_complete(package_folder: Path) -> None:
     def files(folder: Path) -> set[str]:
         return {
             str(path.relative_to(folder))
-            for path in folder.rglob('*') if path.is_file() and path.suffix != '.pyc'
-        }  # fmt: skip
+            for path in folder.rglob('*')
+            if path.is_file() and path.suffix != '.pyc'
+        }
 
     installed = files(package_folder)
     assert installed == files(ROOT / 'gmskip_ros')
     assert {
-        'py.typed', 'assets/fastdds_profile.xml', 'assets/demo/model.safetensors',
-        'assets/report/replay.html', 'assets/skip_lists/gmskip_captioning.skip.yaml',
-    } <= installed  # fmt: skip
+        'py.typed',
+        'assets/fastdds_profile.xml',
+        'assets/demo/model.safetensors',
+        'assets/report/replay.html',
+        'assets/skip_lists/gmskip_captioning.skip.yaml',
+    } <= installed
 
 
 def test_the_installed_commands_run(install: Install, package_folder: Path) -> None:
@@ -155,9 +168,13 @@ def installed_node(install: Install, package_folder: Path) -> Iterator[RosProces
     profile = package_folder / 'assets/fastdds_profile.xml'
     env = ros_env(**{**install.env, 'FASTRTPS_DEFAULT_PROFILES_FILE': str(profile)})
     command = [
-        str(install.executable('dual_vlm_node')), '--ros-args', '-r', '__node:=dual_vlm',
-        '--params-file', str(install.share / 'config/dual_vlm.param.yaml'),
-    ]  # fmt: skip
+        str(install.executable('dual_vlm_node')),
+        '--ros-args',
+        '-r',
+        '__node:=dual_vlm',
+        '--params-file',
+        str(install.share / 'config/dual_vlm.param.yaml'),
+    ]
     with RosProcess(command, env) as process:
         yield process
 
@@ -172,9 +189,11 @@ def test_the_installed_node_runs(installed_node: RosProcess, package_folder: Pat
     with ros_node() as node:
         node.create_subscription(DiagnosticArray, '/diagnostics', reports.append, 10)
         wait_until(
-            is_loaded, node,
-            what='the loaded model', process=installed_node,
-        )  # fmt: skip
+            is_loaded,
+            node,
+            what='the loaded model',
+            process=installed_node,
+        )
     assert installed_node.stop(signal.SIGINT) == 0
     assert f'gmskip_ros runs from {package_folder / "__init__.py"}' in installed_node.output()
 

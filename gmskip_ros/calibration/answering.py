@@ -32,9 +32,7 @@ class Pictures:
     With several processes, each keeps the pictures whose index falls to its rank.
     """
 
-    def __init__(
-        self, vlm: Vlm, paths: Sequence[Path], memory_bytes: int, ranks: Ranks
-    ) -> None:
+    def __init__(self, vlm: Vlm, paths: Sequence[Path], memory_bytes: int, ranks: Ranks) -> None:
         self.paths = tuple(paths)
         self._vlm = vlm
         self._memory_bytes = memory_bytes
@@ -136,9 +134,12 @@ class Answerer:
             own = [asks[i] for i in mine]
             if self.method == 'walk':
                 answered = self._walk(
-                    own, removed, candidates, max_new_tokens,
+                    own,
+                    removed,
+                    candidates,
+                    max_new_tokens,
                     None if is_decided is None else lambda i, text: is_decided(mine[i], text),
-                )  # fmt: skip
+                )
             else:
                 at_once = {'alone': 1, 'batched': self._pictures_at_once()}[self.method]
                 answered = self._one_by_one(own, removed, candidates, max_new_tokens, at_once)

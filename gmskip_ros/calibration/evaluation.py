@@ -98,9 +98,13 @@ class Evaluator:
         answers = [answer for of_part in found for answer in of_part.real]
         full_answers = [answer for of_part in full for answer in of_part.real]
         figures = {
-            'images': len({
-                part.images[item.question] for part in self._parts for item in part.objective.items
-            }),
+            'images': len(
+                {
+                    part.images[item.question]
+                    for part in self._parts
+                    for item in part.objective.items
+                }
+            ),
             'score': score,
             'scores': self._scores(found),
             'shuffled_score': shuffled_score,
@@ -170,9 +174,7 @@ class Evaluator:
             score, shuffled_score = float(scores[0]), _number(shuffled[0])
             is_gain = self._parts[0].metric == VISUAL_GAIN
             return score, shuffled_score, score if is_gain else _difference(score, shuffled_score)
-        full = [
-            part.score(answers) for part, answers in zip(self._parts, self._full, strict=True)
-        ]
+        full = [part.score(answers) for part, answers in zip(self._parts, self._full, strict=True)]
         ratio = _least_ratio(scores, full)
         if any(part.metric == VISUAL_GAIN for part in self._parts):
             return ratio, None, None
@@ -248,9 +250,15 @@ class Evaluator:
           share of the language model's time; noise is how far the median language_ms of the two
           rounds are apart, by the larger one, in the worse of both sets.
         """
-        result = dict.fromkeys((
-            'latency_ms', 'ms_per_token', 'language_ms', 'latency_cut', 'answers_got_shorter',
-        ))  # fmt: skip
+        result = dict.fromkeys(
+            (
+                'latency_ms',
+                'ms_per_token',
+                'language_ms',
+                'latency_cut',
+                'answers_got_shorter',
+            )
+        )
         if self._latency_images and self._answerer.ranks.rank == 0:
             result.update(self._measure(blocks))
         return self._answerer.ranks.of_first(result)
@@ -410,8 +418,7 @@ def _log_sum(logs: Sequence[float]) -> float:
 def _noise(times: Sequence[_Timed]) -> float:
     half = len(times) // LATENCY_ROUNDS
     first, second = (
-        statistics.median(one.language_ms for one in some)
-        for some in (times[:half], times[half:])
+        statistics.median(one.language_ms for one in some) for some in (times[:half], times[half:])
     )
     return abs(first - second) / max(first, second)
 

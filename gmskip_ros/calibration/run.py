@@ -174,9 +174,14 @@ def calibrate(
             raise _all_unreadable(dataset, unreadable)
     objective = make_objective(questions, metrics, image_of, settings.seed)
     answerer = Answerer(
-        vlm, pictures, ranks, 'alone' if settings.exhaustive else 'walk', settings.batch_size,
-        settings.memory_gib, should_stop,
-    )  # fmt: skip
+        vlm,
+        pictures,
+        ranks,
+        'alone' if settings.exhaustive else 'walk',
+        settings.batch_size,
+        settings.memory_gib,
+        should_stop,
+    )
     evaluator = None  # made before the search: what it refuses is told before hours are spent
     if test_samples:
         evaluator = Evaluator(
@@ -242,13 +247,17 @@ def calibrate(
             'notes': [note for one in datasets for note in one.notes],
             'warnings': [warning for one in datasets for warning in one.warnings],
             'calibration': {
-                'images': questions[0].num_scored, 'sha256': hashes[0], 'seed': settings.seed,
+                'images': questions[0].num_scored,
+                'sha256': hashes[0],
+                'seed': settings.seed,
             },
             'test': {
                 'name': (test_dataset or dataset).name,
                 'images': test_questions[0].num_scored,
                 'sha256': hashes[1],
-            } if test_samples else None,
+            }
+            if test_samples
+            else None,
         },
         'unreadable': unreadable,
         'full_score': full_score,
@@ -271,7 +280,7 @@ def calibrate(
         'stability': None,
         'machine': machine(vlm.device),
         'software': dict(skip_list.software),
-    }  # fmt: skip
+    }
     return Calibration(skip_list, result)
 
 

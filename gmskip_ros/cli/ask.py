@@ -35,7 +35,8 @@ def add_parser(subparsers: Any) -> None:
     asked.add_argument('--task', choices=TASK_NAMES, help=f'default: {DEFAULT_TASK}')
     asked.add_argument('--prompt', help='a question of your own')
     parser.add_argument(
-        '--labels', metavar='car,bus',
+        '--labels',
+        metavar='car,bus',
         help="for single_object and multi_object: a set's name, or labels (default: coda)",
     )
     left_out = parser.add_mutually_exclusive_group()
@@ -137,9 +138,7 @@ def choose_question(args: argparse.Namespace) -> tuple[Task | None, str, int]:
     return None, args.prompt, length
 
 
-def choose_skip_set(
-    args: argparse.Namespace, task: Task | None
-) -> tuple[SkipSet, SkipList | None]:
+def choose_skip_set(args: argparse.Namespace, task: Task | None) -> tuple[SkipSet, SkipList | None]:
     """Return what the skip branch leaves out, and the list it is from, if it is from one."""
     from gmskip_ros.skipping import load_skip_list
     from gmskip_ros.vlm import SkipSet

@@ -59,9 +59,11 @@ def add_parser(subparsers: Any) -> None:
         'calibration', help='the search of `calibrate` against the plain way to the same result'
     )
     calibration.add_argument(
-        '--tasks', default=','.join(TASK_NAMES), metavar='captioning,...',
+        '--tasks',
+        default=','.join(TASK_NAMES),
+        metavar='captioning,...',
         help='default: all three',
-    )  # fmt: skip
+    )
     calibration.add_argument(
         '--metric',
         help="the score (default: each task's first, as calibrate's); several: with commas between",
@@ -77,9 +79,12 @@ def add_parser(subparsers: Any) -> None:
         '--seed', type=int, default=0, metavar='S', help='chooses the pictures (default: 0)'
     )
     calibration.add_argument(
-        '--max-sparsity', type=float, default=0.9, metavar='S',
+        '--max-sparsity',
+        type=float,
+        default=0.9,
+        metavar='S',
         help='stop at this share of the blocks, whatever the score (default: 0.9)',
-    )  # fmt: skip
+    )
     calibration.add_argument('--rounds', type=int, metavar='N', help='stop after N removals')
     calibration.add_argument(
         '--threads', type=int, metavar='N', help="of the CPU, for one answer (default: torch's)"
@@ -371,8 +376,9 @@ def print_report(report: Mapping[str, Any]) -> None:
     console.print(
         f'{report["model"]}, {report["num_blocks"]} blocks, {report["dtype"]} on {device}; '
         f'{report["dataset"]["images"]} pictures of {report["dataset"]["name"]}',
-        markup=False, highlight=False,
-    )  # fmt: skip
+        markup=False,
+        highlight=False,
+    )
     for one in report['tasks']:
         title = f'{one["task"]}, {len(one["methods"][EXHAUSTIVE]["rounds"])} rounds'
         table = Table(title=title, title_justify='left')
@@ -397,9 +403,11 @@ def print_report(report: Mapping[str, Any]) -> None:
             lines.append(f'goals: not judged, as they are for all rounds up to sparsity {WHOLE:g}')
         for goal in one['goals'] or ():
             verdict = 'yes' if goal['is_reached'] else 'NO'
-            kind = 'at least {:g} times less time' if goal['figure'] == 'times_less' else (
-                'at most {:g} of the token-blocks'
-            )  # fmt: skip
+            kind = (
+                'at least {:g} times less time'
+                if goal['figure'] == 'times_less'
+                else ('at most {:g} of the token-blocks')
+            )
             lines.append(f'{goal["method"]}, {kind.format(goal["goal"])}: {verdict}')
         for line in lines:
             console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -55,14 +55,17 @@ def add_parser(subparsers: Any) -> None:
     )
     add_task_options(parser)
     parser.add_argument(
-        '--target', metavar='person,car',
+        '--target',
+        metavar='person,car',
         help='for single_object: pictures that show it; several give one list each',
-    )  # fmt: skip
+    )
     add_dataset_options(parser)
     parser.add_argument(
-        '--test-images', type=int, metavar='N',
+        '--test-images',
+        type=int,
+        metavar='N',
         help='other pictures, to test on (default: as many as --images; 0: no test)',
-    )  # fmt: skip
+    )
     parser.add_argument(
         '--test-split', help='split to test on (default: the one that is calibrated on)'
     )
@@ -70,22 +73,28 @@ def add_parser(subparsers: Any) -> None:
 
     search = parser.add_argument_group('search')
     search.add_argument(
-        '--min-score-ratio', type=float, default=1.0, metavar='R',
+        '--min-score-ratio',
+        type=float,
+        default=1.0,
+        metavar='R',
         help='stop when no block can go without falling below R x the full score (default: 1.0)',
-    )  # fmt: skip
+    )
     search.add_argument(
         '--max-sparsity', type=float, metavar='S', help='stop at this share (default: 0.9)'
     )
     search.add_argument('--rounds', type=int, metavar='N', help='stop after N removals')
     search.add_argument(
-        '--method', choices=METHODS, default='gm-skip',
+        '--method',
+        choices=METHODS,
+        default='gm-skip',
         help='gm-skip (default), or an ablation: one-shot (the ranking of round 1), positional, '
         'random (by --seed), fixed-interval (Skip-MLLM)',
-    )  # fmt: skip
+    )
     search.add_argument(
-        '--tie-order', choices=TIE_ORDERS,
+        '--tie-order',
+        choices=TIE_ORDERS,
         help='of equally good blocks the deepest goes (backward, default) or the shallowest',
-    )  # fmt: skip
+    )
     search.add_argument(
         '--start', choices=STARTS, help='of positional deletion (default: 0; end: backwards)'
     )
@@ -93,23 +102,31 @@ def add_parser(subparsers: Any) -> None:
         '--interval', metavar='3,4', help=f'for fixed-interval (default: {INTERVALS})'
     )
     search.add_argument(
-        '--seeds', type=int, default=1, metavar='N',
+        '--seeds',
+        type=int,
+        default=1,
+        metavar='N',
         help='search N times on pictures of other seeds, to see how stable the list is',
-    )  # fmt: skip
+    )
     search.add_argument(
-        '--exhaustive', action='store_true',
+        '--exhaustive',
+        action='store_true',
         help='answer for every candidate alone: the same result, many times slower',
-    )  # fmt: skip
+    )
     search.add_argument(
-        '--no-abandon', action='store_true',
+        '--no-abandon',
+        action='store_true',
         help='score every candidate in full, also those that cannot win any more',
-    )  # fmt: skip
+    )
 
     add_model_options(parser)
     parser.add_argument(
-        '--latency-images', type=int, default=8, metavar='N',
+        '--latency-images',
+        type=int,
+        default=8,
+        metavar='N',
         help='pictures that latency is measured on, each alone (default: 8; 0: not measured)',
-    )  # fmt: skip
+    )
     parser.set_defaults(func=run)
 
 

@@ -25,31 +25,43 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         '--dtype', default='auto', help='auto (default), float32, float16 or bfloat16'
     )
     parser.add_argument(
-        '--batch-size', type=int, default=256, metavar='N',
+        '--batch-size',
+        type=int,
+        default=256,
+        metavar='N',
         help='sequences that go through a block together, at most (default: 256)',
-    )  # fmt: skip
+    )
     parser.add_argument(
-        '--memory-gib', type=float, default=4.0, metavar='G',
+        '--memory-gib',
+        type=float,
+        default=4.0,
+        metavar='G',
         help='memory for pictures, and again for a batch; less is slower (default: 4)',
-    )  # fmt: skip
+    )
     parser.add_argument('--no-progress', action='store_true', help='no progress bar')
 
 
 def add_dataset_options(parser: argparse.ArgumentParser) -> None:
     """Add which pictures are asked about."""
     parser.add_argument(
-        '--dataset', required=True, metavar='DIR',
+        '--dataset',
+        required=True,
+        metavar='DIR',
         help="COCO's or CODA's folder, or a .jsonl file of questions",
-    )  # fmt: skip
+    )
     parser.add_argument('--split', help='of the dataset, where it has several')
     parser.add_argument(
-        '--captions', metavar='FILE',
+        '--captions',
+        metavar='FILE',
         help="another captions file, Karpathy's dataset_coco.json, or the folder CODA-LM",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        '--images', type=int, default=1000, metavar='N',
+        '--images',
+        type=int,
+        default=1000,
+        metavar='N',
         help='pictures, at most (default: 1000); with a target, as many without it are added',
-    )  # fmt: skip
+    )
     parser.add_argument(
         '--seed', type=int, default=0, metavar='S', help='chooses the pictures (default: 0)'
     )
@@ -58,9 +70,11 @@ def add_dataset_options(parser: argparse.ArgumentParser) -> None:
 def add_task_options(parser: argparse.ArgumentParser) -> None:
     """Add what is asked, and how answers are scored; --target is the command's own."""
     parser.add_argument(
-        '--task', required=True, choices=TASKS,
+        '--task',
+        required=True,
+        choices=TASKS,
         help="'generic': the questions of a .jsonl file; 'joint': all three tasks at once",
-    )  # fmt: skip
+    )
     parser.add_argument(
         '--metric',
         help="the score (default: the task's first); several tasks: theirs, with commas between",
@@ -117,9 +131,7 @@ def make_folder(folder: Path) -> Path:
     return folder
 
 
-def load_model(
-    args: argparse.Namespace, ranks: Ranks, on_progress: Callable[[str], None]
-) -> Vlm:
+def load_model(args: argparse.Namespace, ranks: Ranks, on_progress: Callable[[str], None]) -> Vlm:
     """Return the model, on this process's own GPU where there are several, with all connected."""
     from gmskip_ros.vlm import load_vlm
 

@@ -44,29 +44,44 @@ def add_parser(subparsers: Any) -> None:
         'long they take, and end after some frames with a summary, a picture and a report.',
     )
     parser.add_argument(
-        '--frames', type=positive_int, default=20, metavar='N',
+        '--frames',
+        type=positive_int,
+        default=20,
+        metavar='N',
         help='end after this many compared frames (default 20)',
-    )  # fmt: skip
+    )
     parser.add_argument(
-        '--rate-hz', type=positive_float, default=10.0, metavar='HZ',
+        '--rate-hz',
+        type=positive_float,
+        default=10.0,
+        metavar='HZ',
         help='rate of the camera; the node answers one frame per second (default 10)',
-    )  # fmt: skip
+    )
     parser.add_argument(
-        '--model', default='demo',
+        '--model',
+        default='demo',
         help='demo, a folder in Hugging Face format, or a hub id (default demo)',
-    )  # fmt: skip
+    )
     parser.add_argument(
-        '--source', type=_folder, metavar='FOLDER',
+        '--source',
+        type=_folder,
+        metavar='FOLDER',
         help='pictures for the camera (default: driving scenes rendered for the occasion)',
-    )  # fmt: skip
+    )
     parser.add_argument(
-        '--out', type=Path, default=Path('out/demo'), metavar='FOLDER',
+        '--out',
+        type=Path,
+        default=Path('out/demo'),
+        metavar='FOLDER',
         help='where the report, the answers and the logs go (default out/demo)',
-    )  # fmt: skip
+    )
     parser.add_argument(
-        '--deadline-sec', type=positive_float, default=120.0, metavar='S',
+        '--deadline-sec',
+        type=positive_float,
+        default=120.0,
+        metavar='S',
         help='give up when nothing new arrives for this long (default 120)',
-    )  # fmt: skip
+    )
     parser.add_argument(
         '--no-progress', action='store_true', help='print the table and the summary only'
     )

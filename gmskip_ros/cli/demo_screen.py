@@ -32,8 +32,10 @@ class Screen:
         width = shutil.get_terminal_size((PIPE_COLUMNS, 25)).columns
         self._console: Console = Console(
             width=max(MIN_COLUMNS, min(width, MAX_COLUMNS)),
-            highlight=False, markup=False, emoji=False,  # text of a model is never an instruction
-        )  # fmt: skip
+            highlight=False,
+            markup=False,
+            emoji=False,  # text of a model is never an instruction
+        )
         self._show_progress = show_progress
         self._status: Any = None
         self._started = time.monotonic()

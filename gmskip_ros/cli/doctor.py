@@ -45,24 +45,35 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument('--device', help='auto (default), cpu or cuda:N')
     parser.add_argument('--dtype', help='auto (default), float32, float16 or bfloat16')
     parser.add_argument(
-        '--skip-list', type=_task_and_list, action='append', default=[], metavar='TASK=FILE',
+        '--skip-list',
+        type=_task_and_list,
+        action='append',
+        default=[],
+        metavar='TASK=FILE',
         help='a file or a shipped name; once per task (default: as the node has it)',
-    )  # fmt: skip
+    )
     parser.add_argument(
-        '--params-file', metavar='FILE',
+        '--params-file',
+        metavar='FILE',
         help="the node's parameters; the options here stand above it",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        '--frame-size', type=_size, default=(1920, 1080), metavar='WxH',
+        '--frame-size',
+        type=_size,
+        default=(1920, 1080),
+        metavar='WxH',
         help="the camera's (default 1920x1080)",
-    )  # fmt: skip
+    )
     parser.add_argument('--image-transport', help='raw (default) or compressed')
     parser.add_argument('--reliability', help='best_effort (default) or reliable')
     parser.add_argument('--no-ros', action='store_true', help='leave out what only the node needs')
     parser.add_argument(
-        '--timeout-sec', type=_seconds, default=60.0, metavar='S',
+        '--timeout-sec',
+        type=_seconds,
+        default=60.0,
+        metavar='S',
         help='how long a check may take (default 60)',
-    )  # fmt: skip
+    )
     parser.add_argument('--json', action='store_true', help='print one JSON object')
     parser.set_defaults(func=run)
 

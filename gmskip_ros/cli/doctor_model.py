@@ -119,10 +119,11 @@ def _why_no_gpu(trial: Any, driver: str) -> list[Finding]:
 def _driver_version() -> str:
     """Return the version of NVIDIA's driver, '' if none is found."""
     command = [
-        'sh', '-c',
+        'sh',
+        '-c',
         'v=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader | head -n 1) && '
         'printf \'{"driver": "%s"}\\n\' "$v" >> "$GMSKIP_DOCTOR_REPORT"',
-    ]  # fmt: skip
+    ]
     said = run_program(command, timeout_s=10.0)['driver'] or ''
     if re.match(r'\d+\.\d', said):
         return said
@@ -182,8 +183,9 @@ def check_memory(setup: Setup, proc: Path = Path('/proc')) -> Finding:
     if free < need['total_bytes'] + headroom_gib * GIB:
         return fail(
             f'{message}, of which {headroom_gib:g} GiB are to stay free (memory_headroom_gib): the '
-            'node refuses it', remedy,
-        )  # fmt: skip
+            'node refuses it',
+            remedy,
+        )
     if host_bytes is not None and host_bytes < need['weights_bytes']:  # they go through it
         return warn(
             f'{message}; {_gib(host_bytes)} of main memory, through which the weights are loaded',
@@ -203,9 +205,9 @@ def check_skip_lists(setup: Setup) -> Finding:
     settings = setup.settings
     if 'skip' not in settings.branches:
         return ok('none needed: no skip branch')
-    return joined([
-        _check_skip_list(setup, replace(settings, tasks=(task,))) for task in settings.tasks
-    ])  # fmt: skip
+    return joined(
+        [_check_skip_list(setup, replace(settings, tasks=(task,))) for task in settings.tasks]
+    )
 
 
 def _check_skip_list(setup: Setup, settings: Settings) -> Finding:

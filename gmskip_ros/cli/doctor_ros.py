@@ -167,14 +167,16 @@ def check_dds(setup: Setup) -> Finding:
         f'({trial["frame_bytes"] / 1e6:.1f} MB, {settings.input_reliability})'
     )
     if not trial['connected']:
-        return joined([
-            fail(
-                f'two processes of this machine do not hear each other ({where})',
-                'look at ROS_DOMAIN_ID, ROS_LOCALHOST_ONLY, ROS_AUTOMATIC_DISCOVERY_RANGE, the '
-                f"DDS profile and the firewall; {_shared_memory()} (see also 'ros2 multicast')",
-            ),
-            *lost_profiles,
-        ])  # fmt: skip
+        return joined(
+            [
+                fail(
+                    f'two processes of this machine do not hear each other ({where})',
+                    'look at ROS_DOMAIN_ID, ROS_LOCALHOST_ONLY, ROS_AUTOMATIC_DISCOVERY_RANGE, the '
+                    f"DDS profile and the firewall; {_shared_memory()} (see also 'ros2 multicast')",
+                ),
+                *lost_profiles,
+            ]
+        )
     sent, arrived, damaged = trial['sent'], trial['arrived'], trial['damaged']
     if damaged:
         return fail(

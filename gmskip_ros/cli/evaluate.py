@@ -57,29 +57,38 @@ def add_parser(subparsers: Any) -> None:
     )
     add_task_options(parser)
     parser.add_argument(
-        '--target', metavar='person',
+        '--target',
+        metavar='person',
         help='for single_object: pictures that show it, and as many that do not',
-    )  # fmt: skip
+    )
     add_dataset_options(parser)
     parser.add_argument(
-        '--skip-list', action='append', metavar='FILE',
+        '--skip-list',
+        action='append',
+        metavar='FILE',
         help="a file or a shipped name; may be repeated (default: the task's for demo, else none)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        '--operating-point', metavar='POINT', default=OPERATING_POINTS,
+        '--operating-point',
+        metavar='POINT',
+        default=OPERATING_POINTS,
         help='of each skip list: high_performance, high_sparsity or a number of blocks, with '
         'commas between (default: the first two)',
-    )  # fmt: skip
+    )
     parser.add_argument(
-        '--interval', metavar='3,4',
+        '--interval',
+        metavar='3,4',
         help="Skip-MLLM's fixed intervals to compare with, or none (default: "
         f'{",".join(map(str, INTERVALS))}, where the model has so many blocks)',
-    )  # fmt: skip
+    )
     add_model_options(parser)
     parser.add_argument(
-        '--latency-images', type=int, default=8, metavar='N',
+        '--latency-images',
+        type=int,
+        default=8,
+        metavar='N',
         help='questions that are also answered alone and timed (default: 8; 0: not measured)',
-    )  # fmt: skip
+    )
     parser.add_argument('--json', action='store_true', help='print one JSON object, no table')
     parser.add_argument(
         '--out', metavar='DIR', help='folder for evaluation.json, evaluation.csv and report.html'
@@ -229,9 +238,7 @@ def choose_sets(
             what = point.replace('_', ' ')
             if point.isdecimal():
                 what = f'{point} block{"" if int(point) == 1 else "s"}'
-            named.append(
-                NamedSet(f'{method} {what}{of_file}', skip_list.blocks_at(point), name)
-            )
+            named.append(NamedSet(f'{method} {what}{of_file}', skip_list.blocks_at(point), name))
     rows: dict[frozenset[int], NamedSet] = {}
     for one in named:
         key = frozenset(one.blocks)
@@ -293,13 +300,15 @@ def evaluate_all(
     rows: list[dict[str, Any]] = []
     for done, one in enumerate(sets):
         bars.evaluations(done, len(sets))
-        rows.append({
-            'name': one.name,
-            'source': one.source,
-            'blocks': list(one.blocks),
-            'sparsity': len(one.blocks) / vlm.num_blocks,
-            'evaluation': evaluator.evaluate(one.blocks),
-        })
+        rows.append(
+            {
+                'name': one.name,
+                'source': one.source,
+                'blocks': list(one.blocks),
+                'sparsity': len(one.blocks) / vlm.num_blocks,
+                'evaluation': evaluator.evaluate(one.blocks),
+            }
+        )
     bars.evaluations(len(sets), len(sets))
     if not (rows[0]['evaluation']['score'] or 0) > 0:
         tell(
@@ -365,9 +374,7 @@ def list_warnings(
     return warnings
 
 
-def write_and_print(
-    args: argparse.Namespace, result: dict[str, Any], folder: Path | None
-) -> None:
+def write_and_print(args: argparse.Namespace, result: dict[str, Any], folder: Path | None) -> None:
     """Write the files of --out, then print JSON or tables."""
     from rich.console import Console
 

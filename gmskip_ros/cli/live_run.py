@@ -60,9 +60,7 @@ def render_scenes(folder: Path, count: int, check: Callable[[], None]) -> None:
             raise LiveRunError(f'{folder}: the pictures cannot be written: is the disk full?')
 
 
-def start_node(
-    parameters: Mapping[str, object], log: Path, stand_in: Sequence[str] = ()
-) -> Child:
+def start_node(parameters: Mapping[str, object], log: Path, stand_in: Sequence[str] = ()) -> Child:
     """Start the node, which takes its images from CAMERA_TOPIC."""
     return Child('dual_vlm_node', parameters, {'~/input/image': CAMERA_TOPIC}, log, stand_in)
 

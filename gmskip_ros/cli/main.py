@@ -12,9 +12,17 @@ from gmskip_ros import __version__
 from gmskip_ros.cli.errors import CliError
 
 COMMANDS = (
-    'ask', 'benchmark', 'calibrate', 'demo', 'doctor', 'evaluate', 'replay', 'scenes',
-    'skiplist', 'soak',
-)  # fmt: skip
+    'ask',
+    'benchmark',
+    'calibrate',
+    'demo',
+    'doctor',
+    'evaluate',
+    'replay',
+    'scenes',
+    'skiplist',
+    'soak',
+)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -33,9 +33,10 @@ def add_parser(subparsers: Any) -> None:
         'write answers, a bag of results and a report. With --against: compare two such runs.',
     )
     parser.add_argument(
-        'source', metavar='BAG',
+        'source',
+        metavar='BAG',
         help='a rosbag2 folder, .mcap or .db3 file; with --against a frames.jsonl, or its folder',
-    )  # fmt: skip
+    )
     parser.add_argument(
         '--against', metavar='B.jsonl', help='compare the run BAG (a frames.jsonl) with this one'
     )
@@ -50,28 +51,34 @@ def add_parser(subparsers: Any) -> None:
         '--topic', metavar='NAME', help='of the images (default: the only such topic)'
     )
     frames.add_argument(
-        '--rate', type=float, metavar='HZ',
+        '--rate',
+        type=float,
+        metavar='HZ',
         help='frames answered per second of header time (default: 1)',
-    )  # fmt: skip
+    )
     frames.add_argument(
-        '--start', type=float, metavar='S',
+        '--start',
+        type=float,
+        metavar='S',
         help="begin so long after the bag's first message (default: 0)",
-    )  # fmt: skip
+    )
     frames.add_argument(
         '--duration', type=float, metavar='S', help='of the bag, from --start (default: all)'
     )
     frames.add_argument('--limit', type=int, metavar='N', help='end after N answered frames')
     frames.add_argument(
-        '--distro', choices=DISTROS,
+        '--distro',
+        choices=DISTROS,
         help='whose message types a bag has that says nothing of them (default: jazzy)',
-    )  # fmt: skip
+    )
 
     asked = parser.add_argument_group('what is asked')
     asked.add_argument(
-        '--params-file', metavar='FILE',
+        '--params-file',
+        metavar='FILE',
         help="the node's parameters (model, tasks, prompts, labels, skip lists, rate ...); "
         'the options here win',
-    )  # fmt: skip
+    )
     asked.add_argument('--model', help="'demo' (default), a folder or a hub id")
     asked.add_argument('--device', help='auto (default), cpu or cuda:N')
     asked.add_argument('--dtype', help='auto (default), float32, float16 or bfloat16')
@@ -82,13 +89,16 @@ def add_parser(subparsers: Any) -> None:
         '--labels', metavar='car,bus', help="a set's name, or labels (default: coda)"
     )
     asked.add_argument(
-        '--skip-list', action='append', metavar='TASK=FILE',
+        '--skip-list',
+        action='append',
+        metavar='TASK=FILE',
         help='a file or a shipped name; once per task (default: the demo model has its own)',
-    )  # fmt: skip
+    )
     asked.add_argument(
-        '--operating-point', metavar='high_sparsity,8',
+        '--operating-point',
+        metavar='high_sparsity,8',
         help='one or several: high_performance (default), high_sparsity, numbers of blocks',
-    )  # fmt: skip
+    )
     parser.add_argument('--no-progress', action='store_true', default=None, help='no progress bar')
     parser.set_defaults(func=run)
 
@@ -113,11 +123,25 @@ def compare(args: argparse.Namespace) -> int:
     """Print and, with --out, write what changed between two runs; return 0."""
     useless = [
         name
-        for name in ('topic', 'rate', 'start', 'duration', 'limit', 'distro', 'params_file',
-                     'model', 'device', 'dtype', 'task', 'labels', 'skip_list',
-                     'operating_point', 'no_progress')
+        for name in (
+            'topic',
+            'rate',
+            'start',
+            'duration',
+            'limit',
+            'distro',
+            'params_file',
+            'model',
+            'device',
+            'dtype',
+            'task',
+            'labels',
+            'skip_list',
+            'operating_point',
+            'no_progress',
+        )
         if getattr(args, name) is not None
-    ]  # fmt: skip
+    ]
     if useless:
         names = ', '.join('--' + name.replace('_', '-') for name in useless)
         raise CliError(f'{names}: without use with --against, which asks no model: leave it out')
@@ -234,8 +258,12 @@ def _settings(args: argparse.Namespace) -> tuple[Settings, list[str | int]]:
 
     values = parameters.values_from_file(args.params_file) if args.params_file else {}
     values.pop('branches', None)  # both: that is what a replay is for
-    options = {'model': args.model, 'device': args.device, 'dtype': args.dtype,
-               'rate_hz': args.rate}  # fmt: skip
+    options = {
+        'model': args.model,
+        'device': args.device,
+        'dtype': args.dtype,
+        'rate_hz': args.rate,
+    }
     values.update({name: value for name, value in options.items() if value is not None})
     for name, text in (('tasks', args.task), ('labels', args.labels)):
         if text is not None:

@@ -283,9 +283,7 @@ class _Run:
         """Return the overlay of each operating point; the first that differs is for the gallery."""
         pictures = []
         is_shown = False
-        for node, skip, comparison in zip(
-            self._nodes, frame.skips, frame.comparisons, strict=True
-        ):
+        for node, skip, comparison in zip(self._nodes, frame.skips, frame.comparisons, strict=True):
             title = records.overlay_title(node.strip('/'), frame.stamp_ns)
             tasks = records.overlay_tasks([skip, frame.full], comparison)
             pictures.append(rgb_to_jpeg(draw_overlay(frame.rgb, tasks, title=title), JPEG_QUALITY))

@@ -37,8 +37,7 @@ def check_room(
         for source in sources:
             if result == source.resolve() or result in source.resolve().parents:
                 raise CliError(
-                    f'--out {folder}: the results would replace {source} there: '
-                    'give another folder'
+                    f'--out {folder}: the results would replace {source} there: give another folder'
                 )
         if (folder / name).exists() and not overwrite:
             raise CliError(

@@ -15,9 +15,13 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument('--out', required=True, metavar='DIR', help='a new folder')
     parser.add_argument(
-        '-n', dest='count', type=int, default=1000, metavar='N',
+        '-n',
+        dest='count',
+        type=int,
+        default=1000,
+        metavar='N',
         help='number of scenes (default: 1000)',
-    )  # fmt: skip
+    )
     parser.add_argument(
         '--seed', type=int, default=0, metavar='S', help='scene i has the seed S + i (default: 0)'
     )
@@ -37,9 +41,11 @@ def run(args: argparse.Namespace) -> int:
         with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
             task = progress.add_task('scenes', total=args.count)
             written = write_scenes(
-                args.out, args.count, args.seed,
+                args.out,
+                args.count,
+                args.seed,
                 lambda done: progress.update(task, completed=done),
-            )  # fmt: skip
+            )
     except DatasetError as error:
         raise CliError(str(error)) from error
     said = 'written to' if written else 'already there in'

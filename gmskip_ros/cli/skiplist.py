@@ -25,9 +25,12 @@ def add_parser(subparsers: Any) -> None:
     for parser in (show, reselect):
         parser.add_argument('file', help='a *.skip.yaml file, or the name of a shipped list')
     reselect.add_argument(
-        '--min-score-ratio', type=float, required=True, metavar='R',
+        '--min-score-ratio',
+        type=float,
+        required=True,
+        metavar='R',
         help="of the full model's score; at least the list's own",
-    )  # fmt: skip
+    )
     reselect.add_argument('--out', required=True, metavar='FILE', help='another file, to write to')
     reselect.set_defaults(func=run_reselect)
 
@@ -123,9 +126,12 @@ def print_skip_list(skip_list: SkipList) -> None:
     for length, block, score in rows_of(skip_list):
         sparsity = f'{100 * length / skip_list.num_blocks:.1f} %'
         table.add_row(
-            str(length), sparsity, block, '' if score is None else f'{score:.4f}',
+            str(length),
+            sparsity,
+            block,
+            '' if score is None else f'{score:.4f}',
             ', '.join(points.get(length, [])),
-        )  # fmt: skip
+        )
     console.print(table)
 
 

@@ -32,30 +32,44 @@ def add_parser(subparsers: Any) -> None:
         'error, and it ends when it is told to. Exit status 0 if all of it holds, 1 if not.',
     )
     parser.add_argument(
-        '--minutes', type=positive_float, default=30.0, metavar='MIN',
+        '--minutes',
+        type=positive_float,
+        default=30.0,
+        metavar='MIN',
         help='to measure, from the first answer on (default 30)',
-    )  # fmt: skip
+    )
     parser.add_argument(
-        '--rate-hz', type=positive_float, default=10.0, metavar='HZ',
+        '--rate-hz',
+        type=positive_float,
+        default=10.0,
+        metavar='HZ',
         help='rate of the camera; the node takes what it takes (default 10)',
-    )  # fmt: skip
+    )
     parser.add_argument('--model', help="'demo' (default), a folder or a hub id")
     parser.add_argument(
         '--params-file', metavar='FILE', help="the node's parameters; --model here wins"
     )
     parser.add_argument(
-        '--source', type=_existing, metavar='PATH',
+        '--source',
+        type=_existing,
+        metavar='PATH',
         help='pictures, a video or a bag for the camera (default: rendered driving scenes)',
-    )  # fmt: skip
+    )
     parser.add_argument(
-        '--allowed-growth-mib', type=positive_float, default=ALLOWED_GROWTH_MIB, metavar='MIB',
+        '--allowed-growth-mib',
+        type=positive_float,
+        default=ALLOWED_GROWTH_MIB,
+        metavar='MIB',
         help='how much higher the median memory of the last fifth of the time may be than that of '
         f'the second fifth (default {ALLOWED_GROWTH_MIB:g})',
-    )  # fmt: skip
+    )
     parser.add_argument(
-        '--out', type=Path, default=Path('out/soak'), metavar='FOLDER',
+        '--out',
+        type=Path,
+        default=Path('out/soak'),
+        metavar='FOLDER',
         help='where soak.json, samples.csv, memory.png and the logs go (default out/soak)',
-    )  # fmt: skip
+    )
     parser.add_argument('--json', action='store_true', help='print soak.json, no table')
     parser.add_argument('--no-progress', action='store_true', help='no progress bar')
     parser.set_defaults(func=run)

@@ -74,9 +74,7 @@ def frame_problems(
     part = {key for keys in frames.values() for key in keys} - complete
     allowed_part = counters.get('full_dropped', 0)  # the full branch gave way: that is its policy
     if len(part) > allowed_part:
-        missing = {
-            topic: _frames(part - keys) for topic, keys in frames.items() if part - keys
-        }
+        missing = {topic: _frames(part - keys) for topic, keys in frames.items() if part - keys}
         told = '; '.join(f'{topic}: no answer to {text}' for topic, text in missing.items())
         problems.append(f'{told} (full_dropped: {allowed_part})')
     if not frames[first]:
@@ -93,9 +91,7 @@ def frame_problems(
     return problems
 
 
-def _in_order(
-    stamps: Sequence[int], period_ns: int, repeats: bool
-) -> tuple[set[Key], list[str]]:
+def _in_order(stamps: Sequence[int], period_ns: int, repeats: bool) -> tuple[set[Key], list[str]]:
     """Return the frames on a topic, and what is wrong with their order."""
     keys: set[Key] = set()
     twice: set[Key] = set()

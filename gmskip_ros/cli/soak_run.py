@@ -147,8 +147,9 @@ class _Soak:
             self._watcher.status('rendering driving scenes')
             render_scenes(scratch, number_of_scenes(SCENES), self._stop.check)
         parameters: dict[str, object] = {
-            'source': str(source), 'rate_hz': self._options.camera_rate_hz,
-        }  # fmt: skip
+            'source': str(source),
+            'rate_hz': self._options.camera_rate_hz,
+        }
         if self._settings.image_transport != 'raw' and not self._repeats:
             parameters['image_transport'] = self._settings.image_transport
         return start_camera(parameters, self._options.out / 'camera.log')
@@ -310,22 +311,26 @@ class _Soak:
         )
         end_s = self._start_s + self._measured_s
         reports = [
-            (max(report.arrived_s, self._start_s), report.state) for report in listener.reports
+            (max(report.arrived_s, self._start_s), report.state)
+            for report in listener.reports
             if report.arrived_s <= end_s
-        ]  # fmt: skip
+        ]
         states_s, silence_s = verdicts.duration_by_state(reports, end_s)
         states_s = {state: round(lasted_s, 3) for state, lasted_s in states_s.items() if lasted_s}
         error = f'error: {last.reason}' if last.state == 'error' else ''
         asked = [
             self._flat('memory', 'own_mib', growth, 'MiB'),
-            *([self._flat('GPU memory', 'gpu_memory_mib', growth, 'MiB')]
-              if 'gpu_memory_mib' in use else []),
+            *(
+                [self._flat('GPU memory', 'gpu_memory_mib', growth, 'MiB')]
+                if 'gpu_memory_mib' in use
+                else []
+            ),
             self._flat('open files', 'open_files', growth),
             self._flat('threads', 'threads', growth),
             verdicts.frames_verdict(problems, last.counters),
             verdicts.states_verdict(states_s, error, silence_s),
             verdicts.end_verdict(status, seconds, self._node_ended),
-        ]  # fmt: skip
+        ]
         holds = all(verdict.holds for verdict in asked)
         answered = [a for a in listener.answers if a.what == self._branches[0]]
         return {
@@ -387,9 +392,12 @@ class _Soak:
         medians = self._medians(name)
         begin, end_ = medians if medians is not None else (None, None)
         return {
-            'beginning': begin, 'end': end_, 'least': min(values), 'most': max(values),
+            'beginning': begin,
+            'end': end_,
+            'least': min(values),
+            'most': max(values),
             'allowed_growth': allowed_growth,
-        }  # fmt: skip
+        }
 
     def _by_branch(self, listener: Listener) -> dict[str, list[Any]]:
         return {
@@ -430,12 +438,14 @@ class _Soak:
         told = ('gpu_memory_mib', 'achieved_rate_hz', 'frames_received', 'frames_answered')
         writer.writerow(['elapsed_s', *USED, *told, 'state'])
         for sample in self._samples:
-            writer.writerow([
-                f'{sample.elapsed_s:.3f}',
-                *(_text(getattr(sample.use, name)) for name in USED),
-                *(sample.report.values.get(name, '') for name in told),
-                sample.report.state,
-            ])
+            writer.writerow(
+                [
+                    f'{sample.elapsed_s:.3f}',
+                    *(_text(getattr(sample.use, name)) for name in USED),
+                    *(sample.report.values.get(name, '') for name in told),
+                    sample.report.state,
+                ]
+            )
         return text.getvalue().encode()
 
 
@@ -454,7 +464,6 @@ def _rate_hz(times_s: Sequence[float]) -> float | None:
 
 def _title(result: Mapping[str, Any]) -> str:
     failing = [verdict['name'] for verdict in result['verdicts'] if not verdict['holds']]
-    return (
-        f'{result["model"]} on {result["device"]}, {result["measured_s"] / 60:.1f} min: '
-        + (f'fails: {", ".join(failing)}' if failing else 'all holds')
+    return f'{result["model"]} on {result["device"]}, {result["measured_s"] / 60:.1f} min: ' + (
+        f'fails: {", ".join(failing)}' if failing else 'all holds'
     )

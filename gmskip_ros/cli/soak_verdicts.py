@@ -78,9 +78,7 @@ def frames_verdict(problems: Sequence[str], counters: Mapping[str, int]) -> Verd
     return Verdict('frames', True, f'{found}; {counters.get("received", 0)} came in')
 
 
-def states_verdict(
-    states_s: Mapping[str, float], error: str, longest_silence_s: float
-) -> Verdict:
+def states_verdict(states_s: Mapping[str, float], error: str, longest_silence_s: float) -> Verdict:
     """Judge the states, by how long each lasted; `error` is the first state error's reason."""
     found = ', '.join(f'{state} {seconds:.0f} s' for state, seconds in states_s.items())
     holds = 'error' not in states_s and not error

@@ -97,8 +97,10 @@ def open_karpathy(folder: Path, split: str, content: dict[str, object], path: Pa
         if _KARPATHY + record.text('split') != split:
             continue
         number, part, file_name = (
-            record.identity('cocoid'), record.text('filepath'), record.text('filename')
-        )  # fmt: skip
+            record.identity('cocoid'),
+            record.text('filepath'),
+            record.text('filename'),
+        )
         if number in pictures:
             repeated.append(file_name)
             continue
@@ -110,8 +112,9 @@ def open_karpathy(folder: Path, split: str, content: dict[str, object], path: Pa
                 texts.append(sentence.text('raw'))
         pictures[number] = Picture(f'{part}/{file_name}', file_name, captions=texts)
         parts[part] = None
-    notes += note(repeated, 'image is listed twice, taken once', 'images are listed twice, '
-                  'taken once')  # fmt: skip
+    notes += note(
+        repeated, 'image is listed twice, taken once', 'images are listed twice, taken once'
+    )
     notes += note_about_blank(blank)
 
     labels: tuple[str, ...] = ()

@@ -59,10 +59,14 @@ def read_pictures(
         raise DatasetError(f'{path}: images is empty; give a file that lists pictures')
     for number in ambiguous:
         del pictures[number]
-    notes += note(repeated, 'image is listed twice, taken once', 'images are listed twice, '
-                  'taken once')  # fmt: skip
-    notes += note(list(ambiguous.values()), 'image id is given to two files, both left out',
-                  'image ids are given to two files each, all left out')  # fmt: skip
+    notes += note(
+        repeated, 'image is listed twice, taken once', 'images are listed twice, taken once'
+    )
+    notes += note(
+        list(ambiguous.values()),
+        'image id is given to two files, both left out',
+        'image ids are given to two files each, all left out',
+    )
     return pictures
 
 
@@ -125,32 +129,44 @@ def read_labels(
         picture.add(str(label_of[category]), area, crowd)
 
     for kind, one, many in (
-        ('image', 'box is of an image that is not listed, left out',
-         'boxes are of images that are not listed, left out'),
-        ('class', 'box is of a class that is not listed, left out',
-         'boxes are of classes that are not listed, left out'),
+        (
+            'image',
+            'box is of an image that is not listed, left out',
+            'boxes are of images that are not listed, left out',
+        ),
+        (
+            'class',
+            'box is of a class that is not listed, left out',
+            'boxes are of classes that are not listed, left out',
+        ),
         ('twice', 'box is there twice, taken once', 'boxes are there twice, taken once'),
-        ('nameless', f'box of class {" or ".join(nameless)}, which no answer can name, is left out',
-         f'boxes of class {" or ".join(nameless)}, which no answer can name, are left out'),
-        ('empty', 'box has no area inside its image, left out',
-         'boxes have no area inside their images, left out'),
-    ):  # fmt: skip
+        (
+            'nameless',
+            f'box of class {" or ".join(nameless)}, which no answer can name, is left out',
+            f'boxes of class {" or ".join(nameless)}, which no answer can name, are left out',
+        ),
+        (
+            'empty',
+            'box has no area inside its image, left out',
+            'boxes have no area inside their images, left out',
+        ),
+    ):
         notes += note(left_out.get(kind, []), one, many)
     notes += note(clipped, 'box is clipped to its image', 'boxes are clipped to their images')
     notes += note(
-        crowds, 'crowd region counts as a label, never as the main object',
+        crowds,
+        'crowd region counts as a label, never as the main object',
         'crowd regions count as labels, never as the main object',
-    )  # fmt: skip
+    )
     return tuple(dict.fromkeys(label for label in label_of.values() if label is not None))
 
 
-def _visible_area(
-    record: Record, box: Sequence[float], picture: Picture
-) -> tuple[float, bool]:
+def _visible_area(record: Record, box: Sequence[float], picture: Picture) -> tuple[float, bool]:
     """Return the area inside the picture, and whether the box reaches out of it."""
     if picture.size is None:
-        raise record.error('bbox', f'is in {picture.file_name}, which has no width and height '
-                           'in images; add them')  # fmt: skip
+        raise record.error(
+            'bbox', f'is in {picture.file_name}, which has no width and height in images; add them'
+        )
     x, y, width, height = box
     inside_width = min(x + width, picture.size[0]) - max(x, 0)
     inside_height = min(y + height, picture.size[1]) - max(y, 0)
@@ -189,10 +205,14 @@ def read_captions(
             seen[number] = same
         picture.captions.append(caption)
     notes += note_about_blank(blank)
-    notes += note(twice, 'caption is there twice, taken once', 'captions are there twice, '
-                  'taken once')  # fmt: skip
-    notes += note(strange, 'caption is of an image that is not listed, left out',
-                  'captions are of images that are not listed, left out')  # fmt: skip
+    notes += note(
+        twice, 'caption is there twice, taken once', 'captions are there twice, taken once'
+    )
+    notes += note(
+        strange,
+        'caption is of an image that is not listed, left out',
+        'captions are of images that are not listed, left out',
+    )
 
 
 def note_about_blank(names: Sequence[str]) -> list[str]:
@@ -228,8 +248,11 @@ def make_samples(
         by_key[picture.key], paths[picture.key] = picture, path
     if not by_key:
         raise DatasetError(f'{where}: none of {len(pictures):,} images is there; unpack them there')
-    notes += note(twins, 'image is listed under two ids, taken as one',
-                  'images are listed under two ids, taken as one each')  # fmt: skip
+    notes += note(
+        twins,
+        'image is listed under two ids, taken as one',
+        'images are listed under two ids, taken as one each',
+    )
     notes += note(missing, 'image is missing, left out', 'images are missing, left out')
     bare = [key for key, picture in by_key.items() if not picture.areas]
     if labels:

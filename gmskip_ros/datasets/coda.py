@@ -54,9 +54,7 @@ def open_coda(folder: Path, captions: Path | None) -> Dataset:
     notes: list[str] = []
     content = read_object(path)
     pictures = read_pictures(content, path, split, notes)
-    labels = read_labels(
-        content, path, pictures, notes, renamed=_RENAMED, nameless=_NAMELESS
-    )
+    labels = read_labels(content, path, pictures, notes, renamed=_RENAMED, nameless=_NAMELESS)
     if captions is not None:
         _read_coda_lm(captions, split, pictures, notes)
 
@@ -74,9 +72,7 @@ def open_coda(folder: Path, captions: Path | None) -> Dataset:
     return Dataset(f'coda-{split}', samples, labels, tuple(notes), tuple(warnings))
 
 
-def _read_coda_lm(
-    folder: Path, split: str, pictures: dict[Id, Picture], notes: list[str]
-) -> None:
+def _read_coda_lm(folder: Path, split: str, pictures: dict[Id, Picture], notes: list[str]) -> None:
     """Add CODA-LM's general description of each picture of the split.
 
     Its files are called <CODA2022 split>_<picture>.json, whatever its own split they are in.
@@ -99,8 +95,9 @@ def _read_coda_lm(
             if picture.captions:  # Mini repeats Val
                 continue
             about = Record(read_object(file), file, 'the file')
-            general = Record(about.value('general_perception', 'an object'), file,
-                             'general_perception')  # fmt: skip
+            general = Record(
+                about.value('general_perception', 'an object'), file, 'general_perception'
+            )
             if not general.has(_LM_TEXT) or general.is_blank(_LM_TEXT):
                 silent.append(file.name)
                 continue
@@ -109,9 +106,15 @@ def _read_coda_lm(
     if not found:
         raise DatasetError(
             f'{folder}: describes no picture of {split}; give the folder CODA-LM with '
-            f'{", ".join(_LM_FOLDERS)} in it, and CODA2022\'s val or test'
+            f"{', '.join(_LM_FOLDERS)} in it, and CODA2022's val or test"
         )
-    notes += note(silent, f'CODA-LM file has no {_LM_TEXT!r}, left out',
-                  f'CODA-LM files have no {_LM_TEXT!r}, left out')  # fmt: skip
-    notes += note(strange, 'CODA-LM file is about an image that is not listed, left out',
-                  'CODA-LM files are about images that are not listed, left out')  # fmt: skip
+    notes += note(
+        silent,
+        f'CODA-LM file has no {_LM_TEXT!r}, left out',
+        f'CODA-LM files have no {_LM_TEXT!r}, left out',
+    )
+    notes += note(
+        strange,
+        'CODA-LM file is about an image that is not listed, left out',
+        'CODA-LM files are about images that are not listed, left out',
+    )

@@ -59,12 +59,12 @@ def open_questions(path: Path) -> Dataset:
 def _references(record: Record) -> tuple[str, ...]:
     value = record.value('references', 'a text or a list of texts')
     texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not texts or not all(
-        isinstance(text, str) and text.strip() for text in texts
+    if (
+        not isinstance(texts, list)
+        or not texts
+        or not all(isinstance(text, str) and text.strip() for text in texts)
     ):
-        raise record.error(
-            'references', 'must be a text or a list of texts; put numbers in quotes'
-        )
+        raise record.error('references', 'must be a text or a list of texts; put numbers in quotes')
     if not any(map(says_something, texts)):  # no metric could use them
         raise record.error('references', 'has no letter or digit; leave the line out')
     return tuple(texts)

@@ -88,8 +88,13 @@ def sample_hash(samples: Sequence[Sample]) -> str:
                 f'{sample.image_path}: cannot be read ({error.strerror}); put it back'
             ) from error
         content = [
-            sample.key, image, sample.labels, sample.main_object, sample.captions,
-            sample.question, sample.references,
-        ]  # fmt: skip
+            sample.key,
+            image,
+            sample.labels,
+            sample.main_object,
+            sample.captions,
+            sample.question,
+            sample.references,
+        ]
         total.update(json.dumps(content).encode() + b'\n')
     return total.hexdigest()

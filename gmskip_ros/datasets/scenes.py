@@ -17,9 +17,17 @@ import cv2
 import numpy as np
 
 CLASSES = (
-    'pedestrian', 'cyclist', 'car', 'truck', 'tricycle', 'bus', 'traffic_cone', 'barrier',
-    'traffic_light', 'dog',
-)  # fmt: skip
+    'pedestrian',
+    'cyclist',
+    'car',
+    'truck',
+    'tricycle',
+    'bus',
+    'traffic_cone',
+    'barrier',
+    'traffic_light',
+    'dog',
+)
 MAIN_OBJECT_RATIO = 1.5  # the main object's visible area over every other one's, at least
 MIN_VISIBLE_AREA = 0.006  # of the picture
 MIN_VISIBLE_FRACTION = 0.5  # of the object's own area, the rest may be hidden or cut off
@@ -123,9 +131,17 @@ def _try_scene(rng: np.random.Generator, width: int, height: int) -> Scene | Non
 
 # Height in metres-like units and the range of places across the road (-1 left kerb, 1 right kerb).
 _HEIGHT = {
-    'pedestrian': 1.75, 'cyclist': 1.8, 'car': 1.5, 'truck': 3.3, 'tricycle': 1.9, 'bus': 3.2,
-    'traffic_cone': 1.0, 'barrier': 1.15, 'traffic_light': 4.2, 'dog': 0.95,
-}  # fmt: skip
+    'pedestrian': 1.75,
+    'cyclist': 1.8,
+    'car': 1.5,
+    'truck': 3.3,
+    'tricycle': 1.9,
+    'bus': 3.2,
+    'traffic_cone': 1.0,
+    'barrier': 1.15,
+    'traffic_light': 4.2,
+    'dog': 0.95,
+}
 
 
 def _place(
@@ -344,9 +360,15 @@ class _Brush:
     """Draws one object's shapes: x to the right and y up, from the ground point, in its heights."""
 
     def __init__(
-        self, image: np.ndarray, instances: np.ndarray, number: int, x: float, ground: float,
-        size: float, flip: bool,
-    ) -> None:  # fmt: skip
+        self,
+        image: np.ndarray,
+        instances: np.ndarray,
+        number: int,
+        x: float,
+        ground: float,
+        size: float,
+        flip: bool,
+    ) -> None:
         self.image, self.instances, self.number = image, instances, number
         self.x, self.ground, self.size, self.flip = x, ground, size, flip
         pad = int(size * 3) + 8  # the object's own area is counted off the picture, too
@@ -370,9 +392,7 @@ class _Brush:
         """Fill an upright rectangle."""
         self.poly([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], colour)
 
-    def disc(
-        self, x: float, y: float, rx: float, colour: Colour, ry: float | None = None
-    ) -> None:
+    def disc(self, x: float, y: float, rx: float, colour: Colour, ry: float | None = None) -> None:
         """Fill an ellipse."""
         ry = rx if ry is None else ry
         angles = np.linspace(0, 2 * math.pi, 24, endpoint=False)
@@ -421,9 +441,17 @@ class _Brush:
 def _paint(rng: np.random.Generator) -> np.ndarray:
     """Return a vehicle's or garment's colour."""
     palette = [
-        (196, 36, 40), (36, 72, 168), (238, 238, 240), (40, 42, 48), (150, 154, 160),
-        (238, 196, 44), (36, 128, 82), (120, 56, 132), (226, 120, 40), (96, 160, 206),
-    ]  # fmt: skip
+        (196, 36, 40),
+        (36, 72, 168),
+        (238, 238, 240),
+        (40, 42, 48),
+        (150, 154, 160),
+        (238, 196, 44),
+        (36, 128, 82),
+        (120, 56, 132),
+        (226, 120, 40),
+        (96, 160, 206),
+    ]
     return np.array(palette[int(rng.integers(len(palette)))]) * rng.uniform(0.8, 1.08)
 
 
@@ -652,7 +680,14 @@ def _dog(b: _Brush, rng: np.random.Generator) -> None:
 
 
 _DRAW: dict[str, Callable[[_Brush, np.random.Generator], None]] = {
-    'pedestrian': _pedestrian, 'cyclist': _cyclist, 'car': _car, 'truck': _truck,
-    'tricycle': _tricycle, 'bus': _bus, 'traffic_cone': _traffic_cone, 'barrier': _barrier,
-    'traffic_light': _traffic_light, 'dog': _dog,
-}  # fmt: skip
+    'pedestrian': _pedestrian,
+    'cyclist': _cyclist,
+    'car': _car,
+    'truck': _truck,
+    'tricycle': _tricycle,
+    'bus': _bus,
+    'traffic_cone': _traffic_cone,
+    'barrier': _barrier,
+    'traffic_light': _traffic_light,
+    'dog': _dog,
+}

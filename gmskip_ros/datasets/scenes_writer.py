@@ -123,8 +123,14 @@ def _render(
 
 def _describe(scene: Scene, seed: int, name: str) -> dict[str, Any]:
     height, width = scene.image.shape[:2]
-    image = {'id': seed, 'file_name': name, 'width': width, 'height': height,
-             'weather': scene.weather, 'period': scene.light}  # fmt: skip
+    image = {
+        'id': seed,
+        'file_name': name,
+        'width': width,
+        'height': height,
+        'weather': scene.weather,
+        'period': scene.light,
+    }
     things = [(thing.name, thing.box, thing.visible_area) for thing in scene.objects]
     return {'image': image, 'things': things, 'caption': scene.caption}
 
@@ -139,8 +145,16 @@ def _write_annotations(root: Path, descriptions: list[dict[str, Any]], instances
         captions.append({'id': number, **about, 'caption': scene['caption']})
         for name, box, area in scene['things']:
             class_id = CLASSES.index(name) + 1
-            boxes.append({'id': len(boxes) + 1, **about, 'category_id': class_id,
-                          'bbox': box, 'area': area, 'iscrowd': 0})  # fmt: skip
+            boxes.append(
+                {
+                    'id': len(boxes) + 1,
+                    **about,
+                    'category_id': class_id,
+                    'bbox': box,
+                    'area': area,
+                    'iscrowd': 0,
+                }
+            )
     common = {
         'info': {'description': 'driving scenes rendered by gmskip_ros'},
         'images': [scene['image'] for scene in descriptions],

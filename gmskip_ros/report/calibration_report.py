@@ -73,19 +73,21 @@ def _rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
         test = evaluation['score'] if evaluation else None
         comparable = scores_are_comparable(result) and fmt.is_known(calibration)
         last = blocks[-1] if blocks and result['nested'] else None
-        rows.append({
-            'name': _prefix_name(prefix, point_of),
-            'round': round_of.get(last) if last is not None else None,
-            'block': last,
-            'length': prefix['length'],
-            'blocks': blocks,
-            'sparsity': prefix['sparsity'],
-            'calibration_score': calibration,
-            'gap': calibration - test if comparable and fmt.is_known(test) else None,
-            'evaluation': evaluation,
-            'point': point_of.get(prefix['length']),
-            'emphasis': prefix['length'] in point_of,
-        })
+        rows.append(
+            {
+                'name': _prefix_name(prefix, point_of),
+                'round': round_of.get(last) if last is not None else None,
+                'block': last,
+                'length': prefix['length'],
+                'blocks': blocks,
+                'sparsity': prefix['sparsity'],
+                'calibration_score': calibration,
+                'gap': calibration - test if comparable and fmt.is_known(test) else None,
+                'evaluation': evaluation,
+                'point': point_of.get(prefix['length']),
+                'emphasis': prefix['length'] in point_of,
+            }
+        )
     return rows
 
 
@@ -112,14 +114,13 @@ def _trajectory_columns(result: Mapping[str, Any]) -> list[Column]:
 
 
 CALIBRATION_SCORE = Column('Calibration', lambda row: fmt.hundredths(row['calibration_score']))
-TEST_SCORE = Column(
-    'Test', lambda row: fmt.hundredths((row['evaluation'] or {}).get('score'))
-)
+TEST_SCORE = Column('Test', lambda row: fmt.hundredths((row['evaluation'] or {}).get('score')))
 GAP = Column(
-    'Gap', lambda row: fmt.points(row['gap']),
+    'Gap',
+    lambda row: fmt.points(row['gap']),
     'Calibration score minus test score. The search picked what suits the calibration images; a '
     'gap that grows along the trajectory is what it picked by luck.',
-)  # fmt: skip
+)
 POINT = Column('Operating point', lambda row: fmt.one_line(row['point']), is_words=True)
 
 
@@ -129,27 +130,34 @@ def _terminal_columns(result: Mapping[str, Any]) -> list[Column]:
         return col.LATENCY.text(row) + (col.SHORTER_MARK if shorter else '')
 
     return [
-        *_trajectory_columns(result), col.SPARSITY, CALIBRATION_SCORE, TEST_SCORE, col.VISUAL_GAIN,
-        Column(col.LATENCY.title, latency), POINT,
-    ]  # fmt: skip
+        *_trajectory_columns(result),
+        col.SPARSITY,
+        CALIBRATION_SCORE,
+        TEST_SCORE,
+        col.VISUAL_GAIN,
+        Column(col.LATENCY.title, latency),
+        POINT,
+    ]
 
 
 def _trajectory_csv(result: Mapping[str, Any]) -> bytes:
     records = []
     for row in _rows(result):
         test = {f'test_{k}': v for k, v in col.csv_evaluation(row['evaluation']).items()}
-        records.append({
-            'length': row['length'],
-            'round': row['round'],
-            'block': row['block'],
-            'blocks': ' '.join(map(str, row['blocks'])),
-            'sparsity': row['sparsity'],
-            'operating_point': row['point'],
-            'metric': fmt.metric_name(result),
-            'calibration_score': row['calibration_score'],
-            **test,
-            'machine': fmt.machine_name(result),
-        })
+        records.append(
+            {
+                'length': row['length'],
+                'round': row['round'],
+                'block': row['block'],
+                'blocks': ' '.join(map(str, row['blocks'])),
+                'sparsity': row['sparsity'],
+                'operating_point': row['point'],
+                'metric': fmt.metric_name(result),
+                'calibration_score': row['calibration_score'],
+                **test,
+                'machine': fmt.machine_name(result),
+            }
+        )
     return col.csv_table(records)
 
 
@@ -157,13 +165,28 @@ def _page(result: Mapping[str, Any], trade_off: bytes, heat_map: bytes | None) -
     rows = _rows(result)
     points = [row for row in rows if row['point'] or row['length'] == 0]
     summary = [
-        col.NAME, col.SPARSITY, CALIBRATION_SCORE, TEST_SCORE, GAP, *col.AGAINST_FULL[:2],
-        col.VISUAL_GAIN, col.LATENCY, col.AGAINST_FULL[-1],
-    ]  # fmt: skip
+        col.NAME,
+        col.SPARSITY,
+        CALIBRATION_SCORE,
+        TEST_SCORE,
+        GAP,
+        *col.AGAINST_FULL[:2],
+        col.VISUAL_GAIN,
+        col.LATENCY,
+        col.AGAINST_FULL[-1],
+    ]
     trajectory = [
-        *_trajectory_columns(result), col.SPARSITY, CALIBRATION_SCORE, TEST_SCORE, GAP,
-        *col.AGAINST_FULL[:2], col.VISUAL_GAIN, *col.COST, col.AGAINST_FULL[-1], POINT,
-    ]  # fmt: skip
+        *_trajectory_columns(result),
+        col.SPARSITY,
+        CALIBRATION_SCORE,
+        TEST_SCORE,
+        GAP,
+        *col.AGAINST_FULL[:2],
+        col.VISUAL_GAIN,
+        *col.COST,
+        col.AGAINST_FULL[-1],
+        POINT,
+    ]
     controls = [col.NAME, col.IMAGES, *col.score_columns(rows), *col.CONTROLS]
     against_full = [col.NAME, *col.AGAINST_FULL]
     titles = [fmt.score_label(result), *(column.title for column in controls)]
@@ -198,8 +221,10 @@ def _alerts(result: Mapping[str, Any], rows: list[dict[str, Any]]) -> list[str]:
     alerts = [fmt.one_line(warning) for warning in result['dataset']['warnings']]
     if result['unreadable']:
         count = len(result['unreadable'])
-        alerts.append(f'{count} image{"s" if count > 1 else ""} could not be read and were left '
-                      'out; they are listed below.')  # fmt: skip
+        alerts.append(
+            f'{count} image{"s" if count > 1 else ""} could not be read and were left '
+            'out; they are listed below.'
+        )
     if not any(row['evaluation'] for row in rows):
         alerts.append(NOT_TESTED_NOTE)
     if not scores_are_comparable(result):
@@ -209,8 +234,10 @@ def _alerts(result: Mapping[str, Any], rows: list[dict[str, Any]]) -> list[str]:
         )
     shorter = [row['name'] for row in rows if (row['evaluation'] or {}).get('answers_got_shorter')]
     if shorter:
-        alerts.append(f'Answers got shorter at: {", ".join(shorter)}. Part of the time saved there '
-                      'is no gain of skipping.')  # fmt: skip
+        alerts.append(
+            f'Answers got shorter at: {", ".join(shorter)}. Part of the time saved there '
+            'is no gain of skipping.'
+        )
     return alerts
 
 
@@ -234,17 +261,32 @@ def _stability(result: Mapping[str, Any]) -> dict[str, Any] | None:
 def _facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return what was calibrated and how, as (name, value) lines."""
     names = (
-        'model', 'text_model_type', 'num_blocks', 'device', 'dtype', 'task', 'target', 'prompt',
-        'metric', 'method', 'options', 'min_score_ratio', 'max_sparsity', 'stopped_by',
-    )  # fmt: skip
+        'model',
+        'text_model_type',
+        'num_blocks',
+        'device',
+        'dtype',
+        'task',
+        'target',
+        'prompt',
+        'metric',
+        'method',
+        'options',
+        'min_score_ratio',
+        'max_sparsity',
+        'stopped_by',
+    )
     shown = {**result, 'metric': fmt.metric_name(result)}
     facts = {name: shown[name] for name in names if name in shown}
     dataset = {
-        name: value for name, value in result['dataset'].items()
+        name: value
+        for name, value in result['dataset'].items()
         if name not in ('notes', 'warnings')
-    }  # fmt: skip
+    }
     origin = {
-        'dataset': dataset, 'machine': result['machine'], 'software': result['software'],
+        'dataset': dataset,
+        'machine': result['machine'],
+        'software': result['software'],
         'created': result['created'],
-    }  # fmt: skip
+    }
     return list(col.flat_facts({**facts, **origin}))

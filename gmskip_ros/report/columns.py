@@ -51,97 +51,115 @@ LEFT_OUT = Column('Blocks left out', lambda row: str(len(row['blocks'])))
 SPARSITY = Column('Sparsity, %', lambda row: fmt.hundredths(row['sparsity']))
 IMAGES = Column('Images', _measured('images', fmt.one_line))
 SHUFFLED = Column(
-    'Shuffled score', _measured('shuffled_score', fmt.hundredths),
+    'Shuffled score',
+    _measured('shuffled_score', fmt.hundredths),
     'The score of the same skip set when every question is asked about another image: what it '
     'gets right without seeing.',
-)  # fmt: skip
+)
 VISUAL_GAIN = Column(
-    'Visual gain', _measured('visual_gain', fmt.points),
+    'Visual gain',
+    _measured('visual_gain', fmt.points),
     'Score minus shuffled score: what looking at the picture adds. A score that rises while the '
     'visual gain does not is a matter of answer prior or format, not of perception.',
-)  # fmt: skip
+)
 LATENCY = Column(
-    'ms per answer', _measured('latency_ms', fmt.number),
+    'ms per answer',
+    _measured('latency_ms', fmt.number),
     'Median time of one answer, alone (batch 1), from the picture to the last token.',
-)  # fmt: skip
+)
 
 COST = (
     Column(
-        'Parameters run', _measured('parameters_run', fmt.parameters),
+        'Parameters run',
+        _measured('parameters_run', fmt.parameters),
         'Parameters that take part in an answer: the skipped blocks are not counted.',
     ),
     LATENCY,
     Column(
-        'ms per token', _measured('ms_per_token', fmt.number),
+        'ms per token',
+        _measured('ms_per_token', fmt.number),
         'Median time per token of the answer.',
     ),
     Column(
-        'Tokens per answer', _measured('tokens_per_answer', fmt.number),
+        'Tokens per answer',
+        _measured('tokens_per_answer', fmt.number),
         'Mean length of an answer. A shorter answer is quicker, and may match a short reference '
         'better, without more having been seen.',
     ),
-)  # fmt: skip
+)
 
 AGAINST_FULL = (
     Column(
-        'Difference', _measured('difference', fmt.points),
+        'Difference',
+        _measured('difference', fmt.points),
         "Score minus the full model's score on the same images, x100.",
     ),
     Column(
-        '95 % interval', _measured('interval', fmt.interval),
+        '95 % interval',
+        _measured('interval', fmt.interval),
         'Paired bootstrap over the images. If 0 lies inside, this many images do not tell the '
         'skip set from full.',
     ),
     Column(
-        'McNemar p', _measured('mcnemar_p', fmt.p_value),
+        'McNemar p',
+        _measured('mcnemar_p', fmt.p_value),
         'Accuracies only: how likely so uneven a split of the images that just one of the two '
         'gets right would be if both were equally good.',
     ),
     Column(
-        'Same tokens, %', _measured('token_agreement', fmt.hundredths),
+        'Same tokens, %',
+        _measured('token_agreement', fmt.hundredths),
         'Share of answers that are token for token those of full.',
     ),
     Column(
-        'Language ms', _measured('language_ms', fmt.number),
+        'Language ms',
+        _measured('language_ms', fmt.number),
         'Median time of prefill and decode: the part of an answer that skipping shortens.',
     ),
     Column(
-        'Language time cut, %', _language_cut,
+        'Language time cut, %',
+        _language_cut,
         'How much less of it than full needs. Where that is more than the skipped share of the '
         'language model and the answers have fewer tokens, it is marked with *: a part of it is '
         'no gain of skipping.',
     ),
-)  # fmt: skip
+)
 
 CONTROLS = (
     SHUFFLED,
     VISUAL_GAIN,
     Column(
-        'AUROC, %', _measured('auroc', fmt.hundredths),
+        'AUROC, %',
+        _measured('auroc', fmt.hundredths),
         "How often the target's name is more probable on an image with the target than on one "
         'without; 50 is guessing. An answer prior cannot raise it.',
     ),
     Column(
-        'Right without target, %', _measured('score_without_target', fmt.hundredths),
+        'Right without target, %',
+        _measured('score_without_target', fmt.hundredths),
         'Share answered right of images that do not show the target. Whoever always names the '
         'target scores 0 here.',
     ),
     Column(
-        'Most frequent answer', _measured('most_frequent_answer', fmt.one_line),
-        'The answer given most often.', is_words=True,
+        'Most frequent answer',
+        _measured('most_frequent_answer', fmt.one_line),
+        'The answer given most often.',
+        is_words=True,
     ),
     Column(
-        'Its share, %', _measured('most_frequent_share', fmt.hundredths),
+        'Its share, %',
+        _measured('most_frequent_share', fmt.hundredths),
         'How often it was given. Far above that of full it is a habit (answer prior), not a '
         'reading of the picture.',
     ),
     Column(
-        'In label set, %', _measured('in_vocabulary_share', fmt.hundredths),
+        'In label set, %',
+        _measured('in_vocabulary_share', fmt.hundredths),
         'Share of answers inside the vocabulary of the task. A score that rises with it and no '
         'more than it was a matter of format: the model saw as much before and said it in other '
         'words.',
     ),
-)  # fmt: skip
+)
 
 BALANCED_EXPLANATION = (
     'Balanced accuracy is the mean over the classes (with a target: over images with and without '
@@ -192,14 +210,16 @@ def rich_table(
 
     Columns that are a dash in every row, as AUROC without a target, are left out.
     """
-    columns = [
-        column for column in columns if any(column.text(row) != fmt.DASH for row in rows)
-    ]
+    columns = [column for column in columns if any(column.text(row) != fmt.DASH for row in rows)]
     table = Table(
-        title=Text(title), caption=Text(caption), box=box.SIMPLE_HEAD, title_justify='left',
-        caption_justify='left', padding=(0, 1, 0, 0),
+        title=Text(title),
+        caption=Text(caption),
+        box=box.SIMPLE_HEAD,
+        title_justify='left',
+        caption_justify='left',
+        padding=(0, 1, 0, 0),
         show_edge=False,
-    )  # fmt: skip
+    )
     for column in columns:
         if column.is_words:  # folded where the terminal is narrow
             table.add_column(Text(column.title), overflow='fold')
@@ -248,9 +268,7 @@ def csv_evaluation(evaluation: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return an evaluation as flat CSV fields: every metric and both ends of the interval."""
     if not evaluation:
         return {}
-    fields = {
-        key: value for key, value in evaluation.items() if key not in ('scores', 'interval')
-    }
+    fields = {key: value for key, value in evaluation.items() if key not in ('scores', 'interval')}
     for metric, score in (evaluation.get('scores') or {}).items():
         fields[f'scores.{metric}'] = score
     low, high = evaluation.get('interval') or (None, None)

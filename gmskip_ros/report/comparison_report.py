@@ -36,16 +36,28 @@ CHANGES_PRINTED = 10
 MAX_CHANGES_SHOWN = 500  # on the page; changes.csv has them all
 MAX_ANSWER_CHARS = 4000
 DEFINITIONS = (
-    ('Same, %', 'Share of the frames on which both runs answer the same: single_object by label, '
-     'multi_object by set, captioning by every character of the raw text.'),
-    ('Alike x100', 'How near the answers are, mean over the frames: multi_object by the Jaccard '
-     'index, captioning by ROUGE-L of B against A.'),
-    ('Agree with full, %', 'Share of the frames on which skip and full agree within the run. '
-     'Gained, lost: on so many frames only B agrees, only A agrees.'),
+    (
+        'Same, %',
+        'Share of the frames on which both runs answer the same: single_object by label, '
+        'multi_object by set, captioning by every character of the raw text.',
+    ),
+    (
+        'Alike x100',
+        'How near the answers are, mean over the frames: multi_object by the Jaccard '
+        'index, captioning by ROUGE-L of B against A.',
+    ),
+    (
+        'Agree with full, %',
+        'Share of the frames on which skip and full agree within the run. '
+        'Gained, lost: on so many frames only B agrees, only A agrees.',
+    ),
     ('Time, ms', 'Median of the total time of an answer over the compared frames.'),
-    ('A / B', 'Total time of A divided by that of B on the same frame, then the median over the '
-     'frames: above 1 B is quicker. Only of one and the same machine.'),
-)  # fmt: skip
+    (
+        'A / B',
+        'Total time of A divided by that of B on the same frame, then the median over the '
+        'frames: above 1 B is quicker. Only of one and the same machine.',
+    ),
+)
 
 
 def write_comparison_report(
@@ -57,11 +69,14 @@ def write_comparison_report(
     and no network. Raises OSError.
     """
     content = json.dumps({'a': names[0], 'b': names[1], **result}, indent=1) + '\n'
-    return write_files(folder, {
-        'changes.csv': col.csv_table(result['changes'], CHANGE_FIELDS),
-        'comparison.json': content.encode('ascii'),
-        'report.html': _page(result, names),
-    })  # fmt: skip
+    return write_files(
+        folder,
+        {
+            'changes.csv': col.csv_table(result['changes'], CHANGE_FIELDS),
+            'comparison.json': content.encode('ascii'),
+            'report.html': _page(result, names),
+        },
+    )
 
 
 def comparison_tables(result: Mapping[str, Any]) -> list[Table]:
@@ -118,32 +133,39 @@ _SETTINGS = (
     Column('B', lambda row: fmt.one_line(row['b']), is_words=True),
 )
 _ANSWERS = (
-    _TASK, _BRANCH, _POINT,
+    _TASK,
+    _BRANCH,
+    _POINT,
     Column('Frames', lambda row: str(row['compared'])),
     Column('Same, %', lambda row: fmt.hundredths(row['same_share'])),
     Column('Changed', lambda row: str(row['compared'] - row['same'])),
     Column('Alike x100', _alike),
-)  # fmt: skip
+)
 _AGREEMENT = (
-    _TASK, _POINT,
+    _TASK,
+    _POINT,
     Column('Frames', lambda row: str(row['agreement_frames'])),
     Column('Agree with full, A, %', lambda row: fmt.hundredths(row['agreement_a'])),
     Column('Agree with full, B, %', lambda row: fmt.hundredths(row['agreement_b'])),
     Column('Gained', lambda row: str(row['gained'])),
     Column('Lost', lambda row: str(row['lost'])),
-)  # fmt: skip
+)
 _TIME = (
-    _TASK, _BRANCH, _POINT,
+    _TASK,
+    _BRANCH,
+    _POINT,
     Column('A, ms', lambda row: fmt.number(row['total_ms_a'])),
     Column('B, ms', lambda row: fmt.number(row['total_ms_b'])),
     Column('A / B', lambda row: fmt.number(row['time_ratio'], 2)),
-)  # fmt: skip
+)
 _CHANGES = (
     Column('Frame', lambda row: str(row['frame_a'])),
-    _TASK, _BRANCH, _POINT,
+    _TASK,
+    _BRANCH,
+    _POINT,
     Column('A says', lambda row: _said(row, 'a'), is_words=True),
     Column('B says', lambda row: _said(row, 'b'), is_words=True),
-)  # fmt: skip
+)
 
 
 def _said(change: Row, run: str) -> str:
@@ -245,9 +267,13 @@ def _draw(groups: Sequence[Row]) -> bytes | None:
                 height, share, 0.6, color=PALE if is_full else SKY, edgecolor=DARK, linewidth=0.8
             )
             same.annotate(
-                f'{share:.1f}', (share, height), xytext=(5, 0), textcoords='offset points',
-                va='center', fontsize=8,
-            )  # fmt: skip
+                f'{share:.1f}',
+                (share, height),
+                xytext=(5, 0),
+                textcoords='offset points',
+                va='center',
+                fontsize=8,
+            )
             _draw_agreement(agreement, height, group)
         same.set_yticks(range(len(groups)), [literal(_name(group)) for group in groups])
         same.set_ylim(len(groups) - 0.4, -0.6)
@@ -274,11 +300,22 @@ def _draw_agreement(axis: Axes, height: int, group: Row) -> None:
     a, b = 100 * group['agreement_a'], 100 * group['agreement_b']
     axis.plot([a, b], [height, height], color=GREY, linewidth=1.5, zorder=2)
     axis.plot(
-        a, height, marker='o', markersize=10, color=BLUE, markerfacecolor='white',
-        markeredgewidth=2, zorder=3,
-    )  # fmt: skip
+        a,
+        height,
+        marker='o',
+        markersize=10,
+        color=BLUE,
+        markerfacecolor='white',
+        markeredgewidth=2,
+        zorder=3,
+    )
     axis.plot(b, height, marker='s', markersize=5, color=ORANGE, zorder=4)
     axis.annotate(
-        f'{a:.1f} : {b:.1f}', (max(a, b), height), xytext=(9, 0), textcoords='offset points',
-        va='center', fontsize=8, annotation_clip=False,
-    )  # fmt: skip
+        f'{a:.1f} : {b:.1f}',
+        (max(a, b), height),
+        xytext=(9, 0),
+        textcoords='offset points',
+        va='center',
+        fontsize=8,
+        annotation_clip=False,
+    )

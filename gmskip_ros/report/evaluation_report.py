@@ -68,18 +68,20 @@ def _sections(result: Mapping[str, Any]) -> list[tuple[str, Sequence[Column], li
 
 
 def _evaluation_csv(result: Mapping[str, Any]) -> bytes:
-    return col.csv_table([
-        {
-            'name': row['name'],
-            'source': row['source'],
-            'blocks': ' '.join(map(str, row['blocks'])),
-            'sparsity': row['sparsity'],
-            'metric': fmt.metric_name(result),
-            **col.csv_evaluation(row['evaluation']),
-            'machine': fmt.machine_name(result),
-        }
-        for row in result['rows']
-    ])
+    return col.csv_table(
+        [
+            {
+                'name': row['name'],
+                'source': row['source'],
+                'blocks': ' '.join(map(str, row['blocks'])),
+                'sparsity': row['sparsity'],
+                'metric': fmt.metric_name(result),
+                **col.csv_evaluation(row['evaluation']),
+                'machine': fmt.machine_name(result),
+            }
+            for row in result['rows']
+        ]
+    )
 
 
 def _page(result: Mapping[str, Any]) -> bytes:
@@ -88,13 +90,18 @@ def _page(result: Mapping[str, Any]) -> bytes:
     unreadable = result.get('unreadable') or []
     if unreadable:
         count = len(unreadable)
-        alerts.append(f'{count} image{"s" if count > 1 else ""} could not be read and were left '
-                      'out; they are listed below.')  # fmt: skip
+        alerts.append(
+            f'{count} image{"s" if count > 1 else ""} could not be read and were left '
+            'out; they are listed below.'
+        )
     sources = [Column('Source', lambda row: fmt.one_line(row['source']), is_words=True)]
     sets = [
-        col.NAME, col.LEFT_OUT, col.SPARSITY,
-        Column('Blocks', lambda row: fmt.block_list(row['blocks']), is_words=True), *sources,
-    ]  # fmt: skip
+        col.NAME,
+        col.LEFT_OUT,
+        col.SPARSITY,
+        Column('Blocks', lambda row: fmt.block_list(row['blocks']), is_words=True),
+        *sources,
+    ]
     return render_html(
         'evaluation.html',
         title=f'Evaluation: {fmt.subject(result)}',
@@ -109,9 +116,11 @@ def _page(result: Mapping[str, Any]) -> bytes:
         sets=col.html_table(sets, rows),
         explanations=[*col.COST, *col.AGAINST_FULL, *col.CONTROLS],
         balanced_explanation=col.BALANCED_EXPLANATION,
-        facts=col.flat_facts({
-            name: value
-            for name, value in {**result, 'metric': fmt.metric_name(result)}.items()
-            if name not in ('format', 'command', 'rows', 'unreadable', 'score_note')
-        }),
-    )  # fmt: skip
+        facts=col.flat_facts(
+            {
+                name: value
+                for name, value in {**result, 'metric': fmt.metric_name(result)}.items()
+                if name not in ('format', 'command', 'rows', 'unreadable', 'score_note')
+            }
+        ),
+    )

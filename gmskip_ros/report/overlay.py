@@ -34,10 +34,28 @@ PANEL_OPACITY = 0.84
 MIN_FONT_PX = 9  # below, letters are no longer legible
 MAX_TEXT_CHARS = 2000
 MAX_ANSWER_LINES = 2
-TRANSLITERATED = str.maketrans({
-    '–': '-', '—': '-', '−': '-', '×': 'x', '‘': "'", '’': "'", '„': '"', 'ß': 'ss', 'ø': 'o',
-    'Ø': 'O', 'ł': 'l', 'Ł': 'L', 'æ': 'ae', 'Æ': 'AE', 'œ': 'oe', 'Œ': 'OE', 'đ': 'd', 'ı': 'i',
-})  # fmt: skip
+TRANSLITERATED = str.maketrans(
+    {
+        '–': '-',
+        '—': '-',
+        '−': '-',
+        '×': 'x',
+        '‘': "'",
+        '’': "'",
+        '„': '"',
+        'ß': 'ss',
+        'ø': 'o',
+        'Ø': 'O',
+        'ł': 'l',
+        'Ł': 'L',
+        'æ': 'ae',
+        'Æ': 'AE',
+        'œ': 'oe',
+        'Œ': 'OE',
+        'đ': 'd',
+        'ı': 'i',
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -131,11 +149,18 @@ class _Layout:
         answer_left = tag_left + round(font_px * 2.5)
         latency_width = round(font_px * 4.6)
         return cls(
-            width=width, font_px=font_px, line=line, gap=gap, header_height=line + gap,
+            width=width,
+            font_px=font_px,
+            line=line,
+            gap=gap,
+            header_height=line + gap,
             row_padding=gap + gap // 2,
-            name_left=name_left, name_width=name_width, tag_left=tag_left, answer_left=answer_left,
+            name_left=name_left,
+            name_width=name_width,
+            tag_left=tag_left,
+            answer_left=answer_left,
             answer_width=width - answer_left - latency_width - 2 * gap,
-        )  # fmt: skip
+        )
 
 
 @dataclass(frozen=True)
@@ -232,9 +257,7 @@ def _draw_blocks(canvas: _Canvas, layout: _Layout, task: OverlayTask, top: int) 
     skipped = {block for block in task.skipped_blocks if 0 <= block < task.num_blocks}
     count = f'{task.num_blocks - len(skipped)}/{task.num_blocks}'
     count_width = round(_length(count, layout.font_px))
-    canvas.text(
-        layout.name_left + layout.name_width - count_width, top, count, DIM_RGB
-    )
+    canvas.text(layout.name_left + layout.name_width - count_width, top, count, DIM_RGB)
     bar_width = layout.name_width - count_width - layout.gap
     pitch = bar_width // task.num_blocks or bar_width / task.num_blocks
     cell = max(1, int(pitch) - max(1, int(pitch) // 4))
@@ -254,9 +277,7 @@ class _Canvas:
         self._texts: list[tuple[int, int, str, RGB]] = []
         self.fill(0, 0, background.shape[1], background.shape[0], PANEL_RGB, PANEL_OPACITY)
 
-    def fill(
-        self, left: int, top: int, width: int, height: int, rgb: RGB, opacity: float
-    ) -> None:
+    def fill(self, left: int, top: int, width: int, height: int, rgb: RGB, opacity: float) -> None:
         region = self._pixels[top : top + height, left : left + width]
         if opacity == 1:
             region[:] = rgb
@@ -301,17 +322,21 @@ class _Canvas:
             draw.text((left, top), text, font=_font(self._font_px), fill=rgb)
         return np.asarray(picture)
 
-    def _circle(
-        self, centre: tuple[float, float], radius: float, rgb: RGB, thickness: int
-    ) -> None:
+    def _circle(self, centre: tuple[float, float], radius: float, rgb: RGB, thickness: int) -> None:
         x, y = round(centre[0] * 16), round(centre[1] * 16)
         radius_fixed = round(radius * 16)
         cv2.circle(self._pixels, (x, y), radius_fixed, rgb, thickness, cv2.LINE_AA, shift=4)
 
     def _lines(
-        self, left: int, top: int, size: int, points: list[tuple[float, float]], rgb: RGB,
-        *, closed: bool,
-    ) -> None:  # fmt: skip
+        self,
+        left: int,
+        top: int,
+        size: int,
+        points: list[tuple[float, float]],
+        rgb: RGB,
+        *,
+        closed: bool,
+    ) -> None:
         corners = self._fixed_point(points, left, top, size)
         thickness = max(1, round(size / 8))
         cv2.polylines(self._pixels, [corners], closed, rgb, thickness, cv2.LINE_AA, shift=4)

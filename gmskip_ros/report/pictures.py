@@ -60,15 +60,22 @@ def draw_trade_off(result: Mapping[str, Any]) -> bytes:
         axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0].tolist()
         figure.suptitle(
             literal(f'What skipping costs and brings: {fmt.subject(result)}'),
-            x=0.01, ha='left', fontsize=13, weight='bold', wrap=True,
-        )  # fmt: skip
+            x=0.01,
+            ha='left',
+            fontsize=13,
+            weight='bold',
+            wrap=True,
+        )
         highest = max([100 * prefix['sparsity'] for prefix in prefixes] + [10])
         axes[-1].set_xlim(-0.02 * highest, 1.02 * highest)
         axes[-1].set_xlabel(
             f'sparsity: skipped blocks, % of {result["num_blocks"]}'
-            + ('' if _tested(prefixes) else '\nNo test images: visual gain and latency were not '
-               'measured.')
-        )  # fmt: skip
+            + (
+                ''
+                if _tested(prefixes)
+                else '\nNo test images: visual gain and latency were not measured.'
+            )
+        )
         for axis, draw in zip(axes, panels, strict=True):
             draw(axis)
         _mark_operating_points(axes, result)
@@ -208,9 +215,13 @@ def _draw_lines(
             # sets that are no prefixes of one another are points of their own
             # one of two coinciding points stays in sight: they differ in size
             axis.plot(
-                xs, ys, color=colour, marker=marker, markersize=6.5 if colour == BLUE else 4,
+                xs,
+                ys,
+                color=colour,
+                marker=marker,
+                markersize=6.5 if colour == BLUE else 4,
                 linestyle='-' if nested else '',
-            )  # fmt: skip
+            )
             names.append((float(ys[-1]), label, colour))
     for level, label in levels:
         axis.axhline(level, color=GREY, linestyle=(0, (5, 3)), linewidth=1.3, zorder=1)
@@ -221,9 +232,15 @@ def _draw_lines(
     heights = _spread([(y - low) / (high - low) for y, _, _ in names], gap=0.11)
     for height, (_, label, colour) in zip(heights, names, strict=True):
         axis.annotate(
-            label, (1.0, height), xytext=(6, 0), xycoords='axes fraction',
-            textcoords='offset points', color=colour, va='center', annotation_clip=False,
-        )  # fmt: skip
+            label,
+            (1.0, height),
+            xytext=(6, 0),
+            xycoords='axes fraction',
+            textcoords='offset points',
+            color=colour,
+            va='center',
+            annotation_clip=False,
+        )
 
 
 def _spread(heights: Sequence[float], gap: float) -> list[float]:
@@ -252,10 +269,15 @@ def _mark_operating_points(axes: Sequence[Axes], result: Mapping[str, Any]) -> N
         is_left_of_two = len(marked) == 2 and i == 0
         axes[0].annotate(
             f'{" = ".join(names)}\n{fmt.count_of(length)}, {sparsity:.1f} %',
-            (sparsity, 1.0), xytext=(5 if is_left_of_two else -5, 3),
-            xycoords=('data', 'axes fraction'), textcoords='offset points', va='bottom',
-            ha='right' if is_left_of_two else 'left', fontsize=9, weight='bold',
-        )  # fmt: skip
+            (sparsity, 1.0),
+            xytext=(5 if is_left_of_two else -5, 3),
+            xycoords=('data', 'axes fraction'),
+            textcoords='offset points',
+            va='bottom',
+            ha='right' if is_left_of_two else 'left',
+            fontsize=9,
+            weight='bold',
+        )
     if marked:
         axes[0].set_title(axes[0].get_title(loc='left'), pad=34)
 
@@ -296,8 +318,9 @@ def _draw_heat_map(
     cell_inch = 0.30 if num_blocks <= 48 else 0.19
     figure = Figure(
         figsize=(max(9.0, 2.2 + cell_inch * num_blocks), max(2.6, 1.5 + cell_inch * num_rounds)),
-        dpi=DPI, layout='constrained',
-    )  # fmt: skip
+        dpi=DPI,
+        layout='constrained',
+    )
     axis = figure.subplots()
     axis.grid(False)
     image = axis.imshow(scores, cmap='viridis', interpolation='nearest', aspect='auto')
@@ -325,23 +348,43 @@ def _draw_heat_map(
         axis.add_collection(LineCollection(stripes, colors=colour, linewidths=0.9))
     size = (cell_inch * 72 * 0.5) ** 2
     axis.scatter(
-        [block for block, _ in removed], [row for _, row in removed], s=size, facecolors='white',
-        edgecolors='black', linewidths=1.4,
-    )  # fmt: skip
+        [block for block, _ in removed],
+        [row for _, row in removed],
+        s=size,
+        facecolors='white',
+        edgecolors='black',
+        linewidths=1.4,
+    )
 
     bar = figure.colorbar(image, ax=axis, pad=0.01, fraction=0.03, aspect=18)
     bar.set_label(literal(fmt.score_label(result)))
     figure.suptitle(
         literal(f'Score without each block, round by round: {fmt.subject(result)}'),
-        x=0.01, ha='left', fontsize=13, weight='bold', wrap=True,
-    )  # fmt: skip
+        x=0.01,
+        ha='left',
+        fontsize=13,
+        weight='bold',
+        wrap=True,
+    )
     keys: list[Any] = [
-        Line2D([], [], linestyle='', marker='o', markersize=8, markerfacecolor='white',
-               markeredgecolor='black', label='removed in this round'),
+        Line2D(
+            [],
+            [],
+            linestyle='',
+            marker='o',
+            markersize=8,
+            markerfacecolor='white',
+            markeredgecolor='black',
+            label='removed in this round',
+        ),
         Patch(facecolor='white', edgecolor=GREY, label='removed before'),
-        Patch(facecolor='#3b528b', edgecolor='white', hatch='////', label='upper bound of '
-              'a block dropped early'),
-    ]  # fmt: skip
+        Patch(
+            facecolor='#3b528b',
+            edgecolor='white',
+            hatch='////',
+            label='upper bound of a block dropped early',
+        ),
+    ]
     if fmt.is_known(result['min_score_ratio']):
         least = 100 * result['min_score_ratio'] * result['full_score']
         text = f'min_score_ratio {result["min_score_ratio"]:g} x full: {least:.1f}'
@@ -351,8 +394,12 @@ def _draw_heat_map(
         else:  # every score lies on one side of it
             keys.append(Line2D([], [], linestyle='', label=f'({text})'))
     axis.legend(
-        handles=keys, loc='lower left', bbox_to_anchor=(0, 1), ncol=4 if num_blocks > 24 else 2,
-        frameon=False, fontsize=9,
+        handles=keys,
+        loc='lower left',
+        bbox_to_anchor=(0, 1),
+        ncol=4 if num_blocks > 24 else 2,
+        frameon=False,
+        fontsize=9,
         borderaxespad=0.4,
-    )  # fmt: skip
+    )
     return png_bytes(figure)

@@ -20,12 +20,23 @@ SKY = '#56B4E9'
 GREY, DARK, PALE = '#767676', '#222222', '#CFCFCF'
 DPI = 130
 _STYLE = {
-    'font.size': 10, 'axes.titlesize': 11, 'axes.titleweight': 'bold', 'axes.titlelocation': 'left',
-    'axes.spines.top': False, 'axes.spines.right': False, 'axes.edgecolor': GREY,
-    'axes.labelcolor': DARK, 'xtick.color': DARK, 'ytick.color': DARK, 'text.color': DARK,
-    'axes.grid': True, 'grid.color': '#E4E4E4', 'grid.linewidth': 0.8, 'axes.axisbelow': True,
+    'font.size': 10,
+    'axes.titlesize': 11,
+    'axes.titleweight': 'bold',
+    'axes.titlelocation': 'left',
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+    'axes.edgecolor': GREY,
+    'axes.labelcolor': DARK,
+    'xtick.color': DARK,
+    'ytick.color': DARK,
+    'text.color': DARK,
+    'axes.grid': True,
+    'grid.color': '#E4E4E4',
+    'grid.linewidth': 0.8,
+    'axes.axisbelow': True,
     'lines.linewidth': 2.0,
-}  # fmt: skip
+}
 
 
 def report_style() -> AbstractContextManager[None]:

@@ -47,11 +47,13 @@ class Series:
 
     def speedups(self) -> np.ndarray:
         """Return full / skip of the total time, of the frames that both branches answered."""
-        return np.array([
-            full.total_ms / max(row.total_ms, 1e-9)
-            for row, full in zip(self.rows, self.full, strict=True)
-            if full is not None
-        ])  # fmt: skip
+        return np.array(
+            [
+                full.total_ms / max(row.total_ms, 1e-9)
+                for row, full in zip(self.rows, self.full, strict=True)
+                if full is not None
+            ]
+        )
 
     def compared(self) -> list[FrameRow]:
         """Return the rows that were compared with full's."""
@@ -82,10 +84,8 @@ def series_of(rows: Iterable[FrameRow]) -> list[Series]:
     tasks = list(dict.fromkeys(series.task for series in found.values()))
     return sorted(  # stable: operating points stay as they were
         found.values(),
-        key=lambda each: (
-            places.index(each.place), tasks.index(each.task), each.branch != 'full'
-        ),
-    )  # fmt: skip
+        key=lambda each: (places.index(each.place), tasks.index(each.task), each.branch != 'full'),
+    )
 
 
 def _question(row: FrameRow) -> tuple[object, ...]:
@@ -109,9 +109,10 @@ def replay_figures(rows: Sequence[FrameRow]) -> dict[str, Any]:
 def _summary(series: Series, all_series: Sequence[Series]) -> dict[str, Any]:
     compared = series.compared()
     full = [
-        other for other in all_series
+        other
+        for other in all_series
         if (other.place, other.task, other.branch) == (series.place, series.task, 'full')
-    ]  # fmt: skip
+    ]
     full_ms = full[0].times_ms('total') if full else np.array([])
     speedups = series.speedups()
     agreeing = sum(row.agree is True for row in compared)
@@ -160,7 +161,7 @@ def _got_shorter(series: Series) -> bool:
     """
     pairs = [
         (row, full) for row, full in zip(series.rows, series.full, strict=True) if full is not None
-    ]  # fmt: skip
+    ]
     if not pairs or sum(row.tokens for row, _ in pairs) >= SHORTER_RATIO * sum(
         full.tokens for _, full in pairs
     ):

@@ -47,9 +47,10 @@ def draw_latency(series: Sequence[Series]) -> bytes | None:
     boxes = [_num_boxes(group) for group in panels.values()]
     with report_style():
         figure = Figure(
-            figsize=(WIDTH_INCH, sum(0.95 + _BOX_INCH * count for count in boxes)), dpi=DPI,
+            figsize=(WIDTH_INCH, sum(0.95 + _BOX_INCH * count for count in boxes)),
+            dpi=DPI,
             layout='constrained',
-        )  # fmt: skip
+        )
         axes = figure.subplots(
             len(panels), 1, squeeze=False, gridspec_kw={'height_ratios': [2 + n for n in boxes]}
         )[:, 0]
@@ -72,18 +73,29 @@ def _draw_phases(axis: Axes, group: Sequence[Series]) -> None:
     for index, phase in enumerate(PHASES):
         top = index * (len(group) + _PHASE_GAP)
         axis.annotate(
-            phase, (0, top), xytext=(-150, 0), xycoords=('axes fraction', 'data'),
-            textcoords='offset points', va='center', weight='bold', annotation_clip=False,
-        )  # fmt: skip
+            phase,
+            (0, top),
+            xytext=(-150, 0),
+            xycoords=('axes fraction', 'data'),
+            textcoords='offset points',
+            va='center',
+            weight='bold',
+            annotation_clip=False,
+        )
         if index:
             axis.axhline(top - 0.5 - _PHASE_GAP / 2, color='#D0D0D0', linewidth=0.8)
         for offset, each in enumerate(group):
             values = each.times_ms(phase)
             end = _draw_box(axis, top + offset, values, PALE if each.branch == 'full' else SKY)
             axis.annotate(
-                f'{np.median(values):.1f} ms', (end, top + offset), xytext=(5, 0),
-                textcoords='offset points', va='center', fontsize=8, annotation_clip=False,
-            )  # fmt: skip
+                f'{np.median(values):.1f} ms',
+                (end, top + offset),
+                xytext=(5, 0),
+                textcoords='offset points',
+                va='center',
+                fontsize=8,
+                annotation_clip=False,
+            )
             heights.append(top + offset)
             names.append(fmt.one_line(each.name))
     axis.set_yticks(heights, [literal(name) for name in names])
@@ -103,9 +115,15 @@ def _draw_box(
     end = thickness / 4
     axis.vlines([low, high], height - end, height + end, color=DARK, linewidth=1.0, zorder=2)
     axis.barh(
-        height, third - first, thickness, left=first, color=colour, edgecolor=DARK, linewidth=0.8,
+        height,
+        third - first,
+        thickness,
+        left=first,
+        color=colour,
+        edgecolor=DARK,
+        linewidth=0.8,
         zorder=3,
-    )  # fmt: skip
+    )
     half = thickness / 2
     axis.vlines(median, height - half, height + half, color=DARK, linewidth=1.8, zorder=4)
     return float(high)
@@ -138,17 +156,27 @@ def draw_speedup(series: Sequence[Series]) -> bytes | None:
             axis.scatter(shown, jitter, s=8, color=DARK, alpha=alpha, linewidths=0)
             _draw_box(axis, height - 0.15, values, SKY, 0.34)
             axis.annotate(
-                f'{np.median(values):.2f} x', (1.0, height), xytext=(6, 0),
-                xycoords=('axes fraction', 'data'), textcoords='offset points', va='center',
-                weight='bold', annotation_clip=False,
-            )  # fmt: skip
+                f'{np.median(values):.2f} x',
+                (1.0, height),
+                xytext=(6, 0),
+                xycoords=('axes fraction', 'data'),
+                textcoords='offset points',
+                va='center',
+                weight='bold',
+                annotation_clip=False,
+            )
             beyond = values.size - int(np.count_nonzero(values <= reach))
             if beyond:
                 axis.annotate(
-                    f'{beyond} beyond', (1.0, height + 0.36), xytext=(6, 0),
-                    xycoords=('axes fraction', 'data'), textcoords='offset points', va='center',
-                    fontsize=7.5, annotation_clip=False,
-                )  # fmt: skip
+                    f'{beyond} beyond',
+                    (1.0, height + 0.36),
+                    xytext=(6, 0),
+                    xycoords=('axes fraction', 'data'),
+                    textcoords='offset points',
+                    va='center',
+                    fontsize=7.5,
+                    annotation_clip=False,
+                )
         axis.axvline(1, color=DARK, linestyle=(0, (5, 3)), linewidth=1.2)
         names = [_strip_name(each, several_places) for each, _ in known]
         axis.set_yticks(range(len(known)), [literal(name) for name in names])
@@ -181,20 +209,24 @@ def draw_agreement(series: Sequence[Series]) -> bytes | None:
             figsize=(WIDTH_INCH, 0.75 + 0.74 * len(strips)), dpi=DPI, layout='constrained'
         )
         axes = figure.subplots(len(strips), 1, sharex=True, squeeze=False)[:, 0]
-        last = max(
-            (row.stamp_ns - start_ns) / 1e9 for each in strips for row in each.compared()
-        )
+        last = max((row.stamp_ns - start_ns) / 1e9 for each in strips for row in each.compared())
         unit, divisor = ('min', 60.0) if last > 600 else ('s', 1.0)
         for axis, each in zip(axes, strips, strict=True):
             rows = each.compared()
-            xs = np.array([
-                (row.stamp_ns - start_ns) / 1e9 / divisor if by_time else row.frame for row in rows
-            ])  # fmt: skip
+            xs = np.array(
+                [
+                    (row.stamp_ns - start_ns) / 1e9 / divisor if by_time else row.frame
+                    for row in rows
+                ]
+            )
             _draw_strip(axis, xs, np.array([row.agree is True for row in rows]))
             axis.set_ylabel(
-                literal(_strip_name(each, several_places).replace(', ', '\n', 1)), rotation=0,
-                ha='right', va='center', fontsize=9,
-            )  # fmt: skip
+                literal(_strip_name(each, several_places).replace(', ', '\n', 1)),
+                rotation=0,
+                ha='right',
+                va='center',
+                fontsize=9,
+            )
         axes[-1].set_xlabel(
             f'time into the drive, {unit}' if by_time else 'number of the frame (the stamps jump)'
         )
@@ -227,9 +259,13 @@ def _draw_strip(axis: Axes, xs: np.ndarray, agree: np.ndarray) -> None:
     if differs.size <= _MARKS_PER_STRIP:
         axis.vlines(differs, 0, 100, color=ORANGE, linewidth=1.1, alpha=0.6)
         axis.plot(
-            differs, np.full(differs.size, 119), linestyle='', marker='v', markersize=4.5,
+            differs,
+            np.full(differs.size, 119),
+            linestyle='',
+            marker='v',
+            markersize=4.5,
             color=ORANGE,
-        )  # fmt: skip
+        )
     else:  # the more of them, the darker
         alpha = max(0.1, _MARKS_PER_STRIP / differs.size)
         axis.vlines(differs, 108, 130, color=DARK, linewidth=1.1, alpha=alpha)
@@ -241,7 +277,12 @@ def _draw_strip(axis: Axes, xs: np.ndarray, agree: np.ndarray) -> None:
     if np.ptp(xs) == 0:
         axis.set_xlim(xs[0] - 1, xs[0] + 1)
     axis.annotate(
-        f'{100 * agree.mean():.1f} % of {agree.size}\n{differs.size} differ', (1.0, 0.4),
-        xytext=(6, 0), xycoords='axes fraction', textcoords='offset points', va='center',
-        fontsize=9, annotation_clip=False,
-    )  # fmt: skip
+        f'{100 * agree.mean():.1f} % of {agree.size}\n{differs.size} differ',
+        (1.0, 0.4),
+        xytext=(6, 0),
+        xycoords='axes fraction',
+        textcoords='offset points',
+        va='center',
+        fontsize=9,
+        annotation_clip=False,
+    )

@@ -38,20 +38,38 @@ SHORTER_NOTE = (
     'of the speed-up is no gain of skipping.'
 )
 DEFINITIONS = (
-    ('Operating point', 'How far down its skip list the skip branch leaves blocks out: '
-     'high_performance, high_sparsity, or a number of blocks.'),
-    ('Median, p95', 'Half, and 95 %, of the frames took no longer. NumPy\'s percentiles, linear '
-     'between the two nearest values.'),
-    ('Time, ms', 'Of one answer, from the picture to its last token. Preprocessing and vision are '
-     'done once per frame and counted in each answer, as if it had been made alone.'),
-    ('Speed-up', 'Total time of full divided by that of skip on the same frame; then the median '
-     'over the frames.'),
-    ('Agree, %', 'Share of the frames on which skip and full agree: single_object on the label, '
-     'multi_object on the set, captioning on every token.'),
-    ('Alike x100', 'How near the answers are, the same or not, mean over the frames: multi_object '
-     'by the Jaccard index of the sets, captioning by ROUGE-L of skip against full.'),
+    (
+        'Operating point',
+        'How far down its skip list the skip branch leaves blocks out: '
+        'high_performance, high_sparsity, or a number of blocks.',
+    ),
+    (
+        'Median, p95',
+        "Half, and 95 %, of the frames took no longer. NumPy's percentiles, linear "
+        'between the two nearest values.',
+    ),
+    (
+        'Time, ms',
+        'Of one answer, from the picture to its last token. Preprocessing and vision are '
+        'done once per frame and counted in each answer, as if it had been made alone.',
+    ),
+    (
+        'Speed-up',
+        'Total time of full divided by that of skip on the same frame; then the median '
+        'over the frames.',
+    ),
+    (
+        'Agree, %',
+        'Share of the frames on which skip and full agree: single_object on the label, '
+        'multi_object on the set, captioning on every token.',
+    ),
+    (
+        'Alike x100',
+        'How near the answers are, the same or not, mean over the frames: multi_object '
+        'by the Jaccard index of the sets, captioning by ROUGE-L of skip against full.',
+    ),
     ('Sparsity, %', 'Skipped blocks / all blocks of the language decoder.'),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -125,13 +143,21 @@ _FRAMES = Column('Frames', lambda row: str(row['frames']))
 _AGREE = Column('Agree, %', lambda row: fmt.hundredths(row['agreement']))
 _ALIKE = Column('Alike x100', _alike)
 _TERMINAL = (  # fits 80 columns
-    _TASK, _POINT, _LEFT_OUT, _AGREE, _ALIKE,
+    _TASK,
+    _POINT,
+    _LEFT_OUT,
+    _AGREE,
+    _ALIKE,
     _quantile('Skip ms', 'skip_total_ms', 'median'),
     _quantile('Full ms', 'full_total_ms', 'median'),
     Column('Full / skip', _speedup),
-)  # fmt: skip
+)
 _SUMMARY = (
-    _TASK, _POINT, _SPARSITY, _FRAMES, _AGREE,
+    _TASK,
+    _POINT,
+    _SPARSITY,
+    _FRAMES,
+    _AGREE,
     Column('Differ', lambda row: str(row['compared'] - row['agreeing'])),
     _ALIKE,
     _quantile('Skip, median ms', 'skip_total_ms', 'median'),
@@ -139,13 +165,14 @@ _SUMMARY = (
     _quantile('Full, median ms', 'full_total_ms', 'median'),
     _quantile('Full, p95 ms', 'full_total_ms', 'p95'),
     Column('Speed-up', _speedup),
-)  # fmt: skip
+)
 _LATENCY = (
     _TASK,
     Column('Branch', lambda row: fmt.one_line(row['branch']), is_words=True),
     Column(
         'Operating point',
-        lambda row: fmt.DASH if row['branch'] == 'full' else _POINT.text(row), is_words=True,
+        lambda row: fmt.DASH if row['branch'] == 'full' else _POINT.text(row),
+        is_words=True,
     ),
     _FRAMES,
     *(
@@ -154,14 +181,18 @@ _LATENCY = (
         for quantile in ('median', 'p95')
     ),
     Column('Tokens', lambda row: fmt.number(row['tokens'])),
-)  # fmt: skip
+)
 _SPEEDUPS = (
-    _TASK, _POINT, Column('Frames with both', lambda row: str(row['speedup']['frames'])),
-    _quantile('Least', 'speedup', 'min', 2), _quantile('5 %', 'speedup', 'p5', 2),
-    _quantile('Median', 'speedup', 'median', 2), _quantile('95 %', 'speedup', 'p95', 2),
+    _TASK,
+    _POINT,
+    Column('Frames with both', lambda row: str(row['speedup']['frames'])),
+    _quantile('Least', 'speedup', 'min', 2),
+    _quantile('5 %', 'speedup', 'p5', 2),
+    _quantile('Median', 'speedup', 'median', 2),
+    _quantile('95 %', 'speedup', 'p95', 2),
     _quantile('Most', 'speedup', 'max', 2),
     Column('Skip slower, %', lambda row: fmt.hundredths(row['speedup']['slower_share'])),
-)  # fmt: skip
+)
 
 
 def _page(
@@ -205,7 +236,7 @@ def _page(
         problems_open=len(run['problems']) <= MAX_OPEN_PROBLEMS,
         facts=_facts(run),
         figures=json.dumps(embedded, allow_nan=False),
-    )  # fmt: skip
+    )
 
 
 def _source(run: Mapping[str, Any]) -> tuple[str, str]:
@@ -215,9 +246,7 @@ def _source(run: Mapping[str, Any]) -> tuple[str, str]:
     return 'source', fmt.DASH
 
 
-def _what(
-    run: Mapping[str, Any], rows: Sequence[FrameRow], source_name: str, source: str
-) -> str:
+def _what(run: Mapping[str, Any], rows: Sequence[FrameRow], source_name: str, source: str) -> str:
     """Return in one sentence what was run."""
     answered = run['frames'].get('answered', len({(row.frame, row.stamp_ns) for row in rows}))
     points = list(dict.fromkeys(point_name(each['operating_point']) for each in run['skip_sets']))
@@ -292,9 +321,7 @@ def _gallery_note(run: Mapping[str, Any], gallery: Sequence[GalleryFrame]) -> st
     return f'{disagreeing} {frames} {verb} in some answer.{shown}'
 
 
-def _gallery(
-    rows: Sequence[FrameRow], gallery: Sequence[GalleryFrame]
-) -> list[dict[str, Any]]:
+def _gallery(rows: Sequence[FrameRow], gallery: Sequence[GalleryFrame]) -> list[dict[str, Any]]:
     """Return for each picture its caption and its answers, by task and operating point."""
     start_ns = min((row.stamp_ns for row in rows), default=0)
     wanted = {(each.frame, each.stamp_ns) for each in gallery}
@@ -319,14 +346,16 @@ def _answers(rows: Sequence[FrameRow]) -> list[dict[str, Any]]:
     answers = []
     for each in series_of(rows):
         for row, full in zip(each.rows, each.full, strict=False):
-            answers.append({
-                'task': fmt.one_line(row.task),
-                'point': fmt.one_line(row.operating_point),
-                'verdict': {True: 'agrees', False: 'DIFFERS', None: fmt.DASH}[row.agree],
-                'differs': row.agree is False,
-                'skip': _answer_text(row),
-                'full': _answer_text(full) if full else fmt.DASH,
-            })
+            answers.append(
+                {
+                    'task': fmt.one_line(row.task),
+                    'point': fmt.one_line(row.operating_point),
+                    'verdict': {True: 'agrees', False: 'DIFFERS', None: fmt.DASH}[row.agree],
+                    'differs': row.agree is False,
+                    'skip': _answer_text(row),
+                    'full': _answer_text(full) if full else fmt.DASH,
+                }
+            )
     return answers
 
 
@@ -366,6 +395,13 @@ def _block_numbers(num_blocks: int) -> list[str]:
 def _facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return what was run and where, as (name, value) lines."""
     told = (
-        'format', 'command', 'complete', 'stopped_by', 'skip_sets', 'frames', 'problems', 'gallery'
+        'format',
+        'command',
+        'complete',
+        'stopped_by',
+        'skip_sets',
+        'frames',
+        'problems',
+        'gallery',
     )
     return col.flat_facts({name: value for name, value in run.items() if name not in told})

@@ -14,9 +14,18 @@ from gmskip_ros.tasks.normalisation import normalise
 
 FORMAT = 'gmskip/run-comparison/1'
 CHANGE_FIELDS = (
-    'stamp_ns', 'frame_a', 'frame_b', 'task', 'branch', 'operating_point_a', 'operating_point_b',
-    'answer_a', 'answer_b', 'raw_text_a', 'raw_text_b',
-)  # fmt: skip
+    'stamp_ns',
+    'frame_a',
+    'frame_b',
+    'task',
+    'branch',
+    'operating_point_a',
+    'operating_point_b',
+    'answer_a',
+    'answer_b',
+    'raw_text_a',
+    'raw_text_b',
+)
 
 Key = tuple[int, int]  # a frame: its stamp, and how often that stamp came before
 Answers = dict[Key, FrameRow]
@@ -75,14 +84,15 @@ def compare_runs(a: Sequence[FrameRow], b: Sequence[FrameRow]) -> dict[str, Any]
         'unpaired': [
             {'task': task, 'branch': branch, 'operating_point': point, 'only_in': run}
             for run, names, others in (
-                ('a', groups_a, pairs.keys()), ('b', groups_b, pairs.values())
+                ('a', groups_a, pairs.keys()),
+                ('b', groups_b, pairs.values()),
             )
             for task, branch, point in names
             if (task, branch, point) not in others
         ],
         'groups': groups,
         'changes': sorted(changes, key=lambda change: change['stamp_ns']),
-    }  # fmt: skip
+    }
 
 
 def _groups(rows: Iterable[FrameRow]) -> dict[GroupName, Answers]:
@@ -121,14 +131,21 @@ def _compare(
     measure = {'multi_object': 'mean_jaccard', 'captioning': 'mean_rouge_l'}.get(task)
     changes = [
         {
-            'stamp_ns': one.stamp_ns, 'frame_a': one.frame, 'frame_b': other.frame, 'task': task,
-            'branch': branch, 'operating_point_a': point, 'operating_point_b': name_b[2],
-            'answer_a': one.answer, 'answer_b': other.answer,
-            'raw_text_a': one.raw_text, 'raw_text_b': other.raw_text,
+            'stamp_ns': one.stamp_ns,
+            'frame_a': one.frame,
+            'frame_b': other.frame,
+            'task': task,
+            'branch': branch,
+            'operating_point_a': point,
+            'operating_point_b': name_b[2],
+            'answer_a': one.answer,
+            'answer_b': other.answer,
+            'raw_text_a': one.raw_text,
+            'raw_text_b': other.raw_text,
         }
         for (one, other), (same, _) in zip(pairs, alike, strict=True)
         if not same
-    ]  # fmt: skip
+    ]
     known = [
         (one.agree, other.agree)
         for one, other in pairs
@@ -199,9 +216,7 @@ def _times(pairs: Sequence[tuple[FrameRow, FrameRow]]) -> dict[str, Any]:
         'machine_b': machine_b,
         'total_ms_a': float(np.median(total_a)) if machine_a is not None else None,
         'total_ms_b': float(np.median(total_b)) if machine_b is not None else None,
-        'time_ratio': (
-            None if reason else float(np.median(total_a / np.maximum(total_b, 1e-9)))
-        ),
+        'time_ratio': (None if reason else float(np.median(total_a / np.maximum(total_b, 1e-9)))),
         'no_time_ratio': reason,
     }
 

@@ -77,9 +77,15 @@ def _draw(
         axis.plot(times, heights, color=colour, linewidth=1.4, label=name)
         if least_span:
             axis.annotate(
-                name, (times[-1], heights[-1]), xytext=(5, 0), textcoords='offset points',
-                color=colour, va='center', weight='bold', annotation_clip=False,
-            )  # fmt: skip
+                name,
+                (times[-1], heights[-1]),
+                xytext=(5, 0),
+                textcoords='offset points',
+                color=colour,
+                va='center',
+                weight='bold',
+                annotation_clip=False,
+            )
         values += heights
     known = [value for value in values if np.isfinite(value)]
     if least_span and known:

@@ -346,8 +346,14 @@ class Sqlite3Scan:
                     counts[topic_id] -= self._drop_cut_off(places)
             self.connections = [
                 Connection(
-                    number, name, msgtype, self._definition(msgtype), '', counts[number],
-                    ConnectionExtRosbag2(serialization, []), self,
+                    number,
+                    name,
+                    msgtype,
+                    self._definition(msgtype),
+                    '',
+                    counts[number],
+                    ConnectionExtRosbag2(serialization, []),
+                    self,
                 )
                 for number, name, msgtype, serialization in topics
             ]
@@ -420,7 +426,8 @@ class Sqlite3Scan:
         try:
             encoding, text = self._database.execute(
                 'SELECT encoding, encoded_message_definition FROM message_definitions'
-                ' WHERE topic_type = ?', (msgtype,)
+                ' WHERE topic_type = ?',
+                (msgtype,),
             ).fetchone()
             return _message_definition(encoding, text)
         except (sqlite3.Error, TypeError):  # no such table or row

@@ -203,13 +203,9 @@ class CameraBag:
             with self.path.open('rb') as stream:
                 is_ros1 = stream.read(len(_ROS1_MAGIC)) == _ROS1_MAGIC
             if is_ros1:
-                raise BagError(
-                    f'bag {str(self.path)!r}: of ROS 1; convert it with rosbags-convert'
-                )
+                raise BagError(f'bag {str(self.path)!r}: of ROS 1; convert it with rosbags-convert')
             if not self.path.name.endswith(_SUFFIXES):
-                raise BagError(
-                    f'bag {str(self.path)!r}: no bag; give a bag folder, .db3 or .mcap'
-                )
+                raise BagError(f'bag {str(self.path)!r}: no bag; give a bag folder, .db3 or .mcap')
             return [self.path]
         present = _storage_files(self.path)
         named = [self.path / PurePath(n).name for n in metadata.get('relative_file_paths', [])]
@@ -276,7 +272,8 @@ class CameraBag:
             usable = [entry for entry in counts if entry[1] in IMAGE_TYPES]
             if not usable:
                 raise self._topic_error(
-                    'no sensor_msgs/msg/Image or CompressedImage in it', counts,
+                    'no sensor_msgs/msg/Image or CompressedImage in it',
+                    counts,
                     'record a camera topic; it has',
                 )
             if len(usable) > 1:
@@ -316,7 +313,7 @@ class CameraBag:
                     self._typestore = _typestore_of(connection)
                 except Exception as error:  # a parser's and generated code's
                     self.problems.append(
-                        f"{file.name}: its definition of {self.message_type} is not readable "
+                        f'{file.name}: its definition of {self.message_type} is not readable '
                         f"({_one_line(error)}); {distro[5:].capitalize()}'s is used"
                     )
                     break

@@ -19,6 +19,9 @@ def fastdds_environment() -> dict[str, str]:
     return {
         'RMW_IMPLEMENTATION': 'rmw_fastrtps_cpp',
         'FASTRTPS_DEFAULT_PROFILES_FILE': str(files('gmskip_ros') / 'assets/fastdds_profile.xml'),
-        **({'ROS_LOCALHOST_ONLY': '1'} if is_humble
-           else {'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST'}),
-    }  # fmt: skip
+        **(
+            {'ROS_LOCALHOST_ONLY': '1'}
+            if is_humble
+            else {'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST'}
+        ),
+    }

@@ -69,7 +69,8 @@ PARAMETERS: dict[str, tuple[Any, str]] = {
     'count': (0, 'end after so many frames; 0: no such end'),
     'clock': (False, 'publish /clock for nodes with use_sim_time; --clock is the same'),
     'wait_for_node': (
-        '', 'node, by its full name, that has to be subscribed and ready before the first frame'
+        '',
+        'node, by its full name, that has to be subscribed and ready before the first frame',
     ),
     'reliability': ('best_effort', 'best_effort or reliable'),
     'image_transport': ('raw', 'raw or compressed (JPEG); like those below not for bags'),
@@ -127,9 +128,7 @@ def cues(
                 until_ns = following[1].time_ns
             else:  # the last one of a pass
                 shortest_s, longest_s = LAST_FRAME_S
-                until_ns = time_ns + round(
-                    min(max(interval_ns, shortest_s * 1e9), longest_s * 1e9)
-                )
+                until_ns = time_ns + round(min(max(interval_ns, shortest_s * 1e9), longest_s * 1e9))
         hold_s = (until_ns - time_ns) / 1e9 if period_s is None else period_s
         yield Cue(frame.message, time_ns, until_ns, hold_s)
 
@@ -154,17 +153,24 @@ class ImagePlayer(Node):
         self._wait_for_node = values['wait_for_node'].strip('/')
         rate_hz, reliability = values['rate_hz'], values['reliability']
         transport = values['image_transport']
-        self._check('rate_hz', rate_hz, 0.0 <= rate_hz <= 1000.0,
-                    "0 (the source's own pace) to 1000")
-        self._check('image_transport', transport, transport in ('raw', 'compressed'),
-                    'raw or compressed')
-        self._check('reliability', reliability, reliability in ('best_effort', 'reliable'),
-                    'best_effort or reliable')
+        self._check(
+            'rate_hz', rate_hz, 0.0 <= rate_hz <= 1000.0, "0 (the source's own pace) to 1000"
+        )
+        self._check(
+            'image_transport', transport, transport in ('raw', 'compressed'), 'raw or compressed'
+        )
+        self._check(
+            'reliability',
+            reliability,
+            reliability in ('best_effort', 'reliable'),
+            'best_effort or reliable',
+        )
         self._check('count', values['count'], values['count'] >= 0, '0 or more')
         for side in ('width', 'height'):
             self._check(side, values[side], 0 <= values[side] <= 8192, '0 to 8192')
-        self._check('jpeg_quality', values['jpeg_quality'], 1 <= values['jpeg_quality'] <= 100,
-                    '1 to 100')
+        self._check(
+            'jpeg_quality', values['jpeg_quality'], 1 <= values['jpeg_quality'] <= 100, '1 to 100'
+        )
         makes_clock = clock or values['clock']
         if makes_clock and self.get_parameter('use_sim_time').value:
             raise PlayerError(
@@ -175,7 +181,10 @@ class ImagePlayer(Node):
         self._source = open_source(
             values['source'],
             MessageFormat(
-                transport, values['width'], values['height'], values['jpeg_quality'],
+                transport,
+                values['width'],
+                values['height'],
+                values['jpeg_quality'],
                 values['frame_id'],
             ),
             values['topic'],

@@ -78,8 +78,9 @@ class DualVlmNode(Node):
             for branch in self._settings.branches
         }
         self._comparison = self._publisher(DiagnosticArray, records.COMPARISON_TOPIC)
-        answers = [(branch, task) for branch in self._settings.branches
-                   for task in self._settings.tasks]  # fmt: skip
+        answers = [
+            (branch, task) for branch in self._settings.branches for task in self._settings.tasks
+        ]
         self._texts = {
             (branch, task): self._publisher(
                 String, records.TEXT_TOPIC.format(branch=branch, task=task)
@@ -161,9 +162,7 @@ class DualVlmNode(Node):
         self._newest_stamp_ns = stamp_ns
         self._worker.offer(Frame(message, stamp_ns))
 
-    def _on_enable(
-        self, request: SetBool.Request, response: SetBool.Response
-    ) -> SetBool.Response:
+    def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         response.success, response.message = self._worker.set_enabled(request.data)
         self.get_logger().info(f'~/enable {str(request.data).lower()}: {response.message}')
         return response

@@ -214,50 +214,96 @@ def _specs() -> tuple[Spec, ...]:
     return (
         Spec('model', 'demo', 'demo, a folder in Hugging Face format, or a hub id', _filled_text),
         Spec('device', 'auto', 'auto (cuda:0 if there is one), cpu or cuda:N', _device),
-        Spec('dtype', 'auto', 'auto (float16 on a GPU, float32 on a CPU), or one of '
-             + ', '.join(DTYPES[1:]), _one_of(DTYPES)),
+        Spec(
+            'dtype',
+            'auto',
+            'auto (float16 on a GPU, float32 on a CPU), or one of ' + ', '.join(DTYPES[1:]),
+            _one_of(DTYPES),
+        ),
         Spec('tasks', list(TASK_NAMES), 'what is asked about every frame', _some_of(TASK_NAMES)),
-        Spec('branches', list(BRANCHES), '[skip] in production; both to compare',
-             _some_of(BRANCHES)),
-        Spec('rate_hz', 1.0, 'frames answered per second of header time, Hz',
-             _number(*RATE_HZ_RANGE), read_only=False),
-        Spec('max_frame_age_sec', 0.0, 'older frames are dropped, s; 0 = off',
-             _number(*MAX_FRAME_AGE_SEC_RANGE)),
+        Spec(
+            'branches', list(BRANCHES), '[skip] in production; both to compare', _some_of(BRANCHES)
+        ),
+        Spec(
+            'rate_hz',
+            1.0,
+            'frames answered per second of header time, Hz',
+            _number(*RATE_HZ_RANGE),
+            read_only=False,
+        ),
+        Spec(
+            'max_frame_age_sec',
+            0.0,
+            'older frames are dropped, s; 0 = off',
+            _number(*MAX_FRAME_AGE_SEC_RANGE),
+        ),
         Spec('image_transport', 'raw', 'raw, or compressed (JPEG, PNG)', _one_of(TRANSPORTS)),
-        Spec('input_reliability', 'best_effort', 'of the image subscription',
-             _one_of(RELIABILITIES)),
+        Spec(
+            'input_reliability', 'best_effort', 'of the image subscription', _one_of(RELIABILITIES)
+        ),
         *(
-            Spec(f'skip_list.{name}', AUTO,
-                 "absolute path or shipped name of a skip list; auto = the demo model's own for "
-                 "demo, else none; '' = leave nothing out", _text)
+            Spec(
+                f'skip_list.{name}',
+                AUTO,
+                "absolute path or shipped name of a skip list; auto = the demo model's own for "
+                "demo, else none; '' = leave nothing out",
+                _text,
+            )
             for name in TASK_NAMES
         ),
-        Spec('operating_point', 'high_performance',
-             'which prefix of the skip lists: high_performance, high_sparsity or a number of '
-             'blocks', _operating_point, read_only=False),
+        Spec(
+            'operating_point',
+            'high_performance',
+            'which prefix of the skip lists: high_performance, high_sparsity or a number of blocks',
+            _operating_point,
+            read_only=False,
+        ),
         *(
-            Spec(f'prompt.{name}', DEFAULT_PROMPTS[name], 'the question of this task', _prompt,
-                 read_only=False)
+            Spec(
+                f'prompt.{name}',
+                DEFAULT_PROMPTS[name],
+                'the question of this task',
+                _prompt,
+                read_only=False,
+            )
             for name in TASK_NAMES
         ),
-        Spec('labels', ['coda'], 'the name of a label set (coda, coco, scenes), or the labels '
-             'themselves', _labels),
+        Spec(
+            'labels',
+            ['coda'],
+            'the name of a label set (coda, coco, scenes), or the labels themselves',
+            _labels,
+        ),
         *(
-            Spec(f'max_new_tokens.{name}', DEFAULT_MAX_NEW_TOKENS[name], 'longest answer, tokens',
-                 _integer(*MAX_NEW_TOKENS_RANGE))
+            Spec(
+                f'max_new_tokens.{name}',
+                DEFAULT_MAX_NEW_TOKENS[name],
+                'longest answer, tokens',
+                _integer(*MAX_NEW_TOKENS_RANGE),
+            )
             for name in TASK_NAMES
         ),
-        Spec('overload_policy', 'slow_down',
-             'slow_down: both branches run and the rate falls; drop_full: the full branch gives '
-             'way as soon as a newer due frame waits', _one_of(OVERLOAD_POLICIES)),
-        Spec('memory_headroom_gib', 1.0,
-             'of the device to leave free; a model that would not is refused, GiB',
-             _number(*MEMORY_HEADROOM_GIB_RANGE)),
-        Spec('watchdog_sec', 60.0,
-             'state error when inference makes no progress (no block, no token) for so long, s',
-             _number(*WATCHDOG_SEC_RANGE)),
+        Spec(
+            'overload_policy',
+            'slow_down',
+            'slow_down: both branches run and the rate falls; drop_full: the full branch gives '
+            'way as soon as a newer due frame waits',
+            _one_of(OVERLOAD_POLICIES),
+        ),
+        Spec(
+            'memory_headroom_gib',
+            1.0,
+            'of the device to leave free; a model that would not is refused, GiB',
+            _number(*MEMORY_HEADROOM_GIB_RANGE),
+        ),
+        Spec(
+            'watchdog_sec',
+            60.0,
+            'state error when inference makes no progress (no block, no token) for so long, s',
+            _number(*WATCHDOG_SEC_RANGE),
+        ),
         Spec('start_enabled', True, 'false: wait for ~/enable', _boolean),
-    )  # fmt: skip
+    )
 
 
 SPECS: Mapping[str, Spec] = {spec.name: spec for spec in _specs()}

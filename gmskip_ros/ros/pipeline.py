@@ -197,9 +197,7 @@ class FramePipeline:
             )
             for plan in self.plan.tasks
         )
-        return BranchResult(
-            branch, self.plan.schedule, tasks, frame.encode_ms + _ms_since(start)
-        )
+        return BranchResult(branch, self.plan.schedule, tasks, frame.encode_ms + _ms_since(start))
 
     def _with_memory(self, work: Callable[[], Result]) -> Result:
         """Do the work; where memory runs out, free what can be freed and try once more."""

@@ -166,8 +166,9 @@ def _rows(msg: Image, row_bytes: int, num_rows: int) -> np.ndarray:
     size = msg.step * num_rows
     if data.size < size:
         raise _refusal(
-            msg, f'{data.size} bytes of data where step {msg.step} x {num_rows} rows make {size};'
-            ' publish whole images'
+            msg,
+            f'{data.size} bytes of data where step {msg.step} x {num_rows} rows make {size};'
+            ' publish whole images',
         )
     return data[:size].reshape(num_rows, msg.step)[:, :row_bytes]
 

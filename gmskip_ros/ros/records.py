@@ -52,19 +52,21 @@ def _result_status(result: TaskResult, schedule: str, hardware_id: str) -> Statu
         name=f'{result.task}/{result.branch}',
         message=result.parsed.text,
         hardware_id=hardware_id,
-        values=_texts({
-            'format': RESULT_FORMAT,
-            'answer': result.parsed.text,
-            'raw_text': result.answer.text,
-            'tokens': len(result.answer.token_ids),
-            **dict(zip(LATENCY_PARTS, latencies_ms(result), strict=True)),
-            'vision_shared': result.answer.vision_shared,
-            'sparsity': result.sparsity,
-            'skipped_blocks': ','.join(str(block) for block in result.removed_blocks),
-            'operating_point': result.operating_point,
-            'full_branch': FULL_BRANCH,
-            'schedule': schedule,
-        }),
+        values=_texts(
+            {
+                'format': RESULT_FORMAT,
+                'answer': result.parsed.text,
+                'raw_text': result.answer.text,
+                'tokens': len(result.answer.token_ids),
+                **dict(zip(LATENCY_PARTS, latencies_ms(result), strict=True)),
+                'vision_shared': result.answer.vision_shared,
+                'sparsity': result.sparsity,
+                'skipped_blocks': ','.join(str(block) for block in result.removed_blocks),
+                'operating_point': result.operating_point,
+                'full_branch': FULL_BRANCH,
+                'schedule': schedule,
+            }
+        ),
     )
 
 
@@ -80,17 +82,19 @@ def _comparison_status(comparison: TaskComparison, hardware_id: str) -> Status:
         name=f'{skip.task}/comparison',
         message='agree' if comparison.agreement.agree else 'differ',
         hardware_id=hardware_id,
-        values=_texts({
-            'format': COMPARISON_FORMAT,
-            'agree': comparison.agreement.agree,
-            **comparison.agreement.values,  # jaccard, or rouge_l
-            'skip_answer': skip.parsed.text,
-            'full_answer': full.parsed.text,
-            'skip_total_ms': skip.answer.timing.total_ms,
-            'full_total_ms': full.answer.timing.total_ms,
-            'speedup': comparison.speedup,
-            'sparsity': skip.sparsity,
-        }),
+        values=_texts(
+            {
+                'format': COMPARISON_FORMAT,
+                'agree': comparison.agreement.agree,
+                **comparison.agreement.values,  # jaccard, or rouge_l
+                'skip_answer': skip.parsed.text,
+                'full_answer': full.parsed.text,
+                'skip_total_ms': skip.answer.timing.total_ms,
+                'full_total_ms': full.answer.timing.total_ms,
+                'speedup': comparison.speedup,
+                'sparsity': skip.sparsity,
+            }
+        ),
     )
 
 

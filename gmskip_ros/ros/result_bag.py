@@ -39,9 +39,16 @@ LEVELS = {OK: 0, WARN: 1, ERROR: 2}  # of diagnostic_msgs/DiagnosticStatus
 # As the node publishes: reliable, depth 1.
 _FOREVER = QosTime(9_223_372_036, 854_775_807)  # as rosbag2 records it
 _QOS = Qos(
-    QosHistory.KEEP_LAST, 1, QosReliability.RELIABLE, QosDurability.VOLATILE,
-    _FOREVER, _FOREVER, QosLiveliness.AUTOMATIC, _FOREVER, False,
-)  # fmt: skip
+    QosHistory.KEEP_LAST,
+    1,
+    QosReliability.RELIABLE,
+    QosDurability.VOLATILE,
+    _FOREVER,
+    _FOREVER,
+    QosLiveliness.AUTOMATIC,
+    _FOREVER,
+    False,
+)
 _TYPES = get_typestore(Stores.ROS2_HUMBLE)  # of these messages, Jazzy's are the same
 _Array = _TYPES.types['diagnostic_msgs/msg/DiagnosticArray']
 _Status = _TYPES.types['diagnostic_msgs/msg/DiagnosticStatus']

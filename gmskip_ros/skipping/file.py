@@ -20,9 +20,27 @@ SCHEMA = 'gmskip/skip-list/1'
 _SUFFIX = '.skip.yaml'
 # In the order in which they are written.
 _FIELDS = (
-    'schema', 'model', 'text_model_type', 'num_blocks', 'task', 'target', 'method', 'phases',
-    'metric', 'prompt', 'dtype', 'min_score_ratio', 'full_score', 'nested', 'removed', 'sets',
-    'operating_points', 'calibration', 'created', 'software', 'provenance',
+    'schema',
+    'model',
+    'text_model_type',
+    'num_blocks',
+    'task',
+    'target',
+    'method',
+    'phases',
+    'metric',
+    'prompt',
+    'dtype',
+    'min_score_ratio',
+    'full_score',
+    'nested',
+    'removed',
+    'sets',
+    'operating_points',
+    'calibration',
+    'created',
+    'software',
+    'provenance',
 )
 _PROMPT_FIELDS = ('text', 'template_sha256', 'max_new_tokens')
 _REMOVAL_FIELDS = ('block', 'score')

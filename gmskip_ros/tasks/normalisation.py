@@ -8,9 +8,21 @@ _NOT_WORD = re.compile(r'[\W_]+')
 ARTICLES = ('a', 'an', 'the')
 # Nouns whose plural is not made by the rules below; only the last word of a label matters.
 _IRREGULAR_PLURALS = {
-    'child': 'children', 'foot': 'feet', 'goose': 'geese', 'knife': 'knives', 'leaf': 'leaves',
-    'loaf': 'loaves', 'calf': 'calves', 'man': 'men', 'mouse': 'mice', 'sheep': 'sheep',
-    'shelf': 'shelves', 'ski': 'skis', 'tooth': 'teeth', 'wolf': 'wolves', 'woman': 'women',
+    'child': 'children',
+    'foot': 'feet',
+    'goose': 'geese',
+    'knife': 'knives',
+    'leaf': 'leaves',
+    'loaf': 'loaves',
+    'calf': 'calves',
+    'man': 'men',
+    'mouse': 'mice',
+    'sheep': 'sheep',
+    'shelf': 'shelves',
+    'ski': 'skis',
+    'tooth': 'teeth',
+    'wolf': 'wolves',
+    'woman': 'women',
 }
 
 

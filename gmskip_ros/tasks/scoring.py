@@ -34,8 +34,18 @@ _VQA_REFERENCES = 10  # that VQA has for each question
 _VQA_ENOUGH = 3  # equal ones, for a score of 1
 _APOSTROPHE = re.compile("['\u2019]")
 _DIGITS = {
-    'none': '0', 'zero': '0', 'one': '1', 'two': '2', 'three': '3', 'four': '4', 'five': '5',
-    'six': '6', 'seven': '7', 'eight': '8', 'nine': '9', 'ten': '10',
+    'none': '0',
+    'zero': '0',
+    'one': '1',
+    'two': '2',
+    'three': '3',
+    'four': '4',
+    'five': '5',
+    'six': '6',
+    'seven': '7',
+    'eight': '8',
+    'nine': '9',
+    'ten': '10',
 }
 _RELAXED = Fraction(5, 100)
 # Bounded, so that no text makes a number of a million digits.
@@ -200,9 +210,7 @@ _SET_METRICS: dict[str, Callable[[int, int, int], Fraction]] = {
 }
 
 
-def _set_metric(
-    metric: str, references: Sequence[str | Iterable[str]], task: Task
-) -> Scorer:
+def _set_metric(metric: str, references: Sequence[str | Iterable[str]], task: Task) -> Scorer:
     formula = _SET_METRICS[metric]
     truths = [
         frozenset(

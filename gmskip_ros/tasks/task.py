@@ -130,9 +130,7 @@ class MultiObject(Task):
             whole = self.vocabulary.match(item)  # a label may contain an 'and' of its own
             found = [whole] if whole else map(self.vocabulary.match, self._AND.split(item))
             labels.update((label, None) for label in found if label)
-        return ParsedAnswer(
-            ', '.join(labels) or UNKNOWN, frozenset(labels), bool(labels), raw_text
-        )
+        return ParsedAnswer(', '.join(labels) or UNKNOWN, frozenset(labels), bool(labels), raw_text)
 
     def agreement(
         self,

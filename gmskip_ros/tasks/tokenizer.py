@@ -11,12 +11,21 @@ _PUNCTUATION = frozenset(
     ("''", "'", '``', '`', '.', '?', '!', ',', ':', '-', '--', '...', ';', '"')
 )
 _BRACKETS = {
-    '(': '-lrb-', ')': '-rrb-', '[': '-lsb-', ']': '-rsb-', '{': '-lcb-', '}': '-rcb-',
+    '(': '-lrb-',
+    ')': '-rrb-',
+    '[': '-lsb-',
+    ']': '-rsb-',
+    '{': '-lcb-',
+    '}': '-rcb-',
 }
 # Words that are written together and count as two.
 _CONTRACTED = {
-    'cannot': ('can', 'not'), 'gonna': ('gon', 'na'), 'gotta': ('got', 'ta'),
-    'wanna': ('wan', 'na'), 'gimme': ('gim', 'me'), 'lemme': ('lem', 'me'),
+    'cannot': ('can', 'not'),
+    'gonna': ('gon', 'na'),
+    'gotta': ('got', 'ta'),
+    'wanna': ('wan', 'na'),
+    'gimme': ('gim', 'me'),
+    'lemme': ('lem', 'me'),
 }
 # Abbreviations keep their full stop; found by giving the PTB tokenizer all words of one to four
 # letters and some longer ones.
@@ -54,8 +63,16 @@ _TOKEN = re.compile(
 _CLITIC = re.compile(r"(.+?)('(?:s|m|d|re|ve|ll)|n't)")
 _SAME_CHARACTER = str.maketrans(
     {
-        '\u2018': "'", '\u2019': "'", '\u201c': '"', '\u201d': '"', '\u2026': '...',
-        '\u2013': '--', '\u2014': '--', '\u00bd': '1/2', '\u00bc': '1/4', '\u00be': '3/4',
+        '\u2018': "'",
+        '\u2019': "'",
+        '\u201c': '"',
+        '\u201d': '"',
+        '\u2026': '...',
+        '\u2013': '--',
+        '\u2014': '--',
+        '\u00bd': '1/2',
+        '\u00bc': '1/4',
+        '\u00be': '3/4',
         '\u00ad': None,
     }
 )

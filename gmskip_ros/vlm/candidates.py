@@ -148,8 +148,8 @@ class CandidateWalk:
         hidden[:num_images, :prompt_columns] = embedded
         for index, draft in enumerate(drafts):
             tokens = torch.tensor(draft, dtype=torch.long, device=embedded.device)
-            hidden[index, prompt_columns : prompt_columns + len(draft)] = (
-                self.decoder.embed_tokens(tokens)
+            hidden[index, prompt_columns : prompt_columns + len(draft)] = self.decoder.embed_tokens(
+                tokens
             )
         # Behind a shorter draft stands nothing: later columns do not touch earlier ones.
         columns = is_real.new_ones(num_images, num_columns)
@@ -337,8 +337,10 @@ class CandidateWalk:
             )  # (R, 1, H)
             here = num_columns + new
             rotary = self.decoder.rotary_emb(hidden, at[:, here : here + 1])  # (R, 1, D)
-            masks = {window: self._mask(is_its_own, at, here, window)
-                     for window in set(self.decoder.windows)}  # fmt: skip
+            masks = {
+                window: self._mask(is_its_own, at, here, window)
+                for window in set(self.decoder.windows)
+            }
             for block in self.retained:
                 self._poll()
                 if block not in stored:

@@ -108,7 +108,7 @@ def resolve_device(device: str) -> torch.device:
     index = int(match[1] or 0)
     if index >= num_gpus:
         raise ModelLoadError(
-            f"device {device!r} is not there: PyTorch sees {num_gpus} CUDA GPUs; "
+            f'device {device!r} is not there: PyTorch sees {num_gpus} CUDA GPUs; '
             "use 'cpu' or 'auto'"
         )
     return torch.device('cuda', index)

@@ -28,9 +28,7 @@ class SkipSet:
         object.__setattr__(self, 'decode', _block_indices(decode))
 
     @classmethod
-    def of(
-        cls, blocks: SkipSet | Iterable[int], phases: Iterable[str] = PHASES
-    ) -> SkipSet:
+    def of(cls, blocks: SkipSet | Iterable[int], phases: Iterable[str] = PHASES) -> SkipSet:
         """Return the set that leaves `blocks` out in `phases`; a SkipSet is returned as it is."""
         if isinstance(blocks, SkipSet):
             return blocks

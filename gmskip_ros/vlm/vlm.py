@@ -399,7 +399,10 @@ class Vlm:
         embedding = self.decoder.embed_tokens.weight  # (V, H)
         tokens = features.tokens
         if (features.model, tokens.shape[1], tokens.dtype, tokens.device) != (
-            self.name, embedding.shape[1], embedding.dtype, embedding.device
+            self.name,
+            embedding.shape[1],
+            embedding.dtype,
+            embedding.device,
         ):
             raise VlmError(
                 f'image features of {features.model} ({tokens.dtype} on {tokens.device}) given to '
@@ -413,9 +416,7 @@ class Vlm:
         adds_start = start is None or not text.startswith(start)
         return self._tokenizer(text, add_special_tokens=adds_start)['input_ids']
 
-    def embed(
-        self, rows: list[list[int]], features: list[ImageFeatures]
-    ) -> tuple[Tensor, Tensor]:
+    def embed(self, rows: list[list[int]], features: list[ImageFeatures]) -> tuple[Tensor, Tensor]:
         """Return the left-padded batch (B, C, H), zero on padding, and where it is real (B, C)."""
         num_columns = max(len(row) for row in rows)
         hidden_size = features[0].tokens.shape[1]

@@ -24,11 +24,28 @@ from gmskip_ros.vlm import Answer, CandidateAnswer, Timing, load_vlm
 SEED = 3  # of the shuffle
 BLOCKS = (4, 8, 12, 16, 20, 24, 28, 6, 9, 17)  # some answers are wrong, some no labels
 KEYS = {
-    'images', 'score', 'scores', 'shuffled_score', 'visual_gain', 'auroc', 'score_without_target',
-    'most_frequent_answer', 'most_frequent_share', 'in_vocabulary_share', 'tokens_per_answer',
-    'difference', 'interval', 'mcnemar_p', 'latency_ms', 'ms_per_token', 'language_ms',
-    'latency_cut', 'answers_got_shorter', 'parameters_run', 'token_agreement',
-}  # fmt: skip
+    'images',
+    'score',
+    'scores',
+    'shuffled_score',
+    'visual_gain',
+    'auroc',
+    'score_without_target',
+    'most_frequent_answer',
+    'most_frequent_share',
+    'in_vocabulary_share',
+    'tokens_per_answer',
+    'difference',
+    'interval',
+    'mcnemar_p',
+    'latency_ms',
+    'ms_per_token',
+    'language_ms',
+    'latency_cut',
+    'answers_got_shorter',
+    'parameters_run',
+    'token_agreement',
+}
 
 
 @pytest.fixture(scope='module')
@@ -208,9 +225,7 @@ def test_balanced_accuracy_and_visual_gain_are_scores_like_others(vlm, dataset, 
     places = {path: place for place, path in enumerate(paths)}
     gain = make_objective([questions], ['visual_gain'], places, SEED)
     values = [
-        gain.contribution(
-            n, ask_one(vlm, paths[i.image], questions.prompts[0], BLOCKS, 8).text
-        )
+        gain.contribution(n, ask_one(vlm, paths[i.image], questions.prompts[0], BLOCKS, 8).text)
         for n, i in enumerate(gain.items)
     ]
     found = make_evaluator(vlm, [questions], ['visual_gain'])[0].evaluate(BLOCKS)
@@ -246,8 +261,9 @@ def test_captions_and_a_joint_score(vlm, dataset):
     found = alone.evaluate(BLOCKS)
     assert found['score'] == found['scores']['cider'] == pytest.approx(scores[2], abs=1e-12)
     assert found['difference'] == pytest.approx(scores[2] - full_scores[2], abs=1e-12)
-    rouge = [rouge_l(caption_tokens(a.text), references[i])
-             for i, a in enumerate(answers[BLOCKS][2])]  # fmt: skip
+    rouge = [
+        rouge_l(caption_tokens(a.text), references[i]) for i, a in enumerate(answers[BLOCKS][2])
+    ]
     assert found['scores']['rouge_l'] == pytest.approx(fmean(rouge), abs=1e-12)
     assert found['interval'][0] <= found['difference'] <= found['interval'][1]
     assert found['mcnemar_p'] is None
@@ -303,18 +319,19 @@ def test_always_the_same_answer_is_found_out(vlm, dataset):
     # Nothing is right in a joint score, so there is nothing to divide by.
     wrong = [replace(sample, labels=('bus',), main_object='bus') for sample in samples]
     joint = questions_about(dataset, 'joint', wrong)
-    found = make_evaluator(
-        vlm, joint, ['accuracy', 'set_precision', 'rouge_l'], SaysCar
-    )[0].evaluate([5])  # fmt: skip
+    found = make_evaluator(vlm, joint, ['accuracy', 'set_precision', 'rouge_l'], SaysCar)[
+        0
+    ].evaluate([5])
     assert (found['score'], found['difference'], found['visual_gain']) == (None, None, None)
     assert found['scores']['captioning.rouge_l'] > 0
 
 
 def test_generic_questions_have_no_vocabulary_and_one_picture_no_shuffle(vlm, dataset):
     sample = replace(
-        dataset.samples[0], question='What is the main object in this image? Answer with one word.',
+        dataset.samples[0],
+        question='What is the main object in this image? Answer with one word.',
         references=(f'{dataset.samples[0].main_object}!', '?'),
-    )  # fmt: skip
+    )
     (questions,) = questions_about(dataset, 'generic', [sample])
     found = make_evaluator(vlm, [questions], ['exact'])[0].evaluate([])
     assert (found['score'], found['mcnemar_p'], found['images']) == (1, 1, 1)

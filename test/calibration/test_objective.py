@@ -128,8 +128,10 @@ def test_joint_is_the_least_of_what_is_left_of_each_task():
     samples = list(make_samples(6, random.Random(0)))
     joint = objective_of(samples, 'joint', 'accuracy', 'set_precision', 'cider')
     assert [part.questions.name for part in joint.parts] == [
-        'single_object', 'multi_object', 'captioning'
-    ]  # fmt: skip
+        'single_object',
+        'multi_object',
+        'captioning',
+    ]
     full = (Fraction(4, 5), Fraction(1, 2), 4.0)
     assert joint.overall(full, full) == 1
     assert joint.overall((Fraction(2, 5), Fraction(1, 2), 8.0), full) == Fraction(1, 2)

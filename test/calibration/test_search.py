@@ -114,9 +114,15 @@ def test_it_finds_what_brute_force_finds(task, metric):
 def test_much_less_is_asked_where_the_full_model_is_nearly_always_right():
     samples = make_samples(100, random.Random(1))
     table = Table(
-        'single_object', 'accuracy', 16, samples, seed=2, noise=2, harm=20,
+        'single_object',
+        'accuracy',
+        16,
+        samples,
+        seed=2,
+        noise=2,
+        harm=20,
         harmful=frozenset(range(10)),
-    )  # fmt: skip
+    )
     complete, race = (search(table, SearchSettings(abandon=abandon)) for abandon in (False, True))
     states = complete.run(), race.run()
     assert states[0].removed == states[1].removed
@@ -132,16 +138,25 @@ def test_much_less_is_asked_where_the_full_model_is_nearly_always_right():
 
 @pytest.mark.parametrize('ratio', [0.9, 1.0, 1.1])
 def test_a_full_score_of_zero_stops_nothing(ratio):
-    table = Table('single_object', 'accuracy', 4, make_samples(5, random.Random(0)), 0, 0, 0,
-                  right=())  # fmt: skip
+    table = Table(
+        'single_object', 'accuracy', 4, make_samples(5, random.Random(0)), 0, 0, 0, right=()
+    )
     state = search(table, SearchSettings(min_score_ratio=ratio)).run()
     assert state.removed == [3, 2, 1]
     assert [one.score for one in state.rounds] == [0, 0, 0]
 
 
 def test_joint_needs_every_task_to_score():
-    table = Table('joint', JOINT_METRICS, 4, make_samples(5, random.Random(0)), 0, 0, 0,
-                  right=('single_object', 'captioning'))  # fmt: skip
+    table = Table(
+        'joint',
+        JOINT_METRICS,
+        4,
+        make_samples(5, random.Random(0)),
+        0,
+        0,
+        0,
+        right=('single_object', 'captioning'),
+    )
     with pytest.raises(CalibrationError, match='scores 0 in multi_object'):
         search(table, SearchSettings()).run()
 
@@ -204,8 +219,16 @@ def test_a_finished_search_asks_nothing_more():
 
 
 def test_what_is_saved_and_shown_on_the_way():
-    table = Table('single_object', 'accuracy', 6, make_samples(30, random.Random(0)), 0, 3, 40,
-                  frozenset({1, 4}))  # fmt: skip
+    table = Table(
+        'single_object',
+        'accuracy',
+        6,
+        make_samples(30, random.Random(0)),
+        0,
+        3,
+        40,
+        frozenset({1, 4}),
+    )
     saves: list[tuple[int, bool]] = []
     shown: list[Progress] = []
     one = search(

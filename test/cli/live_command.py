@@ -28,9 +28,13 @@ class LiveCommand:
         with self._stdout.open('w') as stdout:
             self._process = subprocess.Popen(
                 [sys.executable, '-m', 'gmskip_ros.cli.main', command, '--out', str(out), *options],
-                env=environment, stdin=subprocess.DEVNULL, stdout=stdout,
-                stderr=subprocess.PIPE, text=True, start_new_session=True,
-            )  # fmt: skip
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
 
     def wait_for_line(self, pattern: str) -> None:
         self.wait_until(lambda: re.search(pattern, self._stdout.read_text(), re.MULTILINE), pattern)

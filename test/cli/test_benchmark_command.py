@@ -48,9 +48,23 @@ def test_the_figures_are_those_of_the_searches(benchmark, tmp_path, scenes):
     folder = str(make_tiny_model(tmp_path / 'model', num_blocks=6))
     path = tmp_path / 'figures.json'
     status, output, errors = benchmark(
-        '--model', folder, '--tasks', 'single_object,captioning', '--metric', 'rouge_l',
-        '--images', IMAGES, '--rounds', ROUNDS, '--seed', SEED, '--batch-size', 40, '--json', path,
-    )  # fmt: skip
+        '--model',
+        folder,
+        '--tasks',
+        'single_object,captioning',
+        '--metric',
+        'rouge_l',
+        '--images',
+        IMAGES,
+        '--rounds',
+        ROUNDS,
+        '--seed',
+        SEED,
+        '--batch-size',
+        40,
+        '--json',
+        path,
+    )
     assert (status, errors) == (0, '')
     report = json.loads(path.read_text())
     assert report['format'] == 'gmskip/benchmark-calibration/1'
@@ -64,15 +78,22 @@ def test_the_figures_are_those_of_the_searches(benchmark, tmp_path, scenes):
     assert [one['metric'] for one in report['tasks']] == ['accuracy', 'rouge_l']
     samples, _ = choose_question_samples(dataset, asked, IMAGES, 0, SEED)
     assert report['dataset'] == {
-        'name': dataset.name, 'images': IMAGES, 'seed': SEED, 'sha256': sample_hash(samples),
-    }  # fmt: skip
+        'name': dataset.name,
+        'images': IMAGES,
+        'seed': SEED,
+        'sha256': sample_hash(samples),
+    }
     paths = [sample.image_path for sample in samples]
     pictures = Pictures(vlm, paths, 1 << 30, Ranks())
     pictures.encode_all()
     for settings, one in zip(asked, report['tasks'], strict=True):
-        check_task(one, settings, vlm, pictures, make_questions(
-            samples, settings, settings.make_task(dataset)
-        ))  # fmt: skip
+        check_task(
+            one,
+            settings,
+            vlm,
+            pictures,
+            make_questions(samples, settings, settings.make_task(dataset)),
+        )
         assert f'{one["task"]}, {ROUNDS} rounds' in output
         for method in METHODS:
             assert f'│ {one["methods"][method]["token_blocks"]:,} │' in ' '.join(output.split())
@@ -183,9 +204,21 @@ def test_the_whole_trajectory_is_judged(benchmark, tmp_path, scenes):
     folder = make_tiny_model(tmp_path / 'model', num_blocks=4)
     path = tmp_path / 'figures.json'
     status, output, _ = benchmark(
-        '--model', folder, '--tasks', 'single_object', '--images', IMAGES, '--dataset', scenes,
-        '--threads', 1, '--max-sparsity', 0.95, '--json', path,
-    )  # fmt: skip
+        '--model',
+        folder,
+        '--tasks',
+        'single_object',
+        '--images',
+        IMAGES,
+        '--dataset',
+        scenes,
+        '--threads',
+        1,
+        '--max-sparsity',
+        0.95,
+        '--json',
+        path,
+    )
     assert status == 0
     report = json.loads(path.read_text())
     assert (report['num_blocks'], report['threads']) == (4, 1)

@@ -81,11 +81,19 @@ def test_what_is_written(gmskip, vlm, scenes, tmp_path):
     assert contents(out) == sorted([*REPORT, 'checkpoint.json', 'single_object.skip.yaml'])
     skip_list = load_skip_list(out / 'single_object.skip.yaml')
     task = make_task('single_object', labels=CLASSES)
-    assert skip_list.warnings_for(
-        num_blocks=vlm.num_blocks, text_model_type=vlm.text_model_type, prompt=task.prompt,
-        template_sha256=vlm.template_sha256, dtype=vlm.dtype, max_new_tokens=task.max_new_tokens,
-        task='single_object', model='demo',
-    ) == []  # fmt: skip
+    assert (
+        skip_list.warnings_for(
+            num_blocks=vlm.num_blocks,
+            text_model_type=vlm.text_model_type,
+            prompt=task.prompt,
+            template_sha256=vlm.template_sha256,
+            dtype=vlm.dtype,
+            max_new_tokens=task.max_new_tokens,
+            task='single_object',
+            model='demo',
+        )
+        == []
+    )
     assert [len(skip_list.blocks_at(name)) for name in OPERATING_POINTS] == list(
         skip_list.operating_points.values()
     )
@@ -196,11 +204,19 @@ def test_one_list_for_all_tasks(gmskip, tmp_path, vlm):
     assert (skip_list.task, skip_list.full_score, skip_list.prompt.text) == ('joint', 1.0, None)
     assert skip_list.metric == 'accuracy, set_precision, cider'
     task = make_task('captioning')
-    assert skip_list.warnings_for(
-        num_blocks=32, text_model_type='llama', prompt=task.prompt,
-        template_sha256=vlm.template_sha256, dtype='float32', max_new_tokens=task.max_new_tokens,
-        task='captioning', model='demo',
-    ) == []  # fmt: skip
+    assert (
+        skip_list.warnings_for(
+            num_blocks=32,
+            text_model_type='llama',
+            prompt=task.prompt,
+            template_sha256=vlm.template_sha256,
+            dtype='float32',
+            max_new_tokens=task.max_new_tokens,
+            task='captioning',
+            model='demo',
+        )
+        == []
+    )
 
 
 def write_questions(scenes: Path, path: Path, reference: str | None = None) -> None:
@@ -220,9 +236,13 @@ def write_questions(scenes: Path, path: Path, reference: str | None = None) -> N
 def test_questions_of_a_file(gmskip, scenes, tmp_path, metric):
     write_questions(scenes, tmp_path / 'questions.jsonl')
     status, _, errors = gmskip(
-        task='generic', dataset=tmp_path / 'questions.jsonl', metric=metric, max_new_tokens=4,
-        images=4, test_images=0,
-    )  # fmt: skip
+        task='generic',
+        dataset=tmp_path / 'questions.jsonl',
+        metric=metric,
+        max_new_tokens=4,
+        images=4,
+        test_images=0,
+    )
     assert status == 0 and 'error' not in errors
     skip_list = load_skip_list(tmp_path / 'out' / 'generic.skip.yaml')
     assert (skip_list.task, skip_list.metric) == ('generic', metric)
@@ -373,9 +393,13 @@ def test_what_is_refused(gmskip, tmp_path, monkeypatch, options, parts):
 def test_intervals_that_cannot_be(gmskip, monkeypatch, intervals, part):
     monkeypatch.delattr('gmskip_ros.vlm.Vlm.encode')  # before the pictures, which may take minutes
     result = gmskip(
-        '--method fixed-interval', task='single_object', interval=intervals, rounds=None, images=1,
+        '--method fixed-interval',
+        task='single_object',
+        interval=intervals,
+        rounds=None,
+        images=1,
         test_images=0,
-    )  # fmt: skip
+    )
     assert is_refused(result, part)
 
 
@@ -408,7 +432,7 @@ def test_unreadable_pictures_are_left_out_and_named(gmskip, tmp_path):
         path.write_bytes(b'no picture')
     status, _, errors = gmskip(
         task='single_object', dataset=data, images=5, test_images=0, rounds=1
-    )  # fmt: skip
+    )
     assert status == 0 and len(broken) == 2
     result = read_json(tmp_path / 'out' / 'calibration.json')
     assert result['unreadable'] == [str(path) for path in broken]
@@ -468,10 +492,25 @@ def test_weights_that_are_no_numbers(scenes, tmp_path, capsys):
     name = next(name for name in weights if 'layers.7.' in name and 'language' in name)
     weights[name][:] = float('nan')
     save_file(weights, model / 'model.safetensors', {'format': 'pt'})
-    status = main.main([
-        'calibrate', '--task', 'single_object', '--dataset', str(scenes), '--model', str(model),
-        '--device', 'cpu', '--out', str(tmp_path / 'out'), '--images', '2', '--test-images', '0',
-    ])  # fmt: skip
+    status = main.main(
+        [
+            'calibrate',
+            '--task',
+            'single_object',
+            '--dataset',
+            str(scenes),
+            '--model',
+            str(model),
+            '--device',
+            'cpu',
+            '--out',
+            str(tmp_path / 'out'),
+            '--images',
+            '2',
+            '--test-images',
+            '0',
+        ]
+    )
     captured = capsys.readouterr()
     assert is_refused((status, *captured), 'finite')
 
@@ -497,9 +536,14 @@ def test_a_folder_that_cannot_be_written_to(gmskip, tmp_path, kind):
 )
 def test_photographs_of_coco(gmskip, tmp_path, task, metric):
     status, output, errors = gmskip(
-        task=task, dataset=COCO_MINI, metric=metric, images=4, test_images=3, rounds=1,
+        task=task,
+        dataset=COCO_MINI,
+        metric=metric,
+        images=4,
+        test_images=3,
+        rounds=1,
         max_new_tokens=6,
-    )  # fmt: skip
+    )
     assert status == 0, errors
     skip_list = load_skip_list(tmp_path / 'out' / f'{task}.skip.yaml')
     assert skip_list.calibration['dataset'] == 'coco-val2017'

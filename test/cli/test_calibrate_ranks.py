@@ -17,11 +17,39 @@ from calibrate_process import CalibrateProcess, command_line, found, leftovers, 
 from gmskip_ros.datasets import write_scenes
 
 # Of 5 and 3 pictures the processes have different numbers; some have none of a task's.
-SINGLE = ['--task', 'single_object', '--dataset', '../scenes', '--out', 'out', '--images', '5',
-          '--test-images', '3', '--rounds', '3', '--latency-images', '0']  # fmt: skip
+SINGLE = [
+    '--task',
+    'single_object',
+    '--dataset',
+    '../scenes',
+    '--out',
+    'out',
+    '--images',
+    '5',
+    '--test-images',
+    '3',
+    '--rounds',
+    '3',
+    '--latency-images',
+    '0',
+]
 # Scores that are no fractions, and long answers.
-CAPTIONS = ['--task', 'captioning', '--dataset', '../scenes', '--out', 'out', '--images', '4',
-            '--test-images', '0', '--rounds', '2', '--max-new-tokens', '5']  # fmt: skip
+CAPTIONS = [
+    '--task',
+    'captioning',
+    '--dataset',
+    '../scenes',
+    '--out',
+    'out',
+    '--images',
+    '4',
+    '--test-images',
+    '0',
+    '--rounds',
+    '2',
+    '--max-new-tokens',
+    '5',
+]
 
 
 @pytest.fixture(scope='module')
@@ -79,9 +107,7 @@ def children_by_rank(torchrun: subprocess.Popen[str], count: int) -> dict[int, i
         children = Path(f'/proc/{torchrun.pid}/task/{torchrun.pid}/children').read_text()
         for pid in map(int, children.split()):
             environment = Path(f'/proc/{pid}/environ').read_bytes().split(b'\0')
-            ids.update({
-                int(line[5:]): pid for line in environment if line.startswith(b'RANK=')
-            })  # fmt: skip
+            ids.update({int(line[5:]): pid for line in environment if line.startswith(b'RANK=')})
         time.sleep(0.01)
     return ids
 

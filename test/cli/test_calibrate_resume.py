@@ -34,8 +34,22 @@ from gmskip_ros.cli import main
 from gmskip_ros.datasets import open_dataset, write_scenes
 from gmskip_ros.vlm import Stopped, load_vlm
 
-OPTIONS = ['--task', 'single_object', '--dataset', '../scenes', '--out', 'out', '--images', '3',
-           '--test-images', '2', '--rounds', '3', '--latency-images', '0']  # fmt: skip
+OPTIONS = [
+    '--task',
+    'single_object',
+    '--dataset',
+    '../scenes',
+    '--out',
+    'out',
+    '--images',
+    '3',
+    '--test-images',
+    '2',
+    '--rounds',
+    '3',
+    '--latency-images',
+    '0',
+]
 
 
 @pytest.fixture(scope='module')
@@ -78,8 +92,9 @@ class Terminal:
 
     def lines(self) -> list[str]:
         """Return the lines of ours, without what draws bars."""
-        return [line[line.index('gmskip: ') :] for line in self.text.splitlines()
-                if 'gmskip: ' in line]  # fmt: skip
+        return [
+            line[line.index('gmskip: ') :] for line in self.text.splitlines() if 'gmskip: ' in line
+        ]
 
 
 def wait_for_torch(process: subprocess.Popen[str]) -> None:
@@ -174,9 +189,10 @@ def test_going_on_within_a_round_does_not_begin_it_anew(root, tmp_path, vlm, mon
         """So the first chunk was saved within the round: nothing else has saved it."""
         path = folder / 'checkpoint.json'
         return path.exists() and any(
-            len(one) >= 8 for one in read_json(path)['search']['answered'].values()
+            len(one) >= 8
+            for one in read_json(path)['search']['answered'].values()
             if len(read_json(path)['search']['full']) == 10
-        )  # fmt: skip
+        )
 
     none, first_work = run(folder, is_in_second_chunk)
     assert none is None
@@ -200,11 +216,18 @@ def test_going_on_within_a_round_does_not_begin_it_anew(root, tmp_path, vlm, mon
         (['--min-score-ratio', '0.9'], 'search min_score_ratio', '1.0', '0.9'),
         (['--tie-order', 'forward'], 'search tie_order', "'backward'", "'forward'"),
         (['--prompt', 'What is it?'], 'prompts', 'main object', "['What is it?']"),
-        (['--exhaustive', ], 'exhaustive', 'False', 'True'),
+        (
+            [
+                '--exhaustive',
+            ],
+            'exhaustive',
+            'False',
+            'True',
+        ),
         (['--images', '4'], 'calibration pictures (sha256)', '', ''),
         (['--task', 'multi_object'], 'labels', '', ''),
     ],
-)  # fmt: skip
+)
 def test_a_checkpoint_of_other_settings_is_refused(
     root, uninterrupted, vlm, monkeypatch, capsys, options, field, then, now
 ):
@@ -298,9 +321,16 @@ def test_progress_is_shown_on_a_terminal(root):
     with on_terminal(root / 'terminal', terminal) as process:
         assert process.wait() == 0, terminal.text
     for shown in (
-        'encoding pictures', 'rounds', 'answers', '32 candidates', 'full model', '0:00:',
-        '1/3', 'best so far 1.0000 without 31', 'testing skip sets',
-    ):  # fmt: skip
+        'encoding pictures',
+        'rounds',
+        'answers',
+        '32 candidates',
+        'full model',
+        '0:00:',
+        '1/3',
+        'best so far 1.0000 without 31',
+        'testing skip sets',
+    ):
         assert shown in terminal.text
 
 

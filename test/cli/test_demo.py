@@ -46,8 +46,9 @@ def test_three_frames(demo, tmp_path):
 
     # What the node says of itself (states that last less than a second may be missing), the table.
     order = ['loading', 'warming_up', 'ready', 'overload']
-    states = [state for state in re.findall(r'^ *[\d.]+ s  (\w+)', stdout, re.MULTILINE)
-              if state in order]  # fmt: skip
+    states = [
+        state for state in re.findall(r'^ *[\d.]+ s  (\w+)', stdout, re.MULTILINE) if state in order
+    ]
     assert 'ready' in states and states == sorted(states, key=order.index)
     lines = stdout.splitlines()
     header = next(line for line in lines if line.startswith('frame'))
@@ -77,10 +78,17 @@ def test_three_frames(demo, tmp_path):
         of_task = [both[frame, task, 'skip'] for frame in (1, 2, 3)]
         agreeing = sum(bool(row.agree) for row in of_task)
         skip_median = sorted(row.total_ms for row in of_task)[1]
-        assert re.search(rf'^{task} +{agreeing}/3 +{skip_median:.0f} +\d+ +[\d.]+x +\d+ %$',
-                         stdout, re.MULTILINE)  # fmt: skip
-    for name in ('report.html', 'overlay.png', 'frames.csv', 'frames.jsonl', 'node.log',
-                 'camera.log'):  # fmt: skip
+        assert re.search(
+            rf'^{task} +{agreeing}/3 +{skip_median:.0f} +\d+ +[\d.]+x +\d+ %$', stdout, re.MULTILINE
+        )
+    for name in (
+        'report.html',
+        'overlay.png',
+        'frames.csv',
+        'frames.jsonl',
+        'node.log',
+        'camera.log',
+    ):
         assert str(tmp_path / 'out' / name) in stdout
         assert (tmp_path / 'out' / name).stat().st_size > 0
     run = json.loads((tmp_path / 'out/replay.json').read_text())
@@ -95,8 +103,10 @@ def test_three_frames(demo, tmp_path):
     below = int(picture.shape[0] * MAX_PANEL_FRACTION)
     scenes = [render_scene(FIRST_SCENE_SEED + index).image for index in range(3)]
     assert any((picture[below:] == scene[below:]).all() for scene in scenes)
-    stripe = [any((pixel == rgb).all() for rgb in (AGREES_RGB, DIFFERS_RGB))
-              for pixel in picture[:below, 0]]  # fmt: skip
+    stripe = [
+        any((pixel == rgb).all() for rgb in (AGREES_RGB, DIFFERS_RGB))
+        for pixel in picture[:below, 0]
+    ]
     assert int(np.diff(np.array(stripe, int), prepend=0).clip(min=0).sum()) == 3
     assert (picture[:below] == RAN_RGB).all(axis=2).any()
 
@@ -189,9 +199,15 @@ def test_a_signal_that_is_ignored_stays_ignored():
 
 @pytest.mark.parametrize(
     ('option', 'value'),
-    [('--frames', '0'), ('--frames', '1.5'), ('--rate-hz', 'nan'), ('--rate-hz', '-1'),
-     ('--deadline-sec', '0'), ('--source', '/no/such/folder')],
-)  # fmt: skip
+    [
+        ('--frames', '0'),
+        ('--frames', '1.5'),
+        ('--rate-hz', 'nan'),
+        ('--rate-hz', '-1'),
+        ('--deadline-sec', '0'),
+        ('--source', '/no/such/folder'),
+    ],
+)
 def test_bad_options_are_named(demo, option, value):
     status, _, stderr = demo(option, value).wait()
     assert status == 2

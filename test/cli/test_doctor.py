@@ -25,9 +25,19 @@ from gmskip_ros.ros.parameters import settings_from
 
 ROOT = Path(__file__).parents[2]
 NAMES = [
-    'parameters', 'python', 'rclpy', 'cv_bridge', 'dds', 'kernel', 'executables', 'engine', 'gpu',
-    'model', 'memory', 'skip_lists',
-]  # fmt: skip
+    'parameters',
+    'python',
+    'rclpy',
+    'cv_bridge',
+    'dds',
+    'kernel',
+    'executables',
+    'engine',
+    'gpu',
+    'model',
+    'memory',
+    'skip_lists',
+]
 
 
 def make_setup(width: int = 64, height: int = 48, timeout_s: float = 60.0, **values) -> Setup:
@@ -165,18 +175,33 @@ def test_options_stand_above_the_parameter_file(tmp_path) -> None:
         '/**:\n  ros__parameters:\n    model: /models/a\n    image_transport: compressed\n'
         '    skip_list: {captioning: gmskip_captioning}\n    max_new_tokens.captioning: 99\n'
     )
-    args = build_parser().parse_args([
-        'doctor', '--params-file', str(path), '--model', '/models/b', '--reliability', 'reliable',
-        '--skip-list', 'multi_object=mine.yaml', '--frame-size', '640x480', '--dtype', 'float16',
-    ])  # fmt: skip
+    args = build_parser().parse_args(
+        [
+            'doctor',
+            '--params-file',
+            str(path),
+            '--model',
+            '/models/b',
+            '--reliability',
+            'reliable',
+            '--skip-list',
+            'multi_object=mine.yaml',
+            '--frame-size',
+            '640x480',
+            '--dtype',
+            'float16',
+        ]
+    )
     setup, problems = doctor.make_setup(args)
     assert problems == [] and (setup.width, setup.height) == (640, 480)
     settings = setup.settings
     assert (settings.model, settings.dtype) == ('/models/b', 'float16')
     assert (settings.image_transport, settings.input_reliability) == ('compressed', 'reliable')
     assert settings.skip_list == {
-        'single_object': 'auto', 'multi_object': 'mine.yaml', 'captioning': 'gmskip_captioning',
-    }  # fmt: skip
+        'single_object': 'auto',
+        'multi_object': 'mine.yaml',
+        'captioning': 'gmskip_captioning',
+    }
     assert settings.max_new_tokens['captioning'] == 99
 
 
@@ -195,11 +220,15 @@ def test_parameters_that_the_node_refuses_are_named(tmp_path, monkeypatch, capsy
 @pytest.mark.parametrize(
     'options',
     [
-        ['--frame-size', '1920'], ['--frame-size', '0x1'], ['--frame-size', '1x99999'],
-        ['--skip-list', 'mine.yaml'], ['--skip-list', 'all=mine.yaml'], ['--timeout-sec', '0'],
+        ['--frame-size', '1920'],
+        ['--frame-size', '0x1'],
+        ['--frame-size', '1x99999'],
+        ['--skip-list', 'mine.yaml'],
+        ['--skip-list', 'all=mine.yaml'],
+        ['--timeout-sec', '0'],
     ],
     ids=' '.join,
-)  # fmt: skip
+)
 def test_options_that_make_no_sense(options, capsys) -> None:
     with pytest.raises(SystemExit) as caught:
         main(['doctor', *options])
@@ -250,11 +279,14 @@ def test_what_is_too_slow_needs_time_and_nothing_else(workspace, bare_python, do
         model=late,
     )
     for check, examined in (
-        (doctor_ros.check_rclpy, setup), (doctor_ros.check_cv_bridge, setup),
-        (doctor_ros.check_executables, setup), (doctor_model.check_engine, setup),
-        (doctor_ros.check_dds, reached), (doctor_model.check_gpu, reached),
+        (doctor_ros.check_rclpy, setup),
+        (doctor_ros.check_cv_bridge, setup),
+        (doctor_ros.check_executables, setup),
+        (doctor_model.check_engine, setup),
+        (doctor_ros.check_dds, reached),
+        (doctor_model.check_gpu, reached),
         (doctor_model.check_model, reached),
-    ):  # fmt: skip
+    ):
         finding = check(examined)
         expect(finding, 'FAIL', 'no end within')
         assert finding.remedy == doctor_setup.TOO_SLOW, finding
@@ -269,8 +301,9 @@ def test_a_doctor_that_is_terminated_ends_its_trials(tmp_path, stub) -> None:
     )
     process = subprocess.Popen(
         [sys.executable, '-m', 'gmskip_ros.cli.main', 'doctor', '--no-ros'],
-        env={**os.environ, 'TMPDIR': str(temporary)}, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+        env={**os.environ, 'TMPDIR': str(temporary)},
+        stdout=subprocess.DEVNULL,
+    )
     while not pid_file.exists():
         assert process.poll() is None
         time.sleep(0.05)
@@ -451,9 +484,16 @@ def test_a_domain_that_is_no_number(domain, monkeypatch) -> None:
 
 
 ROUND_TRIP = {
-    'middleware': 'rmw_fastrtps_cpp', 'domain_id': 0, 'frame_bytes': 6_220_800, 'connected': True,
-    'sent': 20, 'arrived': 20, 'damaged': 0, 'acknowledged': 20, 'round_trip_ms': 12.3,
-}  # fmt: skip
+    'middleware': 'rmw_fastrtps_cpp',
+    'domain_id': 0,
+    'frame_bytes': 6_220_800,
+    'connected': True,
+    'sent': 20,
+    'arrived': 20,
+    'damaged': 0,
+    'acknowledged': 20,
+    'round_trip_ms': 12.3,
+}
 
 
 @pytest.mark.parametrize(
@@ -522,8 +562,10 @@ def test_receive_buffers(tmp_path, domain) -> None:
     line = doctor_ros.SYSCTL
     assert line in (ROOT / 'README.md').read_text()
     values = {word.split('=')[0]: int(word.split('=')[1]) for word in line.split() if '=' in word}
-    advised = [values[f'net.{name}'] for name in (
-        'core.rmem_max', 'ipv4.ipfrag_time', 'ipv4.ipfrag_high_thresh')]  # fmt: skip
+    advised = [
+        values[f'net.{name}']
+        for name in ('core.rmem_max', 'ipv4.ipfrag_time', 'ipv4.ipfrag_high_thresh')
+    ]
     setup = kernel_setup()
     check = doctor_ros.check_kernel
     expect(check(setup, proc_sys(tmp_path, *advised)), 'OK', 'net.core.rmem_max 2147483647')
@@ -710,7 +752,7 @@ def test_a_gpu_for_which_pytorch_has_no_kernels(torch_stub) -> None:
         ('auto', 0, None, '', 'OK', 'enough for the demo model', ''),
         ('cpu', 1, '12.8', '570.86', 'OK', 'enough for the demo model', ''),
     ],
-)  # fmt: skip
+)
 def test_no_gpu(torch_stub, device, gpus, cuda, driver, level, says, remedy) -> None:
     torch_stub(gpus=gpus, cuda=cuda, driver=driver)
     expect(doctor_model.check_gpu(make_setup(device=device)), level, says, remedy=remedy)

@@ -45,9 +45,12 @@ def write_list(path, **changes):
     """Write a short skip list for the demo model and return its path."""
     made = replace(
         load_skip_list('demo_single_object'),
-        removed=(Removal(31, 0.9), Removal(4, 0.8)), full_score=0.9, min_score_ratio=0.5,
-        operating_points=None, **changes,
-    )  # fmt: skip
+        removed=(Removal(31, 0.9), Removal(4, 0.8)),
+        full_score=0.9,
+        min_score_ratio=0.5,
+        operating_points=None,
+        **changes,
+    )
     save_skip_list(made, path)
     return path
 
@@ -56,9 +59,21 @@ def test_tables_json_and_files(gmskip, scenes, tmp_path):
     made = write_list(tmp_path / 'my.skip.yaml')
     out = tmp_path / 'new' / 'out'
     options = (
-        '--dataset', scenes, '--images', 4, '--seed', 7, '--latency-images', 2,
-        '--skip-list', made, '--interval', '10,15', '--operating-point', 'high_sparsity,1',
-    )  # fmt: skip
+        '--dataset',
+        scenes,
+        '--images',
+        4,
+        '--seed',
+        7,
+        '--latency-images',
+        2,
+        '--skip-list',
+        made,
+        '--interval',
+        '10,15',
+        '--operating-point',
+        'high_sparsity,1',
+    )
     status, output, errors = gmskip(*options, '--out', out, '--json')
     assert (status, errors) == (0, '')
     result = json.loads(output)
@@ -93,9 +108,7 @@ def test_tables_json_and_files(gmskip, scenes, tmp_path):
 def test_the_demo_has_its_own_list_and_equal_sets_are_one_row(gmskip, scenes):
     length = load_skip_list('demo_single_object').operating_points['high_performance']
     points = f'high_performance,{length}'
-    status, output, errors = gmskip(
-        '--dataset', scenes, *QUICK, '--operating-point', points
-    )
+    status, output, errors = gmskip('--dataset', scenes, *QUICK, '--operating-point', points)
     assert (status, errors) == (0, '')
     names = {line.strip() for line in output.splitlines()}
     assert any(name.startswith('Full') for name in names)
@@ -113,8 +126,10 @@ def test_what_a_list_was_calibrated_on_is_left_out(gmskip, scenes, tmp_path):
     options = ('--dataset', scenes, '--latency-images', 0, '--interval', 'none', '--json')
     made = write_list(tmp_path / 'a.skip.yaml', calibration=made_on)
     status, output, errors = gmskip(*options, '--skip-list', made)
-    assert (status, errors) == (0, f'gmskip: 6 pictures that {made} was calibrated on are left '
-                                   'out\n')  # fmt: skip
+    assert (status, errors) == (
+        0,
+        f'gmskip: 6 pictures that {made} was calibrated on are left out\n',
+    )
     rest = {sample.key for sample in dataset.samples} - {sample.key for sample in calibrated}
     test = json.loads(output)['dataset']['test']
     assert test['images'] == 4
@@ -129,9 +144,7 @@ def test_what_a_list_was_calibrated_on_is_left_out(gmskip, scenes, tmp_path):
     status, output, errors = gmskip(*options, '--skip-list', unknown, '--images', 4)
     assert status == 0 and 'some of those evaluated may be among them' in errors
     for elsewhere, is_told in (('scenes-0-300', False), ('scenes-0-301', True)):
-        other = write_list(
-            tmp_path / 'c.skip.yaml', calibration={**made_on, 'dataset': elsewhere}
-        )
+        other = write_list(tmp_path / 'c.skip.yaml', calibration={**made_on, 'dataset': elsewhere})
         errors = gmskip(*options, '--skip-list', other, '--images', 4)[2]
         assert bool(errors) == (f'calibrated on pictures of {elsewhere}, and' in errors) == is_told
 
@@ -145,9 +158,17 @@ def test_what_a_list_was_calibrated_on_is_left_out(gmskip, scenes, tmp_path):
 def test_a_list_made_for_something_else_is_warned_about(gmskip, scenes, tmp_path):
     made = write_list(tmp_path / 'bus.skip.yaml', target='bus')
     status, output, errors = gmskip(
-        '--dataset', scenes, *QUICK, '--skip-list', made, '--target', 'car', '--json',
-        '--prompt', 'Name it.',
-    )  # fmt: skip
+        '--dataset',
+        scenes,
+        *QUICK,
+        '--skip-list',
+        made,
+        '--target',
+        'car',
+        '--json',
+        '--prompt',
+        'Name it.',
+    )
     assert status == 0
     assert "calibrated for target 'bus', evaluated with target 'car'" in errors
     assert "running with 'Name it.'" in errors
@@ -230,19 +251,40 @@ def test_two_processes_find_the_same(scenes, tmp_path):
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
     command = [
-        sys.executable, '-m', 'gmskip_ros.cli.main', 'evaluate', '--task', 'single_object',
-        '--target', 'car', '--dataset', str(scenes), '--images', '2', '--interval', '4',
-        '--operating-point', 'high_sparsity', '--latency-images', '1', '--json', '--device', 'cpu',
-    ]  # fmt: skip
+        sys.executable,
+        '-m',
+        'gmskip_ros.cli.main',
+        'evaluate',
+        '--task',
+        'single_object',
+        '--target',
+        'car',
+        '--dataset',
+        str(scenes),
+        '--images',
+        '2',
+        '--interval',
+        '4',
+        '--operating-point',
+        'high_sparsity',
+        '--latency-images',
+        '1',
+        '--json',
+        '--device',
+        'cpu',
+    ]
 
     def start(rank, world_size, *options):
         places = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
         numbers = {'RANK': rank, 'WORLD_SIZE': world_size, 'LOCAL_RANK': rank}
         environment = {**os.environ, **places, **{k: str(v) for k, v in numbers.items()}}
         return subprocess.Popen(
-            [*command, *options], env=environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
+            [*command, *options],
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
 
     together = [start(0, 2), start(1, 2)]
     (output, errors), (silence, _) = (process.communicate(timeout=200) for process in together)

@@ -84,10 +84,22 @@ def replay(*arguments: object) -> int:
 def answers(rows: list[FrameRow]) -> list[tuple[object, ...]]:
     """Return what must be the same each time: everything but the times."""
     return [
-        (row.frame, row.stamp_ns, row.task, row.branch, row.operating_point, row.answer,
-         row.raw_text, row.tokens, row.skipped_blocks, row.agree, row.jaccard, row.rouge_l)
+        (
+            row.frame,
+            row.stamp_ns,
+            row.task,
+            row.branch,
+            row.operating_point,
+            row.answer,
+            row.raw_text,
+            row.tokens,
+            row.skipped_blocks,
+            row.agree,
+            row.jaccard,
+            row.rouge_l,
+        )
         for row in rows
-    ]  # fmt: skip
+    ]
 
 
 @pytest.fixture(scope='module')
@@ -101,9 +113,16 @@ def out(bag: Path) -> Path:
     """Return the results of both branches on two tasks, with two operating points."""
     folder = bag.parent / 'out'
     status = replay(
-        bag, '--out', folder, '--task', 'single_object,captioning', '--labels', 'scenes',
-        '--operating-point', 'high_performance,4',
-    )  # fmt: skip
+        bag,
+        '--out',
+        folder,
+        '--task',
+        'single_object,captioning',
+        '--labels',
+        'scenes',
+        '--operating-point',
+        'high_performance,4',
+    )
     assert status == 0
     return folder
 
@@ -122,9 +141,16 @@ def test_the_frames_are_those_of_the_rule(out: Path) -> None:
     assert {row.frame for row in rows} == set(range(1, len(expected) + 1))
     counts = json.loads((out / 'replay.json').read_text())['frames']
     assert counts == {
-        'in_bag': 40, 'gated': 40 - len(due), 'out_of_order': 0, 'unreadable': 0,
-        'due': len(due), 'answered': len(expected), 'undecodable': 1, 'failed': 0, 'resets': 1,
-    }  # fmt: skip
+        'in_bag': 40,
+        'gated': 40 - len(due),
+        'out_of_order': 0,
+        'unreadable': 0,
+        'due': len(due),
+        'answered': len(expected),
+        'undecodable': 1,
+        'failed': 0,
+        'resets': 1,
+    }
 
 
 def test_the_answers_are_the_models_own(out: Path, vlm: Vlm) -> None:
@@ -212,11 +238,14 @@ def test_one_operating_point_has_the_nodes_own_names(
     assert replay(bag, '--out', tmp_path / 'out', '--limit', 1, '--task', 'captioning') == 0
     messages = read_results(tmp_path / 'out/bag')
     assert {topic for topic, _, _ in messages} <= probe_topics
-    assert {'/dual_vlm/output/skip/result', '/dual_vlm/output/full/result',
-            '/dual_vlm/output/comparison', '/dual_vlm/debug/image/compressed',
-            '/dual_vlm/debug/skip/captioning/text',
-            '/dual_vlm/debug/full/captioning/latency_ms',
-            } <= {topic for topic, _, _ in messages}  # fmt: skip
+    assert {
+        '/dual_vlm/output/skip/result',
+        '/dual_vlm/output/full/result',
+        '/dual_vlm/output/comparison',
+        '/dual_vlm/debug/image/compressed',
+        '/dual_vlm/debug/skip/captioning/text',
+        '/dual_vlm/debug/full/captioning/latency_ms',
+    } <= {topic for topic, _, _ in messages}
     (picture,) = [m for topic, _, m in messages if topic.endswith('/compressed')]
     drawn = cv2.imdecode(picture.data, cv2.IMREAD_COLOR)
     height = drawn.shape[0]
@@ -236,16 +265,30 @@ def probe_topics() -> set[str]:
     patterns = [value for name, value in vars(records).items() if name.endswith('_TOPIC')]
     return {
         pattern.format(branch=branch, task=task).replace('~', '/dual_vlm', 1)
-        for pattern in patterns for branch in ('skip', 'full') for task in TASK_NAMES
-    }  # fmt: skip
+        for pattern in patterns
+        for branch in ('skip', 'full')
+        for task in TASK_NAMES
+    }
 
 
 def test_the_same_bag_gives_the_same_answers(out: Path, bag: Path, tmp_path: Path) -> None:
     again = tmp_path / 'again'
-    assert replay(
-        bag, '--out', again, '--task', 'single_object,captioning', '--labels', 'scenes',
-        '--operating-point', 'high_performance,4', '--limit', 2,
-    ) == 0  # fmt: skip
+    assert (
+        replay(
+            bag,
+            '--out',
+            again,
+            '--task',
+            'single_object,captioning',
+            '--labels',
+            'scenes',
+            '--operating-point',
+            'high_performance,4',
+            '--limit',
+            2,
+        )
+        == 0
+    )
     first = read_json_lines(out / 'frames.jsonl')
     second = read_json_lines(again / 'frames.jsonl')
     assert {row.frame for row in second} == {1, 2}
@@ -255,13 +298,18 @@ def test_the_same_bag_gives_the_same_answers(out: Path, bag: Path, tmp_path: Pat
 def test_raw_frames_with_padding_and_a_choice_of_topics(
     tmp_path: Path, vlm: Vlm, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    raw = [Recorded(START_NS + i * SECOND_NS, raw_image(scene(i), START_NS + i * SECOND_NS,
-                                                        encoding='bgr8', padding=7))
-           for i in range(6)]  # fmt: skip
+    raw = [
+        Recorded(
+            START_NS + i * SECOND_NS,
+            raw_image(scene(i), START_NS + i * SECOND_NS, encoding='bgr8', padding=7),
+        )
+        for i in range(6)
+    ]
     bag = write_bag(
-        tmp_path / 'two', {'/a/image_raw': raw, TOPIC: drive(3)},
+        tmp_path / 'two',
+        {'/a/image_raw': raw, TOPIC: drive(3)},
         empty_topics={'/tf': 'std_msgs/msg/String'},
-    )  # fmt: skip
+    )
     assert replay(bag, '--out', tmp_path / 'x') == 2
     error = capsys.readouterr().err
     assert '/a/image_raw' in error and TOPIC in error and 'several' in error
@@ -292,9 +340,20 @@ def test_the_nodes_parameter_file_is_taken_and_options_win(bag: Path, tmp_path: 
         '    rate_hz: 5.0\n    operating_point: 3\n    max_new_tokens: {captioning: 4}\n'
         '    skip_list: {captioning: gmskip_captioning}\n    image_transport: raw\n'
     )
-    assert replay(
-        bag, '--out', tmp_path / 'out', '--params-file', file, '--task', 'captioning', '--limit', 2
-    ) == 0  # fmt: skip
+    assert (
+        replay(
+            bag,
+            '--out',
+            tmp_path / 'out',
+            '--params-file',
+            file,
+            '--task',
+            'captioning',
+            '--limit',
+            2,
+        )
+        == 0
+    )
     rows = read_json_lines(tmp_path / 'out/frames.jsonl')
     assert [row.stamp_ns for row in rows[::2]] == [stamp_ns(0), stamp_ns(2)]
     assert {f'{row.task}/{row.branch}' for row in rows} == {'captioning/skip', 'captioning/full'}
@@ -309,8 +368,11 @@ def test_the_nodes_parameter_file_is_taken_and_options_win(bag: Path, tmp_path: 
 def replay_process(*arguments: object, **options: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, '-m', 'gmskip_ros.cli.main', 'replay', *map(str, arguments)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
 
 
 @pytest.mark.parametrize(('signum', 'status'), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -320,9 +382,18 @@ def test_stopped_in_the_middle_it_leaves_a_valid_part(
     bag = write_bag(tmp_path / 'long', {TOPIC: drive(40)})
     folder = tmp_path / 'part'
     process = replay_process(
-        bag, '--out', folder, '--rate', 10, '--labels', 'scenes', '--task',
-        'single_object,captioning', '--operating-point', 'high_performance,4',
-    )  # fmt: skip
+        bag,
+        '--out',
+        folder,
+        '--rate',
+        10,
+        '--labels',
+        'scenes',
+        '--task',
+        'single_object,captioning',
+        '--operating-point',
+        'high_performance,4',
+    )
     lines = folder / 'frames.jsonl'
     deadline = time.monotonic() + 120
     while not (lines.exists() and lines.stat().st_size):
@@ -339,8 +410,11 @@ def test_stopped_in_the_middle_it_leaves_a_valid_part(
     assert run['frames']['answered'] == rows[-1].frame < 40
     page = (folder / 'report.html').read_text()
     assert signal.Signals(signum).name in page and re.search('partial|not complete|part', page)
-    assert {message.header.stamp.sec for topic, _, message in read_results(folder / 'bag')
-            if topic.endswith('/comparison')}  # fmt: skip
+    assert {
+        message.header.stamp.sec
+        for topic, _, message in read_results(folder / 'bag')
+        if topic.endswith('/comparison')
+    }
     assert sorted(path.name for path in folder.iterdir()) == sorted(
         ['bag', 'frames.csv', 'frames.jsonl', 'latency.png', 'replay.json', 'report.html']
     )
@@ -353,9 +427,15 @@ def test_a_full_disk_is_one_line_and_what_was_answered_stays(tmp_path: Path) -> 
     bag = write_bag(tmp_path / 'drive', {TOPIC: drive(40)})
     size = 150_000  # bytes: the bag of results does not fit, the table does
     process = replay_process(
-        bag, '--out', tmp_path / 'out', '--rate', 10, '--task', 'single_object',
+        bag,
+        '--out',
+        tmp_path / 'out',
+        '--rate',
+        10,
+        '--task',
+        'single_object',
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),
-    )  # fmt: skip
+    )
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 2 and 'Traceback' not in stderr
     assert str(tmp_path / 'out') in stderr.splitlines()[-1]
@@ -382,10 +462,23 @@ sys.exit(main(sys.argv[1:]))
 
 def test_it_runs_without_ros(bag: Path, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, '-c', WITHOUT_ROS, 'replay', bag, '--out', tmp_path / 'out',
-         '--limit', '1', '--task', 'single_object'],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        [
+            sys.executable,
+            '-c',
+            WITHOUT_ROS,
+            'replay',
+            bag,
+            '--out',
+            tmp_path / 'out',
+            '--limit',
+            '1',
+            '--task',
+            'single_object',
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     assert 'single_object' in done.stdout and str(tmp_path / 'out/report.html') in done.stdout
 
@@ -442,9 +535,12 @@ def test_frames_without_a_stamp_are_taken_by_recording_time(
 def test_damage_to_the_bag_is_told_beside_any_number_of_broken_frames(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    frames = [Recorded(START_NS + i * SECOND_NS,
-                       jpeg_image(scene(0), START_NS + i * SECOND_NS, broken=i > 0))
-              for i in range(230)]  # fmt: skip
+    frames = [
+        Recorded(
+            START_NS + i * SECOND_NS, jpeg_image(scene(0), START_NS + i * SECOND_NS, broken=i > 0)
+        )
+        for i in range(230)
+    ]
     bag = write_bag(tmp_path / 'drive', {TOPIC: frames})
     (bag / 'metadata.yaml').unlink()
     assert replay(bag, '--out', tmp_path / 'out', '--task', 'single_object') == 0
@@ -456,9 +552,11 @@ def test_damage_to_the_bag_is_told_beside_any_number_of_broken_frames(
 
 @pytest.mark.parametrize('moment', ['options', 'opening', 'loading', 'writing the report'])
 def test_a_signal_outside_of_the_frames(
-    tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    moment: str,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     where = {
         'options': 'gmskip_ros.ros.parameters.load_skip_lists',
         'opening': 'gmskip_ros.ros.bags.open_camera_bag',
@@ -489,9 +587,12 @@ def test_a_signal_outside_of_the_frames(
 def test_a_bag_of_broken_frames_ends_with_a_report_of_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    frames = [Recorded(START_NS + i * SECOND_NS,
-                       jpeg_image(scene(i), START_NS + i * SECOND_NS, broken=True))
-              for i in range(30)]  # fmt: skip
+    frames = [
+        Recorded(
+            START_NS + i * SECOND_NS, jpeg_image(scene(i), START_NS + i * SECOND_NS, broken=True)
+        )
+        for i in range(30)
+    ]
     bag = write_bag(tmp_path / 'broken', {TOPIC: frames})
     assert replay(bag, '--out', tmp_path / 'out', '--task', 'single_object') == 1
     lines = capsys.readouterr().err.splitlines()
@@ -530,9 +631,14 @@ def test_a_bag_of_broken_frames_ends_with_a_report_of_them(
     ],
 )
 def test_what_cannot_be_done_is_one_line(
-    bag: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: list[str],
-) -> None:  # fmt: skip
+    bag: Path,
+    out: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    words: list[str],
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')
     words_bag = [Recorded(START_NS, text_message('hello'))]
@@ -558,8 +664,16 @@ def test_two_runs_against_each_other(
     mine = tmp_path / 'mine'
     assert replay(bag, '--out', mine, *options, '--operating-point', 'high_performance') == 0
     capsys.readouterr()
-    status = main(['replay', str(mine), '--against', str(other / 'frames.jsonl'),
-                   '--out', str(tmp_path / 'compared')])  # fmt: skip
+    status = main(
+        [
+            'replay',
+            str(mine),
+            '--against',
+            str(other / 'frames.jsonl'),
+            '--out',
+            str(tmp_path / 'compared'),
+        ]
+    )
     printed = capsys.readouterr()
     assert (status, printed.err) == (0, '')
     result = json.loads((tmp_path / 'compared/comparison.json').read_text())

@@ -35,8 +35,9 @@ def contents(folder: Path) -> dict[str, str]:
     """Return every file's hash by its name."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob('*')) if path.is_file()
-    }  # fmt: skip
+        for path in sorted(folder.rglob('*'))
+        if path.is_file()
+    }
 
 
 @pytest.fixture(scope='module')
@@ -120,8 +121,18 @@ def test_a_place_that_cannot_be_written_to_is_one_line(gmskip, tmp_path):
 
 def test_killed_and_started_again_it_completes(tmp_path, written):
     folder = tmp_path / 'out'
-    command = [sys.executable, '-m', 'gmskip_ros.cli.main', 'scenes', '--out', str(folder),
-               '-n', '12', '--seed', '40']  # fmt: skip
+    command = [
+        sys.executable,
+        '-m',
+        'gmskip_ros.cli.main',
+        'scenes',
+        '--out',
+        str(folder),
+        '-n',
+        '12',
+        '--seed',
+        '40',
+    ]
     killed = 0
     for done in (2, 5, 9):
         process = subprocess.Popen(command)

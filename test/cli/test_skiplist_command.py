@@ -57,9 +57,14 @@ def found_by_search(table: Table, ratio: float, method: str) -> SkipList:
 
 @pytest.mark.parametrize('method', ['gm-skip', 'one-shot', 'random'])
 @pytest.mark.parametrize(
-    'task, metric', [('single_object', 'accuracy'), ('multi_object', 'set_f1'),
-                     ('captioning', 'rouge_l'), ('captioning', 'cider')],
-)  # fmt: skip
+    'task, metric',
+    [
+        ('single_object', 'accuracy'),
+        ('multi_object', 'set_f1'),
+        ('captioning', 'rouge_l'),
+        ('captioning', 'cider'),
+    ],
+)
 def test_it_writes_what_a_search_with_that_ratio_finds(skiplist, tmp_path, method, task, metric):
     found, chosen = tmp_path / 'found.skip.yaml', tmp_path / 'chosen.skip.yaml'
     num_cut = 0
@@ -154,8 +159,13 @@ def test_a_list_is_shown(skiplist, tmp_path):
     )
     status, output, _ = skiplist('show', path)
     assert status == 0
-    for line in ('model: m, 8 blocks', 'task: captioning of person', 'provenance: by [hand]',
-                 'min score ratio: 0.9', 'calibrated on: images 12'):  # fmt: skip
+    for line in (
+        'model: m, 8 blocks',
+        'task: captioning of person',
+        'provenance: by [hand]',
+        'min score ratio: 0.9',
+        'calibrated on: images 12',
+    ):
         assert line in output.splitlines()
     assert 'phases' not in output  # both: the usual case
     assert rows(output) == [
@@ -177,8 +187,9 @@ def test_lists_without_scores_and_sets_are_shown(skiplist, tmp_path):
     status, output, _ = skiplist('show', path)
     assert status == 0 and 'phases: decode' in output
     assert rows(output) == [
-        ['0', '0.0 %', '', '', 'high_performance'], ['1', '12.5 %', '3', '', 'high_sparsity'],
-    ]  # fmt: skip
+        ['0', '0.0 %', '', '', 'high_performance'],
+        ['1', '12.5 %', '3', '', 'high_sparsity'],
+    ]
     save_skip_list(SETS, path)
     status, output, _ = skiplist('show', path)
     assert status == 0

@@ -38,9 +38,12 @@ from gmskip_ros.ros.health import FRAME_COUNTERS
 VERDICTS = ['memory', 'open files', 'threads', 'frames', 'states', 'end']
 LEAKING_NODE = Path(__file__).with_name('leaking_node.py')
 QUICK = {  # of the node: short answers, often
-    'labels': ['scenes'], 'tasks': ['single_object'], 'branches': ['skip'], 'rate_hz': 5.0,
+    'labels': ['scenes'],
+    'tasks': ['single_object'],
+    'branches': ['skip'],
+    'rate_hz': 5.0,
     'max_new_tokens.single_object': 1,
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -131,10 +134,15 @@ def run_here(monkeypatch, tmp_path: Path, watcher: Watcher, *node_command: str) 
     """Run a soak of half an hour in this process, with one picture for the camera."""
     monkeypatch.setenv('ROS_DOMAIN_ID', str(free_domain_id()))
     options = SoakOptions(
-        minutes=30.0, camera_rate_hz=10.0, parameters=QUICK, source=one_picture(tmp_path),
-        out=tmp_path / 'out', allowed_growth_mib=ALLOWED_GROWTH_MIB, command='gmskip soak',
+        minutes=30.0,
+        camera_rate_hz=10.0,
+        parameters=QUICK,
+        source=one_picture(tmp_path),
+        out=tmp_path / 'out',
+        allowed_growth_mib=ALLOWED_GROWTH_MIB,
+        command='gmskip soak',
         node_command=node_command,
-    )  # fmt: skip
+    )
     stop = StopRequest()
     try:
         return run_soak(options, stop, watcher)
@@ -270,9 +278,7 @@ def test_a_frame_that_was_taken_and_never_answered_is_found():
         (problem,) = problems(answers_to(0, 1), counters(answered=2, **{name: 1}))
         assert problem == f'1 taken but {name}'
     lost = {**counters(answered=2), 'received': 13}
-    assert problems(answers_to(0, 1), lost) == [
-        'of 13 frames received, 12 are accounted for'
-    ]
+    assert problems(answers_to(0, 1), lost) == ['of 13 frames received, 12 are accounted for']
     assert problems([], counters()) == ['no frame was answered']
 
 
@@ -298,20 +304,24 @@ def test_stale_answers_are_found():
     late = Answer('skip', FIRST_NS + 3 * PERIOD_NS, 8.0, age_ms=5000.0, busy_ms=200.0)
     answers = [*answers_to(0, 1), late, *answers_to(3, what=('full', 'comparison'))]
     (problem,) = problems(answers, counters(answered=3))
-    assert problem == (
-        '1 frame (1795000003.000) stale: up to 4800 ms old when work on it began'
-    )
+    assert problem == ('1 frame (1795000003.000) stale: up to 4800 ms old when work on it began')
     slow = Answer('skip', late.stamp_ns, 8.0, age_ms=5000.0, busy_ms=4900.0)
-    assert problems([*answers_to(0, 1), slow, *answers_to(3, what=('full', 'comparison'))],
-                    counters(answered=3)) == []  # fmt: skip
+    assert (
+        problems(
+            [*answers_to(0, 1), slow, *answers_to(3, what=('full', 'comparison'))],
+            counters(answered=3),
+        )
+        == []
+    )
 
 
 def test_a_bag_begins_again_with_the_same_stamps():
     twice = [*answers_to(0, 1, 2), *answers_to(0, 1, 2)]
     assert problems(twice, counters(answered=6), repeats=True) == []
     assert problems(twice, counters(answered=6)) != []
-    (problem,) = problems([*twice, *answers_to(2, what=('full',))], counters(answered=6),
-                          repeats=True)  # fmt: skip
+    (problem,) = problems(
+        [*twice, *answers_to(2, what=('full',))], counters(answered=6), repeats=True
+    )
     assert problem.startswith('full: 1 frame') and 'more than once' in problem
 
 
@@ -335,9 +345,7 @@ def test_flat_is_judged_by_the_second_and_the_last_fifth():
     spike = [1000.0 + 500.0 * (time_s == 95) for time_s in times_s]
     assert flat_verdict('memory', begin_and_end(times_s, spike, 100.0), 0.0).holds
     less = flat_verdict('open files', (20.0, 18.0), 0.0)
-    assert less.holds and less.found == (
-        '20 at the beginning, 18 at the end: -2 (allowed +0)'
-    )
+    assert less.holds and less.found == ('20 at the beginning, 18 at the end: -2 (allowed +0)')
     assert begin_and_end([0.0, 1.0], [1.0, 1.0], 2.0) is None
     assert begin_and_end(times_s, [math.nan] * 100, 100.0) is None
 

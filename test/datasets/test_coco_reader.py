@@ -38,10 +38,15 @@ def edit(folder: Path, change, name='instances_val2017.json') -> None:
 
 
 def test_labels_are_ordered_by_total_area_and_the_main_object_is_the_largest_single(tmp_path):
-    folder = write_coco(tmp_path, [
-        box(1, 1, 18, (0, 0, 10, 10)), box(2, 1, 18, (20, 0, 10, 10)),
-        box(3, 1, 3, (0, 20, 15, 10)), box(4, 1, 1, (40, 20, 5, 5)),
-    ])  # fmt: skip
+    folder = write_coco(
+        tmp_path,
+        [
+            box(1, 1, 18, (0, 0, 10, 10)),
+            box(2, 1, 18, (20, 0, 10, 10)),
+            box(3, 1, 3, (0, 20, 15, 10)),
+            box(4, 1, 1, (40, 20, 5, 5)),
+        ],
+    )
     dataset = open_dataset(folder)
     sample = by_key(dataset.samples)['val2017/a.jpg']
     assert sample.labels == ('dog', 'car', 'person')  # 200, 150 and 25 pixels
@@ -53,9 +58,13 @@ def test_labels_are_ordered_by_total_area_and_the_main_object_is_the_largest_sin
 
 
 def test_the_area_is_the_mask_s_where_it_is_stated(tmp_path):
-    folder = write_coco(tmp_path, [
-        box(1, 1, 18, (0, 0, 40, 40), area=50.5), box(2, 1, 3, (0, 0, 10, 10)),
-    ])  # fmt: skip
+    folder = write_coco(
+        tmp_path,
+        [
+            box(1, 1, 18, (0, 0, 40, 40), area=50.5),
+            box(2, 1, 3, (0, 0, 10, 10)),
+        ],
+    )
     assert open_dataset(folder).samples[0].labels == ('car', 'dog')
     edit(folder, lambda content: content['annotations'][0].pop('area'))
     assert open_dataset(folder).samples[0].labels == ('dog', 'car')
@@ -77,10 +86,14 @@ def test_an_image_without_annotations_is_a_sample_without_labels(tmp_path):
 
 
 def test_a_crowd_is_a_label_and_never_the_main_object(tmp_path):
-    folder = write_coco(tmp_path, [
-        box(1, 1, 1, (0, 0, 60, 40), iscrowd=1), box(2, 1, 3, (0, 0, 5, 5)),
-        box(3, 2, 1, (0, 0, 60, 40), iscrowd=1),
-    ])  # fmt: skip
+    folder = write_coco(
+        tmp_path,
+        [
+            box(1, 1, 1, (0, 0, 60, 40), iscrowd=1),
+            box(2, 1, 3, (0, 0, 5, 5)),
+            box(3, 2, 1, (0, 0, 60, 40), iscrowd=1),
+        ],
+    )
     dataset = open_dataset(folder)
     samples = by_key(dataset.samples)
     assert samples['val2017/a.jpg'].labels == ('person', 'car')
@@ -122,10 +135,13 @@ def test_captions_come_from_the_captions_of_the_split(tmp_path):
 
 def test_captions_alone_are_a_dataset_without_labels(tmp_path):
     write_pictures(tmp_path / 'images', ['a.jpg'])
-    write_json(tmp_path / 'annotations' / 'captions_val2014.json', {
-        'images': [image(1, 'a.jpg')],
-        'annotations': [{'id': 1, 'image_id': 1, 'caption': 'A car.'}],
-    })  # fmt: skip
+    write_json(
+        tmp_path / 'annotations' / 'captions_val2014.json',
+        {
+            'images': [image(1, 'a.jpg')],
+            'annotations': [{'id': 1, 'image_id': 1, 'caption': 'A car.'}],
+        },
+    )
     dataset = open_dataset(tmp_path)
     assert (dataset.labels, dataset.samples[0].labels) == ((), ())
     assert dataset.samples[0].captions == ('A car.',)
@@ -133,9 +149,13 @@ def test_captions_alone_are_a_dataset_without_labels(tmp_path):
 
 
 @pytest.mark.parametrize('place', ['{split}', 'images/{split}', 'images'])
-@pytest.mark.parametrize('split, name', [
-    ('val2017', '000000000042.jpg'), ('val2014', 'COCO_val2014_000000000042.jpg'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'split, name',
+    [
+        ('val2017', '000000000042.jpg'),
+        ('val2014', 'COCO_val2014_000000000042.jpg'),
+    ],
+)
 def test_the_layouts_of_2014_and_2017(tmp_path, place, split, name):
     write_pictures(tmp_path / place.format(split=split), [name])
     boxes = [box(1, 42, 3, (0, 0, 9, 9))]
@@ -150,8 +170,10 @@ def test_the_layouts_of_2014_and_2017(tmp_path, place, split, name):
 def test_train_images_are_flagged(tmp_path):
     for split in ('train2014', 'train2017', 'val2014', 'val2017'):
         write_coco(tmp_path, split=split)
-    told = {split: open_dataset(tmp_path, split=split).warnings for split in (
-        'train2014', 'train2017', 'val2014', 'val2017')}  # fmt: skip
+    told = {
+        split: open_dataset(tmp_path, split=split).warnings
+        for split in ('train2014', 'train2017', 'val2014', 'val2017')
+    }
     for split in ('train2014', 'train2017'):
         (warning,) = told[split]
         assert 'training data of LLaVA' in warning
@@ -184,14 +206,17 @@ def test_long_lists_are_counted_and_shortened(tmp_path):
 
 
 def test_boxes_are_clipped_to_their_image(tmp_path):
-    folder = write_coco(tmp_path, [
-        box(1, 1, 18, (-90, 0, 100, 10)),  # 10 x 10 of it are inside
-        box(2, 1, 3, (30, 10, 15, 10)),
-        box(3, 1, 1, (-20, 5, 10, 10)),  # all outside
-        box(4, 2, 1, (5, 5, 0, 10)),
-        box(5, 2, 1, (5, 5, 10, 10), area=0),
-        box(6, 3, 1, (0, 0, 64.4, 48.4)),  # rounding
-    ])  # fmt: skip
+    folder = write_coco(
+        tmp_path,
+        [
+            box(1, 1, 18, (-90, 0, 100, 10)),  # 10 x 10 of it are inside
+            box(2, 1, 3, (30, 10, 15, 10)),
+            box(3, 1, 1, (-20, 5, 10, 10)),  # all outside
+            box(4, 2, 1, (5, 5, 0, 10)),
+            box(5, 2, 1, (5, 5, 10, 10), area=0),
+            box(6, 3, 1, (0, 0, 64.4, 48.4)),  # rounding
+        ],
+    )
     dataset = open_dataset(folder)
     samples = by_key(dataset.samples)
     assert samples['val2017/a.jpg'].labels == ('car', 'dog')
@@ -240,6 +265,7 @@ def test_boxes_of_unknown_images_and_classes_are_left_out(tmp_path):
 
 def set_in(*path, value):
     """Return a change that puts the value there; without a value, that takes it away."""
+
     def change(content):
         *way, last = path
         for step in way:
@@ -248,35 +274,51 @@ def set_in(*path, value):
             del content[last]
         else:
             content[last] = value
+
     return change
 
 
-@pytest.mark.parametrize('change, field', [
-    (set_in('images', value=None), r'images is missing'),
-    (set_in('images', value={}), r'images is an object; it must be a list'),
-    (set_in('images', 0, value='a.jpg'), r'images\[0\] is a text'),
-    (set_in('images', 1, 'file_name', value=None), r'images\[1\]\.file_name is missing'),
-    (set_in('images', 1, 'file_name', value=7), r'images\[1\]\.file_name is 7'),
-    (set_in('images', 1, 'id', value=True), r'images\[1\]\.id is true'),
-    (set_in('images', 1, 'id', value=1.5), r'images\[1\]\.id is 1\.5'),
-    (set_in('images', 0, 'width', value='64'), r'images\[0\]\.width is "64"'),
-    (set_in('images', 0, 'height', value=0), r'images\[0\]\.height is 0'),
-    (set_in('images', 0, 'width', value=10**400), r'images\[0\]\.width is 10{50,}\.\.\.; it must'),
-    (set_in('categories', value=None), r'categories is missing'),
-    (set_in('categories', 0, 'name', value=' '), r'categories\[0\]\.name is " "'),
-    (set_in('categories', 1, 'id', value=1), r'categories\[1\]\.id is 1, which another class'),
-    (set_in('annotations', value=None), r'annotations is missing'),
-    (set_in('annotations', 0, value=[]), r'annotations\[0\] is a list'),
-    (set_in('annotations', 0, 'image_id', value=None), r'annotations\[0\]\.image_id is missing'),
-    (set_in('annotations', 0, 'category_id', value=[3]), r'annotations\[0\]\.category_id is \[3\]'),
-    (set_in('annotations', 0, 'bbox', value=None), r'annotations\[0\]\.bbox is missing'),
-    (set_in('annotations', 0, 'bbox', value=[1, 2, 3]), r'annotations\[0\]\.bbox is \[1, 2, 3\]'),
-    (set_in('annotations', 0, 'bbox', value=[1, 2, 3, float('nan')]), r'bbox is .*NaN'),
-    (set_in('annotations', 0, 'bbox', value=[0, 0, 9, 10**400]), r'\.bbox is .*; it must'),
-    (set_in('annotations', 0, 'area', value=10**400), r'annotations\[0\]\.area is 10{50,}'),
-    (set_in('annotations', 0, 'area', value='big'), r'annotations\[0\]\.area is "big"'),
-    (set_in('annotations', 0, 'iscrowd', value=2), r'annotations\[0\]\.iscrowd is 2'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'change, field',
+    [
+        (set_in('images', value=None), r'images is missing'),
+        (set_in('images', value={}), r'images is an object; it must be a list'),
+        (set_in('images', 0, value='a.jpg'), r'images\[0\] is a text'),
+        (set_in('images', 1, 'file_name', value=None), r'images\[1\]\.file_name is missing'),
+        (set_in('images', 1, 'file_name', value=7), r'images\[1\]\.file_name is 7'),
+        (set_in('images', 1, 'id', value=True), r'images\[1\]\.id is true'),
+        (set_in('images', 1, 'id', value=1.5), r'images\[1\]\.id is 1\.5'),
+        (set_in('images', 0, 'width', value='64'), r'images\[0\]\.width is "64"'),
+        (set_in('images', 0, 'height', value=0), r'images\[0\]\.height is 0'),
+        (
+            set_in('images', 0, 'width', value=10**400),
+            r'images\[0\]\.width is 10{50,}\.\.\.; it must',
+        ),
+        (set_in('categories', value=None), r'categories is missing'),
+        (set_in('categories', 0, 'name', value=' '), r'categories\[0\]\.name is " "'),
+        (set_in('categories', 1, 'id', value=1), r'categories\[1\]\.id is 1, which another class'),
+        (set_in('annotations', value=None), r'annotations is missing'),
+        (set_in('annotations', 0, value=[]), r'annotations\[0\] is a list'),
+        (
+            set_in('annotations', 0, 'image_id', value=None),
+            r'annotations\[0\]\.image_id is missing',
+        ),
+        (
+            set_in('annotations', 0, 'category_id', value=[3]),
+            r'annotations\[0\]\.category_id is \[3\]',
+        ),
+        (set_in('annotations', 0, 'bbox', value=None), r'annotations\[0\]\.bbox is missing'),
+        (
+            set_in('annotations', 0, 'bbox', value=[1, 2, 3]),
+            r'annotations\[0\]\.bbox is \[1, 2, 3\]',
+        ),
+        (set_in('annotations', 0, 'bbox', value=[1, 2, 3, float('nan')]), r'bbox is .*NaN'),
+        (set_in('annotations', 0, 'bbox', value=[0, 0, 9, 10**400]), r'\.bbox is .*; it must'),
+        (set_in('annotations', 0, 'area', value=10**400), r'annotations\[0\]\.area is 10{50,}'),
+        (set_in('annotations', 0, 'area', value='big'), r'annotations\[0\]\.area is "big"'),
+        (set_in('annotations', 0, 'iscrowd', value=2), r'annotations\[0\]\.iscrowd is 2'),
+    ],
+)
 def test_a_bad_field_is_one_line_with_file_and_field(tmp_path, change, field):
     folder = write_coco(tmp_path, [box(1, 1, 3, (0, 0, 9, 9))])
     edit(folder, change)
@@ -300,10 +342,15 @@ def test_boxes_need_the_size_of_their_image(tmp_path):
         open_dataset(folder)
 
 
-@pytest.mark.parametrize('content, what', [
-    ('{"images": [', 'is not JSON'), ('[]', 'holds a list'), ('', 'is not JSON'),
-    ('\xff', 'is not JSON'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'content, what',
+    [
+        ('{"images": [', 'is not JSON'),
+        ('[]', 'holds a list'),
+        ('', 'is not JSON'),
+        ('\xff', 'is not JSON'),
+    ],
+)
 def test_a_broken_file_is_one_line(tmp_path, content, what):
     path = tmp_path / 'annotations' / 'instances_val2017.json'
     path.parent.mkdir()
@@ -386,10 +433,17 @@ def write_karpathy(path: Path) -> Path:
         part = 'train2014' if split == 'train' else 'val2014'
         sentences = [{'raw': f'Caption {n} of {number} .', 'sentid': n} for n in (1, 2)]
         sentences += [{'raw': '.', 'sentid': 3}] if number == 4 else []
-        images.append({
-            'filepath': part, 'filename': f'COCO_{part}_{number:012d}.jpg', 'imgid': number,
-            'cocoid': number, 'split': split, 'sentids': [1, 2], 'sentences': sentences,
-        })  # fmt: skip
+        images.append(
+            {
+                'filepath': part,
+                'filename': f'COCO_{part}_{number:012d}.jpg',
+                'imgid': number,
+                'cocoid': number,
+                'split': split,
+                'sentids': [1, 2],
+                'sentences': sentences,
+            }
+        )
     return write_json(path, {'dataset': 'coco', 'images': images})
 
 
@@ -420,8 +474,10 @@ def test_karpathy_s_captions_meet_the_labels_and_images_of_either_year(tmp_path,
     if year == 2014:
         names = {'val2014': [image(4, 'COCO_val2014_000000000004.jpg')]}
     else:
-        names = {'val2017': [image(9, '000000000009.jpg')],
-                 'train2017': [image(4, '000000000004.jpg')]}  # fmt: skip
+        names = {
+            'val2017': [image(9, '000000000009.jpg')],
+            'train2017': [image(4, '000000000004.jpg')],
+        }
     for split, images in names.items():
         boxes = [box(n, entry['id'], 3, (0, 0, 9, 9)) for n, entry in enumerate(images)]
         write_coco(root, boxes, images=images, split=split)

@@ -18,8 +18,12 @@ CATEGORIES = [
     {'id': 29, 'name': 'suitcace', 'supercategory': 'obstruction'},
     {'id': 43, 'name': 'misc', 'supercategory': 'misc'},
 ]
-FILES = {'base-val-1500': 'corner_case.json', 'sample': 'corner_case.json',
-         'val': 'annotations.json', 'test': 'annotations.json'}  # fmt: skip
+FILES = {
+    'base-val-1500': 'corner_case.json',
+    'sample': 'corner_case.json',
+    'val': 'annotations.json',
+    'test': 'annotations.json',
+}
 
 
 def write_split(root: Path, split: str) -> Path:
@@ -83,9 +87,7 @@ def test_val_and_test_share_file_names_and_no_keys(tmp_path):
     with pytest.raises(DatasetError, match='several splits; choose one of test, val'):
         open_dataset(tmp_path)
     val, test = (open_dataset(tmp_path, split=split).samples for split in ('val', 'test'))
-    assert [sample.image_path.name for sample in val] == [
-        sample.image_path.name for sample in test
-    ]
+    assert [sample.image_path.name for sample in val] == [sample.image_path.name for sample in test]
     assert not {sample.key for sample in val} & {sample.key for sample in test}
 
 
@@ -124,10 +126,14 @@ def write_lm(root: Path, part: str, name: str, text: str | None) -> Path:
     general = {'vehicles': [{'description': 'd', 'explanation': 'e'}], 'traffic signs': []}
     if text is not None:
         general['description and explanation'] = text
-    region = {'1': {'description and explanation': 'A dog.', 'box': [0, 0, 9, 9],
-                    'category_name': 'dog'}}  # fmt: skip
-    content = {'general_perception': general, 'region_perception': region,
-               'driving_suggestion': 'Slow down.'}  # fmt: skip
+    region = {
+        '1': {'description and explanation': 'A dog.', 'box': [0, 0, 9, 9], 'category_name': 'dog'}
+    }
+    content = {
+        'general_perception': general,
+        'region_perception': region,
+        'driving_suggestion': 'Slow down.',
+    }
     write_json(root / 'CODA-LM' / part / name, content)
     return root / 'CODA-LM'
 
@@ -170,12 +176,15 @@ def test_coda_lm_without_a_word_on_the_split_is_refused(tmp_path):
         open_dataset(base, captions=folder / 'Train' / 'val_0001.json')
 
 
-@pytest.mark.parametrize('content, what', [
-    ('{', 'is not JSON'),
-    ('{}', 'general_perception is missing'),
-    ('{"general_perception": []}', 'general_perception is a list'),
-    ('{"general_perception": {"description and explanation": 5}}', 'explanation is 5'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'content, what',
+    [
+        ('{', 'is not JSON'),
+        ('{}', 'general_perception is missing'),
+        ('{"general_perception": []}', 'general_perception is a list'),
+        ('{"general_perception": {"description and explanation": 5}}', 'explanation is 5'),
+    ],
+)
 def test_a_broken_file_of_coda_lm_is_one_line(tmp_path, content, what):
     split = write_split(tmp_path, 'val')
     folder = write_lm(tmp_path, 'Train', 'val_0001.json', 'A suitcase.')

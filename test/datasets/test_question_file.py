@@ -26,9 +26,12 @@ def question(**more: object) -> dict[str, object]:
 
 def test_a_line_is_a_sample(tmp_path):
     path = write_lines(
-        tmp_path, question(id='q1'), '', question(image='b/c.jpg', references='été', topic='x'),
+        tmp_path,
+        question(id='q1'),
+        '',
+        question(image='b/c.jpg', references='été', topic='x'),
         question(id=7),
-    )  # fmt: skip
+    )
     dataset = open_dataset(path)
     assert (dataset.name, dataset.labels, dataset.notes) == ('my-benchmark', (), ())
     last, first, second = dataset.samples[1], dataset.samples[2], dataset.samples[0]
@@ -51,19 +54,22 @@ def test_missing_images_are_left_out_and_counted(tmp_path):
     assert note_about(dataset.notes, 'missing') == '1 image is missing, left out: z.jpg'
 
 
-@pytest.mark.parametrize('line, what', [
-    ('{"image": ', 'line 2 is not JSON'),
-    ([1], 'line 2 is a list'),
-    ({'question': 'How?', 'references': 'x'}, r'line 2\.image is missing'),
-    (question(question=' '), r'line 2\.question is " "'),
-    (question(references=[]), r'line 2\.references must be'),
-    (question(references=[3]), r'line 2\.references must be .* quotes'),
-    (question(references=''), r'line 2\.references must be'),
-    (question(references=['?', '...']), r'line 2\.references has no letter or digit; leave'),
-    ({'image': 'a.jpg', 'question': 'How?'}, r'line 2\.references is missing'),
-    (question(id=['x']), r'line 2\.id is \["x"\]'),
-    (question(id='first'), r'line 2\.id is first, as on line 1'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'line, what',
+    [
+        ('{"image": ', 'line 2 is not JSON'),
+        ([1], 'line 2 is a list'),
+        ({'question': 'How?', 'references': 'x'}, r'line 2\.image is missing'),
+        (question(question=' '), r'line 2\.question is " "'),
+        (question(references=[]), r'line 2\.references must be'),
+        (question(references=[3]), r'line 2\.references must be .* quotes'),
+        (question(references=''), r'line 2\.references must be'),
+        (question(references=['?', '...']), r'line 2\.references has no letter or digit; leave'),
+        ({'image': 'a.jpg', 'question': 'How?'}, r'line 2\.references is missing'),
+        (question(id=['x']), r'line 2\.id is \["x"\]'),
+        (question(id='first'), r'line 2\.id is first, as on line 1'),
+    ],
+)
 def test_a_bad_line_is_told_by_its_number(tmp_path, line, what):
     path = write_lines(tmp_path, question(id='first'), line)
     with pytest.raises(DatasetError, match=what) as error:

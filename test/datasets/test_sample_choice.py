@@ -57,11 +57,19 @@ def test_every_sample_is_as_likely_as_any_other():
     assert all(400 < count < 600 for count in counts.values())
 
 
-@pytest.mark.parametrize('available, asked, got', [
-    (30, (20, 10), (20, 10)), (15, (20, 10), (10, 5)), (3, (1000, 1000), (2, 1)),
-    (2, (1000, 10), (1, 1)), (2, (1, 1000), (1, 1)), (5, (1000, 0), (5, 0)),
-    (5, (0, 1000), (0, 5)), (100, (1000, 1), (99, 1)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'available, asked, got',
+    [
+        (30, (20, 10), (20, 10)),
+        (15, (20, 10), (10, 5)),
+        (3, (1000, 1000), (2, 1)),
+        (2, (1000, 10), (1, 1)),
+        (2, (1, 1000), (1, 1)),
+        (5, (1000, 0), (5, 0)),
+        (5, (0, 1000), (0, 5)),
+        (100, (1000, 1), (99, 1)),
+    ],
+)
 def test_too_few_samples_are_shared_in_proportion(available, asked, got):
     chosen, others = choose_samples(make_samples(available), *asked, seed=1)
     assert (len(chosen), len(others)) == got
@@ -99,13 +107,22 @@ def test_the_hash_changes_with_whatever_a_score_depends_on(tmp_path):
     before = sample_hash([sample, other])
     assert len(before) == 64 and before == sample_hash([sample, other])
     changed = [
-        [other, sample], [sample], [],
-        *([dataclasses.replace(sample, **change), other] for change in (
-            {'key': 'test/a.jpg'}, {'labels': ('bus',)}, {'main_object': None},
-            {'captions': ()}, {'question': None}, {'references': ('bus',)},
-            {'image_path': tmp_path / 'b.jpg'},
-        )),
-    ]  # fmt: skip
+        [other, sample],
+        [sample],
+        [],
+        *(
+            [dataclasses.replace(sample, **change), other]
+            for change in (
+                {'key': 'test/a.jpg'},
+                {'labels': ('bus',)},
+                {'main_object': None},
+                {'captions': ()},
+                {'question': None},
+                {'references': ('bus',)},
+                {'image_path': tmp_path / 'b.jpg'},
+            )
+        ),
+    ]
     assert len({before, *map(sample_hash, changed)}) == 1 + len(changed)
 
     moved = tmp_path / 'moved'

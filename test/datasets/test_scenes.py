@@ -35,9 +35,7 @@ def test_labels_are_what_the_instance_map_shows(scenes: list[Scene]) -> None:
             ys, xs = np.nonzero(scene.instances == number)
             assert thing.visible_area == len(xs) >= MIN_VISIBLE_AREA * 320 * 240
             x, y, width, height = thing.box
-            assert (x, x + width - 1, y, y + height - 1) == (
-                xs.min(), xs.max(), ys.min(), ys.max()
-            )  # fmt: skip
+            assert (x, x + width - 1, y, y + height - 1) == (xs.min(), xs.max(), ys.min(), ys.max())
 
 
 def test_the_main_object_is_the_largest_by_the_promised_ratio(scenes: list[Scene]) -> None:

@@ -24,11 +24,21 @@ from typing import Any
 
 NAMES = ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable')
 FLAGS = (
-    '--headless=new', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
-    '--disable-background-networking', '--disable-component-update', '--disable-sync',
-    '--disable-dev-shm-usage', '--disable-extensions', '--hide-scrollbars', '--mute-audio',
-    '--no-proxy-server', '--remote-debugging-pipe',
-)  # fmt: skip
+    '--headless=new',
+    '--no-sandbox',
+    '--disable-gpu',
+    '--disable-quic',
+    '--no-first-run',
+    '--disable-background-networking',
+    '--disable-component-update',
+    '--disable-sync',
+    '--disable-dev-shm-usage',
+    '--disable-extensions',
+    '--hide-scrollbars',
+    '--mute-audio',
+    '--no-proxy-server',
+    '--remote-debugging-pipe',
+)
 TIMEOUT_S = 60.0
 MAX_SCREENSHOT_PX = 12_000
 # Chromium reads commands from descriptor 3 and writes answers to 4; the pipes' ends become these.
@@ -91,8 +101,13 @@ class Chromium:
                 raise RuntimeError(f'{expression}: {answer["exceptionDetails"]}')
             return answer['result'].get('value')
 
-        call('Emulation.setDeviceMetricsOverride', width=width, height=height,
-             deviceScaleFactor=1, mobile=False)  # fmt: skip
+        call(
+            'Emulation.setDeviceMetricsOverride',
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=False,
+        )
         for domain in ('Network', 'Page'):
             call(f'{domain}.enable')
         self._events.clear()
@@ -102,8 +117,13 @@ class Chromium:
         dom = evaluate('document.documentElement.outerHTML')
         found = evaluate(facts)
         size = call('Page.getLayoutMetrics')['cssContentSize']
-        clip = {'x': 0, 'y': 0, 'width': width, 'scale': 1,
-                'height': min(size['height'], MAX_SCREENSHOT_PX)}  # fmt: skip
+        clip = {
+            'x': 0,
+            'y': 0,
+            'width': width,
+            'scale': 1,
+            'height': min(size['height'], MAX_SCREENSHOT_PX),
+        }
         shot = call('Page.captureScreenshot', format='png', captureBeyondViewport=True, clip=clip)
         requests = [
             event['params']['request']['url']
@@ -176,9 +196,11 @@ def chromium() -> Iterator[Chromium]:
         process = subprocess.Popen(
             [sys.executable, '-c', _TRAMPOLINE, *arguments],
             pass_fds=(commands_out, answers_in),
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
             start_new_session=True,
-        )  # fmt: skip
+        )
         os.close(commands_out)
         os.close(answers_in)
         try:

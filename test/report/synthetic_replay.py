@@ -39,7 +39,8 @@ SAME = {
     ),
 }
 OTHER = {
-    'single_object': 'unknown', 'multi_object': 'bus',
+    'single_object': 'unknown',
+    'multi_object': 'bus',
     'captioning': 'A truck drives on a road past a house and some trees on a hill.',
 }
 SAID = {**OTHER, 'single_object': 'A van or a bus'}
@@ -78,15 +79,43 @@ def rows(
                 agrees = dice.random() >= chance
                 answer = said[task] if agrees else OTHER[task]
                 raw = said[task] if agrees else SAID[task]
-                made.append(_row(
-                    dice, frame, stamp_ns, task, 'skip', point, answer, raw, shared, blocks,
-                    agrees, machine, slower, model,
-                ))  # fmt: skip
+                made.append(
+                    _row(
+                        dice,
+                        frame,
+                        stamp_ns,
+                        task,
+                        'skip',
+                        point,
+                        answer,
+                        raw,
+                        shared,
+                        blocks,
+                        agrees,
+                        machine,
+                        slower,
+                        model,
+                    )
+                )
         for task in tasks:
-            made.append(_row(
-                dice, frame, stamp_ns, task, 'full', '0', said[task], said[task], shared, (), None,
-                machine, slower, model,
-            ))  # fmt: skip
+            made.append(
+                _row(
+                    dice,
+                    frame,
+                    stamp_ns,
+                    task,
+                    'full',
+                    '0',
+                    said[task],
+                    said[task],
+                    shared,
+                    (),
+                    None,
+                    machine,
+                    slower,
+                    model,
+                )
+            )
     return made
 
 
@@ -117,15 +146,28 @@ def _row(
     prefill_ms = round(run * PHASES_MS['prefill_ms'] * dice.lognormvariate(0, 0.05), 3)
     decode_ms = round(run * PHASES_MS['decode_ms'] * (tokens - 1) * dice.lognormvariate(0, 0.1), 3)
     return FrameRow(
-        frame=frame, stamp_ns=stamp_ns, task=task, branch=branch, operating_point=point,
-        answer=answer, raw_text=raw, tokens=tokens, **shared, prefill_ms=prefill_ms,
-        decode_ms=decode_ms, total_ms=round(sum(shared.values()) + prefill_ms + decode_ms, 3),
-        vision_shared=True, in_vocabulary=answer != 'unknown',
-        sparsity=round(len(blocks) / NUM_BLOCKS, 3), skipped_blocks=blocks, agree=agrees,
+        frame=frame,
+        stamp_ns=stamp_ns,
+        task=task,
+        branch=branch,
+        operating_point=point,
+        answer=answer,
+        raw_text=raw,
+        tokens=tokens,
+        **shared,
+        prefill_ms=prefill_ms,
+        decode_ms=decode_ms,
+        total_ms=round(sum(shared.values()) + prefill_ms + decode_ms, 3),
+        vision_shared=True,
+        in_vocabulary=answer != 'unknown',
+        sparsity=round(len(blocks) / NUM_BLOCKS, 3),
+        skipped_blocks=blocks,
+        agree=agrees,
         jaccard=None if agrees is None or task != 'multi_object' else (1.0 if agrees else 0.333),
         rouge_l=None if agrees is None or task != 'captioning' else (1.0 if agrees else 0.412),
-        model=model, machine=machine,
-    )  # fmt: skip
+        model=model,
+        machine=machine,
+    )
 
 
 def run(
@@ -142,9 +184,14 @@ def run(
         'created': '2026-11-20T12:00:00Z',
         'command': 'gmskip replay drive_07 --model llava-hf/llava-1.5-7b-hf --device cuda:0',
         'source': {
-            'bag': '/data/drives/2026-10-31/drive_07', 'topic': '/camera/front/image_rect_color',
-            'message_type': 'sensor_msgs/msg/CompressedImage', 'storage': 'mcap',
-            'start_s': 0.0, 'duration_s': None, 'limit': None, 'rate_hz': 1.0,
+            'bag': '/data/drives/2026-10-31/drive_07',
+            'topic': '/camera/front/image_rect_color',
+            'message_type': 'sensor_msgs/msg/CompressedImage',
+            'storage': 'mcap',
+            'start_s': 0.0,
+            'duration_s': None,
+            'limit': None,
+            'rate_hz': 1.0,
         },
         'model': MODEL,
         'device': 'cuda:0',
@@ -158,20 +205,27 @@ def run(
         },
         'skip_sets': [
             {
-                'task': task, 'operating_point': point, 'blocks': list(blocks_of(task, point)),
+                'task': task,
+                'operating_point': point,
+                'blocks': list(blocks_of(task, point)),
                 'skip_list': f'gmskip_{task}',
             }
             for task in asked
             for point in points
         ],
         'frames': {
-            'in_bag': 10 * answered + 11, 'due': answered + 1, 'answered': answered,
-            'gated': 9 * answered + 10, 'out_of_order': 0, 'undecodable': 1, 'resets': 0,
+            'in_bag': 10 * answered + 11,
+            'due': answered + 1,
+            'answered': answered,
+            'gated': 9 * answered + 10,
+            'out_of_order': 0,
+            'undecodable': 1,
+            'resets': 0,
         },
         'problems': ['frame 17 (stamp 1793448016.25): a broken JPEG; left out'],
         'gallery': {'disagreeing': 12, 'shown': 12},
         **changes,
-    }  # fmt: skip
+    }
 
 
 def gallery(frame_rows: Sequence[FrameRow], limit: int = 12) -> list[GalleryFrame]:

@@ -89,13 +89,14 @@ def calibration(
             _round(number, num_blocks, removed, prefixes) for number in range(1, num_removed + 2)
         ],
         'operating_points': {
-            'high_performance': scores.index(max(scores)), 'high_sparsity': good.count(True) - 1,
+            'high_performance': scores.index(max(scores)),
+            'high_sparsity': good.count(True) - 1,
         },
         'prefixes': prefixes,
         'stability': None,
         'machine': MACHINE,
         'software': SOFTWARE,
-    }  # fmt: skip
+    }
     return {**result, **changes}
 
 
@@ -110,15 +111,21 @@ def _round(
     for block in left:
         is_removed = not is_last and block == removed[number - 1]
         ripple = 0.28 * abs(math.sin(1.7 * block + 0.3 * number)) + 0.3 * (block < 2) + 0.004
-        cells.append({
-            'block': block,
-            'score': best if is_removed else best - ripple,
-            'exact': number == 1 or is_removed or (block + number) % 3 > 0,
-        })
+        cells.append(
+            {
+                'block': block,
+                'score': best if is_removed else best - ripple,
+                'exact': number == 1 or is_removed or (block + number) % 3 > 0,
+            }
+        )
     return {
-        'round': number, 'removed': None if is_last else removed[number - 1], 'score': best,
-        'seconds': 12.5, 'token_blocks': 123456, 'cells': cells,
-    }  # fmt: skip
+        'round': number,
+        'removed': None if is_last else removed[number - 1],
+        'score': best,
+        'seconds': 12.5,
+        'token_blocks': 123456,
+        'cells': cells,
+    }
 
 
 def fixed_interval() -> dict[str, Any]:
@@ -126,11 +133,15 @@ def fixed_interval() -> dict[str, Any]:
     prefixes = []
     for interval in (0, 10, 7, 6, 4, 3):
         blocks = [i for i in range(1, 31) if interval and i % interval == 0]
-        prefixes.append({
-            'length': len(blocks), 'blocks': blocks, 'sparsity': len(blocks) / 32,
-            'calibration_score': evaluation(len(blocks))['score'],
-            'test': evaluation(len(blocks)),
-        })  # fmt: skip
+        prefixes.append(
+            {
+                'length': len(blocks),
+                'blocks': blocks,
+                'sparsity': len(blocks) / 32,
+                'calibration_score': evaluation(len(blocks))['score'],
+                'test': evaluation(len(blocks)),
+            }
+        )
     points = {'high_performance': 3, 'high_sparsity': 5}
     return calibration(
         nested=False, method='fixed-interval', rounds=[], prefixes=prefixes, operating_points=points
@@ -144,40 +155,63 @@ def captioning(**changes: Any) -> dict[str, Any]:
     for prefix in result['prefixes']:
         prefix['calibration_score'] *= 1.2
         score = 0.9 * prefix['test']['score']
-        prefix['test'].update({
-            'score': score, 'scores': {'cider': score, 'rouge_l': 0.55}, 'auroc': None,
-            'score_without_target': None, 'most_frequent_answer': None,
-            'most_frequent_share': None, 'in_vocabulary_share': None, 'mcnemar_p': None,
-            'difference': score - 0.866, 'interval': [score - 0.89, score - 0.85],
-        })  # fmt: skip
+        prefix['test'].update(
+            {
+                'score': score,
+                'scores': {'cider': score, 'rouge_l': 0.55},
+                'auroc': None,
+                'score_without_target': None,
+                'most_frequent_answer': None,
+                'most_frequent_share': None,
+                'in_vocabulary_share': None,
+                'mcnemar_p': None,
+                'difference': score - 0.866,
+                'interval': [score - 0.89, score - 0.85],
+            }
+        )
     return result
 
 
 JOINT_EVALUATION = {
     'scores': {
-        'single_object.accuracy': 0.9, 'single_object.balanced_accuracy': 0.88,
-        'multi_object.set_precision': 0.8, 'multi_object.set_recall': 0.7,
-        'multi_object.set_f1': 0.75, 'multi_object.set_exact_match': 0.5,
-        'captioning.cider': 1.1, 'captioning.rouge_l': 0.55,
+        'single_object.accuracy': 0.9,
+        'single_object.balanced_accuracy': 0.88,
+        'multi_object.set_precision': 0.8,
+        'multi_object.set_recall': 0.7,
+        'multi_object.set_f1': 0.75,
+        'multi_object.set_exact_match': 0.5,
+        'captioning.cider': 1.1,
+        'captioning.rouge_l': 0.55,
     },
-    **dict.fromkeys((
-        'auroc', 'score_without_target', 'most_frequent_answer', 'most_frequent_share', 'interval',
-        'mcnemar_p',
-    )),
-}  # fmt: skip
+    **dict.fromkeys(
+        (
+            'auroc',
+            'score_without_target',
+            'most_frequent_answer',
+            'most_frequent_share',
+            'interval',
+            'mcnemar_p',
+        )
+    ),
+}
 
 
 def joint() -> dict[str, Any]:
     """Return a result for several tasks: its score is the least share of full's."""
     result = calibration(
-        task='joint', target=None, metric='accuracy, set_precision, cider', full_score=1.0,
-    )  # fmt: skip
+        task='joint',
+        target=None,
+        metric='accuracy, set_precision, cider',
+        full_score=1.0,
+    )
     for prefix in result['prefixes']:
         prefix['calibration_score'] = 1 - 0.004 * prefix['length']
         prefix['test'].update(
-            JOINT_EVALUATION, score=1 - 0.006 * prefix['length'], visual_gain=None,
+            JOINT_EVALUATION,
+            score=1 - 0.006 * prefix['length'],
+            visual_gain=None,
             shuffled_score=None,
-        )  # fmt: skip
+        )
     return result
 
 
@@ -191,23 +225,39 @@ def evaluated(**changes: Any) -> dict[str, Any]:
         ('GM-Skip high performance', 'person.skip.yaml', 6),
         ('GM-Skip high sparsity', 'person.skip.yaml', 11),
     ):
-        rows.append({
-            'name': name, 'source': source, 'blocks': list(range(3, 3 + length)),
-            'sparsity': length / 32, 'evaluation': evaluation(length),
-        })  # fmt: skip
+        rows.append(
+            {
+                'name': name,
+                'source': source,
+                'blocks': list(range(3, 3 + length)),
+                'sparsity': length / 32,
+                'evaluation': evaluation(length),
+            }
+        )
     keys = (
-        'model', 'text_model_type', 'num_blocks', 'device', 'dtype', 'task', 'target', 'metric',
-        'machine', 'software', 'created',
-    )  # fmt: skip
+        'model',
+        'text_model_type',
+        'num_blocks',
+        'device',
+        'dtype',
+        'task',
+        'target',
+        'metric',
+        'machine',
+        'software',
+        'created',
+    )
     return {
         'format': 'gmskip/evaluation/1',
         'command': 'gmskip evaluate --model demo',
         **{key: base[key] for key in keys},
         'dataset': {
-            'name': 'coco-val2017', 'notes': [], 'warnings': [],
+            'name': 'coco-val2017',
+            'notes': [],
+            'warnings': [],
             'test': {'images': 500, 'sha256': 'beef' * 12},
         },
         'score_note': None,
         'rows': rows,
         **changes,
-    }  # fmt: skip
+    }

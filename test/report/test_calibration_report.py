@@ -53,9 +53,14 @@ def read_csv(folder: Path) -> list[dict[str, str]]:
 def nothing_measured() -> dict:
     """Return a result in which all that may be None is, and some figures are NaN."""
     result = made_up.calibration(
-        target=None, text_model_type=None, min_score_ratio=None, max_sparsity=None,
-        machine={'cpu': 'AMD EPYC 9554', 'gpu': None}, device='cpu', options={'seed': None},
-    )  # fmt: skip
+        target=None,
+        text_model_type=None,
+        min_score_ratio=None,
+        max_sparsity=None,
+        machine={'cpu': 'AMD EPYC 9554', 'gpu': None},
+        device='cpu',
+        options={'seed': None},
+    )
     for prefix in result['prefixes']:
         prefix['test'] = {**dict.fromkeys(prefix['test']), 'images': 5, 'score': float('nan')}
     return result
@@ -85,8 +90,10 @@ def test_every_kind_of_result_gives_its_files(report):
 def test_page_holds_its_pictures_and_loads_nothing(report):
     _, folder, paths = report
     page = HtmlPage(folder / 'report.html')
-    embedded = [base64.b64decode(link.removeprefix('data:image/png;base64,'), validate=True)
-                for link in page.links]  # fmt: skip
+    embedded = [
+        base64.b64decode(link.removeprefix('data:image/png;base64,'), validate=True)
+        for link in page.links
+    ]
     assert embedded == [path.read_bytes() for path in paths if path.suffix == '.png']
     assert not {'script', 'link', 'iframe', 'object', 'embed'} & set(page.tags)
     assert not re.search(r'url\(|@import', page.styles)
@@ -113,8 +120,9 @@ def test_page_and_csv_have_the_figures_of_the_result(report):
                 assert float(record[f'test_scores.{metric}']) == score
             low, high = test['interval'] or ('', '')
             assert [record['test_interval_low'], record['test_interval_high']] == [
-                str(low), str(high)
-            ]  # fmt: skip
+                str(low),
+                str(high),
+            ]
         else:
             assert 'test_score' not in record
 
@@ -139,9 +147,7 @@ def test_sets_that_are_not_nested_are_listed(tmp_path):
 
 
 def test_same_prefix_for_both_operating_points(tmp_path):
-    result = made_up.calibration(
-        operating_points={'high_performance': 3, 'high_sparsity': 3}
-    )
+    result = made_up.calibration(operating_points={'high_performance': 3, 'high_sparsity': 3})
     write_calibration_report(result, tmp_path)
     rows = HtmlPage(tmp_path / 'report.html').table('Round', 'Block')
     assert [row['Operating point'] for row in rows if row['Operating point'] != '-'] == ['both']
@@ -150,14 +156,19 @@ def test_same_prefix_for_both_operating_points(tmp_path):
 def test_everything_is_escaped(tmp_path):
     evil = '<script>alert("x")</script>$x^{$'
     result = made_up.calibration(
-        model=evil, target=evil, method=evil, command=evil, stopped_by=evil, metric=evil,
-        options={evil: [evil]}, unreadable=[evil, 'not-\udcffunicode.jpg'], prompt=evil,
+        model=evil,
+        target=evil,
+        method=evil,
+        command=evil,
+        stopped_by=evil,
+        metric=evil,
+        options={evil: [evil]},
+        unreadable=[evil, 'not-\udcffunicode.jpg'],
+        prompt=evil,
         machine={'cpu': evil, 'gpu': evil},
-    )  # fmt: skip
+    )
     result['dataset'].update(name=evil, notes=[evil], warnings=[evil])
-    result['stability'] = {
-        'seeds': [evil], 'points': {evil: {'jaccard': 1.0, 'sets': [[1]]}}
-    }  # fmt: skip
+    result['stability'] = {'seeds': [evil], 'points': {evil: {'jaccard': 1.0, 'sets': [[1]]}}}
     for prefix in result['prefixes']:
         prefix['test'].update(most_frequent_answer=evil, scores={evil: 0.5})
     write_calibration_report(result, tmp_path)
@@ -196,8 +207,10 @@ def test_cider_of_other_images_is_not_compared(tmp_path):
     write_calibration_report(different, tmp_path / 'different')
     write_calibration_report(same, tmp_path / 'same')
     pages = {name: HtmlPage(tmp_path / name / 'report.html') for name in ('different', 'same')}
-    gaps = {name: [row['Gap'] for row in page.table('Calibration', 'Gap')]
-            for name, page in pages.items()}  # fmt: skip
+    gaps = {
+        name: [row['Gap'] for row in page.table('Calibration', 'Gap')]
+        for name, page in pages.items()
+    }
     assert set(gaps['different']) == {'-'}
     assert '-' not in gaps['same']
     assert 'not comparable' in pages['different'].text
@@ -267,9 +280,7 @@ def test_no_alert_without_a_reason(tmp_path):
 
 def test_stability_over_seeds(tmp_path):
     point = {'jaccard': 0.755, 'sets': [[16, 29], [29, 15], [29, 16]]}
-    result = made_up.calibration(
-        stability={'seeds': [0, 1, 7], 'points': {'high_sparsity': point}}
-    )
+    result = made_up.calibration(stability={'seeds': [0, 1, 7], 'points': {'high_sparsity': point}})
     write_calibration_report(result, tmp_path)
     rows = HtmlPage(tmp_path / 'report.html').table('Jaccard', 'Seed')
     assert [row['Seed'] for row in rows] == ['0', '1', '7']
@@ -282,9 +293,18 @@ def test_what_was_run_is_on_the_page(tmp_path):
     write_calibration_report(result, tmp_path)
     text = HtmlPage(tmp_path / 'report.html').text
     for expected in (
-        made_up.COMMAND, 'What is it?', 'llava-hf/llava-1.5-7b-hf', 'coco-val2017', 'c0ffee' * 8,
-        'beef' * 12, 'tie_order', 'backward', '2.13.0', 'AMD EPYC 9554', '2026-11-20T12:00:00Z',
-    ):  # fmt: skip
+        made_up.COMMAND,
+        'What is it?',
+        'llava-hf/llava-1.5-7b-hf',
+        'coco-val2017',
+        'c0ffee' * 8,
+        'beef' * 12,
+        'tie_order',
+        'backward',
+        '2.13.0',
+        'AMD EPYC 9554',
+        '2026-11-20T12:00:00Z',
+    ):
         assert expected in text
 
 

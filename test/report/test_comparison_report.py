@@ -36,18 +36,21 @@ def changed(rows: list[FrameRow], every: int = 3, **changes: Any) -> list[FrameR
     """Return rows of which every so manieth has another answer."""
     return [
         replace(
-            row, answer=made_up.OTHER[row.task], raw_text=made_up.SAID[row.task],
-            in_vocabulary=row.task != 'single_object', **changes,
-        ) if i % every == 0 else row
+            row,
+            answer=made_up.OTHER[row.task],
+            raw_text=made_up.SAID[row.task],
+            in_vocabulary=row.task != 'single_object',
+            **changes,
+        )
+        if i % every == 0
+        else row
         for i, row in enumerate(rows)
-    ]  # fmt: skip
+    ]
 
 
 def one_task(task: str, a: str, b: str, *, known: tuple[bool, bool] = (True, True)) -> dict:
     """Return the only group of two runs of one frame with these answers of full."""
-    [row] = [
-        row for row in made_up.rows(1, (task,), POINT) if row.branch == 'full'
-    ]  # fmt: skip
+    [row] = [row for row in made_up.rows(1, (task,), POINT) if row.branch == 'full']
     runs = [
         [replace(row, answer=text if known_ else 'unknown', raw_text=text, in_vocabulary=known_)]
         for text, known_ in zip((a, b), known, strict=True)
@@ -82,9 +85,11 @@ def test_a_run_is_the_same_as_itself(tmp_path):
         (task, branch, point)
         for task in made_up.TASKS
         for branch, point in (
-            ('full', '0'), ('skip', 'high_performance'), ('skip', 'high_sparsity')
+            ('full', '0'),
+            ('skip', 'high_performance'),
+            ('skip', 'high_sparsity'),
         )
-    ]  # fmt: skip
+    ]
     for group in result['groups']:
         assert (group['compared'], group['same'], group['same_share']) == (9, 9, 1.0)
         assert group['time_ratio'] == 1.0
@@ -247,9 +252,10 @@ def test_two_lists_at_their_only_operating_points_are_compared(tmp_path):
     settings = {row['Setting']: (row['A'], row['B']) for row in page.table('Setting', 'A', 'B')}
     assert settings['blocks left out of captioning'] == ('25, 27, 22', '25, 27, 22, 18, 29')
     [row] = [
-        row for row in page.table('Same, %', 'Operating point')
+        row
+        for row in page.table('Same, %', 'Operating point')
         if (row['Task'], row['Branch']) == ('captioning', 'skip')
-    ]  # fmt: skip
+    ]
     assert row['Operating point'] == 'high_performance vs 5'
 
 
@@ -257,13 +263,18 @@ def test_what_has_no_partner_is_said(tmp_path):
     a = made_up.rows(3, made_up.TASKS[:2], ('high_performance', '5'))
     b = made_up.rows(3, made_up.TASKS[1:], ('high_performance', '7'), model='demo')
     result = compare_runs(a, b)
-    assert {(e['task'], e['branch'], e['operating_point'], e['only_in'])
-            for e in result['unpaired']} == {
-        ('single_object', 'full', '0', 'a'), ('single_object', 'skip', 'high_performance', 'a'),
-        ('single_object', 'skip', '5', 'a'), ('multi_object', 'skip', '5', 'a'),
-        ('multi_object', 'skip', '7', 'b'), ('captioning', 'full', '0', 'b'),
-        ('captioning', 'skip', 'high_performance', 'b'), ('captioning', 'skip', '7', 'b'),
-    }  # fmt: skip
+    assert {
+        (e['task'], e['branch'], e['operating_point'], e['only_in']) for e in result['unpaired']
+    } == {
+        ('single_object', 'full', '0', 'a'),
+        ('single_object', 'skip', 'high_performance', 'a'),
+        ('single_object', 'skip', '5', 'a'),
+        ('multi_object', 'skip', '5', 'a'),
+        ('multi_object', 'skip', '7', 'b'),
+        ('captioning', 'full', '0', 'b'),
+        ('captioning', 'skip', 'high_performance', 'b'),
+        ('captioning', 'skip', '7', 'b'),
+    }
     page = write(tmp_path, result)
     assert 'Only in A, and not compared: single_object/full, single_object/skip at hi' in page.text
     assert 'Only in B, and not compared: multi_object/skip at 7, captioning/full, c' in page.text
@@ -349,9 +360,7 @@ def test_changes_keep_line_ends_of_every_kind(tmp_path):
 @pytest.mark.parametrize('text', ['', 'x' * 20_000, '一辆公交车 🚌', '\u202eabc\x00\x07\n\n'])
 def test_any_answer_can_be_shown(tmp_path, text):
     a = made_up.rows(1, ('captioning',), POINT)
-    page = write(
-        tmp_path, compare_runs(a, [replace(row, answer=text, raw_text=text) for row in a])
-    )
+    page = write(tmp_path, compare_runs(a, [replace(row, answer=text, raw_text=text) for row in a]))
     for row in page.table('A says', 'B says'):
         assert row['B says'] and row['B says'].isprintable()
 

@@ -53,8 +53,9 @@ def test_page_and_csv_have_the_figures_of_the_result(tmp_path):
         assert records[i]['name'] == row['name']
         assert records[i]['blocks'].split() == [str(block) for block in row['blocks']]
         assert float(records[i]['score']) == evaluation['score']
-        assert float(records[i]['scores.balanced_accuracy']) == (
-            evaluation['scores']['balanced_accuracy']
+        assert (
+            float(records[i]['scores.balanced_accuracy'])
+            == (evaluation['scores']['balanced_accuracy'])
         )
         assert int(records[i]['parameters_run']) == evaluation['parameters_run']
         assert cost[i]['Sparsity, %'] == f'{100 * row["sparsity"]:.1f}'
@@ -71,17 +72,23 @@ def test_page_and_csv_have_the_figures_of_the_result(tmp_path):
     assert full[3]['95 % interval'] == f'[{100 * low:+.1f}, {100 * high:+.1f}]'
     assert full[3]['McNemar p'] == '<0.001'
     assert sets[0] == {
-        'Skip set': 'Full', 'Blocks left out': '0', 'Sparsity, %': '0.0', 'Blocks': '-',
+        'Skip set': 'Full',
+        'Blocks left out': '0',
+        'Sparsity, %': '0.0',
+        'Blocks': '-',
         'Source': '-',
-    }  # fmt: skip
+    }
 
 
 def test_metrics_have_a_table_of_their_own_only_if_there_are_several(tmp_path):
     result = made_up.evaluated()
     titles = [str(table.title) for table in evaluation_tables(result)]
     assert [title.partition(':')[0] for title in titles] == [
-        'Score and cost', 'All scores', 'Against full', 'Does it still look?'
-    ]  # fmt: skip
+        'Score and cost',
+        'All scores',
+        'Against full',
+        'Does it still look?',
+    ]
     for row in result['rows']:
         row['evaluation']['scores'] = {'rouge_l': 0.5}
     assert len(evaluation_tables(result)) == 3
@@ -107,9 +114,14 @@ def test_cider_is_shown_as_in_papers_with_its_note(tmp_path):
 def test_everything_is_escaped(tmp_path):
     evil = '<script>alert("x")</script>'
     result = made_up.evaluated(
-        model=evil, target=evil, metric=evil, command=evil, score_note=evil,
-        machine={'cpu': evil, 'gpu': evil}, unreadable=[evil],
-    )  # fmt: skip
+        model=evil,
+        target=evil,
+        metric=evil,
+        command=evil,
+        score_note=evil,
+        machine={'cpu': evil, 'gpu': evil},
+        unreadable=[evil],
+    )
     result['dataset'].update(name=evil, notes=[evil], warnings=[evil])
     for row in result['rows']:
         row.update(name=evil, source=evil)
@@ -203,8 +215,10 @@ def test_each_task_of_a_joint_evaluation_has_a_table_of_scores(tmp_path):
     assert max(map(len, lines)) <= 80 and not any('\u2026' in line for line in lines)
     titles = [str(table.title) for table in evaluation_tables(result)]
     assert [title for title in titles if 'All scores' in title] == [
-        'All scores: single_object', 'All scores: multi_object', 'All scores: captioning'
-    ]  # fmt: skip
+        'All scores: single_object',
+        'All scores: multi_object',
+        'All scores: captioning',
+    ]
     write_evaluation_report(result, tmp_path)
     page = HtmlPage(tmp_path / 'report.html')
     for title, shown in (('set exact match, %', '50.0'), ('CIDEr x100', '110.0')):

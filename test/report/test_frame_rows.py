@@ -24,21 +24,37 @@ from gmskip_ros.tasks import Agreement, make_task
 
 # The texts that the node publishes.
 VALUES = {
-    'format': 'gmskip/result/1', 'answer': 'traffic light, bus', 'raw_text': 'a bus,\n"lights"\r',
-    'tokens': '7', 'preprocess_ms': '1.250', 'vision_ms': '20.000', 'prefill_ms': '30.125',
-    'decode_ms': '40.000', 'total_ms': '91.375', 'vision_shared': 'true', 'sparsity': '0.094',
-    'skipped_blocks': '29,16,27', 'operating_point': 'high_sparsity', 'full_branch': 'isolated',
+    'format': 'gmskip/result/1',
+    'answer': 'traffic light, bus',
+    'raw_text': 'a bus,\n"lights"\r',
+    'tokens': '7',
+    'preprocess_ms': '1.250',
+    'vision_ms': '20.000',
+    'prefill_ms': '30.125',
+    'decode_ms': '40.000',
+    'total_ms': '91.375',
+    'vision_shared': 'true',
+    'sparsity': '0.094',
+    'skipped_blocks': '29,16,27',
+    'operating_point': 'high_sparsity',
+    'full_branch': 'isolated',
     'schedule': 'skip_then_full',
-}  # fmt: skip
+}
 COMPARISON = {'format': 'gmskip/comparison/1', 'agree': 'false', 'jaccard': '0.500'}
 STAMP_NS = 1_763_640_000_123_456_789
 
 
 def skip_row(**changes: str) -> FrameRow:
     return row_from_values(
-        3, STAMP_NS, 'multi_object/skip', True, {**VALUES, **changes}, COMPARISON,
-        model='demo', machine='CPU X (cpu, float32)',
-    )  # fmt: skip
+        3,
+        STAMP_NS,
+        'multi_object/skip',
+        True,
+        {**VALUES, **changes},
+        COMPARISON,
+        model='demo',
+        machine='CPU X (cpu, float32)',
+    )
 
 
 def full_row() -> FrameRow:
@@ -66,9 +82,11 @@ def test_the_node_writes_what_a_row_is_made_of():
     task = make_task('captioning')
     times = dict.fromkeys(('preprocess_ms', 'vision_ms', 'prefill_ms', 'decode_ms'), 1.5)
     answer = SimpleNamespace(
-        text='A bus.', token_ids=(4, 5), vision_shared=True,
+        text='A bus.',
+        token_ids=(4, 5),
+        vision_shared=True,
         timing=SimpleNamespace(**times, total_ms=6.0),
-    )  # fmt: skip
+    )
     skip, full = (
         TaskResult('captioning', branch, task.parse('A bus.'), answer, blocks, point, 32)
         for branch, blocks, point in (('skip', (4, 2), 'high_sparsity'), ('full', (), '0'))
@@ -88,8 +106,16 @@ def test_values_that_are_not_the_nodes_are_refused():
     with pytest.raises(ValueError, match='abc'):
         skip_row(tokens='abc')
     with pytest.raises(KeyError, match='answer'):
-        row_from_values(1, 1, 'captioning/full', True, {'tokens': '1', 'operating_point': '0'},
-                        None, model='', machine='')  # fmt: skip
+        row_from_values(
+            1,
+            1,
+            'captioning/full',
+            True,
+            {'tokens': '1', 'operating_point': '0'},
+            None,
+            model='',
+            machine='',
+        )
 
 
 def test_csv_has_every_column_in_order_and_every_character():

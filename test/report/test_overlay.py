@@ -126,9 +126,7 @@ def test_each_branch_has_its_own_latency_and_colour():
     skip_line = changed_box(reference, drawn(skip_ms=777.0))
     full_line = changed_box(reference, drawn(full_ms=777.0))
     assert skip_line[2] <= full_line[0]
-    for line, other in (
-        (skip_line, drawn(skip=False)), (full_line, drawn(full=False))
-    ):  # fmt: skip
+    for line, other in ((skip_line, drawn(skip=False)), (full_line, drawn(full=False))):
         top, _, bottom, _ = changed_box(reference, other)
         assert abs(top - line[0]) <= 3 and abs(bottom - line[2]) <= 4
 
@@ -313,9 +311,14 @@ def test_any_number_of_blocks(num_blocks):
     picture = draw_overlay(road(), [row(skipped=(), num_blocks=num_blocks)])
     assert (picture[300:] == road()[300:]).all()
     if num_blocks in (1, 80):
-        assert len(tall_and_low_cells(draw_overlay(road(1080, 1920), [
-            row(skipped=(), num_blocks=num_blocks)
-        ]))[0]) == num_blocks  # fmt: skip
+        assert (
+            len(
+                tall_and_low_cells(
+                    draw_overlay(road(1080, 1920), [row(skipped=(), num_blocks=num_blocks)])
+                )[0]
+            )
+            == num_blocks
+        )
 
 
 def test_no_tasks_is_the_picture_itself():

@@ -29,24 +29,33 @@ HEADINGS = {
     'calibration': ['Result', 'Trajectory', 'Every block that was tried', 'Stability over seeds'],
     'evaluation': ['Score and cost: single_object (person)', 'Against full', 'The skip sets'],
     'replay': [
-        'Result', 'Where the time goes', 'Speed-up', 'Agreement along the drive',
-        'Frames on which the branches disagree', 'Which blocks ran', 'Frames', 'What was run',
+        'Result',
+        'Where the time goes',
+        'Speed-up',
+        'Agreement along the drive',
+        'Frames on which the branches disagree',
+        'Which blocks ran',
+        'Frames',
+        'What was run',
     ],
     'replay, nothing answered': ['Result', 'Which blocks ran', 'What was run'],
     'comparison': ['What is different', 'Answers', 'Time', 'Changed answers'],
-}  # fmt: skip
+}
 PICTURES = {
-    'calibration': 2, 'evaluation': 0, 'replay': 3 + 2, 'replay, nothing answered': 0,
+    'calibration': 2,
+    'evaluation': 0,
+    'replay': 3 + 2,
+    'replay, nothing answered': 0,
     'comparison': 1,
-}  # fmt: skip
-FACTS = '''({
+}
+FACTS = """({
     headings: [...document.querySelectorAll('h1, h2')].map(each => each.textContent),
     rows: [...document.querySelectorAll('tbody tr')].filter(each => each.offsetHeight > 8).length,
     pictures: [...document.images].map(each => [each.naturalWidth, each.width, each.height]),
     overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
     shown: document.body.innerText,
     ran: window.ran === true,
-})'''
+})"""
 
 
 @pytest.fixture(scope='module')
@@ -177,9 +186,16 @@ def test_long_words_and_strange_ones_stay_in_the_window(browser, tmp_path):
         for row in synthetic_replay.rows(2, ('captioning',), ('7',))
     ]
     run = synthetic_replay.run(
-        points=('7',), command=word, problems=[word], source={'bag': word}, model=word,
-        machine={'gpu': word}, complete=False, stopped_by=word, software={word: word},
-    )  # fmt: skip
+        points=('7',),
+        command=word,
+        problems=[word],
+        source={'bag': word},
+        model=word,
+        machine={'gpu': word},
+        complete=False,
+        stopped_by=word,
+        software={word: word},
+    )
     run['skip_sets'][0]['skip_list'] = word
     write_replay_report(run, rows, synthetic_replay.gallery(rows, 1), tmp_path / 'replay')
     others = [replace(row, model=word, machine=word, answer='bus', raw_text='a') for row in rows]

@@ -38,9 +38,10 @@ def two_machines() -> list[FrameRow]:
     """Return the rows of two files, one after the other: of a GPU and of a slow CPU."""
     files = ((9, made_up.GPU, 1.0), (7, made_up.CPU, 40.0))
     return [
-        row for frames, machine, slower in files
+        row
+        for frames, machine, slower in files
         for row in made_up.rows(frames, TWO, machine=machine, slower=slower, seed=frames)
-    ]  # fmt: skip
+    ]
 
 
 CASES: dict[str, Callable[[], list[FrameRow]]] = {
@@ -52,8 +53,7 @@ CASES: dict[str, Callable[[], list[FrameRow]]] = {
     'ended within a frame': lambda: made_up.rows(6)[:-3],
     'two machines': two_machines,
     'stamps jump': lambda: [
-        replace(row, stamp_ns=row.stamp_ns - (10**15 if row.frame > 3 else 0))
-        for row in few(6)
+        replace(row, stamp_ns=row.stamp_ns - (10**15 if row.frame > 3 else 0)) for row in few(6)
     ],
     'nothing answered': lambda: [],
 }
@@ -163,11 +163,11 @@ def test_embedded_summary_is_that_of_the_csv(report):
     found = []
     for entry in embedded(folder)['summary']:
         mine = [
-            record for record in records
-            if record['branch'] == 'skip' and all(
-                record[name] == entry[name] for name in ('machine', 'task', 'operating_point')
-            )
-        ]  # fmt: skip
+            record
+            for record in records
+            if record['branch'] == 'skip'
+            and all(record[name] == entry[name] for name in ('machine', 'task', 'operating_point'))
+        ]
         found += mine
         assert entry['frames'] == len(mine)
         compared = [record for record in mine if record['agree']]
@@ -255,15 +255,28 @@ def test_speed_up_is_paired_by_frame(tmp_path):
     """Also where a bag was played twice: the same stamps come again, with other times."""
     first = made_up.rows(2, ('single_object',), ('8',))
     again = [replace(row, frame=row.frame + 2) for row in first]
-    totals = {('skip', 1): 10, ('full', 1): 20, ('skip', 2): 10, ('full', 2): 30,
-              ('skip', 3): 10, ('full', 3): 50, ('skip', 4): 10, ('full', 4): 70}  # fmt: skip
+    totals = {
+        ('skip', 1): 10,
+        ('full', 1): 20,
+        ('skip', 2): 10,
+        ('full', 2): 30,
+        ('skip', 3): 10,
+        ('full', 3): 50,
+        ('skip', 4): 10,
+        ('full', 4): 70,
+    }
     rows = [replace(r, total_ms=totals[r.branch, r.frame]) for r in [*first, *again]]
     write(tmp_path, rows)
     [entry] = embedded(tmp_path)['summary']
     assert entry['speedup'] == {
-        'frames': 4, 'median': 4.0, 'min': 2.0, 'p5': pytest.approx(2.15),
-        'p95': pytest.approx(6.7), 'max': 7.0, 'slower_share': 0.0,
-    }  # fmt: skip
+        'frames': 4,
+        'median': 4.0,
+        'min': 2.0,
+        'p5': pytest.approx(2.15),
+        'p95': pytest.approx(6.7),
+        'max': 7.0,
+        'slower_share': 0.0,
+    }
 
 
 def test_frames_beyond_the_axis_are_counted(monkeypatch):
@@ -314,9 +327,13 @@ def test_what_was_run_is_said_in_one_sentence(tmp_path):
     top = page.text.partition('Result')[0]
     for expected in (
         '29 frames were asked about single_object, multi_object, captioning',
-        '(bag /data/drives/2026-10-31/drive_07, topic /camera/front', made_up.MODEL, '32 blocks',
-        'high_performance, high_sparsity', 'NVIDIA H200 (cuda:0, float16)', '2026-11-20T12:00:00Z',
-    ):  # fmt: skip
+        '(bag /data/drives/2026-10-31/drive_07, topic /camera/front',
+        made_up.MODEL,
+        '32 blocks',
+        'high_performance, high_sparsity',
+        'NVIDIA H200 (cuda:0, float16)',
+        '2026-11-20T12:00:00Z',
+    ):
         assert expected in top
 
 
@@ -332,13 +349,12 @@ def test_alerts_come_first(tmp_path):
     sets[2]['skip_list'] = sets[3]['skip_list'] = ''
     rows = [
         replace(row, tokens=1, decode_ms=0.0, prefill_ms=1.0)
-        if (row.task, row.operating_point) == ('captioning', 'high_sparsity') else row
+        if (row.task, row.operating_point) == ('captioning', 'high_sparsity')
+        else row
         for row in made_up.rows(9, differing=0.0)
-    ]  # fmt: skip
+    ]
     frames = {**made_up.run()['frames'], 'undecodable': 3, 'due': 12, 'resets': 2}
-    page = write(
-        tmp_path, rows, skip_sets=sets, frames=frames, complete=False, stopped_by='SIGINT'
-    )
+    page = write(tmp_path, rows, skip_sets=sets, frames=frames, complete=False, stopped_by='SIGINT')
     top = page.text.partition('Result')[0]
     assert 'Partial result: the run was ended by SIGINT' in top
     assert 'left out: 3 of 12 due frames (25.0 %)' in top
@@ -374,11 +390,12 @@ def test_gallery_shows_frames_with_both_answers(tmp_path):
         replace(row, agree=row.task == 'captioning') if row.branch == 'skip' else row
         for row in made_up.rows(3, points=('high_sparsity',), differing=1.0)
     ]
-    shown = [GalleryFrame(r.frame, r.stamp_ns, JPEG) for r in rows if r.task == 'captioning'
-             and r.branch == 'full' and r.frame != 2]  # fmt: skip
-    write_replay_report(
-        made_up.run(gallery={'disagreeing': 3, 'shown': 2}), rows, shown, tmp_path
-    )
+    shown = [
+        GalleryFrame(r.frame, r.stamp_ns, JPEG)
+        for r in rows
+        if r.task == 'captioning' and r.branch == 'full' and r.frame != 2
+    ]
+    write_replay_report(made_up.run(gallery={'disagreeing': 3, 'shown': 2}), rows, shown, tmp_path)
     page = HtmlPage(tmp_path / 'report.html')
     jpegs = [link for link in page.links if link.startswith('data:image/jpeg')]
     assert [base64.b64decode(link.partition(',')[2]) for link in jpegs] == [JPEG, JPEG]
@@ -413,9 +430,7 @@ def test_gallery_keeps_some_pictures_of_the_whole_drive():
 
 
 def test_no_disagreement_is_said(tmp_path):
-    page = write(
-        tmp_path, few(4, differing=0.0), gallery={'disagreeing': 0, 'shown': 0}
-    )
+    page = write(tmp_path, few(4, differing=0.0), gallery={'disagreeing': 0, 'shown': 0})
     assert 'on every frame that both branches answered they agree' in page.text
 
 
@@ -446,9 +461,17 @@ def test_counts_problems_machine_and_command_are_on_the_page(tmp_path):
     problems = [f'frame {i}: a broken JPEG' for i in range(30)]
     page = write(tmp_path, few(2), problems=problems)
     for expected in (
-        'out_of_order', 'gated', '271', '30 problems', 'frame 29: a broken JPEG', 'AMD EPYC 9554',
-        '2.13.0', 'gmskip replay drive_07', 'Prompt of captioning?', 'sensor_msgs/msg/Compressed',
-    ):  # fmt: skip
+        'out_of_order',
+        'gated',
+        '271',
+        '30 problems',
+        'frame 29: a broken JPEG',
+        'AMD EPYC 9554',
+        '2.13.0',
+        'gmskip replay drive_07',
+        'Prompt of captioning?',
+        'sensor_msgs/msg/Compressed',
+    ):
         assert expected in page.text
 
 
@@ -458,10 +481,16 @@ def test_everything_is_escaped(tmp_path):
         for row in few()
     ]
     run = made_up.run(
-        tasks={EVIL: {'prompt': EVIL}}, command=EVIL, stopped_by=EVIL, complete=False,
-        source={EVIL: EVIL}, model=EVIL, machine={'gpu': EVIL}, problems=[EVIL],
+        tasks={EVIL: {'prompt': EVIL}},
+        command=EVIL,
+        stopped_by=EVIL,
+        complete=False,
+        source={EVIL: EVIL},
+        model=EVIL,
+        machine={'gpu': EVIL},
+        problems=[EVIL],
         skip_sets=[{'task': EVIL, 'operating_point': EVIL, 'blocks': [1], 'skip_list': EVIL}],
-    )  # fmt: skip
+    )
     write_replay_report(run, rows, [GalleryFrame(1, rows[0].stamp_ns, JPEG)], tmp_path)
     page = HtmlPage(tmp_path / 'report.html')
     assert 'script' not in page.tags
@@ -475,9 +504,7 @@ def test_everything_is_escaped(tmp_path):
 )
 def test_any_answer_can_be_shown(tmp_path, text):
     rows = [replace(r, answer=text, raw_text=text, agree=False) for r in few()]
-    write_replay_report(
-        made_up.run(), rows, [GalleryFrame(1, rows[0].stamp_ns, JPEG)], tmp_path
-    )
+    write_replay_report(made_up.run(), rows, [GalleryFrame(1, rows[0].stamp_ns, JPEG)], tmp_path)
     shown = HtmlPage(tmp_path / 'report.html').table('Verdict')[0]['Skip says']
     assert shown and len(shown) <= 5000
     assert shown.isprintable()

@@ -44,9 +44,7 @@ class Probe:
         self.make_message = rgb_to_compressed if is_jpeg else rgb_to_image
         # Reliable, so that it matches whatever the node asks for.
         qos = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
-        self.camera = node.create_publisher(
-            CompressedImage if is_jpeg else Image, image_topic, qos
-        )
+        self.camera = node.create_publisher(CompressedImage if is_jpeg else Image, image_topic, qos)
         self.enable_client = node.create_client(SetBool, f'{name}/enable')
         self.parameter_client = node.create_client(SetParameters, f'{name}/set_parameters')
         self.read('/diagnostics', DiagnosticArray)

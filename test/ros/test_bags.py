@@ -81,8 +81,11 @@ def assert_equal(frames: list[BagFrame], messages: list[Recorded]) -> None:
 def test_what_was_recorded_is_what_is_read(tmp_path, storage, compression, version):
     messages = camera_messages(12, jump={4: -3_000_000_000, 8: 10_000_000_000}, broken=[6])
     bag_path = write_bag(
-        tmp_path / 'bag', {CAMERA: messages, '/chatter': texts()}, storage=storage,
-        version=version, compression=compression,
+        tmp_path / 'bag',
+        {CAMERA: messages, '/chatter': texts()},
+        storage=storage,
+        version=version,
+        compression=compression,
     )
 
     bag, frames = read(bag_path)
@@ -116,7 +119,10 @@ def test_raw_images_with_padding(tmp_path, storage):
 def test_several_files_are_one_bag_in_order_of_time(tmp_path, storage, compression):
     messages = camera_messages(30)
     bag_path = write_split_bag(
-        tmp_path / 'bag', {CAMERA: messages, '/chatter': texts()}, num_files=3, storage=storage,
+        tmp_path / 'bag',
+        {CAMERA: messages, '/chatter': texts()},
+        num_files=3,
+        storage=storage,
         compression=compression,
     )
     info = read_metadata(bag_path)
@@ -133,9 +139,7 @@ def test_several_files_are_one_bag_in_order_of_time(tmp_path, storage, compressi
 @pytest.mark.parametrize('storage', STORAGES)
 def test_a_part_is_by_recording_time_from_the_start_of_the_bag(tmp_path, storage):
     messages = camera_messages(40, raw=True, width=320, height=240)  # several chunks of mcap
-    bag_path = write_bag(
-        tmp_path / 'bag', {CAMERA: messages, '/chatter': texts()}, storage=storage
-    )
+    bag_path = write_bag(tmp_path / 'bag', {CAMERA: messages, '/chatter': texts()}, storage=storage)
     with open_camera_bag(bag_path) as bag:
         for start_s, duration_s, expected in [
             (1.0, None, messages),  # the chatter began a second earlier
@@ -256,7 +260,9 @@ def test_definitions_of_the_bag_are_used(tmp_path):
 
     for storage in STORAGES:
         bag_path = write_bag(
-            tmp_path / storage, {CAMERA: [Longer(START_NS, message)]}, storage=storage,
+            tmp_path / storage,
+            {CAMERA: [Longer(START_NS, message)]},
+            storage=storage,
             typestore=types,
         )
         bag, frames = read(bag_path)
@@ -276,7 +282,7 @@ def test_definitions_that_are_not_readable_are_replaced(tmp_path):
 
     assert_equal(frames, messages)
     assert len(bag.problems) == 1
-    assert "its definition of sensor_msgs/msg/CompressedImage is not readable" in bag.problems[0]
+    assert 'its definition of sensor_msgs/msg/CompressedImage is not readable' in bag.problems[0]
     assert "Jazzy's is used" in bag.problems[0]
 
 
@@ -398,7 +404,10 @@ def test_what_looks_like_a_bag(tmp_path):
 def test_a_killed_recording_is_read_without_metadata(tmp_path, storage, compression):
     messages = camera_messages(40, raw=True, width=320, height=240)
     bag_path = write_split_bag(
-        tmp_path / 'bag', {CAMERA: messages, '/chatter': texts()}, num_files=2, storage=storage,
+        tmp_path / 'bag',
+        {CAMERA: messages, '/chatter': texts()},
+        num_files=2,
+        storage=storage,
         compression=compression,
     )
     kill_recording(bag_path)
@@ -461,7 +470,9 @@ def test_a_truncated_file_is_read_to_its_end(tmp_path, storage, compression, par
     for recorded in messages:
         recorded.message.data = rng.integers(0, 256, recorded.message.data.size, np.uint8)
     bag_path = write_bag(
-        tmp_path / 'bag', {CAMERA: messages, '/chatter': texts()}, storage=storage,
+        tmp_path / 'bag',
+        {CAMERA: messages, '/chatter': texts()},
+        storage=storage,
         compression=compression,
     )
     file = storage_files(bag_path)[0]
@@ -626,7 +637,9 @@ def test_whatever_is_damaged_it_ends_and_is_one_line_each(tmp_path, storage, com
     """Bytes changed at random; a tree of sqlite's may lead round and round then."""
     messages = camera_messages(12, width=32, height=32)
     bag_path = write_split_bag(
-        tmp_path / 'bag', {CAMERA: messages, '/chatter': texts()}, storage=storage,
+        tmp_path / 'bag',
+        {CAMERA: messages, '/chatter': texts()},
+        storage=storage,
         compression=compression,
     )
     contents = {p: p.read_bytes() for p in bag_path.iterdir()}
@@ -673,9 +686,7 @@ def test_a_recording_with_its_write_ahead_log_is_read_with_it(tmp_path):
     bag, frames = read(killed)
 
     assert_equal(frames, messages)
-    assert bag.problems == [
-        'closed.db3: not closed by its recorder; it is read with its -wal file'
-    ]
+    assert bag.problems == ['closed.db3: not closed by its recorder; it is read with its -wal file']
     assert {p.name: p.read_bytes() for p in killed.iterdir()} == before
 
 

@@ -195,9 +195,7 @@ def test_bytes_beyond_the_last_row_are_ignored():
     rows = random_bytes(HEIGHT, WIDTH * 3)
     msg = image(rows, 'bgr8', WIDTH, HEIGHT)
     msg.data.extend(b'rubbish')
-    np.testing.assert_array_equal(
-        image_to_rgb(msg), rows.reshape(HEIGHT, WIDTH, 3)[..., ::-1]
-    )
+    np.testing.assert_array_equal(image_to_rgb(msg), rows.reshape(HEIGHT, WIDTH, 3)[..., ::-1])
 
 
 # --- Image: what is refused ---

@@ -102,9 +102,12 @@ def any_images(draw: st.DrawFn) -> Image:
     sides = st.integers(0, 12) | st.integers(0, UINT32)
     return image(
         draw(st.sampled_from(SUPPORTED_ENCODINGS) | st.text()),
-        draw(sides), draw(sides), draw(sides | st.integers(0, 100)),
-        draw(st.integers(0, 4000)), draw(st.integers(0, 255)),
-    )  # fmt: skip
+        draw(sides),
+        draw(sides),
+        draw(sides | st.integers(0, 100)),
+        draw(st.integers(0, 4000)),
+        draw(st.integers(0, 255)),
+    )
 
 
 def image(
@@ -121,10 +124,13 @@ def image(
 def rgb_or_refusal(msg: Image | CompressedImage) -> np.ndarray | str:
     """Return what both ways make of a message, which is the same: a picture or a refusal."""
     # As rosbags gives it: the same fields, the data as an array of numpy.
-    alike = SimpleNamespace(**{
-        name.lstrip('_'): getattr(msg, name.lstrip('_')) for name in msg.__slots__
-        if name != '_check_fields'
-    })  # fmt: skip
+    alike = SimpleNamespace(
+        **{
+            name.lstrip('_'): getattr(msg, name.lstrip('_'))
+            for name in msg.__slots__
+            if name != '_check_fields'
+        }
+    )
     alike.data = np.frombuffer(msg.data, np.uint8)
     outcomes: list[np.ndarray | str] = []
     for convert, message in ((image_to_rgb, msg), (message_to_rgb, msg), (message_to_rgb, alike)):
@@ -197,9 +203,11 @@ def picture_files(draw: st.DrawFn) -> tuple[bytes, np.ndarray]:
         options: dict[str, Any] = {'format': 'PNG'}
     else:
         options = {
-            'format': 'JPEG', 'quality': draw(st.integers(1, 100)),
-            'progressive': draw(st.booleans()), 'subsampling': draw(st.integers(0, 2)),
-        }  # fmt: skip
+            'format': 'JPEG',
+            'quality': draw(st.integers(1, 100)),
+            'progressive': draw(st.booleans()),
+            'subsampling': draw(st.integers(0, 2)),
+        }
     file = io.BytesIO()
     picture.save(file, **options)
     with PilImage.open(file) as read:
@@ -293,10 +301,29 @@ numbers = (
     | st.sampled_from((10**400, -(10**400), 2**63, float('nan'), float('inf'), -0.0, 1e-320))
 )
 DEFAULTS = [spec.default for spec in SPECS.values() if isinstance(spec.default, str)]
-words = st.sampled_from([
-    *DEFAULTS, *TASK_NAMES, 'coda', 'scenes', 'skip', 'full', 'high_sparsity', 'cuda:1', 'cuda:',
-    'cuda:1\n', 'float16', '7', '-1', '٣', 'true', '<image>', ' ', '\0', '\ud800',
-])  # fmt: skip
+words = st.sampled_from(
+    [
+        *DEFAULTS,
+        *TASK_NAMES,
+        'coda',
+        'scenes',
+        'skip',
+        'full',
+        'high_sparsity',
+        'cuda:1',
+        'cuda:',
+        'cuda:1\n',
+        'float16',
+        '7',
+        '-1',
+        '٣',
+        'true',
+        '<image>',
+        ' ',
+        '\0',
+        '\ud800',
+    ]
+)
 scalars = st.none() | st.booleans() | numbers | words | words | st.text(max_size=20)
 values = st.recursive(
     scalars | st.binary(max_size=9).map(lambda data: array.array('B', data)),

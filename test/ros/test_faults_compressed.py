@@ -80,30 +80,40 @@ def noise(size: int) -> bytes:
     [
         pytest.param(lambda: jpeg()[:20_000], 'jpeg', ['end marker'], id='jpeg_cut_off'),
         pytest.param(
-            lambda: jpeg()[:3] + noise(5000) + b'\xff\xd9', 'jpeg', ['compressed image'],
+            lambda: jpeg()[:3] + noise(5000) + b'\xff\xd9',
+            'jpeg',
+            ['compressed image'],
             id='jpeg_garbage',
         ),
         pytest.param(
-            lambda: jpeg_that_says(65_535, 65_535), 'jpeg', ['says 65535x65535'],
+            lambda: jpeg_that_says(65_535, 65_535),
+            'jpeg',
+            ['says 65535x65535'],
             id='jpeg_absurd_size',
         ),
         pytest.param(lambda: jpeg_that_says(0, 0), 'jpeg', ['says 0x0'], id='jpeg_zero_size'),
         pytest.param(
-            lambda: png()[:30] + noise(500) + png()[-12:], 'png', ['cannot decode'],
+            lambda: png()[:30] + noise(500) + png()[-12:],
+            'png',
+            ['cannot decode'],
             id='png_garbage',
         ),
         pytest.param(
-            lambda: png_that_says(2**31 - 1, 2**31 - 1), 'png', ['says 2147483647x2147483647'],
+            lambda: png_that_says(2**31 - 1, 2**31 - 1),
+            'png',
+            ['says 2147483647x2147483647'],
             id='png_absurd_size',
         ),
         pytest.param(lambda: b'', 'jpeg', ['0 bytes', 'neither JPEG nor PNG'], id='no_data'),
         pytest.param(
-            lambda: b'\x00\x00\x00\x01\x67' + noise(5000), 'h264', ['neither JPEG nor PNG'],
+            lambda: b'\x00\x00\x00\x01\x67' + noise(5000),
+            'h264',
+            ['neither JPEG nor PNG'],
             id='video_packet',
         ),
         pytest.param(jpeg, '16UC1; compressedDepth', ['depth is not a picture'], id='depth'),
     ],
-)  # fmt: skip
+)
 def test_file_that_is_no_picture(
     probe: FaultProbe, make_data: Callable[[], bytes], text: str, words: list[str]
 ) -> None:

@@ -78,7 +78,8 @@ def test_silence(probe: FaultProbe) -> None:
         pytest.param({'encoding': '16UC1'}, ["'16UC1'", 'publish one of'], id='depth'),
         pytest.param(
             {'encoding': 'bayer_rggb8', 'width': 2, 'height': 2, 'step': 2},
-            ['2x2', '3 x 3'], id='bayer_too_small',
+            ['2x2', '3 x 3'],
+            id='bayer_too_small',
         ),
         pytest.param(
             {'encoding': 'yuv422', 'width': 479, 'step': 958}, ['479x360', 'even'], id='odd_width'
@@ -88,11 +89,12 @@ def test_silence(probe: FaultProbe) -> None:
         pytest.param({'data': b''}, ['0 bytes', '518400'], id='no_data'),
         pytest.param({'width': 0, 'height': 0, 'step': 0, 'data': b''}, ['0x0'], id='zero_size'),
         pytest.param(
-            {'width': 2**32 - 1, 'height': 2**32 - 1, 'step': 2**32 - 1}, ['4294967295'],
+            {'width': 2**32 - 1, 'height': 2**32 - 1, 'step': 2**32 - 1},
+            ['4294967295'],
             id='absurd_size',
         ),
     ],
-)  # fmt: skip
+)
 def test_frame_that_is_no_picture(
     probe: FaultProbe, fields: dict[str, Any], words: list[str]
 ) -> None:

@@ -146,18 +146,20 @@ def nan_weights(folder: Path) -> None:
         pytest.param(pickle_instead, ['no safetensors weights', 'run code'], id='pickle'),
         pytest.param(
             remote_code('config.json', AutoConfig='Evil'),
-            ['code of its own', 'auto_map in config.json'], id='code_in_config',
+            ['code of its own', 'auto_map in config.json'],
+            id='code_in_config',
         ),
         pytest.param(
             remote_code('tokenizer_config.json', AutoTokenizer='Evil'),
-            ['code of its own', 'auto_map in tokenizer_config.json'], id='code_in_tokenizer',
+            ['code of its own', 'auto_map in tokenizer_config.json'],
+            id='code_in_tokenizer',
         ),
         pytest.param(
             too_large, ['GiB free', 'memory_headroom_gib', '3725'], id='not_enough_memory'
         ),
         pytest.param(nan_weights, ['NaN or infinite logits'], id='nan_weights'),
     ],
-)  # fmt: skip
+)
 def test_checkpoint_that_cannot_be_used(
     probe: FaultProbe, folder: Path, change: Callable[[Path], None], words: list[str]
 ) -> None:

@@ -68,11 +68,13 @@ REFUSED_STARTS: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
     'unknown_task': (parameter('tasks:=[weather]'), ['tasks', "'weather'", 'single_object']),
     'no_task': (parameter('tasks:=[]'), ['tasks', 'at least one']),
     'task_twice': (
-        parameter('tasks:=[captioning, captioning]'), ['tasks', 'names something twice']
+        parameter('tasks:=[captioning, captioning]'),
+        ['tasks', 'names something twice'],
     ),
     'unknown_device': (parameter('device:=gpu'), ['device', "'gpu'", 'cuda:N']),
     'image_token_in_prompt': (
-        parameter("prompt.captioning:='What is <image>?'"), ['prompt.captioning', '<image>']
+        parameter("prompt.captioning:='What is <image>?'"),
+        ['prompt.captioning', '<image>'],
     ),
     'unknown_argument': (lambda _: ['--no-such-thing'], ['--no-such-thing']),
     'no_parameter_file': (lambda _: ['--params-file', '/no/my.param.yaml'], ['/no/my.param.yaml']),
@@ -85,7 +87,8 @@ REFUSED_STARTS: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
     'skip_list_not_yaml': (skip_list(b'a: [1, 2\nb: }'), ['list.skip.yaml']),
     'skip_list_binary': (skip_list(bytes(range(256))), ['list.skip.yaml']),
     'skip_list_of_another_version': (
-        skip_list(schema='gmskip/skip-list/2'), ['schema', 'gmskip/skip-list/2']
+        skip_list(schema='gmskip/skip-list/2'),
+        ['schema', 'gmskip/skip-list/2'],
     ),
     'skip_list_block_twice': (
         skip_list(demo_list('{block: 4,', '{block: 31,')),
@@ -96,9 +99,10 @@ REFUSED_STARTS: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
         ['removed[25].block', '32', 'use 0..31'],
     ),
     'operating_point_beyond': (
-        parameter('operating_point:=27'), ['operating_point', '27', '0..26']
+        parameter('operating_point:=27'),
+        ['operating_point', '27', '0..26'],
     ),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope='module')
@@ -163,10 +167,11 @@ def test_no_room_in_shared_memory() -> None:
 ERRORS: dict[str, tuple[dict[str, str], dict[str, str], list[str]]] = {
     'no_such_gpu': ({'device': 'cuda:99'}, {}, ["'cuda:99' is not there", "use 'cpu' or 'auto'"]),
     'hub_out_of_reach': (
-        {'model': 'nobody/nothing'}, {'HF_HUB_OFFLINE': '1'},
+        {'model': 'nobody/nothing'},
+        {'HF_HUB_OFFLINE': '1'},
         ["'nobody/nothing'", 'check the name and the network', 'give a local folder'],
     ),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope='module')
@@ -196,8 +201,10 @@ def test_error_while_loading(nodes_in_error: dict[str, RosProcess], name: str) -
         node.create_subscription(DiagnosticArray, '/diagnostics', note, 10)
         wait_until(
             lambda: statuses and statuses[-1].level == DiagnosticStatus.ERROR,
-            node, what='state error', process=process,
-        )  # fmt: skip
+            node,
+            what='state error',
+            process=process,
+        )
         status = statuses[-1]
         assert keys(status)['state'] == 'error' and '\n' not in status.message
         for word in ERRORS[name][2]:

@@ -106,23 +106,36 @@ DENIED = {
     'Node.add_pre_set_parameters_callback': 'AttributeError',
     'Subscription.get_publisher_count': 'AttributeError',
     'with rclpy.Context() as context: pass': 'AttributeError',
-    'from rclpy.qos_event import SubscriptionEventCallbacks as S; S(incompatible_type=print)':
-        'TypeError',
+    'import rclpy.qos_event; rclpy.qos_event.SubscriptionEventCallbacks(incompatible_type=print)': (
+        'TypeError'
+    ),
     'rclpy.create_node("a", enable_logger_service=True)': 'TypeError',
     'with rclpy.init(): pass': '(AttributeError, TypeError)',
-}  # fmt: skip
+}
 
 
 def test_humbles_rclpy_has_no_more_than_humbles() -> None:
-    lines = ['import humble_rclpy, rclpy', 'humble_rclpy.deny()', 'from rclpy.node import Node',
-             'from rclpy.subscription import Subscription']  # fmt: skip
+    lines = [
+        'import humble_rclpy, rclpy',
+        'humble_rclpy.deny()',
+        'from rclpy.node import Node',
+        'from rclpy.subscription import Subscription',
+    ]
     for statement, error in DENIED.items():
-        lines += ['try:', f'    exec({statement!r})', f'    print("had: " + {statement!r})',
-                  f'except {error}:', '    print("denied")']  # fmt: skip
+        lines += [
+            'try:',
+            f'    exec({statement!r})',
+            f'    print("had: " + {statement!r})',
+            f'except {error}:',
+            '    print("denied")',
+        ]
     ended = subprocess.run(
-        [sys.executable, '-c', '\n'.join(lines)], text=True, capture_output=True, timeout=60,
+        [sys.executable, '-c', '\n'.join(lines)],
+        text=True,
+        capture_output=True,
+        timeout=60,
         cwd=Path(humble_rclpy.__file__).parent,
-    )  # fmt: skip
+    )
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.splitlines() == ['denied'] * len(DENIED)
 

@@ -76,8 +76,13 @@ def play_to_the_end(player: RosProcess, node) -> None:
 
 def test_a_folder_is_played_in_order_again_and_again(folder):
     command = ros_command(
-        'image_player', source=folder, count=7, rate_hz=20, frame_id='front',
-        reliability='reliable', wait_for_node='/probe',
+        'image_player',
+        source=folder,
+        count=7,
+        rate_hz=20,
+        frame_id='front',
+        reliability='reliable',
+        wait_for_node='/probe',
     )
     with ros_node() as node, RosProcess(command) as player:
         ready = ReadyNode(node)
@@ -98,8 +103,14 @@ def test_a_folder_is_played_in_order_again_and_again(folder):
 def test_compressed_resized_remapped_and_without_loop(folder):
     """One remapping of the camera's name moves the compressed topic too."""
     command = ros_command(
-        'image_player', source=folder, loop=False, width=32, image_transport='compressed',
-        reliability='reliable', wait_for_node='vehicle/probe', rate_hz=20.0,
+        'image_player',
+        source=folder,
+        loop=False,
+        width=32,
+        image_transport='compressed',
+        reliability='reliable',
+        wait_for_node='vehicle/probe',
+        rate_hz=20.0,
         remap={'image_raw': '/camera/image'},
     )
     env = ros_env()
@@ -205,8 +216,13 @@ def test_a_bag_is_published_as_it_was_recorded(tmp_path, storage, raw):
         tmp_path / 'bag', {'/front/image': messages, '/rear/image': other}, storage=storage
     )
     command = player_command(
-        '--clock', source=bag, topic='/front/image', loop=False, reliability='reliable',
-        wait_for_node='/probe', remap={'image_raw': '/camera/image'},
+        '--clock',
+        source=bag,
+        topic='/front/image',
+        loop=False,
+        reliability='reliable',
+        wait_for_node='/probe',
+        remap={'image_raw': '/camera/image'},
     )
     topic = '/camera/image' if raw else '/camera/image/compressed'
     with ros_node() as node, RosProcess(command) as player:
@@ -230,7 +246,12 @@ def test_a_bag_starts_over_and_so_does_its_clock(tmp_path):
     messages = camera_messages(3)
     bag = write_bag(tmp_path / 'bag', {'/camera': messages})
     command = ros_command(
-        'image_player', source=bag, count=8, rate_hz=25, clock=True, reliability='reliable',
+        'image_player',
+        source=bag,
+        count=8,
+        rate_hz=25,
+        clock=True,
+        reliability='reliable',
         wait_for_node='/probe',
     )
     with ros_node() as node, RosProcess(command) as player:
@@ -252,7 +273,11 @@ def test_a_killed_recording_is_played_as_far_as_it_goes(tmp_path):
     bag = write_bag(tmp_path / 'bag', {'/camera': messages}, storage='mcap')
     kill_recording(bag)
     command = ros_command(
-        'image_player', source=bag, loop=False, rate_hz=20, reliability='reliable',
+        'image_player',
+        source=bag,
+        loop=False,
+        rate_hz=20,
+        reliability='reliable',
         wait_for_node='/probe',
     )
     with ros_node() as node, RosProcess(command) as player:
@@ -293,7 +318,12 @@ def video(tmp_path) -> Path:
 def test_a_video_is_played_at_its_pace_with_its_time_on_the_clock(video):
     before_ns = time.time_ns()
     command = player_command(
-        '--clock', source=video, loop=False, width=32, reliability='reliable', frame_id='film',
+        '--clock',
+        source=video,
+        loop=False,
+        width=32,
+        reliability='reliable',
+        frame_id='film',
         wait_for_node='/probe',
     )
     with ros_node() as node, RosProcess(command) as player:
@@ -338,27 +368,32 @@ class Recording:
 
 def holds(source: Recording, **options) -> list[tuple[float, float, float]]:
     options = {'loop': False, 'count': 0, 'period_s': None, 'start_ns': 0, **options}
-    return [
-        (cue.time_ns / 1e9, cue.until_ns / 1e9, cue.hold_s) for cue in cues(source, **options)
-    ]
+    return [(cue.time_ns / 1e9, cue.until_ns / 1e9, cue.hold_s) for cue in cues(source, **options)]
 
 
 def test_as_recorded_each_frame_holds_until_the_next_ones_time():
     source = Recording(10.0, 10.5, 10.5, 13.5, 13.75)
     assert holds(source) == [
-        (10.0, 10.5, 0.5), (10.5, 10.5, 0.0), (10.5, 13.5, 3.0), (13.5, 13.75, 0.25),
+        (10.0, 10.5, 0.5),
+        (10.5, 10.5, 0.0),
+        (10.5, 13.5, 3.0),
+        (13.5, 13.75, 0.25),
         (13.75, 14.0, 0.25),
     ]
     # At a rate of their own, simulated time still ends at the next frame's.
     assert holds(source, period_s=2.0, count=3) == [
-        (10.0, 10.5, 2.0), (10.5, 10.5, 2.0), (10.5, 10.6, 2.0),
+        (10.0, 10.5, 2.0),
+        (10.5, 10.5, 2.0),
+        (10.5, 10.6, 2.0),
     ]
 
 
 def test_the_last_frame_of_a_pass_holds_for_a_moment():
     assert holds(Recording(5.0), loop=True, count=2) == [(5.0, 5.1, 0.1)] * 2
     assert holds(Recording(1.0, 61.0), loop=True, count=3) == [
-        (1.0, 61.0, 60.0), (61.0, 62.0, 1.0), (1.0, 2.0, 1.0)
+        (1.0, 61.0, 60.0),
+        (61.0, 62.0, 1.0),
+        (1.0, 2.0, 1.0),
     ]
     assert holds(Recording(), loop=True) == []
 
@@ -504,6 +539,8 @@ def test_the_pictures_kept_in_memory_are_bounded(folder, monkeypatch):
     first, second = list(source.frames()), list(source.frames())
 
     assert [a.message is b.message for a, b in zip(first, second, strict=True)] == [
-        True, True, False
+        True,
+        True,
+        False,
     ]
     assert first[2].message == second[2].message

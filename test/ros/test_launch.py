@@ -28,8 +28,14 @@ LAUNCH_FILE = ROOT / 'launch/dual_vlm.launch.py'
 XML_FILE = ROOT / 'launch/dual_vlm.launch.xml'
 INCLUDED = '$(find-pkg-share gmskip_ros)/launch/'
 ARGUMENTS = {
-    'input_image', 'param_file', 'namespace', 'model', 'device', 'image_transport', 'use_sim_time',
-}  # fmt: skip
+    'input_image',
+    'param_file',
+    'namespace',
+    'model',
+    'device',
+    'image_transport',
+    'use_sim_time',
+}
 
 
 class Recorded:
@@ -54,9 +60,16 @@ def stand_in(name: str, **members: Any) -> types.ModuleType:
 def description(monkeypatch: pytest.MonkeyPatch) -> Recorded:
     kinds = {
         name: type(name, (Recorded,), {})
-        for name in ('LaunchDescription', 'DeclareLaunchArgument', 'OpaqueFunction', 'Node',
-                     'PathJoinSubstitution', 'FindPackageShare', 'ParameterValue')
-    }  # fmt: skip
+        for name in (
+            'LaunchDescription',
+            'DeclareLaunchArgument',
+            'OpaqueFunction',
+            'Node',
+            'PathJoinSubstitution',
+            'FindPackageShare',
+            'ParameterValue',
+        )
+    }
     modules = {
         'launch': ['LaunchDescription'],
         'launch.actions': ['DeclareLaunchArgument', 'OpaqueFunction'],
@@ -209,9 +222,13 @@ def launch_it(tmp_path: Path) -> Callable[..., Launched]:
     def launch(path: Path, *arguments: str) -> Launched:
         command = [sys.executable, '-c', LAUNCH, str(path), *arguments]
         ended = subprocess.run(
-            command, env=env, text=True, timeout=60, stdout=subprocess.PIPE,
+            command,
+            env=env,
+            text=True,
+            timeout=60,
+            stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-        )  # fmt: skip
+        )
         assert ended.returncode == 0 and record.is_file(), ended.stdout
         return Launched(**json.loads(record.read_text()))
 
@@ -219,9 +236,7 @@ def launch_it(tmp_path: Path) -> Callable[..., Launched]:
 
 
 @pytest.mark.parametrize('path', [LAUNCH_FILE, XML_FILE], ids=lambda path: path.suffix)
-def test_the_real_launch_without_arguments(
-    launch_it: Callable[..., Launched], path: Path
-) -> None:
+def test_the_real_launch_without_arguments(launch_it: Callable[..., Launched], path: Path) -> None:
     node = launch_it(path)
     assert node.remaps['__node'] == 'dual_vlm' and node.remaps.get('__ns', '/') == '/'
     assert node.remaps['~/input/image'] == '/sensing/camera/camera0/image_rect_color'
@@ -236,18 +251,28 @@ def test_the_real_launch_with_every_argument(
     param_file = tmp_path / 'my.param.yaml'
     param_file.write_text('/**: {ros__parameters: {rate_hz: 2.0}}')
     given = {
-        'input_image': '/cam/image_raw', 'param_file': param_file, 'namespace': 'front',
-        'model': 'on', 'device': 'cuda:1', 'image_transport': 'compressed', 'use_sim_time': 'true',
-    }  # fmt: skip
+        'input_image': '/cam/image_raw',
+        'param_file': param_file,
+        'namespace': 'front',
+        'model': 'on',
+        'device': 'cuda:1',
+        'image_transport': 'compressed',
+        'use_sim_time': 'true',
+    }
     assert set(given) == ARGUMENTS
     node = launch_it(path, *(f'{name}:={value}' for name, value in given.items()))
     assert node.remaps == {
-        '__node': 'dual_vlm', '__ns': '/front', '~/input/image': '/cam/image_raw',
-    }  # fmt: skip
+        '__node': 'dual_vlm',
+        '__ns': '/front',
+        '~/input/image': '/cam/image_raw',
+    }
     assert node.param_files[0] == str(param_file)
     assert node.parameters == {
-        'model': 'on', 'device': 'cuda:1', 'image_transport': 'compressed', 'use_sim_time': True,
-    }  # fmt: skip
+        'model': 'on',
+        'device': 'cuda:1',
+        'image_transport': 'compressed',
+        'use_sim_time': True,
+    }
 
 
 def readme_snippets() -> list[ElementTree.Element]:

@@ -36,29 +36,55 @@ def drive(transport: str) -> list[Recorded]:
 
 
 def offline(bag: Path, folder: Path) -> Answers:
-    assert main([
-        'replay', str(bag), '--out', str(folder), '--task', ','.join(TASKS), '--labels', 'scenes',
-        '--rate', str(RATE_HZ), '--no-progress',
-    ]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                'replay',
+                str(bag),
+                '--out',
+                str(folder),
+                '--task',
+                ','.join(TASKS),
+                '--labels',
+                'scenes',
+                '--rate',
+                str(RATE_HZ),
+                '--no-progress',
+            ]
+        )
+        == 0
+    )
     return {
         (row.stamp_ns, f'{row.task}/{row.branch}'): (
-            row.answer, row.raw_text, ','.join(map(str, row.skipped_blocks))
+            row.answer,
+            row.raw_text,
+            ','.join(map(str, row.skipped_blocks)),
         )
         for row in read_json_lines(folder / 'frames.jsonl')
-    }  # fmt: skip
+    }
 
 
 def live(bag: Path, transport: str) -> tuple[Answers, list[float]]:
     """Return the answers, and the pipeline's latencies (ms), of a node that follows the bag."""
     name = '/front/dual_vlm'
     node_command = ros_command(
-        'dual_vlm_node', remap={'~/input/image': '/camera', '__ns': '/front'}, use_sim_time=True,
-        tasks=TASKS, labels=['scenes'], rate_hz=RATE_HZ, image_transport=transport,
-    )  # fmt: skip
+        'dual_vlm_node',
+        remap={'~/input/image': '/camera', '__ns': '/front'},
+        use_sim_time=True,
+        tasks=TASKS,
+        labels=['scenes'],
+        rate_hz=RATE_HZ,
+        image_transport=transport,
+    )
     player_command = ros_command(
-        'image_player', '-p', 'clock:=true', remap={'image_raw': '/camera'}, source=str(bag),
-        loop=False, wait_for_node=name,
-    )  # fmt: skip
+        'image_player',
+        '-p',
+        'clock:=true',
+        remap={'image_raw': '/camera'},
+        source=str(bag),
+        loop=False,
+        wait_for_node=name,
+    )
     answers: Answers = {}
     latencies_ms: list[float] = []
 
@@ -68,23 +94,35 @@ def live(bag: Path, transport: str) -> tuple[Answers, list[float]]:
         for status in message.status:
             values: dict[str, Any] = {entry.key: entry.value for entry in status.values}
             answers[stamp_ns, status.name] = (
-                values['answer'], values['raw_text'], values['skipped_blocks']
-            )  # fmt: skip
+                values['answer'],
+                values['raw_text'],
+                values['skipped_blocks'],
+            )
 
     with RosProcess(node_command) as node_process, ros_node() as probe:
         for branch in ('skip', 'full'):
             probe.create_subscription(DiagnosticArray, f'{name}/output/{branch}/result', take, 10)
         probe.create_subscription(
-            Float64, f'{name}/debug/pipeline_latency_ms',
-            lambda message: latencies_ms.append(message.data), 10,
-        )  # fmt: skip
+            Float64,
+            f'{name}/debug/pipeline_latency_ms',
+            lambda message: latencies_ms.append(message.data),
+            10,
+        )
         with RosProcess(player_command) as player:
             # It ends by itself; the node may still be at the last frame that it took.
-            wait_until(lambda: player.returncode() is not None, probe, what='the end of the bag',
-                       process=node_process)  # fmt: skip
+            wait_until(
+                lambda: player.returncode() is not None,
+                probe,
+                what='the end of the bag',
+                process=node_process,
+            )
             assert player.returncode() == 0
-        wait_until(lambda: len(answers) % 4 == 0 and len(answers) >= 8, probe,
-                   what='all answers to the frames taken', process=node_process)  # fmt: skip
+        wait_until(
+            lambda: len(answers) % 4 == 0 and len(answers) >= 8,
+            probe,
+            what='all answers to the frames taken',
+            process=node_process,
+        )
         assert node_process.stop() == 0
     return answers, latencies_ms
 

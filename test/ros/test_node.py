@@ -24,10 +24,22 @@ from gmskip_ros.tasks import DEFAULT_PROMPTS, TASK_NAMES
 
 PHOTOGRAPHS = Path(__file__).resolve().parents[3] / 'shared/data/coco-mini/val2017'
 RESULT_KEYS = [
-    'format', 'answer', 'raw_text', 'tokens', 'preprocess_ms', 'vision_ms', 'prefill_ms',
-    'decode_ms', 'total_ms', 'vision_shared', 'sparsity', 'skipped_blocks', 'operating_point',
-    'full_branch', 'schedule',
-]  # fmt: skip
+    'format',
+    'answer',
+    'raw_text',
+    'tokens',
+    'preprocess_ms',
+    'vision_ms',
+    'prefill_ms',
+    'decode_ms',
+    'total_ms',
+    'vision_shared',
+    'sparsity',
+    'skipped_blocks',
+    'operating_point',
+    'full_branch',
+    'schedule',
+]
 PHASES = ('preprocess_ms', 'vision_ms', 'prefill_ms', 'decode_ms')
 TITLE_HEIGHT = 16  # px, of the overlay on the probe's picture
 

@@ -20,7 +20,8 @@ from gmskip_ros.ros.conversions import rgb_to_compressed, rgb_to_image
 def test_compressed_images_under_a_namespace_with_the_production_branch_alone() -> None:
     command = ros_command(
         'dual_vlm_node',
-        '-r', '__ns:=/front',
+        '-r',
+        '__ns:=/front',
         remap={'~/input/image': '/cam/image_raw'},
         image_transport='compressed',
         input_reliability='reliable',
@@ -28,7 +29,7 @@ def test_compressed_images_under_a_namespace_with_the_production_branch_alone() 
         tasks=['single_object'],
         operating_point='3',
         **PARAMETERS,
-    )  # fmt: skip
+    )
     with RosProcess(command) as process, ros_node() as node:
         # The remap of the image's name moves the compressed topic with it.
         probe = Probe(node, process, '/front/dual_vlm', '/cam/image_raw/compressed')
@@ -106,9 +107,7 @@ def test_a_skip_list_for_another_model_is_an_error_and_nothing_runs(tmp_path: Pa
         (['-p', 'use_sim_time:=1'], ['use_sim_time']),
     ],
 )
-def test_a_bad_start_is_one_line_and_exit_status_2(
-    arguments: list[str], words: list[str]
-) -> None:
+def test_a_bad_start_is_one_line_and_exit_status_2(arguments: list[str], words: list[str]) -> None:
     with RosProcess(ros_command('dual_vlm_node', *arguments)) as process:
         assert process.wait() == 2
         (line,) = [line for line in process.output().splitlines() if '[dual_vlm]' in line]

@@ -176,13 +176,15 @@ def test_the_snapshot_holds_values_of_their_own_types() -> None:
 
 
 def test_tasks_are_made_with_their_own_prompts_and_lengths() -> None:
-    settings = settings_from({
-        **DEFAULTS,
-        'tasks': ['multi_object'],
-        'prompt.multi_object': 'What do you see?',
-        'labels': ['car', 'dog'],
-        'max_new_tokens.multi_object': 5,
-    })
+    settings = settings_from(
+        {
+            **DEFAULTS,
+            'tasks': ['multi_object'],
+            'prompt.multi_object': 'What do you see?',
+            'labels': ['car', 'dog'],
+            'max_new_tokens.multi_object': 5,
+        }
+    )
     (task,) = settings.make_tasks()
     assert (task.name, task.prompt, task.max_new_tokens) == ('multi_object', 'What do you see?', 5)
     assert task.labels == ('car', 'dog')
@@ -231,9 +233,11 @@ def test_a_parameter_file_is_read_without_ros_as_ros_reads_it(tmp_path: Path) ->
     )
     values = values_from_file(file)
     assert values == {
-        'rate_hz': 4, 'prompt.captioning': 'What?', 'skip_list.captioning': 'gmskip_captioning',
+        'rate_hz': 4,
+        'prompt.captioning': 'What?',
+        'skip_list.captioning': 'gmskip_captioning',
         'start_enabled': False,
-    }  # fmt: skip
+    }
     settings = settings_from(values)
     assert settings.rate_hz == 4.0 and settings.prompt['captioning'] == 'What?'
     assert settings.tasks == tuple(SPECS['tasks'].default)

@@ -87,11 +87,13 @@ def listens(pid: int) -> bool:
 def run(index: int, moment: Moment, starts_s: list[float]) -> End:
     """Start a node, send it the signal at its moment and wait for its end."""
     command = ros_command(
-        'dual_vlm_node', '-r', f'__ns:=/node_{index}',
+        'dual_vlm_node',
+        '-r',
+        f'__ns:=/node_{index}',
         remap={'~/input/image': '/nowhere' if moment.while_it == 'idles' else '/camera'},
         rate_hz=60.0,  # always busy
         **ONE_TASK,
-    )  # fmt: skip
+    )
     with RosProcess(command) as process:
         wait_until(lambda: listens(process.pid), what='its handlers', process=process)
         start_s = time.monotonic()

@@ -43,9 +43,11 @@ def published() -> Iterator[set[str]]:
 def test_the_replay_writes_on_the_nodes_topics(published: set[str]) -> None:
     named = {
         pattern.format(branch=branch, task=task).replace('~', '/dual_vlm', 1)
-        for name, pattern in vars(records).items() if name.endswith('_TOPIC')
-        for branch in ('skip', 'full') for task in TASK_NAMES
-    }  # fmt: skip
+        for name, pattern in vars(records).items()
+        if name.endswith('_TOPIC')
+        for branch in ('skip', 'full')
+        for task in TASK_NAMES
+    }
     assert named | {'/diagnostics'} == published
 
 
@@ -60,8 +62,9 @@ def test_the_rqt_commands_of_the_readme_name_only_published_topics(published: se
         for name in re.findall(r'/(?:dual_vlm|diagnostics)[\w/\[\]]*', section)
     }
     plotted = next(command for command in commands if 'rqt_plot' in command)
-    assert {'/dual_vlm/debug/skip/captioning/latency_ms/data[4]',
-            '/dual_vlm/debug/full/captioning/latency_ms/data[4]'} <= set(
-                re.findall(r'/[\w/\[\]]+', plotted))  # fmt: skip
+    assert {
+        '/dual_vlm/debug/skip/captioning/latency_ms/data[4]',
+        '/dual_vlm/debug/full/captioning/latency_ms/data[4]',
+    } <= set(re.findall(r'/[\w/\[\]]+', plotted))
     assert records.LATENCY_PARTS[4] == 'total_ms'
     assert named and named <= published

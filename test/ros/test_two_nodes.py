@@ -55,17 +55,22 @@ class Pair:
 def pair() -> Iterator[Pair]:
     with ExitStack() as stack:
         processes = {
-            namespace: stack.enter_context(RosProcess(ros_command(
-                'dual_vlm_node',
-                '-r', f'__ns:={namespace}',
-                remap={'~/input/image': CAMERA},
-                image_transport='compressed',
-                branches=['skip'],
-                tasks=['single_object'] if namespace == '/front' else list(TASK_NAMES),
-                **PARAMETERS,
-            )))
+            namespace: stack.enter_context(
+                RosProcess(
+                    ros_command(
+                        'dual_vlm_node',
+                        '-r',
+                        f'__ns:={namespace}',
+                        remap={'~/input/image': CAMERA},
+                        image_transport='compressed',
+                        branches=['skip'],
+                        tasks=['single_object'] if namespace == '/front' else list(TASK_NAMES),
+                        **PARAMETERS,
+                    )
+                )
+            )
             for namespace in NAMESPACES
-        }  # fmt: skip
+        }
         pair = Pair(stack.enter_context(ros_node()), processes)
         for namespace, probe in pair.probes.items():
             name = f'{namespace}/dual_vlm'

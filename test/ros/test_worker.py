@@ -207,8 +207,13 @@ def test_drop_full_gives_way_to_a_newer_due_frame_only(bench: Callable[..., Benc
     gate.let_go.set()
     b.wait_for_answers(2)
     assert b.outputs.events == [
-        ('skip', 0), ('done', 0), ('skip', 1), ('full', 1), ('comparison', 1), ('done', 1),
-    ]  # fmt: skip
+        ('skip', 0),
+        ('done', 0),
+        ('skip', 1),
+        ('full', 1),
+        ('comparison', 1),
+        ('done', 1),
+    ]
     assert b.frames()['full_dropped'] == 1 and b.frames()['answered'] == 1
 
 
@@ -223,8 +228,11 @@ def test_slow_down_runs_both_branches_whatever_waits(bench: Callable[..., Bench]
     gate.let_go.set()
     b.wait_for_answers(2)
     assert [what for what, stamp in b.outputs.events if stamp == 0] == [
-        'skip', 'full', 'comparison', 'done',
-    ]  # fmt: skip
+        'skip',
+        'full',
+        'comparison',
+        'done',
+    ]
 
 
 def test_a_frame_longer_than_its_period_is_overload(bench: Callable[..., Bench]) -> None:
@@ -595,8 +603,11 @@ def test_memory_that_runs_out_once_is_freed_and_the_frame_answered(
     b.offer(0.0)
     b.wait_for_answers()
     assert freed == [1] and b.outputs.events == [
-        ('skip', 0), ('full', 0), ('comparison', 0), ('done', 0)
-    ]  # fmt: skip
+        ('skip', 0),
+        ('full', 0),
+        ('comparison', 0),
+        ('done', 0),
+    ]
     assert b.frames()['failed'] == 0 and b.state() == 'ready'
 
 

@@ -188,9 +188,7 @@ def test_anything_else_that_differs_is_one_warning(name: str, used: object) -> N
 
 
 def test_what_is_not_stated_gives_no_warning() -> None:
-    silent = scored(
-        model='not stated', text_model_type='not stated', prompt=Prompt(), dtype=None
-    )
+    silent = scored(model='not stated', text_model_type='not stated', prompt=Prompt(), dtype=None)
     other = {**IN_USE, 'text_model_type': 'qwen2', 'prompt': 'Which?', 'template_sha256': 'x'}
     assert silent.warnings_for(**{**other, 'dtype': 'float32', 'max_new_tokens': 99}) == []
     assert scored().warnings_for(**{**IN_USE, 'template_sha256': None, 'task': None}) == []

@@ -100,9 +100,7 @@ def test_the_example_of_the_format(file: Path) -> None:
     assert load_skip_list(file) == IN_PYTHON
 
 
-def test_relative_paths_and_the_home_folder(
-    file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_relative_paths_and_the_home_folder(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file.write_text(EXAMPLE)
     monkeypatch.chdir(file.parent)
     monkeypatch.setenv('HOME', str(file.parent))
@@ -143,9 +141,30 @@ def test_one_removal_a_line(file: Path) -> None:
 
 
 NASTY_TEXTS = [
-    'a: b # no comment', "it's", '"quoted"', 'two\nlines\n', ' spaces ', 'tab\there', '2.10',
-    'null', 'yes', '- a', '{a}', '日本語 🚗', 'line\u2028separator', 'next\x85line', 'bell\x07',
-    '%x', '@', 'x' * 5000, '2026-11-20T12:00:00Z', '1e3', '~', '0x10', '\\n', 'half\ud800',
+    'a: b # no comment',
+    "it's",
+    '"quoted"',
+    'two\nlines\n',
+    ' spaces ',
+    'tab\there',
+    '2.10',
+    'null',
+    'yes',
+    '- a',
+    '{a}',
+    '日本語 🚗',
+    'line\u2028separator',
+    'next\x85line',
+    'bell\x07',
+    '%x',
+    '@',
+    'x' * 5000,
+    '2026-11-20T12:00:00Z',
+    '1e3',
+    '~',
+    '0x10',
+    '\\n',
+    'half\ud800',
 ]
 
 

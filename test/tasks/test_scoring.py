@@ -27,9 +27,28 @@ from gmskip_ros.tasks import (
 from gmskip_ros.tasks.vocabulary import Vocabulary
 
 ODD_TEXTS = (
-    '', ' \n', '...', '\ufffd', 'caf\ufffd', '\x00', '\ud800', 'a' * 5000, '1' * 5000,
-    '1e999999999', 'İ\u0307', '車', '😀', 'car, ' * 500, '-', '%', '1_000', '١٢', 'nan', 'inf',
-    '5..', 'the a an',
+    '',
+    ' \n',
+    '...',
+    '\ufffd',
+    'caf\ufffd',
+    '\x00',
+    '\ud800',
+    'a' * 5000,
+    '1' * 5000,
+    '1e999999999',
+    'İ\u0307',
+    '車',
+    '😀',
+    'car, ' * 500,
+    '-',
+    '%',
+    '1_000',
+    '١٢',
+    'nan',
+    'inf',
+    '5..',
+    'the a an',
 )
 
 
@@ -49,7 +68,10 @@ def every_scorer() -> Iterator[Scorer]:
 def test_every_task_has_its_metrics() -> None:
     assert tuple(METRICS) == (*TASK_NAMES, 'generic')
     assert [metrics[0] for metrics in METRICS.values()] == [
-        'accuracy', 'set_precision', 'cider', 'exact',
+        'accuracy',
+        'set_precision',
+        'cider',
+        'exact',
     ]
     made = [scorer.metric for scorer in every_scorer()]
     assert made == list(itertools.chain(*METRICS.values()))
@@ -79,7 +101,9 @@ def test_set_metrics_are_exact_and_their_best_is_the_best_of_all_answers() -> No
     labels = ['car', 'bus', 'dog', 'tram']
     task = make_task('multi_object', labels=labels)
     functions = {
-        'set_precision': set_precision, 'set_recall': set_recall, 'set_f1': set_f1,
+        'set_precision': set_precision,
+        'set_recall': set_recall,
+        'set_f1': set_f1,
         'set_exact_match': set_exact_match,
     }
     # 'misc' is none of the labels: it is there, and no answer names it.
@@ -154,7 +178,10 @@ def test_vqa_with_fewer_references() -> None:
     scorer = make_scorer('vqa', references)
     assert [scorer.score(i, 'red') for i in range(4)] == [1, Fraction(1, 2), Fraction(2, 3), 1]
     assert [scorer.score(i, 'blue') for i in range(4)] == [
-        0, Fraction(1, 2), Fraction(1, 3), Fraction(2, 3),
+        0,
+        Fraction(1, 2),
+        Fraction(1, 3),
+        Fraction(2, 3),
     ]
     assert [scorer.best(i) for i in range(4)] == [1, Fraction(1, 2), Fraction(2, 3), 1]
 

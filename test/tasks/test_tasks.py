@@ -31,7 +31,10 @@ def test_defaults_are_those_of_the_design() -> None:
 def test_settings_are_parameters() -> None:
     task = make_task('multi_object', prompt='What?', labels=['Cat', 'dog'], max_new_tokens=5)
     assert (task.name, task.prompt, task.labels, task.max_new_tokens) == (
-        'multi_object', 'What?', ('Cat', 'dog'), 5,
+        'multi_object',
+        'What?',
+        ('Cat', 'dog'),
+        5,
     )
 
 

@@ -45,7 +45,7 @@ def test_real_captions_give_the_official_tokens() -> None:
         ('Cannot gonna gotta gimme', 'can not gon na got ta gim me'),
         ('upside-down T-shirt, wi-fi', 'upside-down t-shirt wi-fi'),
         ('a -- b a --- b a - b a–b a — b', 'a b a b a b a b a b'),
-        ('"quoted" \'single\' ``x\'\' “curly” ‘curly’', 'quoted single x curly curly'),
+        ("\"quoted\" 'single' ``x'' “curly” ‘curly’", 'quoted single x curly curly'),
         ('(paren) [bracket] {curly}', '-lrb- paren -rrb- -lsb- bracket -rsb- -lcb- curly -rcb-'),
         ('a/b 1/2 24/7 and/or w/o', 'a/b 1/2 24/7 and/or w/o'),
         ('1,000 1,000,000 3.5 .5 5. 5% $5.00', '1,000 1,000,000 3.5 .5 5 5 % $ 5.00'),

@@ -121,8 +121,11 @@ def test_the_answer_as_read_and_as_said(
     monkeypatch.setattr(Vlm, 'answer', say)
     status, output, _ = gmskip(photo, '--skip', '', '--max-new-tokens', 1, *options)
     assert status == 0
-    rows = {cells[1].strip(): cells[2].strip() for cells in map(CELLS.split, output.splitlines())
-            if len(cells) > 2}  # fmt: skip
+    rows = {
+        cells[1].strip(): cells[2].strip()
+        for cells in map(CELLS.split, output.splitlines())
+        if len(cells) > 2
+    }
     assert rows['answer'] == answer
     assert rows.get('raw text') == ('A [/zebra].' if raw_is_shown else None)
 
@@ -147,8 +150,12 @@ def test_nothing_heavy_is_loaded_before_openmp_is_told_to_sleep(photo) -> None:
     for given, expected in [({}, 'PASSIVE'), ({'OMP_WAIT_POLICY': 'ACTIVE'}, 'ACTIVE')]:
         result = subprocess.run(
             [sys.executable, '-c', program],
-            env={**environment, **given}, check=True, capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
+            env={**environment, **given},
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
         assert result.stdout == f'{expected}\n'
 
 
@@ -175,9 +182,7 @@ def test_a_list_for_another_model_is_refused(gmskip, photo, tmp_path) -> None:
         (['--labels', 'coda'], '--labels is for --task'),
     ],
 )
-def test_bad_options_are_one_line_before_the_model_is_loaded(
-    gmskip, photo, options, says
-) -> None:
+def test_bad_options_are_one_line_before_the_model_is_loaded(gmskip, photo, options, says) -> None:
     status, output, errors = gmskip(photo, *options, '--model', '/nowhere')
     assert status == 2 and output == ''
     assert errors.startswith('gmskip: error: ') and errors.count('\n') == 1

@@ -103,9 +103,7 @@ def test_rows_of_a_padded_batch_equal_their_own_runs(pair, skip) -> None:
     prompts = ['Hm?', 'A much longer question, so that the other rows are padded: what?', PROMPT]
     batch = reference.inputs(images, prompts)
     assert not batch['attention_mask'].all(), 'nothing is padded: the test would be blind'
-    answers = vlm.answer_batch(
-        images, prompts, skip, forced_length=STEPS, return_logits=True
-    )
+    answers = vlm.answer_batch(images, prompts, skip, forced_length=STEPS, return_logits=True)
     with reference.blocks_removed(skip):
         batch_ids, batch_logits = reference.greedy(batch, STEPS)
         for row, answer in enumerate(answers):

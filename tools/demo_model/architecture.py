@@ -93,19 +93,31 @@ def make_model(
     """Return an untrained float32 LLaVA: CLIP tower, projector, Llama decoder."""
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(
-            hidden_size=192, intermediate_size=576, num_hidden_layers=4, num_attention_heads=6,
-            image_size=IMAGE_SIZE, patch_size=PATCH_SIZE, projection_dim=192,
+            hidden_size=192,
+            intermediate_size=576,
+            num_hidden_layers=4,
+            num_attention_heads=6,
+            image_size=IMAGE_SIZE,
+            patch_size=PATCH_SIZE,
+            projection_dim=192,
         ),
         text_config=LlamaConfig(
-            vocab_size=vocab_size, hidden_size=128, intermediate_size=352,
-            num_hidden_layers=num_blocks, num_attention_heads=4, num_key_value_heads=4,
-            max_position_embeddings=1024, bos_token_id=0, eos_token_id=1, pad_token_id=2,
+            vocab_size=vocab_size,
+            hidden_size=128,
+            intermediate_size=352,
+            num_hidden_layers=num_blocks,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=1024,
+            bos_token_id=0,
+            eos_token_id=1,
+            pad_token_id=2,
         ),
         image_token_index=image_token_id,
         vision_feature_layer=-1,
         vision_feature_select_strategy='default',
         image_seq_length=PATCHES**2,
-    )  # fmt: skip
+    )
     model = LlavaForConditionalGeneration(config)
     model.generation_config.update(bos_token_id=0, eos_token_id=1, pad_token_id=2, do_sample=False)
     return model.to(torch.float32)

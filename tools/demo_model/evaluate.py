@@ -1,7 +1,7 @@
 """Measure the demo model on held-out scenes, and with each of its blocks left out alone.
 
-    python tools/demo_model/evaluate.py                # the three tasks, 1,000 scenes each
-    python tools/demo_model/evaluate.py --each-block   # and what each block is worth (half an hour)
+python tools/demo_model/evaluate.py                # the three tasks, 1,000 scenes each
+python tools/demo_model/evaluate.py --each-block   # and what each block is worth (half an hour)
 """
 
 from __future__ import annotations
@@ -53,9 +53,13 @@ def main() -> None:
     if args.each_block:
         skip_sets += [[block] for block in range(NUM_BLOCKS)]
     means = mean_scores(
-        dict.fromkeys(TASK_NAMES, skip_sets), score, args.model, TEST_SEED, args.scenes,
+        dict.fromkeys(TASK_NAMES, skip_sets),
+        score,
+        args.model,
+        TEST_SEED,
+        args.scenes,
         args.processes,
-    )  # fmt: skip
+    )
 
     console = Console()
     table = Table('task', 'score', 'mean', title=f'{args.model}, {args.scenes} held-out scenes')

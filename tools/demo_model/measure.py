@@ -35,24 +35,32 @@ def _scores_of_batch(
     scores = {}
     for name, sets in skip_sets.items():
         task = make_task(name)
-        scores[name] = np.array([
+        scores[name] = np.array(
             [
-                score(name, answer.text, scene)
-                for answer, scene in zip(
-                    vlm.answer_batch(features, [task.prompt] * BATCH, skip, task.max_new_tokens),
-                    scenes,
-                    strict=True,
-                )
+                [
+                    score(name, answer.text, scene)
+                    for answer, scene in zip(
+                        vlm.answer_batch(
+                            features, [task.prompt] * BATCH, skip, task.max_new_tokens
+                        ),
+                        scenes,
+                        strict=True,
+                    )
+                ]
+                for skip in sets
             ]
-            for skip in sets
-        ])
+        )
     return scores
 
 
 def mean_scores(
-    skip_sets: Mapping[str, Sequence[Sequence[int]]], score: Score, model: str, first_seed: int,
-    num_scenes: int, processes: int,
-) -> dict[str, np.ndarray]:  # fmt: skip
+    skip_sets: Mapping[str, Sequence[Sequence[int]]],
+    score: Score,
+    model: str,
+    first_seed: int,
+    num_scenes: int,
+    processes: int,
+) -> dict[str, np.ndarray]:
     """Return per task the mean score of each of its skip sets: float64 (skip sets,)."""
     if num_scenes % BATCH:
         raise SystemExit(f'--scenes {num_scenes}: give a multiple of {BATCH}')

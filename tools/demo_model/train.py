@@ -104,9 +104,10 @@ class PackedBatch:
             self.segments.append(ids)
             self.targets.append(goal)
         shared = len(self.prefix) + PATCHES**2
-        owner = torch.cat([torch.zeros(shared, dtype=torch.long)] + [
-            torch.full((ids.shape[1],), i + 1) for i, ids in enumerate(self.segments)
-        ])  # fmt: skip
+        owner = torch.cat(
+            [torch.zeros(shared, dtype=torch.long)]
+            + [torch.full((ids.shape[1],), i + 1) for i, ids in enumerate(self.segments)]
+        )
         sees = (owner[None, :] == 0) | (owner[None, :] == owner[:, None])
         length = len(owner)
         causal = torch.ones(length, length, dtype=torch.bool).tril()
@@ -205,9 +206,15 @@ def average_gradients(trainee: Trainee) -> None:
 
 
 def train_stage(
-    stage: Stage, trainee: Trainee, images: np.ndarray, shares: np.ndarray, batch: PackedBatch,
-    folder: Path, seed: int, progress: Progress,
-) -> None:  # fmt: skip
+    stage: Stage,
+    trainee: Trainee,
+    images: np.ndarray,
+    shares: np.ndarray,
+    batch: PackedBatch,
+    folder: Path,
+    seed: int,
+    progress: Progress,
+) -> None:
     """Train one stage in place, from its last saved state if there is one.
 
     Every process takes its share of each batch; the gradients are averaged over the processes.
@@ -248,9 +255,10 @@ def train_stage(
         )  # a resumed run goes on alike
         rows = rng.choice(len(images), stage.batch, replace=False)
         dropped = {
-            i for i in range(stage.num_blocks)
+            i
+            for i in range(stage.num_blocks)
             if i not in core and rng.random() < stage.drop_new * (i + 1) / stage.num_blocks
-        }  # fmt: skip
+        }
         rows = rows[rank::world]
         pixels, wanted = augment(
             images[rows], shares[rows], np.random.default_rng([seed, step, rank])
