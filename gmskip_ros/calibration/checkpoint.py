@@ -11,9 +11,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from gmskip_ros.atomic_write import write_atomically
 from gmskip_ros.calibration.errors import CalibrationError
 from gmskip_ros.calibration.search import Cell, Known, Round, SearchState
+from gmskip_ros.files import write_atomically
 from gmskip_ros.tasks.scoring import Score
 
 FORMAT = 'gmskip/checkpoint/1'

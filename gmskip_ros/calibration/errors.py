@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from gmskip_ros.errors import UserError
 
-class CalibrationError(ValueError):
+
+class CalibrationError(UserError, ValueError):
     """Settings or data that cannot be calibrated with; one line with thing, value and remedy."""

@@ -8,7 +8,7 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from gmskip_ros.cli.errors import CliError
+from gmskip_ros.errors import UserError
 from gmskip_ros.tasks import TASK_NAMES
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def read_photo(path: str) -> np.ndarray:
             return np.array(ImageOps.exif_transpose(photo).convert('RGB'))
     except Exception as error:  # Pillow's decoders raise many kinds over broken files
         reason = getattr(error, 'strerror', None) or str(error).partition('\n')[0]
-        raise CliError(
+        raise UserError(
             f'cannot read picture {path!r} ({reason}): give a JPEG, PNG or other file of 8 bits'
         ) from error
 
@@ -123,7 +123,7 @@ def choose_question(args: argparse.Namespace) -> tuple[Task | None, str, int]:
     from gmskip_ros.tasks import make_task
 
     if args.labels is not None and (args.task or DEFAULT_TASK) == 'captioning':
-        raise CliError('--labels is for --task single_object and multi_object: leave it out')
+        raise UserError('--labels is for --task single_object and multi_object: leave it out')
     if args.prompt is None:
         labels = ['coda'] if args.labels is None else args.labels.split(',')
         task = make_task(
@@ -134,7 +134,7 @@ def choose_question(args: argparse.Namespace) -> tuple[Task | None, str, int]:
         return task, task.prompt, task.max_new_tokens
     length = DEFAULT_MAX_NEW_TOKENS if args.max_new_tokens is None else args.max_new_tokens
     if length < 1:
-        raise CliError(f'--max-new-tokens {length} must be at least 1')
+        raise UserError(f'--max-new-tokens {length} must be at least 1')
     return None, args.prompt, length
 
 
@@ -145,12 +145,12 @@ def choose_skip_set(args: argparse.Namespace, task: Task | None) -> tuple[SkipSe
 
     if args.skip is not None:
         if args.operating_point is not None:
-            raise CliError('--operating-point is for skip lists: leave it out with --skip')
+            raise UserError('--operating-point is for skip lists: leave it out with --skip')
         parts = [part.strip() for part in args.skip.split(',') if part.strip()]
         try:
             blocks = [int(part) for part in parts]
         except ValueError:
-            raise CliError(
+            raise UserError(
                 f'--skip {args.skip!r} is not a list of block indices such as 29,16'
             ) from None
         return SkipSet.of(blocks), None
@@ -159,7 +159,7 @@ def choose_skip_set(args: argparse.Namespace, task: Task | None) -> tuple[SkipSe
         name = f'demo_{task.name}'
     if name is None:
         if args.operating_point is not None:
-            raise CliError('--operating-point is for skip lists: give one with --skip-list')
+            raise UserError('--operating-point is for skip lists: give one with --skip-list')
         remedy = 'give --skip 29,16 or --skip-list FILE'
         print(f'gmskip: warning: no blocks are left out: {remedy}', file=sys.stderr)
         return SkipSet(), None

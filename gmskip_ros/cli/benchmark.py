@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from gmskip_ros.cli.calibrate import split_list
 from gmskip_ros.cli.dataset_options import add_model_options
-from gmskip_ros.cli.errors import CliError
+from gmskip_ros.errors import UserError
 from gmskip_ros.tasks import TASK_NAMES
 
 if TYPE_CHECKING:
@@ -102,21 +102,21 @@ def run(args: argparse.Namespace) -> int:
     tasks = split_list('--tasks', args.tasks)
     for name in tasks:
         if name not in TASK_NAMES:
-            raise CliError(f'--tasks: {name!r} is unknown; use some of {",".join(TASK_NAMES)}')
+            raise UserError(f'--tasks: {name!r} is unknown; use some of {",".join(TASK_NAMES)}')
     for option in ('images', 'batch_size', 'threads'):
         value = getattr(args, option)
         if value is not None and value < 1:
-            raise CliError(f'--{option.replace("_", "-")} {value} must be at least 1')
+            raise UserError(f'--{option.replace("_", "-")} {value} must be at least 1')
     if not 0 < args.memory_gib < float('inf'):
-        raise CliError(f'--memory-gib {args.memory_gib:g} must be above 0')
+        raise UserError(f'--memory-gib {args.memory_gib:g} must be above 0')
     if args.split is not None and args.dataset is None:
-        raise CliError('--split is of a --dataset: leave it out without one')
+        raise UserError('--split is of a --dataset: leave it out without one')
     if args.json is not None and not Path(args.json).expanduser().parent.is_dir():
-        raise CliError(f'--json {args.json}: its folder is not there: make it first')
+        raise UserError(f'--json {args.json}: its folder is not there: make it first')
     try:
         report = measure(args, tasks)
     except (CalibrationError, DatasetError) as error:
-        raise CliError(str(error)) from error
+        raise UserError(str(error)) from error
     print_report(report)
     if args.json is not None:
         write_json(report, args.json)
@@ -161,7 +161,7 @@ def measure(args: argparse.Namespace, tasks: Sequence[str]) -> dict[str, Any]:
         paths = [sample.image_path for sample in samples]
         pictures = Pictures(vlm, paths, int(args.memory_gib * GIB), Ranks())
         for problem in pictures.encode_all().values():
-            raise CliError(problem)
+            raise UserError(problem)
         # The first pass pays for the libraries' start.
         vlm.answer(pictures[0], 'What is this?', max_new_tokens=2)
         found = []
@@ -353,13 +353,13 @@ def goals(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def write_json(report: Mapping[str, Any], path: str) -> None:
     """Write the figures to a file, as a whole."""
-    from gmskip_ros.atomic_write import write_atomically
+    from gmskip_ros.files import write_atomically
 
     content = json.dumps(report, indent=1, ensure_ascii=False) + '\n'
     try:
         write_atomically(path, content.encode('utf-8', 'backslashreplace'))
     except OSError as error:
-        raise CliError(
+        raise UserError(
             f'--json {path}: cannot be written ({error.strerror}): give another file'
         ) from error
 

@@ -23,8 +23,8 @@ from gmskip_ros.cli.dataset_options import (
     make_folder,
     task_options,
 )
-from gmskip_ros.cli.errors import CliError
-from gmskip_ros.cli.stop_signals import StopSignals
+from gmskip_ros.errors import UserError
+from gmskip_ros.signals import StopSignals
 
 if TYPE_CHECKING:
     from gmskip_ros.calibration.distributed import Ranks
@@ -137,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
         settings = make_settings(args)
         targets = [None] if args.target is None else split_list('--target', args.target)
         if args.seeds < 1:
-            raise CliError(f'--seeds {args.seeds} must be at least 1')
+            raise UserError(f'--seeds {args.seeds} must be at least 1')
 
         from gmskip_ros.calibration.distributed import RankLostError, Ranks
         from gmskip_ros.cli.calibrate_progress import ProgressBars
@@ -224,8 +224,8 @@ def calibrate_one(
     stop: StopSignals,
 ) -> None:
     """Calibrate for one target with every seed; write and print the first seed's list."""
-    from gmskip_ros.atomic_write import remove_leftovers
     from gmskip_ros.calibration.run import calibrate, stability
+    from gmskip_ros.files import remove_leftovers
 
     found: list[Calibration] = []
     for number in range(args.seeds):
@@ -277,7 +277,7 @@ def write_and_print(calibration: Calibration, folder: Path) -> None:
     """Write figures, pictures and page, and print the table."""
     from rich.console import Console
 
-    from gmskip_ros.atomic_write import write_atomically
+    from gmskip_ros.files import write_atomically
     from gmskip_ros.report.calibration_report import calibration_table, write_calibration_report
 
     path = save(calibration, folder)
@@ -286,7 +286,7 @@ def write_and_print(calibration: Calibration, folder: Path) -> None:
         write_atomically(folder / 'calibration.json', content.encode('utf-8', 'backslashreplace'))
         write_calibration_report(calibration.result, folder)
     except OSError as error:
-        raise CliError(
+        raise UserError(
             f'{folder}: the report cannot be written ({error.strerror}): make room and start the '
             'same command again'
         ) from error
@@ -303,15 +303,15 @@ def make_settings(args: argparse.Namespace) -> CalibrationSettings:
     for option, methods in ONLY_FOR.items():
         if getattr(args, option) not in (None, False) and args.method not in methods:
             name = option.replace('_', '-')
-            raise CliError(f'--{name} has no use with --method {args.method}: leave it out')
+            raise UserError(f'--{name} has no use with --method {args.method}: leave it out')
     if args.exhaustive and args.no_abandon:
-        raise CliError('--exhaustive gives up no candidate anyway: leave --no-abandon out')
+        raise UserError('--exhaustive gives up no candidate anyway: leave --no-abandon out')
     for name in ('test_images', 'latency_images'):
         value = getattr(args, name)
         if value is not None and value < 0:
-            raise CliError(f'--{name.replace("_", "-")} {value} must be at least 0')
+            raise UserError(f'--{name.replace("_", "-")} {value} must be at least 0')
     if args.test_split is not None and args.test_images == 0:
-        raise CliError('--test-split has no use with --test-images 0: leave one of them out')
+        raise UserError('--test-split has no use with --test-images 0: leave one of them out')
     options = task_options(args)
 
     from gmskip_ros.calibration.run import CalibrationSettings
@@ -353,7 +353,7 @@ def split_list(option: str, text: str) -> list[str]:
     """Return the parts between commas, each once."""
     parts = [part.strip() for part in text.split(',')]
     if not all(parts) or len(set(parts)) < len(parts):
-        raise CliError(f'{option} {text!r}: give different names with commas between them')
+        raise UserError(f'{option} {text!r}: give different names with commas between them')
     return parts
 
 
@@ -362,7 +362,7 @@ def split_numbers(option: str, text: str) -> list[int]:
     try:
         return [int(part) for part in split_list(option, text)]
     except ValueError:
-        raise CliError(f'{option} {text!r}: give whole numbers such as {INTERVALS}') from None
+        raise UserError(f'{option} {text!r}: give whole numbers such as {INTERVALS}') from None
 
 
 def file_stem(*parts: str | None) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gmskip_ros.cli.errors import CliError
+from gmskip_ros.errors import UserError
 from gmskip_ros.tasks import TASK_NAMES
 
 if TYPE_CHECKING:
@@ -94,25 +94,25 @@ def add_task_options(parser: argparse.ArgumentParser) -> None:
 def task_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return prompt, labels, synonyms and max_new_tokens as calibration's settings take them.
 
-    Raises CliError for options that the task has no use for.
+    Raises UserError for options that the task has no use for.
     """
     if args.task == 'joint' and (args.prompt, args.max_new_tokens) != (None, None):
-        raise CliError(
+        raise UserError(
             '--prompt and --max-new-tokens are for one task: leave them out with --task joint'
         )
     if args.task in ('generic', 'captioning') and (args.labels is not None or args.synonyms):
-        raise CliError(
+        raise UserError(
             f'--labels and --synonyms are for tasks with labels: leave them out with {args.task}'
         )
     for name, value in (('--images', args.images), ('--batch-size', args.batch_size)):
         if value < 1:
-            raise CliError(f'{name} {value} must be at least 1')
+            raise UserError(f'{name} {value} must be at least 1')
     if not 0 < args.memory_gib < float('inf'):
-        raise CliError(f'--memory-gib {args.memory_gib:g} must be a number above 0')
+        raise UserError(f'--memory-gib {args.memory_gib:g} must be a number above 0')
     if args.target is not None and args.task != 'single_object':
-        raise CliError(f'--target is for --task single_object: leave it out with {args.task}')
+        raise UserError(f'--target is for --task single_object: leave it out with {args.task}')
     if args.max_new_tokens is not None and args.max_new_tokens < 1:
-        raise CliError(f'--max-new-tokens {args.max_new_tokens} must be at least 1')
+        raise UserError(f'--max-new-tokens {args.max_new_tokens} must be at least 1')
     labels = None if args.labels is None else args.labels.split(',')
     return {
         'prompt': args.prompt,
@@ -123,11 +123,11 @@ def task_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def make_folder(folder: Path) -> Path:
-    """Make the folder of --out, or one below it, and return it. Raises CliError."""
+    """Make the folder of --out, or one below it, and return it. Raises UserError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CliError(f'--out {folder}: {error.strerror}: give another folder') from error
+        raise UserError(f'--out {folder}: {error.strerror}: give another folder') from error
     return folder
 
 

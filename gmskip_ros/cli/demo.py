@@ -14,8 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gmskip_ros.atomic_write import write_atomically
-from gmskip_ros.cli.live_processes import Child, Interrupted, LiveRunError, StopRequest, end
+from gmskip_ros.cli.live_processes import Child, LiveRunError, end
 from gmskip_ros.cli.live_run import (
     CAMERA_TOPIC,
     make_room,
@@ -26,6 +25,8 @@ from gmskip_ros.cli.live_run import (
     start_node,
 )
 from gmskip_ros.cli.option_types import positive_float, positive_int
+from gmskip_ros.files import write_atomically
+from gmskip_ros.signals import Interrupted, StopRequest
 
 if TYPE_CHECKING:
     from gmskip_ros.cli.demo_topics import Frame, Listener

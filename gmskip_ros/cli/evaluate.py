@@ -20,7 +20,7 @@ from gmskip_ros.cli.dataset_options import (
     make_folder,
     task_options,
 )
-from gmskip_ros.cli.errors import CliError
+from gmskip_ros.errors import UserError
 from gmskip_ros.tasks import TASK_NAMES
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate, print tables or JSON, write what was asked for, and return 0."""
     options = task_options(args)
     if args.latency_images < 0:
-        raise CliError(f'--latency-images {args.latency_images} must be at least 0')
+        raise UserError(f'--latency-images {args.latency_images} must be at least 0')
     intervals: Sequence[int] | None = None
     if args.interval is not None:
         is_none = args.interval.strip() == 'none'
@@ -147,7 +147,7 @@ def load_skip_lists(args: argparse.Namespace) -> dict[str, SkipList]:
     for name in names:
         skip_list = load_skip_list(name)
         if len(skip_list.phases) == 1:
-            raise CliError(
+            raise UserError(
                 f'--skip-list {name}: leaves blocks out in {skip_list.phases[0]} only: gmskip '
                 'evaluate measures lists for both phases'
             )
@@ -186,7 +186,7 @@ def without_calibration_pictures(
         left_out |= paths
     kept = tuple(sample for sample in dataset.samples if sample.image_path not in left_out)
     if not kept:
-        raise CliError(
+        raise UserError(
             f'{dataset.name}: every picture was calibrated on: evaluate on another split, or '
             'calibrate on fewer --images'
         )
@@ -378,7 +378,7 @@ def write_and_print(args: argparse.Namespace, result: dict[str, Any], folder: Pa
     """Write the files of --out, then print JSON or tables."""
     from rich.console import Console
 
-    from gmskip_ros.atomic_write import write_atomically
+    from gmskip_ros.files import write_atomically
     from gmskip_ros.report.evaluation_report import evaluation_tables, write_evaluation_report
 
     text = json.dumps(result, indent=1, ensure_ascii=False)
@@ -388,7 +388,7 @@ def write_and_print(args: argparse.Namespace, result: dict[str, Any], folder: Pa
             write_atomically(folder / 'evaluation.json', content)
             write_evaluation_report(result, folder)
         except OSError as error:
-            raise CliError(
+            raise UserError(
                 f'{folder}: the report cannot be written ({error.strerror}): make room, or give '
                 'another --out'
             ) from error

@@ -11,6 +11,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from gmskip_ros.errors import UserError
+
 EXECUTABLES = {
     'dual_vlm_node': 'gmskip_ros.ros.dual_vlm_node',
     'image_player': 'gmskip_ros.ros.image_player',
@@ -19,46 +21,8 @@ STOP_WITHIN_S = 10.0  # after SIGINT to a child; then it is killed
 LOG_LINES_SHOWN = 5
 
 
-class LiveRunError(Exception):
+class LiveRunError(UserError):
     """The run cannot go on; the message is for people and names the remedy or the log."""
-
-
-class Interrupted(Exception):
-    """A signal asked the run to end."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signal.Signals(signum).name)
-        self.exit_status = 128 + signum
-
-
-class StopRequest:
-    """
-    Remembers SIGINT, SIGTERM and SIGHUP; `check` turns them into Interrupted at a safe place.
-
-    A signal that is ignored (SIGHUP under nohup) stays ignored.
-    """
-
-    def __init__(self) -> None:
-        self._signum = 0
-        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        self._previous = {
-            signum: signal.signal(signum, self._remember)
-            for signum in signals
-            if signal.getsignal(signum) != signal.SIG_IGN
-        }
-
-    def _remember(self, signum: int, frame: object) -> None:
-        self._signum = self._signum or signum
-
-    def check(self) -> None:
-        """Raise Interrupted if a signal has come."""
-        if self._signum:
-            raise Interrupted(self._signum)
-
-    def release(self) -> None:
-        """Give the signals back to whom they belonged before."""
-        for signum, handler in self._previous.items():
-            signal.signal(signum, handler)
 
 
 class Child:

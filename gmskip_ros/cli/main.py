@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from gmskip_ros import __version__
-from gmskip_ros.cli.errors import CliError
+from gmskip_ros.errors import UserError
 
 COMMANDS = (
     'ask',
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.arguments = list(sys.argv[1:] if argv is None else argv)  # for reports
     try:
         return args.func(args)
-    except CliError as error:
+    except UserError as error:
         return _tell(str(error))
     except ModuleNotFoundError as error:
         module = (error.name or '').partition('.')[0]
@@ -62,26 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe went away: nobody is left to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except Exception as error:
-        if isinstance(error, _expected_errors()):
-            return _tell(str(error))
-        raise
 
 
 def _tell(reason: str) -> int:
     print(f'gmskip: error: {reason}', file=sys.stderr)
     return 2
-
-
-def _expected_errors() -> tuple[type[Exception], ...]:
-    """Return what the rooms raise on purpose."""
-    from gmskip_ros.calibration.errors import CalibrationError
-    from gmskip_ros.datasets import DatasetError
-    from gmskip_ros.skipping import SkipListError
-    from gmskip_ros.tasks import TaskError
-    from gmskip_ros.vlm import VlmError
-
-    return CalibrationError, DatasetError, SkipListError, TaskError, VlmError
 
 
 if __name__ == '__main__':

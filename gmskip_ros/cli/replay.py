@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gmskip_ros.cli.errors import CliError
-from gmskip_ros.cli.stop_signals import StopSignals
+from gmskip_ros.errors import UserError
+from gmskip_ros.signals import StopSignals
 
 if TYPE_CHECKING:
     from gmskip_ros.cli.replay_run import ReplayOptions
@@ -113,10 +113,10 @@ def run(args: argparse.Namespace) -> int:
         if args.against is not None:
             return compare(args)
         if args.source.endswith('.jsonl'):
-            raise CliError(f'{args.source} is a run: give another one with --against')
+            raise UserError(f'{args.source} is a run: give another one with --against')
         return replay(args)
     except (BagError, ParameterError, ReportError) as error:
-        raise CliError(str(error)) from error
+        raise UserError(str(error)) from error
 
 
 def compare(args: argparse.Namespace) -> int:
@@ -144,9 +144,9 @@ def compare(args: argparse.Namespace) -> int:
     ]
     if useless:
         names = ', '.join('--' + name.replace('_', '-') for name in useless)
-        raise CliError(f'{names}: without use with --against, which asks no model: leave it out')
+        raise UserError(f'{names}: without use with --against, which asks no model: leave it out')
     if args.overwrite and args.out is None:
-        raise CliError('--overwrite: nothing is written without --out: leave it out')
+        raise UserError('--overwrite: nothing is written without --out: leave it out')
 
     from rich.console import Console
 
@@ -167,14 +167,14 @@ def compare(args: argparse.Namespace) -> int:
 
         folder = args.out.expanduser()
         if folder.resolve() in [file.parent.resolve() for file in files]:
-            raise CliError(f'--out {folder}: has a report of its own: give another folder')
+            raise UserError(f'--out {folder}: has a report of its own: give another folder')
         results = ('changes.csv', 'comparison.json', 'report.html')
         check_room(folder, results, args.overwrite, files)
         clear_room(folder, results)
         try:
             write_comparison_report(result, folder, [str(file) for file in files])
         except OSError as error:
-            raise CliError(f'--out {folder}: {error.strerror}: give another folder') from error
+            raise UserError(f'--out {folder}: {error.strerror}: give another folder') from error
         print(f'report: {folder / "report.html"}')
     return 0
 
@@ -206,7 +206,9 @@ def _replay(args: argparse.Namespace, stop: StopSignals) -> int:
         path = Path(args.source).expanduser()
         folder = args.out.expanduser() if args.out else Path('out/replay') / _name_of(path)
         if set('?#%') & set(str(folder.absolute())):  # sqlite takes such a path for an address
-            raise CliError(f'--out {folder}: no bag can be written below a ?, # or %: give another')
+            raise UserError(
+                f'--out {folder}: no bag can be written below a ?, # or %: give another'
+            )
         bag = open_camera_bag(path, args.topic, args.distro or 'jazzy')
     with bag:
         check_room(folder, RESULTS, args.overwrite, [path])
@@ -228,9 +230,9 @@ def _what_is_asked(
     for name in ('start', 'duration'):
         value = getattr(args, name)
         if value is not None and not 0 <= value < math.inf:
-            raise CliError(f'--{name} {value:g} must be a number of seconds of at least 0')
+            raise UserError(f'--{name} {value:g} must be a number of seconds of at least 0')
     if args.limit is not None and args.limit < 1:
-        raise CliError(f'--limit {args.limit} must be at least 1')
+        raise UserError(f'--limit {args.limit} must be at least 1')
     options = ReplayOptions(
         operating_points=points,
         start_s=args.start or 0.0,
@@ -271,7 +273,7 @@ def _settings(args: argparse.Namespace) -> tuple[Settings, list[str | int]]:
     for text in args.skip_list or ():
         task, _, name = text.partition('=')
         if task not in TASK_NAMES or not name:
-            raise CliError(
+            raise UserError(
                 f'--skip-list {text!r}: give TASK=FILE, the task one of {", ".join(TASK_NAMES)}'
             )
         values[f'skip_list.{task}'] = name
@@ -283,5 +285,5 @@ def _settings(args: argparse.Namespace) -> tuple[Settings, list[str | int]]:
         settings = parameters.settings_from({**values, 'operating_point': text.strip()})
         points.append(settings.operating_point)
     if len(set(points)) < len(points):
-        raise CliError(f'--operating-point {args.operating_point} names one twice: leave it out')
+        raise UserError(f'--operating-point {args.operating_point} names one twice: leave it out')
     return settings, points

@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from gmskip_ros.cli.errors import CliError
 from gmskip_ros.cli.run_files import WRITTEN_AT_THE_END, clear_room, describe_questions, write_run
+from gmskip_ros.errors import UserError
 from gmskip_ros.machine import machine, software
 from gmskip_ros.report.formatting import machine_name
 from gmskip_ros.report.frame_rows import FrameRow, json_line, row_from_values
@@ -33,9 +33,9 @@ from gmskip_ros.ros.result_bag import ResultBag, node_name
 from gmskip_ros.vlm import Stopped, Vlm, load_vlm
 
 if TYPE_CHECKING:
-    from gmskip_ros.cli.stop_signals import StopSignals
     from gmskip_ros.ros.bags import BagFrame, CameraBag
     from gmskip_ros.ros.parameters import Settings
+    from gmskip_ros.signals import StopSignals
     from gmskip_ros.skipping import SkipList
 
 RESULTS = ('frames.jsonl', 'bag', *WRITTEN_AT_THE_END)
@@ -78,7 +78,7 @@ def replay_bag(
     """Answer the bag's frames and leave RESULTS in `folder`, also when stopped in the middle.
 
     Return the exit status: 0, 1 if no frame was answered, 130 or 143 when stopped. Raises
-    CliError, VlmError, SkipListError and TaskError.
+    UserError, VlmError, SkipListError and TaskError.
     """
     console = Console(stderr=True)
     run = _Run(bag, settings, options, folder, stop, console)
@@ -105,7 +105,7 @@ def replay_bag(
         error = run.answer_frames(replay, bar)
     run.finish(replay)
     if error:
-        raise CliError(f'{error}; what was answered until then is in {folder}')
+        raise UserError(f'{error}; what was answered until then is in {folder}')
     if run.stopped_by:
         run.tell(f'stopped; what was answered until then is in {folder}')
         return stop.exit_code
@@ -213,7 +213,7 @@ class _Run:
         return what_failed
 
     def _set_room_aside(self, files: ExitStack) -> None:
-        """Take up the report's room until `files` are closed; raises CliError if there is none."""
+        """Take up the report's room until `files` are closed; raises UserError if there is none."""
         path = self._folder / '.room.00000000.tmp'  # a name that atomic_write clears away
         files.callback(path.unlink, missing_ok=True)
         with open(path, 'wb') as file:
@@ -221,7 +221,7 @@ class _Run:
                 os.posix_fallocate(file.fileno(), 0, ROOM_FOR_REPORT_BYTES)
             except OSError as error:
                 if error.errno == errno.ENOSPC:  # else the file system does not know how
-                    raise CliError(
+                    raise UserError(
                         f'--out {self._folder}: {error.strerror} for the report: make room, or '
                         'give another folder'
                     ) from None
@@ -314,7 +314,7 @@ class _Run:
                 stopped_by=self.stopped_by,
             )
         except OSError as error:
-            raise CliError(
+            raise UserError(
                 f'{self._folder}: the report cannot be written ({error.strerror}): make room and '
                 'start the same command again with --overwrite'
             ) from error

@@ -10,8 +10,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gmskip_ros.atomic_write import remove_leftovers, write_atomically
-from gmskip_ros.cli.errors import CliError
+from gmskip_ros.errors import UserError
+from gmskip_ros.files import remove_leftovers, write_atomically
 from gmskip_ros.report.frame_rows import FrameRow, csv_bytes
 from gmskip_ros.report.gallery import Gallery
 from gmskip_ros.report.replay_report import write_replay_report
@@ -28,7 +28,7 @@ def check_room(
     folder: Path, names: Sequence[str], overwrite: bool, sources: Sequence[Path]
 ) -> None:
     """
-    Make the folder if results of these names can go there, or raise CliError; remove nothing.
+    Make the folder if results of these names can go there, or raise UserError; remove nothing.
 
     `sources`: what the results are made of, which they must not replace.
     """
@@ -36,23 +36,23 @@ def check_room(
         result = (folder / name).resolve()
         for source in sources:
             if result == source.resolve() or result in source.resolve().parents:
-                raise CliError(
+                raise UserError(
                     f'--out {folder}: the results would replace {source} there: give another folder'
                 )
         if (folder / name).exists() and not overwrite:
-            raise CliError(
+            raise UserError(
                 f'{folder / name} is there already: give another folder with --out, or --overwrite'
             )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CliError(f'--out {folder}: {error.strerror}: give another folder') from error
+        raise UserError(f'--out {folder}: {error.strerror}: give another folder') from error
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise CliError(f'--out {folder}: nothing can be written there: give another folder')
+        raise UserError(f'--out {folder}: nothing can be written there: give another folder')
 
 
 def clear_room(folder: Path, names: Sequence[str]) -> None:
-    """Remove the results of an earlier run and what a killed one left; raises CliError."""
+    """Remove the results of an earlier run and what a killed one left; raises UserError."""
     try:
         for path in (*(folder / name for name in names), *folder.glob('.bag.*')):
             if path.is_dir() and not path.is_symlink():
@@ -60,7 +60,7 @@ def clear_room(folder: Path, names: Sequence[str]) -> None:
             else:
                 path.unlink(missing_ok=True)
     except OSError as error:
-        raise CliError(f'--out {folder}: {error.strerror}: give another folder') from error
+        raise UserError(f'--out {folder}: {error.strerror}: give another folder') from error
     remove_leftovers(folder)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from gmskip_ros.cli.errors import CliError
+from gmskip_ros.errors import UserError
 
 
 def add_parser(subparsers: Any) -> None:
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
                 lambda done: progress.update(task, completed=done),
             )
     except DatasetError as error:
-        raise CliError(str(error)) from error
+        raise UserError(str(error)) from error
     said = 'written to' if written else 'already there in'
     print(f'{args.count} scenes {said} {args.out}')
     return 0

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gmskip_ros.cli.errors import CliError
+from gmskip_ros.errors import UserError
 
 if TYPE_CHECKING:
     from gmskip_ros.skipping import SkipList
@@ -49,7 +49,7 @@ def run_reselect(args: argparse.Namespace) -> int:
 
     skip_list = load_skip_list(args.file)
     if Path(args.out).expanduser().resolve() == Path(args.file).expanduser().resolve():
-        raise CliError(
+        raise UserError(
             f'--out {args.out}: is the list itself, and what is cut off it would be lost: give '
             'another file'
         )
@@ -64,7 +64,7 @@ def reselect(skip_list: SkipList, min_score_ratio: float, name: str) -> SkipList
     """Return the list that the same search would have found with a higher min_score_ratio.
 
     Such a search removes the same blocks in the same order, and stops before the first one without
-    which the score is too low. `name` is for errors. Raises CliError if that cannot be known.
+    which the score is too low. `name` is for errors. Raises UserError if that cannot be known.
     """
     from gmskip_ros.skipping import derive_operating_points
 
@@ -72,12 +72,12 @@ def reselect(skip_list: SkipList, min_score_ratio: float, name: str) -> SkipList
     has_scores = skip_list.nested and len(scores) == len(skip_list.removed)
     full_score, least = skip_list.full_score, skip_list.min_score_ratio
     if not has_scores or full_score is None or least is None:
-        raise CliError(
+        raise UserError(
             f'{name}: does not give the score after each removal, from which to choose: calibrate '
             f'with --min-score-ratio {min_score_ratio}'
         )
     if not least <= min_score_ratio < float('inf'):
-        raise CliError(
+        raise UserError(
             f'--min-score-ratio {min_score_ratio}: the search of {name} stopped at {least}, '
             'what comes after that is not in it: give no less, or calibrate again'
         )

@@ -12,9 +12,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from gmskip_ros.cli.errors import CliError
-from gmskip_ros.cli.live_processes import Interrupted, LiveRunError, StopRequest
+from gmskip_ros.cli.live_processes import LiveRunError
 from gmskip_ros.cli.option_types import positive_float
+from gmskip_ros.errors import UserError
+from gmskip_ros.signals import Interrupted, StopRequest
 
 # Memory moves in steps of a picture, with how many are on their way at once: 0.9 MiB at 640 x 480,
 # 6 MiB at 1080p. In 30 minutes of the demo model it grew by 1.0 MiB, that is one. This allows for
@@ -126,5 +127,5 @@ def _parameters(args: argparse.Namespace) -> dict[str, Any]:
             values.setdefault('labels', ['scenes'])
         settings_from(values)
     except ParameterError as error:
-        raise CliError(str(error)) from error
+        raise UserError(str(error)) from error
     return values

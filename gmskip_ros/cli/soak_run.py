@@ -15,14 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gmskip_ros.cli import soak_verdicts as verdicts
-from gmskip_ros.cli.live_processes import (
-    STOP_WITHIN_S,
-    Child,
-    Interrupted,
-    LiveRunError,
-    StopRequest,
-    end,
-)
+from gmskip_ros.cli.live_processes import STOP_WITHIN_S, Child, LiveRunError, end
 from gmskip_ros.cli.live_run import (
     make_room,
     number_of_scenes,
@@ -35,6 +28,7 @@ from gmskip_ros.cli.soak_frames import COMPARISON, frame_problems
 from gmskip_ros.cli.soak_process import ProcessUse, process_use
 from gmskip_ros.report.soak_picture import draw_soak
 from gmskip_ros.report.writing import write_files
+from gmskip_ros.signals import Interrupted, StopRequest
 
 if TYPE_CHECKING:
     from gmskip_ros.cli.soak_topics import HealthReport, Listener

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from gmskip_ros.errors import UserError
 
-class DatasetError(ValueError):
+
+class DatasetError(UserError, ValueError):
     """A dataset or a picture is unusable; one line with the file, the field and the remedy."""
 
     def __init__(self, message: str) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gmskip_ros import __version__
-from gmskip_ros.atomic_write import write_atomically
 from gmskip_ros.datasets.errors import DatasetError
 from gmskip_ros.datasets.json_file import read_object
+from gmskip_ros.files import write_atomically
 
 if TYPE_CHECKING:
     from gmskip_ros.datasets.scenes import Scene

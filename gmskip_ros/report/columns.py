@@ -15,8 +15,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from gmskip_ros.files import csv_bytes
 from gmskip_ros.report import formatting as fmt
-from gmskip_ros.report.csv_text import csv_bytes
 
 Row = Mapping[str, Any]
 SHORTER_MARK = ' *'

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gmskip_ros.report import csv_text
+from gmskip_ros import files
+from gmskip_ros.errors import UserError
 
 
-class ReportError(Exception):
+class ReportError(UserError):
     """A file or a run that no report can be made of; the message is one line with the remedy."""
 
 
@@ -103,7 +104,7 @@ def row_from_values(
 def csv_bytes(rows: Iterable[FrameRow]) -> bytes:
     """Return frames.csv: UTF-8, a header line, lists as '29 16 27', None as an empty field."""
     fields = ([_csv_field(getattr(row, name)) for name in COLUMNS] for row in rows)
-    return csv_text.csv_bytes([COLUMNS, *fields])
+    return files.csv_bytes([COLUMNS, *fields])
 
 
 def _csv_field(value: object) -> object:

@@ -8,7 +8,7 @@ from typing import Any
 
 import jinja2
 
-from gmskip_ros.atomic_write import write_atomically
+from gmskip_ros.files import write_atomically
 
 
 def write_files(folder: Path, contents: Mapping[str, bytes]) -> list[Path]:

@@ -31,6 +31,7 @@ from rosbags.rosbag2.storage_sqlite3 import Sqlite3Reader
 from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
+from gmskip_ros.errors import UserError
 from gmskip_ros.ros.bag_scanning import (
     IMAGE_TYPES,
     McapScan,
@@ -51,7 +52,7 @@ _ROS1_MAGIC = b'#ROSBAG'
 Reader: TypeAlias = McapReader | Sqlite3Reader | McapScan | Sqlite3Scan
 
 
-class BagError(Exception):
+class BagError(UserError):
     """A bag cannot be used; the message is one line: what, the value, the remedy."""
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
+from gmskip_ros.errors import UserError
 from gmskip_ros.ros.bags import BagError, is_bag, open_camera_bag
 from gmskip_ros.ros.conversions import rgb_to_compressed, rgb_to_image
 
@@ -30,7 +31,7 @@ CACHE_BYTES = 512 << 20  # of finished messages: 86 raw frames of 1080p, 582 of 
 CameraMessage: TypeAlias = 'Image | CompressedImage'
 
 
-class PlayerError(Exception):
+class PlayerError(UserError):
     """The player cannot go on; the message is one line that names the thing and the remedy."""
 
 

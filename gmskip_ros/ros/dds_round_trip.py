@@ -35,6 +35,8 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import String
 
+from gmskip_ros.errors import UserError
+
 RATE_HZ = 10.0
 NUM_FRAMES = 20
 CONNECT_WITHIN_S = 15.0
@@ -49,7 +51,7 @@ CAMERA_PROGRAM = (
 )
 
 
-class RoundTripError(Exception):
+class RoundTripError(UserError):
     """The camera process failed; the message is one line."""
 
 

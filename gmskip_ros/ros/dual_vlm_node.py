@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from gmskip_ros.ros.stop_signals import stop_event_on_signals
+from gmskip_ros.signals import stop_event_on_signals
 
 
 def main() -> int:

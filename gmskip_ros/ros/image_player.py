@@ -52,7 +52,7 @@ from gmskip_ros.ros.camera_sources import (
     open_source,
 )
 from gmskip_ros.ros.pixels import ConversionError
-from gmskip_ros.ros.stop_signals import STOP_POLL_S, stop_event_on_signals
+from gmskip_ros.signals import STOP_POLL_S, stop_event_on_signals
 
 # The states (of gmskip's node) in which its model is loaded and it waits for frames.
 READY_STATES = ('ready', 'no_frames', 'overload', 'degraded')

@@ -43,8 +43,8 @@ from gmskip_ros.ros.health import WARN, resident_mib
 from gmskip_ros.ros.parameters import ParameterError, Settings
 from gmskip_ros.ros.pipeline import BRANCHES, BranchResult, Comparison
 from gmskip_ros.ros.records import NODE_NAME
-from gmskip_ros.ros.stop_signals import STOP_POLL_S
 from gmskip_ros.ros.worker import Frame, InferenceWorker
+from gmskip_ros.signals import STOP_POLL_S
 from gmskip_ros.vlm import ModelLoadError
 
 if TYPE_CHECKING:

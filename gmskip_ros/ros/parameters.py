@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from gmskip_ros.errors import UserError
 from gmskip_ros.ros.pipeline import BRANCHES
 from gmskip_ros.ros.records import NODE_NAME
 from gmskip_ros.skipping import SkipList, SkipListError, load_skip_list
@@ -43,7 +44,7 @@ ROS_PARAMETERS = ('use_sim_time',)  # every node's; a parameter file may set the
 IMAGE_TOKEN = '<image>'  # of LLaVA's chat templates, which place it themselves
 
 
-class ParameterError(ValueError):
+class ParameterError(UserError, ValueError):
     """A parameter has a value that it cannot have; one line: parameter, value, remedy."""
 
     def __init__(self, name: str, value: object, remedy: str) -> None:

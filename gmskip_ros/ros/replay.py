@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gmskip_ros.errors import UserError
 from gmskip_ros.ros.frame_gate import FrameGate
 from gmskip_ros.ros.pipeline import BranchResult, Comparison, FramePipeline, FramePlan
 from gmskip_ros.ros.pixels import ConversionError, message_to_rgb
@@ -38,7 +39,7 @@ COUNTERS = (
 )
 
 
-class ReplayError(Exception):
+class ReplayError(UserError):
     """Every frame fails: going on makes no sense. The message is one line."""
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from gmskip_ros.atomic_write import write_atomically
+from gmskip_ros.files import write_atomically
 from gmskip_ros.skipping.errors import SkipListError
 from gmskip_ros.skipping.skip_list import NOT_STATED, Prompt, Removal, SkipList, short
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from gmskip_ros.errors import UserError
 
-class TaskError(ValueError):
+
+class TaskError(UserError, ValueError):
     """A task's settings or references are unusable; one line with the thing, value and remedy."""

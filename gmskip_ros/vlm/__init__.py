@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from gmskip_ros.skipping.errors import SkipSetError
 from gmskip_ros.vlm.answer import Answer, CandidateAnswer, ImageFeatures, Timing
 from gmskip_ros.vlm.errors import (
     ImageError,
     ModelLoadError,
     NonFiniteLogitsError,
     PromptError,
-    SkipSetError,
     Stopped,
     VlmError,
     VlmOutOfMemoryError,

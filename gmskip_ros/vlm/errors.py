@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from gmskip_ros.errors import UserError
 
-class VlmError(Exception):
+
+class VlmError(UserError):
     """Base of everything that `gmskip_ros.vlm` raises on purpose."""
 
 
 class ModelLoadError(VlmError):
     """A checkpoint, device or dtype cannot be used."""
-
-
-class SkipSetError(VlmError, ValueError):
-    """A skip set names a block that does not exist, or names one twice, or not by an integer."""
 
 
 class ImageError(VlmError, ValueError):

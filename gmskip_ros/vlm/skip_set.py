@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from gmskip_ros.vlm.errors import SkipSetError
+from gmskip_ros.skipping.errors import SkipSetError
 
 PHASES = ('prefill', 'decode')
 

@@ -26,12 +26,12 @@ from calibrate_process import (
     start,
 )
 
-from gmskip_ros.atomic_write import write_atomically
 from gmskip_ros.calibration import checkpoint as checkpoint_module
 from gmskip_ros.calibration.run import CalibrationSettings, calibrate
 from gmskip_ros.calibration.search import SearchSettings
 from gmskip_ros.cli import main
 from gmskip_ros.datasets import open_dataset, write_scenes
+from gmskip_ros.files import write_atomically
 from gmskip_ros.vlm import Stopped, load_vlm
 
 OPTIONS = [

@@ -18,7 +18,6 @@ import pytest
 from live_command import LiveCommand
 from ros_process import free_domain_id
 
-from gmskip_ros.cli.live_processes import StopRequest
 from gmskip_ros.cli.live_run import FIRST_SCENE_SEED
 from gmskip_ros.cli.soak import ALLOWED_GROWTH_MIB
 from gmskip_ros.cli.soak_frames import Answer, frame_problems
@@ -34,6 +33,7 @@ from gmskip_ros.cli.soak_verdicts import (
 )
 from gmskip_ros.datasets.scenes import render_scene
 from gmskip_ros.ros.health import FRAME_COUNTERS
+from gmskip_ros.signals import StopRequest
 
 VERDICTS = ['memory', 'open files', 'threads', 'frames', 'states', 'end']
 LEAKING_NODE = Path(__file__).with_name('leaking_node.py')

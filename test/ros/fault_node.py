@@ -20,7 +20,7 @@ import numpy as np
 
 from gmskip_ros.ros import node
 from gmskip_ros.ros.parameters import Settings
-from gmskip_ros.ros.stop_signals import stop_event_on_signals
+from gmskip_ros.signals import stop_event_on_signals
 from gmskip_ros.vlm import SkipSet, Stopped, VlmOutOfMemoryError
 
 FAULTS = {  # upper left pixel (RGB) -> what happens

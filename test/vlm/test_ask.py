@@ -16,7 +16,7 @@ from tiny_models import make_tiny_model
 
 from gmskip_ros.cli import main
 from gmskip_ros.cli.ask import read_photo
-from gmskip_ros.cli.errors import CliError
+from gmskip_ros.errors import UserError
 from gmskip_ros.vlm import Vlm, load_vlm
 
 CELLS = re.compile('[│┃|]')  # between the cells of the table
@@ -257,5 +257,7 @@ def test_any_colour_mode_becomes_rgb(tmp_path, mode) -> None:
 def test_more_than_8_bits_are_refused_and_not_cut_off(tmp_path, name, dtype, mode) -> None:
     path = tmp_path / name
     Image.fromarray(np.full((4, 6), 1000, dtype)).save(path)
-    with pytest.raises(CliError, match=f'a.*mode {mode} has more than 8 bits.*give a .* of 8 bits'):
+    with pytest.raises(
+        UserError, match=f'a.*mode {mode} has more than 8 bits.*give a .* of 8 bits'
+    ):
         read_photo(str(path))
