@@ -105,8 +105,8 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Replay or compare; 0, 1 if no frame was answered, 130 or 143 when stopped."""
+    from gmskip_ros.bags.reading import BagError
     from gmskip_ros.report.frame_rows import ReportError
-    from gmskip_ros.ros.bags import BagError
     from gmskip_ros.ros.parameters import ParameterError
 
     try:
@@ -195,7 +195,7 @@ def replay(args: argparse.Namespace) -> int:
 
 
 def _replay(args: argparse.Namespace, stop: StopSignals) -> int:
-    from gmskip_ros.ros.bags import open_camera_bag
+    from gmskip_ros.bags.reading import open_camera_bag
 
     # PyTorch is imported here, and a bag without an index, or one to unpack, takes its time.
     with stop.at_once():

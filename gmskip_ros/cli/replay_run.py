@@ -33,7 +33,7 @@ from gmskip_ros.ros.result_bag import ResultBag, node_name
 from gmskip_ros.vlm import Stopped, Vlm, load_vlm
 
 if TYPE_CHECKING:
-    from gmskip_ros.ros.bags import BagFrame, CameraBag
+    from gmskip_ros.bags.reading import BagFrame, CameraBag
     from gmskip_ros.ros.parameters import Settings
     from gmskip_ros.signals import StopSignals
     from gmskip_ros.skipping import SkipList

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gmskip_ros.errors import UserError
+from gmskip_ros.skipping.skip_list import reselect
 
 if TYPE_CHECKING:
     from gmskip_ros.skipping import SkipList
@@ -58,39 +58,6 @@ def run_reselect(args: argparse.Namespace) -> int:
     print_skip_list(chosen)
     print(f'skip list: {args.out}')
     return 0
-
-
-def reselect(skip_list: SkipList, min_score_ratio: float, name: str) -> SkipList:
-    """Return the list that the same search would have found with a higher min_score_ratio.
-
-    Such a search removes the same blocks in the same order, and stops before the first one without
-    which the score is too low. `name` is for errors. Raises UserError if that cannot be known.
-    """
-    from gmskip_ros.skipping import derive_operating_points
-
-    scores = [removal.score for removal in skip_list.removed if removal.score is not None]
-    has_scores = skip_list.nested and len(scores) == len(skip_list.removed)
-    full_score, least = skip_list.full_score, skip_list.min_score_ratio
-    if not has_scores or full_score is None or least is None:
-        raise UserError(
-            f'{name}: does not give the score after each removal, from which to choose: calibrate '
-            f'with --min-score-ratio {min_score_ratio}'
-        )
-    if not least <= min_score_ratio < float('inf'):
-        raise UserError(
-            f'--min-score-ratio {min_score_ratio}: the search of {name} stopped at {least}, '
-            'what comes after that is not in it: give no less, or calibrate again'
-        )
-    points = derive_operating_points(full_score, scores, min_score_ratio)
-    command = f'gmskip skiplist reselect --min-score-ratio {min_score_ratio}'
-    removed = skip_list.removed[: points['high_sparsity']]
-    return replace(
-        skip_list,
-        removed=removed,
-        min_score_ratio=min_score_ratio,
-        operating_points=None,  # derived from the scores that are left
-        provenance='; '.join(filter(None, (skip_list.provenance, command))),
-    )
 
 
 def print_skip_list(skip_list: SkipList) -> None:

@@ -151,7 +151,7 @@ class _Soak:
     @property
     def _repeats(self) -> bool:
         """Whether the camera plays a bag, with the stamps of the recording."""
-        from gmskip_ros.ros.bags import is_bag
+        from gmskip_ros.bags.reading import is_bag
 
         return self._options.source is not None and is_bag(self._options.source)
 

@@ -19,8 +19,8 @@ import numpy as np
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
+from gmskip_ros.bags.reading import BagError, is_bag, open_camera_bag
 from gmskip_ros.errors import UserError
-from gmskip_ros.ros.bags import BagError, is_bag, open_camera_bag
 from gmskip_ros.ros.conversions import rgb_to_compressed, rgb_to_image
 
 PICTURE_SUFFIXES = ('.jpg', '.jpeg', '.png')

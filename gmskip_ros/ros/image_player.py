@@ -42,7 +42,7 @@ from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import remove_ros_args
 from rosgraph_msgs.msg import Clock
 
-from gmskip_ros.ros.bags import BagError
+from gmskip_ros.bags.reading import BagError
 from gmskip_ros.ros.camera_sources import (
     CameraMessage,
     MessageFormat,

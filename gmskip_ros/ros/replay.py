@@ -22,7 +22,7 @@ from gmskip_ros.ros.pixels import ConversionError, message_to_rgb
 from gmskip_ros.vlm import ImageError, Stopped, VlmError
 
 if TYPE_CHECKING:
-    from gmskip_ros.ros.bags import BagFrame
+    from gmskip_ros.bags.reading import BagFrame
     from gmskip_ros.vlm import Vlm
 
 MAX_FAILURES_IN_A_ROW = 5  # then the model, and not a frame, is what is wrong

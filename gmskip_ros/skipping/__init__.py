@@ -1,6 +1,6 @@
 """Skip lists: which Transformer blocks may be left out, in which order, and how that was found."""
 
-from gmskip_ros.skipping.errors import SkipListError, SkipListMismatchError
+from gmskip_ros.skipping.errors import SkipListError, SkipListMismatchError, SkipSetError
 from gmskip_ros.skipping.file import load_skip_list, save_skip_list, shipped_skip_lists
 from gmskip_ros.skipping.skip_list import (
     JOINT,
@@ -11,15 +11,19 @@ from gmskip_ros.skipping.skip_list import (
     derive_operating_points,
     meets_ratio,
 )
+from gmskip_ros.skipping.skip_set import PHASES, SkipSet
 
 __all__ = [
     'JOINT',
     'OPERATING_POINTS',
+    'PHASES',
     'Prompt',
     'Removal',
     'SkipList',
     'SkipListError',
     'SkipListMismatchError',
+    'SkipSet',
+    'SkipSetError',
     'derive_operating_points',
     'load_skip_list',
     'meets_ratio',

@@ -6,12 +6,13 @@ import math
 import re
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from gmskip_ros.errors import UserError
 from gmskip_ros.skipping.errors import SkipListError, SkipListMismatchError
+from gmskip_ros.skipping.skip_set import PHASES
 
 OPERATING_POINTS = ('high_performance', 'high_sparsity')
-PHASES = ('prefill', 'decode')
 NOT_STATED = 'not stated'
 JOINT = 'joint'  # the task of a list that was found for all tasks together
 # A score computed as k/n and one computed as ratio x full may differ in the last bits.
@@ -366,3 +367,36 @@ def _checked_mapping(name: str, value: object) -> dict[str, object]:
         if not isinstance(key, str):
             raise _wrong(name, key, 'as a name is not a text; put it in quotes')
     return dict(value)
+
+
+def reselect(skip_list: SkipList, min_score_ratio: float, name: str) -> SkipList:
+    """Return the list that the same search would have found with a higher min_score_ratio.
+
+    Such a search removes the same blocks in the same order, and stops before the first one without
+    which the score is too low. `name` is for errors. Raises UserError if that cannot be known.
+    """
+    from gmskip_ros.skipping import derive_operating_points
+
+    scores = [removal.score for removal in skip_list.removed if removal.score is not None]
+    has_scores = skip_list.nested and len(scores) == len(skip_list.removed)
+    full_score, least = skip_list.full_score, skip_list.min_score_ratio
+    if not has_scores or full_score is None or least is None:
+        raise UserError(
+            f'{name}: does not give the score after each removal, from which to choose: calibrate '
+            f'with --min-score-ratio {min_score_ratio}'
+        )
+    if not least <= min_score_ratio < float('inf'):
+        raise UserError(
+            f'--min-score-ratio {min_score_ratio}: the search of {name} stopped at {least}, '
+            'what comes after that is not in it: give no less, or calibrate again'
+        )
+    points = derive_operating_points(full_score, scores, min_score_ratio)
+    command = f'gmskip skiplist reselect --min-score-ratio {min_score_ratio}'
+    removed = skip_list.removed[: points['high_sparsity']]
+    return replace(
+        skip_list,
+        removed=removed,
+        min_score_ratio=min_score_ratio,
+        operating_points=None,  # derived from the scores that are left
+        provenance='; '.join(filter(None, (skip_list.provenance, command))),
+    )

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from gmskip_ros.skipping.errors import SkipSetError
+from gmskip_ros.skipping.skip_set import SkipSet
 from gmskip_ros.vlm.answer import Answer, CandidateAnswer, ImageFeatures, Timing
 from gmskip_ros.vlm.errors import (
     ImageError,
@@ -22,7 +23,6 @@ from gmskip_ros.vlm.errors import (
     VlmError,
     VlmOutOfMemoryError,
 )
-from gmskip_ros.vlm.skip_set import SkipSet
 
 if TYPE_CHECKING:
     from gmskip_ros.vlm.load import load_vlm

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from gmskip_ros.skipping.skip_set import SkipSet
 from gmskip_ros.vlm.answer import Answer, CandidateAnswer, ImageFeatures, Timing
 from gmskip_ros.vlm.candidates import Candidate, CandidateWalk
 from gmskip_ros.vlm.decoder import Decoder, KeyValueStore
@@ -30,7 +31,6 @@ from gmskip_ros.vlm.errors import (
     VlmError,
     VlmOutOfMemoryError,
 )
-from gmskip_ros.vlm.skip_set import SkipSet
 
 # LLaVA-1.5's prompt, for checkpoints whose processor has no chat template.
 FALLBACK_TEMPLATE = 'USER: <image>\n{prompt} ASSISTANT:'

@@ -559,7 +559,7 @@ def test_a_signal_outside_of_the_frames(
 ) -> None:
     where = {
         'options': 'gmskip_ros.ros.parameters.load_skip_lists',
-        'opening': 'gmskip_ros.ros.bags.open_camera_bag',
+        'opening': 'gmskip_ros.bags.reading.open_camera_bag',
         'loading': 'gmskip_ros.cli.replay_run.load_vlm',
         'writing the report': 'gmskip_ros.cli.replay_run.write_run',
     }[moment]

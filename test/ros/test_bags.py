@@ -38,8 +38,8 @@ from bag_files import (
 from rosbags.rosbag2 import Reader
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
-from gmskip_ros.ros.bag_scanning import McapScan, Sqlite3Scan
-from gmskip_ros.ros.bags import BagError, BagFrame, CameraBag, is_bag, open_camera_bag
+from gmskip_ros.bags.reading import BagError, BagFrame, CameraBag, is_bag, open_camera_bag
+from gmskip_ros.bags.salvage import McapScan, Sqlite3Scan
 from gmskip_ros.ros.pixels import ConversionError, message_to_rgb
 
 CAMERA = '/camera'
@@ -788,7 +788,7 @@ def test_bags_need_no_ros():
     import sys
 
     code = (
-        'import sys, gmskip_ros.ros.bags\n'
+        'import sys, gmskip_ros.bags.reading\n'
         "bad = {'rclpy', 'sensor_msgs', 'std_msgs', 'cv_bridge'} & sys.modules.keys()\n"
         'assert not bad, bad'
     )

@@ -31,8 +31,7 @@ from rosbags.rosbag2.storage_sqlite3 import Sqlite3Reader
 from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
-from gmskip_ros.errors import UserError
-from gmskip_ros.ros.bag_scanning import (
+from gmskip_ros.bags.salvage import (
     IMAGE_TYPES,
     McapScan,
     Message,
@@ -43,6 +42,7 @@ from gmskip_ros.ros.bag_scanning import (
     is_cut_off,
     unpacked,
 )
+from gmskip_ros.errors import UserError
 
 STORAGES = {'.db3': 'sqlite3', '.mcap': 'mcap'}
 _SUFFIXES = ('.db3', '.mcap', '.db3.zstd', '.mcap.zstd')
