@@ -30,7 +30,7 @@ from gmskip_ros.signals import Interrupted, StopRequest
 
 if TYPE_CHECKING:
     from gmskip_ros.cli.demo_topics import Frame, Listener
-    from gmskip_ros.report.frame_rows import FrameRow
+    from gmskip_ros.pipeline.rows import FrameRow
 
 MAX_SCENES = 60  # the camera begins again after so many, or a few more
 OVERLAY_WITHIN_S = 5.0  # of the last frame's comparison
@@ -154,8 +154,8 @@ class _Demo:
 
     def _write_rows(self, about: dict[str, Any], frames: list[Frame]) -> list[FrameRow]:
         """Write frames.jsonl and return its rows."""
+        from gmskip_ros.pipeline.rows import json_line
         from gmskip_ros.report.formatting import machine_name
-        from gmskip_ros.report.frame_rows import json_line
 
         rows = [
             row
@@ -169,7 +169,7 @@ class _Demo:
         """Return what the report says about the run."""
         from gmskip_ros.cli.run_files import describe_questions
         from gmskip_ros.machine import machine, software
-        from gmskip_ros.ros.parameters import settings_from
+        from gmskip_ros.pipeline.settings import settings_from
 
         facts = listener.facts
         skip_sets = [
@@ -266,8 +266,8 @@ class _Demo:
         """Save the last frame's picture, or the newest one if that one does not come."""
         import cv2
 
+        from gmskip_ros.pipeline.records import NODE_NAME
         from gmskip_ros.ros.conversions import image_to_rgb
-        from gmskip_ros.ros.records import NODE_NAME
 
         deadline = time.monotonic() + OVERLAY_WITHIN_S
         while listener.overlay_stamp_ns < last.stamp_ns and time.monotonic() < deadline:

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gmskip_ros.cli.demo_topics import Frame
-from gmskip_ros.report.overlay import AGREES_RGB, DIFFERS_RGB
+from gmskip_ros.pipeline.overlay import AGREES_RGB, DIFFERS_RGB
 
 PIPE_COLUMNS = 100
 MIN_COLUMNS, MAX_COLUMNS = 80, 120

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gmskip_ros.cli.live_run import absolute, key_values, ros_node, stamp_ns_of
-from gmskip_ros.report.frame_rows import FrameRow, row_from_values
+from gmskip_ros.pipeline import records
+from gmskip_ros.pipeline.records import NODE_NAME
+from gmskip_ros.pipeline.rows import FrameRow, row_from_values
 from gmskip_ros.report.gallery import Gallery
 from gmskip_ros.report.replay_report import GalleryFrame
-from gmskip_ros.ros import records
-from gmskip_ros.ros.records import NODE_NAME
 
 
 @dataclass
@@ -125,8 +125,8 @@ class Listener:
                 self.state, self.reason = self.facts['state'], self.facts['reason']
 
     def _receive_overlay(self, message: Any) -> None:
+        from gmskip_ros.pipeline.pixels import rgb_to_jpeg
         from gmskip_ros.ros.conversions import image_to_rgb
-        from gmskip_ros.ros.pixels import rgb_to_jpeg
 
         self.overlay = message
         self.overlay_stamp_ns = stamp_ns_of(message.header)

@@ -133,7 +133,7 @@ def make_setup(args: argparse.Namespace) -> tuple[Setup, list[str]]:
     Such a parameter has its default meanwhile.
     """
     from gmskip_ros.cli.doctor_setup import Setup
-    from gmskip_ros.ros.parameters import SPECS, ParameterError, settings_from, values_from_file
+    from gmskip_ros.pipeline.settings import SPECS, ParameterError, settings_from, values_from_file
 
     problems, values = [], {}
     if args.params_file is not None:

@@ -10,13 +10,13 @@ from typing import Any
 
 from gmskip_ros.cli.doctor_processes import run_program
 from gmskip_ros.cli.doctor_setup import FAIL, Finding, Setup, fail, failed, joined, ok, warn
-from gmskip_ros.ros.parameters import (
+from gmskip_ros.pipeline.pipeline import plan_frame
+from gmskip_ros.pipeline.settings import (
     ParameterError,
     Settings,
     check_operating_point,
     load_skip_lists,
 )
-from gmskip_ros.ros.pipeline import plan_frame
 from gmskip_ros.skipping import SkipListError
 from gmskip_ros.vlm.memory import GIB, free_bytes
 

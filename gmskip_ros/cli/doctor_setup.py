@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from gmskip_ros.cli.doctor_processes import Trial, run_trial
-from gmskip_ros.ros.parameters import Settings
+from gmskip_ros.pipeline.settings import Settings
 
 OK, WARN, FAIL = LEVELS = ('OK', 'WARN', 'FAIL')  # from good to bad
 # Nothing is fetched, not even asked for: a drive may have no network.

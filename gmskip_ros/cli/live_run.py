@@ -67,7 +67,7 @@ def start_node(parameters: Mapping[str, object], log: Path, stand_in: Sequence[s
 
 def start_camera(parameters: Mapping[str, object], log: Path) -> Child:
     """Start the player on CAMERA_TOPIC; its first frame waits until the node is ready."""
-    from gmskip_ros.ros.records import NODE_NAME
+    from gmskip_ros.pipeline.records import NODE_NAME
 
     waiting = {'loop': True, 'wait_for_node': f'/{NODE_NAME}', **parameters}
     return Child('image_player', waiting, {'image_raw': CAMERA_TOPIC}, log)
@@ -96,7 +96,7 @@ def ros_node(name: str) -> Iterator[tuple[Any, Any]]:
 
 def absolute(topic: str) -> str:
     """Return a topic of the node (records.py: '~/...') by its full name."""
-    from gmskip_ros.ros.records import NODE_NAME
+    from gmskip_ros.pipeline.records import NODE_NAME
 
     return topic.replace('~', f'/{NODE_NAME}', 1)
 

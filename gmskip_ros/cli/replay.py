@@ -18,7 +18,7 @@ from gmskip_ros.signals import StopSignals
 
 if TYPE_CHECKING:
     from gmskip_ros.cli.replay_run import ReplayOptions
-    from gmskip_ros.ros.parameters import Settings
+    from gmskip_ros.pipeline.settings import Settings
     from gmskip_ros.skipping import SkipList
 
 DISTROS = ('humble', 'jazzy')
@@ -106,8 +106,8 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Replay or compare; 0, 1 if no frame was answered, 130 or 143 when stopped."""
     from gmskip_ros.bags.reading import BagError
-    from gmskip_ros.report.frame_rows import ReportError
-    from gmskip_ros.ros.parameters import ParameterError
+    from gmskip_ros.pipeline.rows import ReportError
+    from gmskip_ros.pipeline.settings import ParameterError
 
     try:
         if args.against is not None:
@@ -150,12 +150,12 @@ def compare(args: argparse.Namespace) -> int:
 
     from rich.console import Console
 
+    from gmskip_ros.pipeline.rows import read_json_lines
     from gmskip_ros.report.comparison_report import (
         compare_runs,
         comparison_tables,
         write_comparison_report,
     )
-    from gmskip_ros.report.frame_rows import read_json_lines
 
     files = [_rows_file(args.source), _rows_file(args.against)]
     result = compare_runs(*(read_json_lines(file) for file in files))
@@ -220,7 +220,7 @@ def _what_is_asked(
 ) -> tuple[Settings, dict[str, SkipList], ReplayOptions]:
     """Return the options, checked as far as that can be done without the model."""
     from gmskip_ros.cli.replay_run import ReplayOptions
-    from gmskip_ros.ros.parameters import load_skip_lists
+    from gmskip_ros.pipeline.settings import load_skip_lists
 
     settings, points = _settings(args)
     skip_lists = load_skip_lists(settings)
@@ -255,10 +255,10 @@ def _settings(args: argparse.Namespace) -> tuple[Settings, list[str | int]]:
 
     What is of no use offline (branches, transport, age, overload) keeps its default.
     """
-    from gmskip_ros.ros import parameters
+    from gmskip_ros.pipeline.settings import settings_from, values_from_file
     from gmskip_ros.tasks import TASK_NAMES
 
-    values = parameters.values_from_file(args.params_file) if args.params_file else {}
+    values = values_from_file(args.params_file) if args.params_file else {}
     values.pop('branches', None)  # both: that is what a replay is for
     options = {
         'model': args.model,
@@ -278,11 +278,11 @@ def _settings(args: argparse.Namespace) -> tuple[Settings, list[str | int]]:
             )
         values[f'skip_list.{task}'] = name
     if args.operating_point is None:
-        settings = parameters.settings_from(values)
+        settings = settings_from(values)
         return settings, [settings.operating_point]
     points = []
     for text in args.operating_point.split(','):
-        settings = parameters.settings_from({**values, 'operating_point': text.strip()})
+        settings = settings_from({**values, 'operating_point': text.strip()})
         points.append(settings.operating_point)
     if len(set(points)) < len(points):
         raise UserError(f'--operating-point {args.operating_point} names one twice: leave it out')

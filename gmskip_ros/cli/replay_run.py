@@ -19,22 +19,22 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from gmskip_ros.cli.run_files import WRITTEN_AT_THE_END, clear_room, describe_questions, write_run
 from gmskip_ros.errors import UserError
 from gmskip_ros.machine import machine, software
+from gmskip_ros.pipeline import records
+from gmskip_ros.pipeline.health import OK
+from gmskip_ros.pipeline.overlay import draw_overlay
+from gmskip_ros.pipeline.pipeline import FramePlan, plan_frame
+from gmskip_ros.pipeline.pixels import rgb_to_jpeg
+from gmskip_ros.pipeline.replay import AnsweredFrame, Replay, ReplayError
+from gmskip_ros.pipeline.rows import FrameRow, json_line, row_from_values
 from gmskip_ros.report.formatting import machine_name
-from gmskip_ros.report.frame_rows import FrameRow, json_line, row_from_values
 from gmskip_ros.report.gallery import Gallery
-from gmskip_ros.report.overlay import draw_overlay
 from gmskip_ros.report.replay_report import GalleryFrame, replay_tables
-from gmskip_ros.ros import records
-from gmskip_ros.ros.health import OK
-from gmskip_ros.ros.pipeline import FramePlan, plan_frame
-from gmskip_ros.ros.pixels import rgb_to_jpeg
-from gmskip_ros.ros.replay import AnsweredFrame, Replay, ReplayError
 from gmskip_ros.ros.result_bag import ResultBag, node_name
 from gmskip_ros.vlm import Stopped, Vlm, load_vlm
 
 if TYPE_CHECKING:
     from gmskip_ros.bags.reading import BagFrame, CameraBag
-    from gmskip_ros.ros.parameters import Settings
+    from gmskip_ros.pipeline.settings import Settings
     from gmskip_ros.signals import StopSignals
     from gmskip_ros.skipping import SkipList
 

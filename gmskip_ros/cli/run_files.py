@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from gmskip_ros.errors import UserError
 from gmskip_ros.files import remove_leftovers, write_atomically
-from gmskip_ros.report.frame_rows import FrameRow, csv_bytes
+from gmskip_ros.pipeline.rows import FrameRow, csv_bytes
 from gmskip_ros.report.gallery import Gallery
 from gmskip_ros.report.replay_report import write_replay_report
 
 if TYPE_CHECKING:
-    from gmskip_ros.ros.parameters import Settings
+    from gmskip_ros.pipeline.settings import Settings
 
 FORMAT = 'gmskip/replay/1'
 # Beside the rows in frames.jsonl, which are written as they come.
@@ -68,7 +68,7 @@ def describe_questions(
     settings: Settings, skip_sets: Sequence[tuple[str, str, Sequence[int]]]
 ) -> dict[str, Any]:
     """Return what was asked and, by (task, operating point, blocks), what was left out."""
-    from gmskip_ros.ros.parameters import skip_list_names
+    from gmskip_ros.pipeline.settings import skip_list_names
 
     files = skip_list_names(settings)
     return {

@@ -117,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _parameters(args: argparse.Namespace) -> dict[str, Any]:
     """Return the node's parameters by name: the file's, and what the options say."""
-    from gmskip_ros.ros.parameters import ParameterError, settings_from, values_from_file
+    from gmskip_ros.pipeline.settings import ParameterError, settings_from, values_from_file
 
     try:
         values = values_from_file(args.params_file) if args.params_file else {}

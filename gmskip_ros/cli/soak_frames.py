@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from gmskip_ros.ros.health import FRAME_COUNTERS
-from gmskip_ros.ros.pipeline import BRANCHES
+from gmskip_ros.pipeline.health import FRAME_COUNTERS
+from gmskip_ros.pipeline.pipeline import BRANCHES
 
 COMPARISON = 'comparison'
 UNANSWERED = ('undecodable', 'failed', 'abandoned')  # counters of frames taken for nothing

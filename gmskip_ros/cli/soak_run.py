@@ -32,7 +32,7 @@ from gmskip_ros.signals import Interrupted, StopRequest
 
 if TYPE_CHECKING:
     from gmskip_ros.cli.soak_topics import HealthReport, Listener
-    from gmskip_ros.ros.parameters import Settings
+    from gmskip_ros.pipeline.settings import Settings
 
 FORMAT = 'gmskip/soak/1'
 RESULTS = ('soak.json', 'samples.csv', 'memory.png')
@@ -91,8 +91,8 @@ def run_soak(options: SoakOptions, stop: StopRequest, watcher: Watcher | None = 
 
 class _Soak:
     def __init__(self, options: SoakOptions, stop: StopRequest, watcher: Watcher) -> None:
-        from gmskip_ros.ros.parameters import settings_from
-        from gmskip_ros.ros.pipeline import BRANCHES
+        from gmskip_ros.pipeline.pipeline import BRANCHES
+        from gmskip_ros.pipeline.settings import settings_from
 
         self._options, self._stop, self._watcher = options, stop, watcher
         self._settings: Settings = settings_from(options.parameters)

@@ -10,10 +10,10 @@ from typing import Any
 
 from gmskip_ros.cli.live_run import absolute, key_values, ros_node, stamp_ns_of
 from gmskip_ros.cli.soak_frames import COMPARISON, Answer
-from gmskip_ros.ros import records
-from gmskip_ros.ros.health import FRAME_COUNTERS
-from gmskip_ros.ros.pipeline import BRANCHES
-from gmskip_ros.ros.records import NODE_NAME
+from gmskip_ros.pipeline import records
+from gmskip_ros.pipeline.health import FRAME_COUNTERS
+from gmskip_ros.pipeline.pipeline import BRANCHES
+from gmskip_ros.pipeline.records import NODE_NAME
 
 QUEUE = 100  # messages; more than come in while a picture of this process's own is drawn
 

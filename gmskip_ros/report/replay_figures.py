@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from gmskip_ros.pipeline.rows import FrameRow
 from gmskip_ros.report.formatting import count_of
-from gmskip_ros.report.frame_rows import FrameRow
 
 PHASES = ('preprocess', 'vision', 'prefill', 'decode', 'total')
 SHORTER_RATIO = 0.95  # of full's tokens: answers below it got shorter

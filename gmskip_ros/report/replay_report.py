@@ -15,10 +15,10 @@ from typing import Any
 
 from rich.table import Table
 
+from gmskip_ros.pipeline.rows import FrameRow
 from gmskip_ros.report import columns as col
 from gmskip_ros.report import formatting as fmt
 from gmskip_ros.report.columns import Column, Row
-from gmskip_ros.report.frame_rows import FrameRow
 from gmskip_ros.report.plotting import data_uri
 from gmskip_ros.report.replay_figures import PHASES, point_name, replay_figures, series_of
 from gmskip_ros.report.replay_pictures import (

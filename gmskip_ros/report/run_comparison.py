@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gmskip_ros.report.frame_rows import FrameRow
+from gmskip_ros.pipeline.rows import FrameRow
 from gmskip_ros.tasks import caption_tokens, jaccard, rouge_l
 from gmskip_ros.tasks.normalisation import normalise
 

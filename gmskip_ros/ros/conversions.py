@@ -10,7 +10,7 @@ from cv_bridge import CvBridge
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
-from gmskip_ros.ros.pixels import (
+from gmskip_ros.pipeline.pixels import (
     JPEG_FORMAT,
     ConversionError,  # noqa: F401
     check_rgb,

@@ -43,6 +43,7 @@ from rclpy.utilities import remove_ros_args
 from rosgraph_msgs.msg import Clock
 
 from gmskip_ros.bags.reading import BagError
+from gmskip_ros.pipeline.pixels import ConversionError
 from gmskip_ros.ros.camera_sources import (
     CameraMessage,
     MessageFormat,
@@ -51,7 +52,6 @@ from gmskip_ros.ros.camera_sources import (
     SourceFrame,
     open_source,
 )
-from gmskip_ros.ros.pixels import ConversionError
 from gmskip_ros.signals import STOP_POLL_S, stop_event_on_signals
 
 # The states (of gmskip's node) in which its model is loaded and it waits for frames.

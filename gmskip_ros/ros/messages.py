@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from std_msgs.msg import Float64MultiArray, Header, MultiArrayDimension
 
-from gmskip_ros.ros.health import ERROR, OK, WARN
-from gmskip_ros.ros.pipeline import TaskResult
-from gmskip_ros.ros.records import LATENCY_PARTS, Status, latencies_ms
+from gmskip_ros.pipeline.health import ERROR, OK, WARN
+from gmskip_ros.pipeline.pipeline import TaskResult
+from gmskip_ros.pipeline.records import LATENCY_PARTS, Status, latencies_ms
 
 LEVEL_BYTES = {OK: DiagnosticStatus.OK, WARN: DiagnosticStatus.WARN, ERROR: DiagnosticStatus.ERROR}
 

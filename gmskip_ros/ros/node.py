@@ -36,14 +36,22 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Float64, Float64MultiArray, Header, String
 from std_srvs.srv import SetBool
 
-from gmskip_ros.report.overlay import draw_overlay
-from gmskip_ros.ros import messages, parameters, records
+from gmskip_ros.pipeline import records
+from gmskip_ros.pipeline.gate import Frame
+from gmskip_ros.pipeline.health import WARN, resident_mib
+from gmskip_ros.pipeline.overlay import draw_overlay
+from gmskip_ros.pipeline.pipeline import BRANCHES, BranchResult, Comparison
+from gmskip_ros.pipeline.records import NODE_NAME
+from gmskip_ros.pipeline.settings import (
+    ParameterError,
+    Settings,
+    check_operating_point,
+    load_skip_lists,
+    settings_from,
+)
+from gmskip_ros.pipeline.worker import InferenceWorker
+from gmskip_ros.ros import messages, parameters
 from gmskip_ros.ros.conversions import image_to_rgb, rgb_to_compressed, rgb_to_image
-from gmskip_ros.ros.health import WARN, resident_mib
-from gmskip_ros.ros.parameters import ParameterError, Settings
-from gmskip_ros.ros.pipeline import BRANCHES, BranchResult, Comparison
-from gmskip_ros.ros.records import NODE_NAME
-from gmskip_ros.ros.worker import Frame, InferenceWorker
 from gmskip_ros.signals import STOP_POLL_S
 from gmskip_ros.vlm import ModelLoadError
 
@@ -66,8 +74,8 @@ class DualVlmNode(Node):
         """Start with the parameters given; raises ParameterError. `load` stands in for load_vlm."""
         super().__init__(NODE_NAME, **kwargs)
         self._settings = parameters.declare(self)
-        self._skip_lists = parameters.load_skip_lists(self._settings)
-        parameters.check_operating_point(self._settings, self._skip_lists)
+        self._skip_lists = load_skip_lists(self._settings)
+        check_operating_point(self._settings, self._skip_lists)
         for name in parameters.unknown_names(self):
             self.get_logger().warning(f'parameter {name} is none of this node: is it misspelt?')
         self._settings_changed = False
@@ -172,8 +180,8 @@ class DualVlmNode(Node):
         values = parameters.values(self)
         values.update({p.name: p.value for p in changed if p.name in values})
         try:
-            settings = parameters.settings_from(values)
-            parameters.check_operating_point(settings, self._skip_lists)
+            settings = settings_from(values)
+            check_operating_point(settings, self._skip_lists)
         except ParameterError as error:
             return SetParametersResult(successful=False, reason=str(error))
         self._settings_changed = True

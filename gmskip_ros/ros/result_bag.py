@@ -28,12 +28,12 @@ from rosbags.interfaces import (
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
-from gmskip_ros.ros import records
-from gmskip_ros.ros.health import ERROR, OK, WARN
-from gmskip_ros.ros.pipeline import BranchResult
-from gmskip_ros.ros.pixels import JPEG_FORMAT
-from gmskip_ros.ros.records import Status
-from gmskip_ros.ros.replay import AnsweredFrame
+from gmskip_ros.pipeline import records
+from gmskip_ros.pipeline.health import ERROR, OK, WARN
+from gmskip_ros.pipeline.pipeline import BranchResult
+from gmskip_ros.pipeline.pixels import JPEG_FORMAT
+from gmskip_ros.pipeline.records import Status
+from gmskip_ros.pipeline.replay import AnsweredFrame
 
 LEVELS = {OK: 0, WARN: 1, ERROR: 2}  # of diagnostic_msgs/DiagnosticStatus
 # As the node publishes: reliable, depth 1.

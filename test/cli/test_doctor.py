@@ -21,7 +21,7 @@ from gmskip_ros.cli import doctor, doctor_model, doctor_ros, doctor_setup, docto
 from gmskip_ros.cli.doctor_processes import REPORT_VARIABLE, Trial, run_program
 from gmskip_ros.cli.doctor_setup import Finding, Setup, ok
 from gmskip_ros.cli.main import build_parser, main
-from gmskip_ros.ros.parameters import settings_from
+from gmskip_ros.pipeline.settings import settings_from
 
 ROOT = Path(__file__).parents[2]
 NAMES = [

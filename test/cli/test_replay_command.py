@@ -32,7 +32,7 @@ from rosbags.highlevel import AnyReader
 
 from gmskip_ros.cli.main import main
 from gmskip_ros.datasets.scenes import render_scene
-from gmskip_ros.report.frame_rows import FrameRow, csv_bytes, read_json_lines
+from gmskip_ros.pipeline.rows import FrameRow, csv_bytes, read_json_lines
 from gmskip_ros.skipping import load_skip_list
 from gmskip_ros.tasks import make_task
 from gmskip_ros.vlm import Vlm, load_vlm
@@ -259,7 +259,7 @@ def test_one_operating_point_has_the_nodes_own_names(
 @pytest.fixture(scope='session')
 def probe_topics() -> set[str]:
     """Return the topics that the node's code names, with all tasks and branches."""
-    from gmskip_ros.ros import records
+    from gmskip_ros.pipeline import records
     from gmskip_ros.tasks import TASK_NAMES
 
     patterns = [value for name, value in vars(records).items() if name.endswith('_TOPIC')]
@@ -558,7 +558,7 @@ def test_a_signal_outside_of_the_frames(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     where = {
-        'options': 'gmskip_ros.ros.parameters.load_skip_lists',
+        'options': 'gmskip_ros.pipeline.settings.load_skip_lists',
         'opening': 'gmskip_ros.bags.reading.open_camera_bag',
         'loading': 'gmskip_ros.cli.replay_run.load_vlm',
         'writing the report': 'gmskip_ros.cli.replay_run.write_run',

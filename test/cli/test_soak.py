@@ -32,7 +32,7 @@ from gmskip_ros.cli.soak_verdicts import (
     states_verdict,
 )
 from gmskip_ros.datasets.scenes import render_scene
-from gmskip_ros.ros.health import FRAME_COUNTERS
+from gmskip_ros.pipeline.health import FRAME_COUNTERS
 from gmskip_ros.signals import StopRequest
 
 VERDICTS = ['memory', 'open files', 'threads', 'frames', 'states', 'end']

@@ -9,8 +9,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from gmskip_ros.report.frame_rows import FrameRow
-from gmskip_ros.report.overlay import OverlayAnswer, OverlayTask, draw_overlay
+from gmskip_ros.pipeline.overlay import OverlayAnswer, OverlayTask, draw_overlay
+from gmskip_ros.pipeline.rows import FrameRow
 from gmskip_ros.report.replay_report import GalleryFrame
 
 GPU = 'NVIDIA H200 (cuda:0, float16)'

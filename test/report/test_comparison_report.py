@@ -20,12 +20,12 @@ import synthetic_replay as made_up
 from html_page import HtmlPage
 from rich.console import Console
 
+from gmskip_ros.pipeline.rows import FrameRow
 from gmskip_ros.report.comparison_report import (
     compare_runs,
     comparison_tables,
     write_comparison_report,
 )
-from gmskip_ros.report.frame_rows import FrameRow
 
 NAMES = ['runs/a/frames.jsonl', 'runs/b/frames.jsonl']
 EVIL = '<script>alert("x")</script>$x^{$ &amp; \udcff'

@@ -9,7 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from gmskip_ros.report.frame_rows import (
+from gmskip_ros.pipeline import records
+from gmskip_ros.pipeline.pipeline import BranchResult, Comparison, TaskComparison, TaskResult
+from gmskip_ros.pipeline.rows import (
     COLUMNS,
     FrameRow,
     ReportError,
@@ -18,8 +20,6 @@ from gmskip_ros.report.frame_rows import (
     read_json_lines,
     row_from_values,
 )
-from gmskip_ros.ros import records
-from gmskip_ros.ros.pipeline import BranchResult, Comparison, TaskComparison, TaskResult
 from gmskip_ros.tasks import Agreement, make_task
 
 # The texts that the node publishes.

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from gmskip_ros.report.overlay import (
+from gmskip_ros.pipeline.overlay import (
     AGREES_RGB,
     DIFFERS_RGB,
     MAX_PANEL_FRACTION,

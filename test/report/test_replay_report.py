@@ -22,8 +22,8 @@ import synthetic_replay as made_up
 from html_page import HtmlPage
 from rich.console import Console
 
+from gmskip_ros.pipeline.rows import FrameRow, csv_bytes
 from gmskip_ros.report import replay_pictures
-from gmskip_ros.report.frame_rows import FrameRow, csv_bytes
 from gmskip_ros.report.gallery import GALLERY_FRAMES, Gallery
 from gmskip_ros.report.replay_figures import series_of
 from gmskip_ros.report.replay_report import GalleryFrame, replay_tables, write_replay_report

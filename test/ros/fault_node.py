@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from gmskip_ros.pipeline.settings import Settings
 from gmskip_ros.ros import node
-from gmskip_ros.ros.parameters import Settings
 from gmskip_ros.signals import stop_event_on_signals
 from gmskip_ros.vlm import SkipSet, Stopped, VlmOutOfMemoryError
 

@@ -40,7 +40,7 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 from gmskip_ros.bags.reading import BagError, BagFrame, CameraBag, is_bag, open_camera_bag
 from gmskip_ros.bags.salvage import McapScan, Sqlite3Scan
-from gmskip_ros.ros.pixels import ConversionError, message_to_rgb
+from gmskip_ros.pipeline.pixels import ConversionError, message_to_rgb
 
 CAMERA = '/camera'
 STORAGES = ('sqlite3', 'mcap')

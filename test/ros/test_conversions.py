@@ -12,14 +12,14 @@ from PIL import Image as PilImage
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
-from gmskip_ros.ros import conversions
-from gmskip_ros.ros.conversions import rgb_to_compressed, rgb_to_image
-from gmskip_ros.ros.pixels import (
+from gmskip_ros.pipeline.pixels import (
     MAX_PIXELS,
     SUPPORTED_ENCODINGS,
     ConversionError,
     message_to_rgb,
 )
+from gmskip_ros.ros import conversions
+from gmskip_ros.ros.conversions import rgb_to_compressed, rgb_to_image
 
 HEIGHT, WIDTH = 6, 10
 BAYER_CELLS = {'rggb': 'rg gb', 'bggr': 'bg gr', 'gbrg': 'gb rg', 'grbg': 'gr bg'}

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from PIL import Image as PilImage
 from sensor_msgs.msg import CompressedImage, Image
 
-from gmskip_ros.ros.conversions import image_to_rgb
-from gmskip_ros.ros.parameters import SPECS, ParameterError, Settings, settings_from
-from gmskip_ros.ros.pixels import (
+from gmskip_ros.pipeline.pixels import (
     MAX_PIXELS,
     SUPPORTED_ENCODINGS,
     ConversionError,
     message_to_rgb,
 )
+from gmskip_ros.pipeline.settings import SPECS, ParameterError, Settings, settings_from
+from gmskip_ros.ros.conversions import image_to_rgb
 from gmskip_ros.tasks import TASK_NAMES
 
 # The same examples in every run: no test fails on one machine and not on the next.

@@ -17,8 +17,8 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from ros_process import RosProcess, ros_node
 from sensor_msgs.msg import CompressedImage
 
+from gmskip_ros.pipeline.pixels import rgb_to_jpeg
 from gmskip_ros.ros.conversions import rgb_to_compressed
-from gmskip_ros.ros.pixels import rgb_to_jpeg
 
 INPUT = '/dual_vlm/input/image/compressed'
 MAX_AGE_S = 5.0

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from gmskip_ros.ros.frame_gate import FrameGate
+from gmskip_ros.pipeline.gate import FrameGate
 
 SECOND = 1_000_000_000
 

@@ -13,7 +13,7 @@ from std_msgs.msg import Float64
 
 from gmskip_ros.cli.main import main
 from gmskip_ros.datasets.scenes import render_scene
-from gmskip_ros.report.frame_rows import read_json_lines
+from gmskip_ros.pipeline.rows import read_json_lines
 
 TASKS = ['single_object', 'captioning']
 RATE_HZ = 2.0

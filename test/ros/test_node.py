@@ -17,7 +17,7 @@ from node_probe import PARAMETERS, Probe, keys, picture
 from ros_process import RosProcess, ros_command, ros_node
 from sensor_msgs.msg import CompressedImage, Image
 
-from gmskip_ros.report.overlay import OverlayTask, draw_overlay
+from gmskip_ros.pipeline.overlay import OverlayTask, draw_overlay
 from gmskip_ros.ros.conversions import image_to_rgb, rgb_to_image
 from gmskip_ros.skipping import load_skip_list, save_skip_list
 from gmskip_ros.tasks import DEFAULT_PROMPTS, TASK_NAMES

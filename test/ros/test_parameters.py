@@ -10,10 +10,12 @@ import jsonschema
 import pytest
 import yaml
 
-from gmskip_ros.ros import parameters
-from gmskip_ros.ros.parameters import (
+from gmskip_ros.pipeline.settings import (
     SPECS,
+    TASK_NAMES,
     ParameterError,
+    check_operating_point,
+    load_skip_lists,
     settings_from,
     values_from_file,
 )
@@ -76,9 +78,7 @@ def test_the_schema_says_which_parameters_can_be_changed_at_run_time() -> None:
         assert ('Read-only.' in description) == spec.read_only, name
         assert ('May be changed at run time.' in description) != spec.read_only, name
     changeable = {name for name, spec in SPECS.items() if not spec.read_only}
-    assert changeable == {'rate_hz', 'operating_point'} | {
-        f'prompt.{task}' for task in parameters.TASK_NAMES
-    }
+    assert changeable == {'rate_hz', 'operating_point'} | {f'prompt.{task}' for task in TASK_NAMES}
 
 
 GOOD = [
@@ -193,24 +193,24 @@ def test_tasks_are_made_with_their_own_prompts_and_lengths() -> None:
 def test_skip_lists_are_loaded_for_the_tasks_that_run() -> None:
     values = {**DEFAULTS, **{f'skip_list.{task}': f'gmskip_{task}' for task in DEFAULTS['tasks']}}
     settings = settings_from({**values, 'tasks': ['captioning'], 'skip_list.multi_object': '/none'})
-    assert set(parameters.load_skip_lists(settings)) == {'captioning'}
+    assert set(load_skip_lists(settings)) == {'captioning'}
     full_only = settings_from({**values, 'branches': ['full'], 'skip_list.captioning': '/none'})
-    assert parameters.load_skip_lists(full_only) == {}
+    assert load_skip_lists(full_only) == {}
     without = settings_from({**values, 'skip_list.captioning': ''})
-    assert 'captioning' not in parameters.load_skip_lists(without)
+    assert 'captioning' not in load_skip_lists(without)
 
 
 def test_the_demo_models_skip_lists_are_for_the_demo_model_alone() -> None:
-    demo = parameters.load_skip_lists(settings_from(DEFAULTS))
+    demo = load_skip_lists(settings_from(DEFAULTS))
     assert {skip_list.model for skip_list in demo.values()} == {'demo'} and len(demo) == 3
     other = settings_from({**DEFAULTS, 'model': 'llava-hf/llava-1.5-7b-hf'})
-    assert parameters.load_skip_lists(other) == {}
+    assert load_skip_lists(other) == {}
 
 
 def test_a_missing_skip_list_is_named_with_its_parameter() -> None:
     settings = settings_from({**DEFAULTS, 'skip_list.captioning': '/nowhere/x.skip.yaml'})
     with pytest.raises(ParameterError, match=r'skip_list\.captioning.*/nowhere/x\.skip\.yaml'):
-        parameters.load_skip_lists(settings)
+        load_skip_lists(settings)
 
 
 def test_an_operating_point_beyond_a_skip_list_is_refused_with_its_range() -> None:
@@ -218,7 +218,7 @@ def test_an_operating_point_beyond_a_skip_list_is_refused_with_its_range() -> No
     published = {f'skip_list.{task}': f'gmskip_{task}' for task in DEFAULTS['tasks']}
     settings = settings_from({**DEFAULTS, **published, 'operating_point': 8})
     with pytest.raises(ParameterError, match=r'operating_point: 8 .*captioning.*7'):
-        parameters.check_operating_point(settings, parameters.load_skip_lists(settings))
+        check_operating_point(settings, load_skip_lists(settings))
 
 
 def test_a_parameter_file_is_read_without_ros_as_ros_reads_it(tmp_path: Path) -> None:

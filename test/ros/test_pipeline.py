@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from fake_vlm import FakeVlm
 
-from gmskip_ros.ros import records
-from gmskip_ros.ros.pipeline import (
+from gmskip_ros.pipeline import records
+from gmskip_ros.pipeline.pipeline import (
     BranchResult,
     Comparison,
     FramePipeline,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from ros_process import RosProcess, ros_command, ros_node, wait_until
 
-from gmskip_ros.ros import records
+from gmskip_ros.pipeline import records
 from gmskip_ros.tasks import TASK_NAMES
 
 README = (Path(__file__).resolve().parents[2] / 'README.md').read_text()

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from fake_vlm import FakeVlm
 
-from gmskip_ros.ros.parameters import SPECS, Settings, load_skip_lists, settings_from
-from gmskip_ros.ros.pipeline import BranchResult, Comparison
-from gmskip_ros.ros.worker import MAX_FAILURES_IN_A_ROW, Frame, InferenceWorker
+from gmskip_ros.pipeline.gate import Frame
+from gmskip_ros.pipeline.pipeline import BranchResult, Comparison
+from gmskip_ros.pipeline.settings import SPECS, Settings, load_skip_lists, settings_from
+from gmskip_ros.pipeline.worker import MAX_FAILURES_IN_A_ROW, InferenceWorker
 from gmskip_ros.vlm import ModelLoadError, NonFiniteLogitsError, VlmOutOfMemoryError
 
 SECOND = 1_000_000_000

@@ -5,108 +5,29 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from gmskip_ros.ros.frame_gate import FrameGate
-from gmskip_ros.ros.health import Health
-from gmskip_ros.ros.pipeline import BranchResult, Comparison, FramePipeline, FramePlan, plan_frame
+from gmskip_ros.pipeline.gate import Frame, FrameSlot
+from gmskip_ros.pipeline.health import Health
+from gmskip_ros.pipeline.pipeline import (
+    BranchResult,
+    Comparison,
+    FramePipeline,
+    FramePlan,
+    plan_frame,
+)
 from gmskip_ros.skipping import SkipList, SkipListError
 from gmskip_ros.tasks import TaskError
 from gmskip_ros.vlm import ImageError, Stopped, VlmError, VlmOutOfMemoryError
 
 if TYPE_CHECKING:
-    from gmskip_ros.ros.parameters import Settings
+    from gmskip_ros.pipeline.settings import Settings
     from gmskip_ros.vlm import Vlm
 
 LOADING_JOIN_S = 0.2
 MAX_FAILURES_IN_A_ROW = 10  # then the state is error, and ~/enable starts it again
-
-
-@dataclass(frozen=True)
-class Frame:
-    """A camera message that waits or is worked on."""
-
-    message: Any
-    stamp_ns: int  # of its header; the time of arrival where the header has none
-
-
-class FrameSlot:
-    """The newest due frame: a lock, one reference, an event. Closed, it takes no frames."""
-
-    def __init__(self, period_ns: int) -> None:
-        self._lock = threading.Lock()
-        self._gate = FrameGate(period_ns)
-        self._frame: Frame | None = None
-        self._taken: Frame | None = None
-        self._event = threading.Event()
-        self._open = False
-
-    def set_period(self, period_ns: int) -> None:
-        with self._lock:
-            self._gate.period_ns = period_ns
-
-    def set_open(self, is_open: bool) -> bool:
-        """Closing drops the waiting frame and the taken one; return whether one had waited."""
-        with self._lock:
-            self._open = is_open
-            waited = not is_open and self._frame is not None
-            if not is_open:
-                self._frame = self._taken = None
-            return waited
-
-    def offer(self, frame: Frame) -> str:
-        """
-        Keep the frame if it is due; never waits for the worker.
-
-        Returns the counter (see health.py) of the frame that is dropped by this, this one or one
-        that waited, or '' if none is.
-        """
-        with self._lock:
-            if not self._open:
-                return 'not_ready'
-            verdict = self._gate.offer(frame.stamp_ns)
-            if verdict in ('gated', 'out_of_order'):
-                return verdict
-            dropped = 'replaced' if self._frame is not None else ''
-            self._frame = frame
-        self._event.set()
-        return dropped
-
-    def waits(self) -> bool:
-        """Return whether a due frame waits."""
-        with self._lock:
-            return self._frame is not None
-
-    def holds(self, frame: Frame) -> bool:
-        """Return whether the taken frame is this one; after a pause, however short, it is not."""
-        with self._lock:
-            return self._taken is frame
-
-    def wake(self) -> None:
-        """Let `take` return, with or without a frame."""
-        self._event.set()
-
-    def take(self, is_stale: Callable[[Frame], bool]) -> tuple[Frame | None, str]:
-        """
-        Wait for a frame or for `wake`; return (frame, '').
-
-        (None, 'stale') for one that became too old while it waited (it does not use up its
-        period), (None, '') when there is none.
-        """
-        self._event.wait()
-        self._event.clear()
-        with self._lock:
-            frame, self._frame = self._frame, None
-            if frame is None:
-                return None, ''
-            if is_stale(frame):
-                return None, 'stale'
-            self._gate.take(frame.stamp_ns)
-            self._taken = frame
-            return frame, ''
 
 
 class Log(Protocol):

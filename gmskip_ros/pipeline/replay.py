@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gmskip_ros.errors import UserError
-from gmskip_ros.ros.frame_gate import FrameGate
-from gmskip_ros.ros.pipeline import BranchResult, Comparison, FramePipeline, FramePlan
-from gmskip_ros.ros.pixels import ConversionError, message_to_rgb
+from gmskip_ros.pipeline.gate import FrameGate
+from gmskip_ros.pipeline.pipeline import BranchResult, Comparison, FramePipeline, FramePlan
+from gmskip_ros.pipeline.pixels import ConversionError, message_to_rgb
 from gmskip_ros.vlm import ImageError, Stopped, VlmError
 
 if TYPE_CHECKING:

@@ -10,9 +10,15 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from gmskip_ros.report.overlay import OverlayAnswer, OverlayTask
-from gmskip_ros.ros.health import OK, WARN, Report
-from gmskip_ros.ros.pipeline import BranchResult, Comparison, FramePlan, TaskComparison, TaskResult
+from gmskip_ros.pipeline.health import OK, WARN, Report
+from gmskip_ros.pipeline.overlay import OverlayAnswer, OverlayTask
+from gmskip_ros.pipeline.pipeline import (
+    BranchResult,
+    Comparison,
+    FramePlan,
+    TaskComparison,
+    TaskResult,
+)
 
 NODE_NAME = 'dual_vlm'
 # Relative to the node.

@@ -1,0 +1,1 @@
+"""A frame's way without ROS: gate, worker, pixels, both branches, comparison, records."""
