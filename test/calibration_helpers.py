@@ -22,7 +22,8 @@ from gmskip_ros.calibration.objective import (
     shuffled_images,
 )
 from gmskip_ros.calibration.questions import Questions, make_questions, task_settings
-from gmskip_ros.calibration.search import Round, SearchSettings, SearchState
+from gmskip_ros.calibration.settings import SearchSettings
+from gmskip_ros.calibration.trajectory import Round, SearchState
 from gmskip_ros.datasets import Dataset, Sample
 from gmskip_ros.tasks import DEFAULT_PROMPTS, TASK_NAMES, Cider, caption_tokens, rouge_l
 from gmskip_ros.vlm import CandidateAnswer

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gmskip_ros.calibration.distributed import Ranks
-from gmskip_ros.datasets import DatasetError, read_image
-from gmskip_ros.vlm import CandidateAnswer, ImageFeatures, Stopped
+from gmskip_ros.calibration.images import GIB, Pictures
+from gmskip_ros.vlm import CandidateAnswer
 
 if TYPE_CHECKING:
     from gmskip_ros.vlm import Vlm
-
-GIB = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -24,65 +21,6 @@ class Ask:
     image: int
     prompt: str
     draft: tuple[int, ...] = ()
-
-
-class Pictures:
-    """The pictures as the decoder sees them, by index: encoded once where memory allows.
-
-    With several processes, each keeps the pictures whose index falls to its rank.
-    """
-
-    def __init__(self, vlm: Vlm, paths: Sequence[Path], memory_bytes: int, ranks: Ranks) -> None:
-        self.paths = tuple(paths)
-        self._vlm = vlm
-        self._memory_bytes = memory_bytes
-        self._ranks = ranks
-        self._kept: dict[int, ImageFeatures] = {}
-        self.largest_bytes = 0  # of those encoded so far
-
-    def is_mine(self, image: int) -> bool:
-        """Tell whether this process answers questions about a picture."""
-        return image % self._ranks.world_size == self._ranks.rank
-
-    def encode_all(
-        self,
-        on_done: Callable[[int], None] = lambda _: None,
-        should_stop: Callable[[], bool] = lambda: False,
-    ) -> dict[int, str]:
-        """Encode every picture; return why, for those that cannot be read, in every process.
-
-        Raises Stopped when `should_stop`, asked before each picture, says so.
-        """
-        unreadable = {}
-        for image in range(len(self.paths)):
-            if should_stop():
-                raise Stopped('stopped before the pictures were encoded')
-            if self.is_mine(image):
-                try:
-                    self._encode(image)
-                except DatasetError as error:
-                    unreadable[image] = str(error)
-            on_done(image + 1)
-        merged: dict[int, str] = {}
-        for part in self._ranks.gather(unreadable):
-            merged.update(part)
-        return dict(sorted(merged.items()))
-
-    def __getitem__(self, image: int) -> ImageFeatures:
-        features = self._kept.get(image)
-        if features is None:
-            return self._encode(image)
-        return replace(features, tokens=features.tokens.to(self._vlm.device))
-
-    def _encode(self, image: int) -> ImageFeatures:
-        features = self._vlm.encode(read_image(self.paths[image]))
-        kept = features.tokens.cpu()
-        size = kept.element_size() * kept.nelement()
-        self.largest_bytes = max(self.largest_bytes, size)
-        if size <= self._memory_bytes:  # otherwise it is encoded again each time: slower
-            self._memory_bytes -= size
-            self._kept[image] = replace(features, tokens=kept)
-        return features
 
 
 class Answerer:

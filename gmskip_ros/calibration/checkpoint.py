@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gmskip_ros.calibration.errors import CalibrationError
-from gmskip_ros.calibration.search import Cell, Known, Round, SearchState
+from gmskip_ros.calibration.trajectory import Cell, Known, Round, SearchState
 from gmskip_ros.files import write_atomically
 from gmskip_ros.tasks.scoring import Score
 

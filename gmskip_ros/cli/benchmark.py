@@ -25,9 +25,10 @@ from gmskip_ros.tasks import TASK_NAMES
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from gmskip_ros.calibration.answering import Pictures
+    from gmskip_ros.calibration.images import Pictures
+    from gmskip_ros.calibration.methods.gm_skip import Search
     from gmskip_ros.calibration.questions import Questions
-    from gmskip_ros.calibration.search import Search, SearchSettings
+    from gmskip_ros.calibration.settings import SearchSettings
     from gmskip_ros.datasets import Dataset
     from gmskip_ros.vlm import Vlm
 
@@ -132,15 +133,15 @@ def measure(args: argparse.Namespace, tasks: Sequence[str]) -> dict[str, Any]:
     from rich.console import Console
     from rich.progress import Progress
 
-    from gmskip_ros.calibration.answering import GIB, Pictures
     from gmskip_ros.calibration.distributed import Ranks
+    from gmskip_ros.calibration.images import GIB, Pictures
     from gmskip_ros.calibration.questions import (
         TaskSettings,
         choose_question_samples,
         make_questions,
     )
     from gmskip_ros.calibration.run import choose_metrics
-    from gmskip_ros.calibration.search import SearchSettings
+    from gmskip_ros.calibration.settings import SearchSettings
     from gmskip_ros.datasets import sample_hash
     from gmskip_ros.machine import machine, software
     from gmskip_ros.vlm import load_vlm
@@ -239,8 +240,8 @@ def measure_task(
     """
     from gmskip_ros.calibration.answering import Answerer
     from gmskip_ros.calibration.distributed import Ranks
+    from gmskip_ros.calibration.methods.gm_skip import Search
     from gmskip_ros.calibration.objective import make_objective
-    from gmskip_ros.calibration.search import Search
 
     image_of = {path: index for index, path in enumerate(pictures.paths)}
     runners = {}

@@ -28,7 +28,8 @@ from gmskip_ros.signals import StopSignals
 
 if TYPE_CHECKING:
     from gmskip_ros.calibration.distributed import Ranks
-    from gmskip_ros.calibration.run import Calibration, CalibrationSettings
+    from gmskip_ros.calibration.result import Calibration
+    from gmskip_ros.calibration.settings import CalibrationSettings
     from gmskip_ros.cli.calibrate_progress import ProgressBars
     from gmskip_ros.datasets import Dataset
     from gmskip_ros.vlm import Vlm
@@ -224,7 +225,8 @@ def calibrate_one(
     stop: StopSignals,
 ) -> None:
     """Calibrate for one target with every seed; write and print the first seed's list."""
-    from gmskip_ros.calibration.run import calibrate, stability
+    from gmskip_ros.calibration.result import stability
+    from gmskip_ros.calibration.run import calibrate
     from gmskip_ros.files import remove_leftovers
 
     found: list[Calibration] = []
@@ -314,8 +316,7 @@ def make_settings(args: argparse.Namespace) -> CalibrationSettings:
         raise UserError('--test-split has no use with --test-images 0: leave one of them out')
     options = task_options(args)
 
-    from gmskip_ros.calibration.run import CalibrationSettings
-    from gmskip_ros.calibration.search import SearchSettings
+    from gmskip_ros.calibration.settings import CalibrationSettings, SearchSettings
 
     intervals: tuple[int, ...] = ()
     method = args.method

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from gmskip_ros.calibration.run import Listener
-from gmskip_ros.calibration.search import Progress as SearchProgress
+from gmskip_ros.calibration.settings import Listener
+from gmskip_ros.calibration.settings import Progress as SearchProgress
 
 SEARCH_BARS = {'rounds', 'answers'}
 

@@ -166,8 +166,7 @@ def try_model(
     """
     from gmskip_ros.vlm import ModelLoadError
     from gmskip_ros.vlm import load as loading
-    from gmskip_ros.vlm.memory import memory_need
-    from gmskip_ros.vlm.weight_files import read_weight_files
+    from gmskip_ros.vlm.memory import memory_need, read_weight_files
 
     refusals: list[str] = []
     try:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from gmskip_ros.calibration.answering import GIB, Answerer, Ask, Pictures
+from gmskip_ros.calibration.answering import Answerer, Ask
 from gmskip_ros.calibration.distributed import Ranks
+from gmskip_ros.calibration.images import GIB, Pictures
 from gmskip_ros.vlm import Answer, CandidateAnswer, ImageFeatures, Timing
 
 PICTURE_BYTES = 4 * 100 * 8

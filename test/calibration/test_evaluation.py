@@ -10,10 +10,11 @@ from statistics import fmean
 
 import pytest
 
-from gmskip_ros.calibration.answering import Answerer, Pictures
+from gmskip_ros.calibration.answering import Answerer
 from gmskip_ros.calibration.distributed import Ranks
 from gmskip_ros.calibration.errors import CalibrationError
-from gmskip_ros.calibration.evaluation import Evaluator
+from gmskip_ros.calibration.images import Pictures
+from gmskip_ros.calibration.measuring import Evaluator
 from gmskip_ros.calibration.objective import make_objective, shuffled_images
 from gmskip_ros.calibration.questions import make_questions, task_settings
 from gmskip_ros.datasets import open_dataset, read_image, write_scenes

@@ -20,14 +20,10 @@ from calibration_helpers import (
 )
 
 from gmskip_ros.calibration.errors import CalibrationError
-from gmskip_ros.calibration.search import (
-    Progress,
-    Search,
-    SearchSettings,
-    SearchState,
-    deletion_order,
-    fixed_interval,
-)
+from gmskip_ros.calibration.methods.fixed import deletion_order, fixed_interval
+from gmskip_ros.calibration.methods.gm_skip import Search
+from gmskip_ros.calibration.settings import Progress, SearchSettings
+from gmskip_ros.calibration.trajectory import SearchState
 
 JOINT_METRICS = 'accuracy,set_precision,cider'
 OBJECTIVES = [

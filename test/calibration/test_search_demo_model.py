@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 from calibration_helpers import make_all_questions
 
-from gmskip_ros.calibration.answering import GIB, Answerer, Pictures
+from gmskip_ros.calibration.answering import Answerer
 from gmskip_ros.calibration.distributed import Ranks
+from gmskip_ros.calibration.images import GIB, Pictures
+from gmskip_ros.calibration.methods.gm_skip import Search
 from gmskip_ros.calibration.objective import make_objective
-from gmskip_ros.calibration.search import Search, SearchSettings, SearchState
+from gmskip_ros.calibration.settings import SearchSettings
+from gmskip_ros.calibration.trajectory import SearchState
 from gmskip_ros.datasets import open_dataset, write_scenes
 from gmskip_ros.tasks import LABEL_SETS, METRICS
 

@@ -10,11 +10,14 @@ from types import SimpleNamespace
 import pytest
 from tiny_models import make_tiny_model
 
-from gmskip_ros.calibration.answering import Answerer, Pictures
+from gmskip_ros.calibration.answering import Answerer
 from gmskip_ros.calibration.distributed import Ranks
+from gmskip_ros.calibration.images import Pictures
+from gmskip_ros.calibration.methods.gm_skip import Search
 from gmskip_ros.calibration.objective import make_objective
 from gmskip_ros.calibration.questions import TaskSettings, choose_question_samples, make_questions
-from gmskip_ros.calibration.search import Cell, Round, Search, SearchSettings
+from gmskip_ros.calibration.settings import SearchSettings
+from gmskip_ros.calibration.trajectory import Cell, Round
 from gmskip_ros.cli import main
 from gmskip_ros.cli.benchmark import difference, goals
 from gmskip_ros.datasets import open_dataset, sample_hash, write_scenes

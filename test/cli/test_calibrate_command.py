@@ -462,7 +462,7 @@ def test_a_full_model_that_scores_nothing_is_a_warning(gmskip, scenes, tmp_path,
     assert len(warning) == 1 and warning[0].startswith('gmskip: warning: the full model ')
     # Before the search, which may take hours.
     stopped = Mock(side_effect=CalibrationError('stopped'))
-    monkeypatch.setattr('gmskip_ros.calibration.search.Search.run_round', stopped)
+    monkeypatch.setattr('gmskip_ros.calibration.methods.gm_skip.Search.run_round', stopped)
     status, _, errors = gmskip(
         task='generic', dataset=tmp_path / 'questions.jsonl', max_new_tokens=2, rounds=1
     )

@@ -27,8 +27,8 @@ from calibrate_process import (
 )
 
 from gmskip_ros.calibration import checkpoint as checkpoint_module
-from gmskip_ros.calibration.run import CalibrationSettings, calibrate
-from gmskip_ros.calibration.search import SearchSettings
+from gmskip_ros.calibration.run import calibrate
+from gmskip_ros.calibration.settings import CalibrationSettings, SearchSettings
 from gmskip_ros.cli import main
 from gmskip_ros.datasets import open_dataset, write_scenes
 from gmskip_ros.files import write_atomically

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 from calibration_helpers import Table, random_table
 
-from gmskip_ros.calibration.search import Search, SearchSettings
+from gmskip_ros.calibration.methods.gm_skip import Search
+from gmskip_ros.calibration.settings import SearchSettings
 from gmskip_ros.cli import main
 from gmskip_ros.skipping import (
     Removal,

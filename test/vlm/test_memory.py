@@ -14,8 +14,13 @@ from torch.profiler import ProfilerActivity, profile
 from gmskip_ros.vlm import ModelLoadError, load_vlm, memory
 from gmskip_ros.vlm.decoder import KeyValueStore
 from gmskip_ros.vlm.load import find_local_folder, load_skeleton
-from gmskip_ros.vlm.memory import BYTES_PER_NUMBER, memory_need
-from gmskip_ros.vlm.weight_files import INDEX_FILE, SINGLE_FILE, read_weight_files
+from gmskip_ros.vlm.memory import (
+    BYTES_PER_NUMBER,
+    INDEX_FILE,
+    SINGLE_FILE,
+    memory_need,
+    read_weight_files,
+)
 
 PROMPT = 'What is the main object in this image? Answer with one word.'
 # The one of the largest grid, which LLaVA-NeXT and OneVision fill without padding.

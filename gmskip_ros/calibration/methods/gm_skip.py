@@ -7,135 +7,23 @@ its best possible score, with every picture not yet asked about answered perfect
 
 from __future__ import annotations
 
-import random
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 
 from gmskip_ros.calibration.answering import Answerer, Ask
 from gmskip_ros.calibration.errors import CalibrationError
+from gmskip_ros.calibration.methods.fixed import deletion_order
 from gmskip_ros.calibration.objective import Objective
+from gmskip_ros.calibration.settings import Progress, SearchSettings
+from gmskip_ros.calibration.trajectory import FULL, Cell, Known, Round, SearchState
 from gmskip_ros.skipping import meets_ratio
 from gmskip_ros.tasks.scoring import Score
 
-METHODS = ('gm-skip', 'one-shot', 'positional', 'random')
-TIE_ORDERS = ('backward', 'forward')  # of equally good blocks the deepest goes, or the shallowest
-STARTS = ('0', '2', 'end')  # of positional deletion: the paper's Figure 3
 # Pictures asked about at a time, between which the state may be saved: more and more of them. In a
 # race candidates are compared in between, for the first time after one: the hardest decide most.
 FIRST_CHUNK, FIRST_CHUNK_OF_RACE, LARGEST_CHUNK = 8, 1, 64
-FULL = -1  # the candidate that leaves nothing out
-
-
-@dataclass(frozen=True)
-class SearchSettings:
-    """What defines a search's result.
-
-    method: 'gm-skip'; 'one-shot' (blocks in the order of round 1's scores); 'positional' (from
-    `start` on, in the order of the blocks; 'end': backwards); 'random' (by `seed`). The search
-    stops when the best score falls below min_score_ratio x the full model's, at max_sparsity, after
-    `rounds`, and with one block left.
-    """
-
-    method: str = 'gm-skip'
-    tie_order: str = 'backward'
-    start: str = '0'
-    seed: int = 0
-    min_score_ratio: float = 1.0
-    max_sparsity: float = 0.9
-    rounds: int | None = None
-    abandon: bool = True
-
-    def __post_init__(self) -> None:
-        for name, value, known in (
-            ('method', self.method, METHODS),
-            ('tie order', self.tie_order, TIE_ORDERS),
-            ('start', self.start, STARTS),
-        ):
-            if value not in known:
-                raise CalibrationError(f'{name} {value!r} is unknown: use {", ".join(known)}')
-        if not 0 <= self.min_score_ratio < float('inf'):
-            raise CalibrationError(f'min score ratio {self.min_score_ratio} must be 0 or more')
-        if not 0 < self.max_sparsity <= 1:
-            raise CalibrationError(
-                f'max sparsity {self.max_sparsity} must be above 0 and at most 1'
-            )
-        if self.rounds is not None and self.rounds < 1:
-            raise CalibrationError(f'rounds {self.rounds} must be 1 or more')
-
-    def num_removals(self, num_blocks: int) -> int:
-        """Return how many blocks may be removed at most; at least one block stays."""
-        # 0.7 x 10 is a little less than 7 in floating point.
-        most = min(int(self.max_sparsity * num_blocks + 1e-9), num_blocks - 1)
-        return most if self.rounds is None else min(most, self.rounds)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """The score without one block; an upper bound of it, where the block was given up."""
-
-    block: int
-    score: Score
-    is_exact: bool
-
-
-@dataclass(frozen=True)
-class Round:
-    """One round: the block removed, the score without it, and every candidate's.
-
-    Where the search stopped, the block is None and the score is the best cell's, which may be an
-    upper bound.
-    """
-
-    removed: int | None
-    score: Score
-    cells: tuple[Cell, ...]
-    seconds: float
-    token_blocks: int
-
-
-@dataclass(frozen=True)
-class Known:
-    """What is known of one answer: what it adds to the score, and its tokens."""
-
-    contribution: Score
-    token_ids: tuple[int, ...]
-
-
-@dataclass
-class SearchState:
-    """All that a search needs to go on; saved as a checkpoint."""
-
-    full: list[Known] = field(default_factory=list)  # per item; empty before the full model ran
-    trunk: list[Known] = field(default_factory=list)  # per item, without the blocks removed so far
-    rounds: list[Round] = field(default_factory=list)
-    estimates: dict[int, Score] = field(default_factory=dict)  # last known score, per block
-    shortfall: list[float] = field(default_factory=list)  # per item, of round 1's candidates
-    # What is known in this round: candidate (or FULL) -> item -> answer.
-    answered: dict[int, dict[int, Known]] = field(default_factory=dict)
-    seconds: float = 0.0  # spent on this round so far
-    token_blocks: int = 0
-    stopped_by: str | None = None
-
-    @property
-    def removed(self) -> list[int]:
-        """The blocks removed so far, in order."""
-        return [one.removed for one in self.rounds if one.removed is not None]
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a search is: answers known of those that this round may need, and the best so far."""
-
-    round: int  # 0: the full model
-    most_rounds: int
-    candidates: int  # still in the race
-    done: int
-    total: int
-    best_block: int | None
-    best_score: float | None
 
 
 class Search:
@@ -436,33 +324,6 @@ class Search:
             best_block=best,
             best_score=None if best is None else float(scores[best]),
         )
-
-
-def deletion_order(settings: SearchSettings, num_blocks: int) -> list[int]:
-    """Return the order in which 'positional' and 'random' remove blocks, whatever they score."""
-    blocks = list(range(num_blocks))
-    if settings.method == 'random':
-        random.Random(f'deletion order {settings.seed}').shuffle(blocks)
-        return blocks
-    if settings.start == 'end':
-        return blocks[::-1]
-    start = int(settings.start)
-    return blocks[start:] + blocks[:start][::-1]
-
-
-def fixed_interval(num_blocks: int, interval: int) -> tuple[int, ...]:
-    """Return the blocks that Skip-MLLM's rule leaves out: 0 < i < L - 1 and i % interval == 0.
-
-    Raises CalibrationError for an interval that leaves out no block, or all inner ones.
-    """
-    if interval < 2:
-        raise CalibrationError(f'interval {interval} leaves out every inner block: use 2 or more')
-    blocks = tuple(i for i in range(1, num_blocks - 1) if i % interval == 0)
-    if not blocks:
-        raise CalibrationError(
-            f'interval {interval} leaves out none of {num_blocks} blocks: use a smaller one'
-        )
-    return blocks
 
 
 def _chunks(items: Sequence[int], first: int = FIRST_CHUNK) -> Iterator[Sequence[int]]:

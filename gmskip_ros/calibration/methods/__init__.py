@@ -1,0 +1,1 @@
+"""One file per method of choosing the blocks to skip."""
