@@ -30,7 +30,7 @@ import yaml
 DEADLINE_S = 150.0
 PRELOADED = [
     'gmskip_ros.cli.calibrate',
-    'gmskip_ros.cli.calibrate_progress',
+    'gmskip_ros.cli.progress',
     'gmskip_ros.calibration.run',
     'gmskip_ros.report.calibration_report',
     'gmskip_ros.vlm.load',

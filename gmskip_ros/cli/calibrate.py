@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shlex
 import signal
 import sys
@@ -23,6 +22,7 @@ from gmskip_ros.cli.dataset_options import (
     make_folder,
     task_options,
 )
+from gmskip_ros.cli.options import file_stem, split_list, split_numbers
 from gmskip_ros.errors import UserError
 from gmskip_ros.signals import StopSignals
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from gmskip_ros.calibration.distributed import Ranks
     from gmskip_ros.calibration.result import Calibration
     from gmskip_ros.calibration.settings import CalibrationSettings
-    from gmskip_ros.cli.calibrate_progress import ProgressBars
+    from gmskip_ros.cli.progress import ProgressBars
     from gmskip_ros.datasets import Dataset
     from gmskip_ros.vlm import Vlm
 
@@ -141,7 +141,7 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f'--seeds {args.seeds} must be at least 1')
 
         from gmskip_ros.calibration.distributed import RankLostError, Ranks
-        from gmskip_ros.cli.calibrate_progress import ProgressBars
+        from gmskip_ros.cli.progress import ProgressBars
         from gmskip_ros.vlm import Stopped
 
         ranks = Ranks(stop.is_set)
@@ -348,27 +348,6 @@ def make_settings(args: argparse.Namespace) -> CalibrationSettings:
         command='gmskip ' + shlex.join(args.arguments),
         **options,
     )
-
-
-def split_list(option: str, text: str) -> list[str]:
-    """Return the parts between commas, each once."""
-    parts = [part.strip() for part in text.split(',')]
-    if not all(parts) or len(set(parts)) < len(parts):
-        raise UserError(f'{option} {text!r}: give different names with commas between them')
-    return parts
-
-
-def split_numbers(option: str, text: str) -> list[int]:
-    """Return the whole numbers between commas."""
-    try:
-        return [int(part) for part in split_list(option, text)]
-    except ValueError:
-        raise UserError(f'{option} {text!r}: give whole numbers such as {INTERVALS}') from None
-
-
-def file_stem(*parts: str | None) -> str:
-    """Return a file name made of words, without its ending."""
-    return '_'.join(re.sub(r'\W+', '_', part) for part in parts if part is not None)
 
 
 if __name__ == '__main__':

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gmskip_ros.calibration.evaluate import INTERVALS, evaluate_all, without_calibration_pictures
-from gmskip_ros.cli.calibrate import split_list, split_numbers
 from gmskip_ros.cli.dataset_options import (
     add_dataset_options,
     add_model_options,
@@ -18,6 +17,7 @@ from gmskip_ros.cli.dataset_options import (
     make_folder,
     task_options,
 )
+from gmskip_ros.cli.options import split_list, split_numbers
 from gmskip_ros.errors import UserError
 from gmskip_ros.tasks import TASK_NAMES
 
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
 
     from gmskip_ros.calibration.distributed import Ranks
     from gmskip_ros.calibration.questions import task_settings
-    from gmskip_ros.cli.calibrate_progress import ProgressBars
+    from gmskip_ros.cli.progress import ProgressBars
     from gmskip_ros.datasets import open_dataset
 
     ranks = Ranks()

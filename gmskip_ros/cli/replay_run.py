@@ -27,8 +27,7 @@ from gmskip_ros.pipeline.pixels import rgb_to_jpeg
 from gmskip_ros.pipeline.replay import AnsweredFrame, Replay, ReplayError
 from gmskip_ros.pipeline.rows import FrameRow, json_line, row_from_values
 from gmskip_ros.report.formatting import machine_name
-from gmskip_ros.report.gallery import Gallery
-from gmskip_ros.report.replay_report import GalleryFrame, replay_tables
+from gmskip_ros.report.replay_report import Gallery, GalleryFrame, replay_tables
 from gmskip_ros.ros.result_bag import ResultBag, node_name
 from gmskip_ros.vlm import Stopped, Vlm, load_vlm
 

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from gmskip_ros.errors import UserError
 from gmskip_ros.files import remove_leftovers, write_atomically
 from gmskip_ros.pipeline.rows import FrameRow, csv_bytes
-from gmskip_ros.report.gallery import Gallery
-from gmskip_ros.report.replay_report import write_replay_report
+from gmskip_ros.report.replay_report import Gallery, write_replay_report
 
 if TYPE_CHECKING:
     from gmskip_ros.pipeline.settings import Settings

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from gmskip_ros.report.replay_pictures import (
     rolling_window,
 )
 from gmskip_ros.report.writing import render_html, write_files
+
+GALLERY_FRAMES = 40
 
 FIGURES_FORMAT = 'gmskip/replay-figures/1'
 MAX_ANSWER_CHARS = 4000  # of one answer in the gallery
@@ -405,3 +407,24 @@ def _facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:
         'gallery',
     )
     return col.flat_facts({name: value for name, value in run.items() if name not in told})
+
+
+@dataclass
+class Gallery:
+    """Pictures spread evenly over all disagreements, GALLERY_FRAMES of them at most."""
+
+    frames: list[GalleryFrame] = field(default_factory=list)
+    seen: int = 0
+    _every: int = 1
+
+    def wants_next(self) -> bool:
+        """Count one more disagreement; return whether its picture is to be added."""
+        self.seen += 1
+        return (self.seen - 1) % self._every == 0
+
+    def add(self, frame: GalleryFrame) -> None:
+        """Add the picture; where there are too many now, every other one goes."""
+        self.frames.append(frame)
+        if len(self.frames) > GALLERY_FRAMES:
+            self.frames = self.frames[::2]
+            self._every *= 2

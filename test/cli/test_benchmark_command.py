@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 from tiny_models import make_tiny_model
 
+from gmskip_ros.benchmarks.calibration import difference, goals
 from gmskip_ros.calibration.answering import Answerer
 from gmskip_ros.calibration.distributed import Ranks
 from gmskip_ros.calibration.images import Pictures
@@ -19,7 +20,6 @@ from gmskip_ros.calibration.questions import TaskSettings, choose_question_sampl
 from gmskip_ros.calibration.settings import SearchSettings
 from gmskip_ros.calibration.trajectory import Cell, Round
 from gmskip_ros.cli import main
-from gmskip_ros.cli.benchmark import difference, goals
 from gmskip_ros.datasets import open_dataset, sample_hash, write_scenes
 from gmskip_ros.vlm import Vlm, load_vlm
 

@@ -24,9 +24,14 @@ from rich.console import Console
 
 from gmskip_ros.pipeline.rows import FrameRow, csv_bytes
 from gmskip_ros.report import replay_pictures
-from gmskip_ros.report.gallery import GALLERY_FRAMES, Gallery
 from gmskip_ros.report.replay_figures import series_of
-from gmskip_ros.report.replay_report import GalleryFrame, replay_tables, write_replay_report
+from gmskip_ros.report.replay_report import (
+    GALLERY_FRAMES,
+    Gallery,
+    GalleryFrame,
+    replay_tables,
+    write_replay_report,
+)
 
 PHASES = ('preprocess', 'vision', 'prefill', 'decode', 'total')
 TWO = made_up.TASKS[:2]
