@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gmskip_ros.benchmarks.calibration import EXHAUSTIVE, WHOLE, measure
-from gmskip_ros.cli.dataset_options import add_model_options
-from gmskip_ros.cli.options import split_list
+from gmskip_ros.cli.options import add_model_options, split_list
 from gmskip_ros.errors import UserError
 from gmskip_ros.tasks import TASK_NAMES
 

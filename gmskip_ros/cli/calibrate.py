@@ -14,15 +14,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gmskip_ros.cli.dataset_options import (
+from gmskip_ros.cli.options import (
+    INTERVALS,
     add_dataset_options,
     add_model_options,
     add_task_options,
+    file_stem,
     load_model,
     make_folder,
+    split_list,
+    split_numbers,
     task_options,
 )
-from gmskip_ros.cli.options import file_stem, split_list, split_numbers
 from gmskip_ros.errors import UserError
 from gmskip_ros.signals import StopSignals
 
@@ -37,7 +40,6 @@ if TYPE_CHECKING:
 METHODS = ('gm-skip', 'one-shot', 'positional', 'random', 'fixed-interval')
 TIE_ORDERS = ('backward', 'forward')
 STARTS = ('0', '2', 'end')
-INTERVALS = '3,4,6,7,10'
 # Options that only some methods have: option -> methods.
 ONLY_FOR = {
     'tie_order': ('gm-skip', 'one-shot'),

@@ -24,7 +24,7 @@ from gmskip_ros.cli.live_run import (
     start_camera,
     start_node,
 )
-from gmskip_ros.cli.option_types import positive_float, positive_int
+from gmskip_ros.cli.options import positive_float, positive_int
 from gmskip_ros.files import write_atomically
 from gmskip_ros.signals import Interrupted, StopRequest
 

@@ -8,28 +8,18 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from gmskip_ros.doctor.examination import Check, examine
 from gmskip_ros.tasks import TASK_NAMES
 
 if TYPE_CHECKING:
-    from gmskip_ros.cli.doctor_setup import Finding, Setup
+    from gmskip_ros.doctor.setup import Setup
 
 EXIT_STATUS = {'OK': 0, 'WARN': 1, 'FAIL': 2}
 COLOURS = {'OK': '32', 'WARN': '33', 'FAIL': '31'}
 MAX_SIDE = 16_384  # pixels
-
-
-@dataclass(frozen=True)
-class Check:
-    """A finding with the name of the check that made it."""
-
-    name: str
-    level: str
-    message: str
-    remedy: str
 
 
 def add_parser(subparsers: Any) -> None:
@@ -109,7 +99,7 @@ def _seconds(text: str) -> float:
 
 def run(args: argparse.Namespace) -> int:
     """Make every check, print the lines or one JSON object, and return the exit status."""
-    from gmskip_ros.cli.doctor_setup import worst_level
+    from gmskip_ros.doctor.setup import worst_level
 
     # A trial's processes end with this one, also at SIGTERM.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -132,7 +122,7 @@ def make_setup(args: argparse.Namespace) -> tuple[Setup, list[str]]:
 
     Such a parameter has its default meanwhile.
     """
-    from gmskip_ros.cli.doctor_setup import Setup
+    from gmskip_ros.doctor.setup import Setup
     from gmskip_ros.pipeline.settings import SPECS, ParameterError, settings_from, values_from_file
 
     problems, values = [], {}
@@ -161,61 +151,6 @@ def make_setup(args: argparse.Namespace) -> tuple[Setup, list[str]]:
         Setup(settings_from(values), width, height, not args.no_ros, args.timeout_sec),
         problems,
     )
-
-
-def examine(
-    setup: Setup, problems: list[str], on_check: Callable[[str], None] = lambda name: None
-) -> Iterator[Check]:
-    """Yield the checks' findings, each as soon as it is made; `on_check` is told the next name."""
-    from gmskip_ros.cli.doctor_setup import Finding, ok
-
-    if problems:
-        remedy = 'correct them; the checks below take their defaults'
-        yield Check('parameters', 'FAIL', '; '.join(problems), remedy)
-    else:
-        yield Check('parameters', **asdict(ok(_described(setup))))
-    for name, check in checks_of(setup):
-        on_check(name)
-        try:
-            finding = check(setup)
-        except Exception as error:  # a check that breaks is one line, too, and not the last
-            what = ' '.join(f'{type(error).__name__}: {error}'.split())
-            finding = Finding('FAIL', f'the check itself failed: {what}', 'please report this')
-        on_check('')
-        yield Check(name, **asdict(finding))
-
-
-def checks_of(setup: Setup) -> list[tuple[str, Callable[[Setup], Finding]]]:
-    """Return the checks by name, in the order in which what they find is best put right."""
-    from gmskip_ros.cli import doctor_model, doctor_ros
-
-    python = [('python', doctor_ros.check_python)]
-    ros = [
-        ('rclpy', doctor_ros.check_rclpy),
-        ('cv_bridge', doctor_ros.check_cv_bridge),
-        ('dds', doctor_ros.check_dds),
-        ('kernel', doctor_ros.check_kernel),
-        ('executables', doctor_ros.check_executables),
-    ]
-    model = [
-        ('engine', doctor_model.check_engine),
-        ('gpu', doctor_model.check_gpu),
-        ('model', doctor_model.check_model),
-        ('memory', doctor_model.check_memory),
-        ('skip_lists', doctor_model.check_skip_lists),
-    ]
-    return [*python, *(ros if setup.with_ros else ()), *model]
-
-
-def _described(setup: Setup) -> str:
-    settings = setup.settings
-    text = f'model {settings.model}, device {settings.device}, dtype {settings.dtype}'
-    if setup.with_ros:
-        text += (
-            f', {settings.image_transport} images of {setup.width}x{setup.height}, '
-            f'{settings.input_reliability}'
-        )
-    return text
 
 
 def as_line(check: Check, in_colours: bool = False) -> str:

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gmskip_ros.calibration.evaluate import INTERVALS, evaluate_all, without_calibration_pictures
-from gmskip_ros.cli.dataset_options import (
+from gmskip_ros.cli.options import (
     add_dataset_options,
     add_model_options,
     add_task_options,
     load_model,
     make_folder,
+    split_list,
+    split_numbers,
     task_options,
 )
-from gmskip_ros.cli.options import split_list, split_numbers
 from gmskip_ros.errors import UserError
 from gmskip_ros.tasks import TASK_NAMES
 

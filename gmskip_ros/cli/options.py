@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from gmskip_ros.cli.calibrate import INTERVALS
 from gmskip_ros.errors import UserError
+from gmskip_ros.tasks import TASK_NAMES
+
+if TYPE_CHECKING:
+    from gmskip_ros.calibration.distributed import Ranks
+    from gmskip_ros.vlm import Vlm
+
+INTERVALS = '3,4,6,7,10'
+
+TASKS = (*TASK_NAMES, 'generic', 'joint')
 
 
 def split_list(option: str, text: str) -> list[str]:
@@ -27,3 +39,149 @@ def split_numbers(option: str, text: str) -> list[int]:
 def file_stem(*parts: str | None) -> str:
     """Return a file name made of words, without its ending."""
     return '_'.join(re.sub(r'\W+', '_', part) for part in parts if part is not None)
+
+
+def positive_int(text: str) -> int:
+    """Return a whole number of at least 1."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number of at least 1')
+    return int(text)
+
+
+def positive_float(text: str) -> float:
+    """Return a number above 0 and below a million."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a number above 0')
+    return value
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add which model answers, on what, and how much at once."""
+    parser.add_argument('--model', default='demo', help="'demo' (default), a folder or a hub id")
+    parser.add_argument('--device', default='auto', help='auto (default), cpu or cuda:N')
+    parser.add_argument(
+        '--dtype', default='auto', help='auto (default), float32, float16 or bfloat16'
+    )
+    parser.add_argument(
+        '--batch-size',
+        type=int,
+        default=256,
+        metavar='N',
+        help='sequences that go through a block together, at most (default: 256)',
+    )
+    parser.add_argument(
+        '--memory-gib',
+        type=float,
+        default=4.0,
+        metavar='G',
+        help='memory for pictures, and again for a batch; less is slower (default: 4)',
+    )
+    parser.add_argument('--no-progress', action='store_true', help='no progress bar')
+
+
+def add_dataset_options(parser: argparse.ArgumentParser) -> None:
+    """Add which pictures are asked about."""
+    parser.add_argument(
+        '--dataset',
+        required=True,
+        metavar='DIR',
+        help="COCO's or CODA's folder, or a .jsonl file of questions",
+    )
+    parser.add_argument('--split', help='of the dataset, where it has several')
+    parser.add_argument(
+        '--captions',
+        metavar='FILE',
+        help="another captions file, Karpathy's dataset_coco.json, or the folder CODA-LM",
+    )
+    parser.add_argument(
+        '--images',
+        type=int,
+        default=1000,
+        metavar='N',
+        help='pictures, at most (default: 1000); with a target, as many without it are added',
+    )
+    parser.add_argument(
+        '--seed', type=int, default=0, metavar='S', help='chooses the pictures (default: 0)'
+    )
+
+
+def add_task_options(parser: argparse.ArgumentParser) -> None:
+    """Add what is asked, and how answers are scored; --target is the command's own."""
+    parser.add_argument(
+        '--task',
+        required=True,
+        choices=TASKS,
+        help="'generic': the questions of a .jsonl file; 'joint': all three tasks at once",
+    )
+    parser.add_argument(
+        '--metric',
+        help="the score (default: the task's first); several tasks: theirs, with commas between",
+    )
+    parser.add_argument(
+        '--labels', metavar='car,bus', help="a set's name, or labels (default: the dataset's own)"
+    )
+    parser.add_argument(
+        '--synonyms', action='store_true', help='take other words for a label as that label'
+    )
+    parser.add_argument('--prompt', help="a question of your own (default: the task's)")
+    parser.add_argument(
+        '--max-new-tokens', type=int, metavar='N', help="of an answer (default: the task's own)"
+    )
+
+
+def task_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return prompt, labels, synonyms and max_new_tokens as calibration's settings take them.
+
+    Raises UserError for options that the task has no use for.
+    """
+    if args.task == 'joint' and (args.prompt, args.max_new_tokens) != (None, None):
+        raise UserError(
+            '--prompt and --max-new-tokens are for one task: leave them out with --task joint'
+        )
+    if args.task in ('generic', 'captioning') and (args.labels is not None or args.synonyms):
+        raise UserError(
+            f'--labels and --synonyms are for tasks with labels: leave them out with {args.task}'
+        )
+    for name, value in (('--images', args.images), ('--batch-size', args.batch_size)):
+        if value < 1:
+            raise UserError(f'{name} {value} must be at least 1')
+    if not 0 < args.memory_gib < float('inf'):
+        raise UserError(f'--memory-gib {args.memory_gib:g} must be a number above 0')
+    if args.target is not None and args.task != 'single_object':
+        raise UserError(f'--target is for --task single_object: leave it out with {args.task}')
+    if args.max_new_tokens is not None and args.max_new_tokens < 1:
+        raise UserError(f'--max-new-tokens {args.max_new_tokens} must be at least 1')
+    labels = None if args.labels is None else args.labels.split(',')
+    return {
+        'prompt': args.prompt,
+        'labels': labels and tuple(label.strip() for label in labels),
+        'synonyms': args.synonyms,
+        'max_new_tokens': args.max_new_tokens,
+    }
+
+
+def make_folder(folder: Path) -> Path:
+    """Make the folder of --out, or one below it, and return it. Raises UserError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'--out {folder}: {error.strerror}: give another folder') from error
+    return folder
+
+
+def load_model(args: argparse.Namespace, ranks: Ranks, on_progress: Callable[[str], None]) -> Vlm:
+    """Return the model, on this process's own GPU where there are several, with all connected."""
+    from gmskip_ros.vlm import load_vlm
+
+    device = args.device
+    if device == 'auto' and ranks.world_size > 1:
+        import torch
+
+        device = f'cuda:{ranks.local_rank}' if torch.cuda.is_available() else 'cpu'
+    vlm = load_vlm(args.model, device, args.dtype, on_progress)
+    ranks.connect(vlm.device)
+    return vlm

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gmskip_ros.cli.live_processes import LiveRunError
-from gmskip_ros.cli.option_types import positive_float
+from gmskip_ros.cli.options import positive_float
 from gmskip_ros.errors import UserError
 from gmskip_ros.signals import Interrupted, StopRequest
 

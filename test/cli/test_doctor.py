@@ -17,10 +17,12 @@ import pytest
 from ros_process import ros_env
 from tiny_models import make_tiny_model
 
-from gmskip_ros.cli import doctor, doctor_model, doctor_ros, doctor_setup, doctor_trials
-from gmskip_ros.cli.doctor_processes import REPORT_VARIABLE, Trial, run_program
-from gmskip_ros.cli.doctor_setup import Finding, Setup, ok
+from gmskip_ros.cli import doctor
 from gmskip_ros.cli.main import build_parser, main
+from gmskip_ros.doctor import examination, model_checks, ros_checks, trials
+from gmskip_ros.doctor import setup as doctor_setup
+from gmskip_ros.doctor.processes import REPORT_VARIABLE, Trial, run_program
+from gmskip_ros.doctor.setup import Finding, Setup, ok
 from gmskip_ros.pipeline.settings import settings_from
 
 ROOT = Path(__file__).parents[2]
@@ -132,7 +134,7 @@ def some_checks(*findings: Finding | Exception):
     ids=['ok', 'warnings', 'failures', 'a check that breaks'],
 )
 def test_one_line_a_check_and_a_status(findings, status, verdict, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(doctor, 'checks_of', some_checks(*findings))
+    monkeypatch.setattr(examination, 'checks_of', some_checks(*findings))
     assert main(['doctor']) == status
     printed = capsys.readouterr()
     lines = printed.out.splitlines()
@@ -156,16 +158,16 @@ def test_a_terminal_is_told_what_is_looked_at() -> None:
         progress('')
     assert 'looking at dds' in terminal.getvalue() and terminal.getvalue().endswith('\x1b[K')
     assert pipe.getvalue() == ''
-    assert '\x1b[33mWARN' in doctor.as_line(doctor.Check('gpu', 'WARN', 'w', 'do'), True)
+    assert '\x1b[33mWARN' in doctor.as_line(examination.Check('gpu', 'WARN', 'w', 'do'), True)
 
 
 def test_without_ros_nothing_of_it_is_looked_at() -> None:
     args = build_parser().parse_args(['doctor', '--no-ros'])
     setup, problems = doctor.make_setup(args)
     assert problems == []
-    names = [name for name, _ in doctor.checks_of(setup)]
+    names = [name for name, _ in examination.checks_of(setup)]
     assert names == ['python', 'engine', 'gpu', 'model', 'memory', 'skip_lists']
-    expect(doctor_ros.check_python(setup), 'OK')
+    expect(ros_checks.check_python(setup), 'OK')
     assert 'rclpy' not in setup.__dict__  # not even tried
 
 
@@ -206,7 +208,7 @@ def test_options_stand_above_the_parameter_file(tmp_path) -> None:
 
 
 def test_parameters_that_the_node_refuses_are_named(tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(doctor, 'checks_of', some_checks(ok('fine')))
+    monkeypatch.setattr(examination, 'checks_of', some_checks(ok('fine')))
     path = tmp_path / 'node.yaml'
     path.write_text('/**:\n  ros__parameters:\n    rate_hz: fast\n')
     assert main(['doctor', '--params-file', str(path), '--device', 'tpu']) == 2
@@ -279,17 +281,17 @@ def test_what_is_too_slow_needs_time_and_nothing_else(workspace, bare_python, do
         model=late,
     )
     for check, examined in (
-        (doctor_ros.check_rclpy, setup),
-        (doctor_ros.check_cv_bridge, setup),
-        (doctor_ros.check_executables, setup),
-        (doctor_model.check_engine, setup),
-        (doctor_ros.check_dds, reached),
-        (doctor_model.check_gpu, reached),
-        (doctor_model.check_model, reached),
+        (ros_checks.check_rclpy, setup),
+        (ros_checks.check_cv_bridge, setup),
+        (ros_checks.check_executables, setup),
+        (model_checks.check_engine, setup),
+        (ros_checks.check_dds, reached),
+        (model_checks.check_gpu, reached),
+        (model_checks.check_model, reached),
     ):
         finding = check(examined)
         expect(finding, 'FAIL', 'no end within')
-        assert finding.remedy == doctor_setup.TOO_SLOW, finding
+        assert finding.remedy == setup.TOO_SLOW, finding
 
 
 def test_a_doctor_that_is_terminated_ends_its_trials(tmp_path, stub) -> None:
@@ -328,58 +330,58 @@ def test_a_program_that_is_not_there() -> None:
 
 
 def another_distribution() -> str:
-    pythons = doctor_ros.DISTRIBUTION_PYTHONS
+    pythons = ros_checks.DISTRIBUTION_PYTHONS
     return next(name for name in pythons if pythons[name] != sys.version_info[:2])
 
 
 def test_python_against_the_distribution(monkeypatch, stub) -> None:
     monkeypatch.delenv('ROS_DISTRO', raising=False)
     setup = make_setup()
-    expect(doctor_ros.check_python(setup), 'OK', 'rclpy is there')
-    expect(doctor_ros.check_rclpy(setup), 'OK', 'with the message packages')
+    expect(ros_checks.check_python(setup), 'OK', 'rclpy is there')
+    expect(ros_checks.check_rclpy(setup), 'OK', 'with the message packages')
     monkeypatch.setenv('ROS_DISTRO', another_distribution())
-    expect(doctor_ros.check_python(setup), 'WARN', 'is built for 3.', remedy='wheels')
+    expect(ros_checks.check_python(setup), 'WARN', 'is built for 3.', remedy='wheels')
     monkeypatch.setenv('ROS_DISTRO', 'rolling')
-    expect(doctor_ros.check_python(setup), 'WARN', 'Rolling has not been tried', remedy='Jazzy')
+    expect(ros_checks.check_python(setup), 'WARN', 'Rolling has not been tried', remedy='Jazzy')
     mine = {'mine': sys.version_info[:2]}
-    monkeypatch.setattr(doctor_ros, 'DISTRIBUTION_PYTHONS', mine)
+    monkeypatch.setattr(ros_checks, 'DISTRIBUTION_PYTHONS', mine)
     monkeypatch.setenv('ROS_DISTRO', 'mine')
-    expect(doctor_ros.check_python(setup), 'OK', "ROS 2 Mine's")
+    expect(ros_checks.check_python(setup), 'OK', "ROS 2 Mine's")
 
 
 def test_no_rclpy_for_this_python(monkeypatch, stub) -> None:
     stub(rclpy="raise ImportError('_rclpy_pybind11.cpython-310.so: no such file')")
     setup = make_setup()
     monkeypatch.setenv('ROS_DISTRO', another_distribution())
-    expect(doctor_ros.check_python(setup), 'FAIL', 'is built for', remedy='--system-site-packages')
-    expect(doctor_ros.check_rclpy(setup), 'FAIL', 'cpython-310.so', remedy='sudo apt install ros-')
-    expect(doctor_ros.check_dds(setup), 'FAIL', 'see rclpy', remedy='first')
+    expect(ros_checks.check_python(setup), 'FAIL', 'is built for', remedy='--system-site-packages')
+    expect(ros_checks.check_rclpy(setup), 'FAIL', 'cpython-310.so', remedy='sudo apt install ros-')
+    expect(ros_checks.check_dds(setup), 'FAIL', 'see rclpy', remedy='first')
     monkeypatch.delenv('ROS_DISTRO')
-    expect(doctor_ros.check_python(setup), 'FAIL', 'no ROS 2', remedy='source /opt/ros/')
-    expect(doctor_ros.check_rclpy(setup), 'FAIL', remedy='source /opt/ros/')
+    expect(ros_checks.check_python(setup), 'FAIL', 'no ROS 2', remedy='source /opt/ros/')
+    expect(ros_checks.check_rclpy(setup), 'FAIL', remedy='source /opt/ros/')
 
 
 def test_missing_message_packages_are_named(monkeypatch, stub) -> None:
     monkeypatch.setenv('ROS_DISTRO', 'humble')
     stub(std_srvs='raise ModuleNotFoundError("No module named \'std_srvs\'")')
-    finding = doctor_ros.check_rclpy(make_setup())
+    finding = ros_checks.check_rclpy(make_setup())
     expect(finding, 'FAIL', 'std_srvs', remedy='sudo apt install ros-humble-std-srvs')
 
 
 def test_an_rclpy_that_crashes_or_hangs_is_one_line(stub, domain) -> None:
     stub(rclpy='import os; os.abort()')
-    expect(doctor_ros.check_rclpy(make_setup()), 'FAIL', 'SIGABRT', remedy=' ')
+    expect(ros_checks.check_rclpy(make_setup()), 'FAIL', 'SIGABRT', remedy=' ')
     stub(rclpy='import time; time.sleep(1000)')
     setup = make_setup(timeout_s=1)
-    expect(doctor_ros.check_rclpy(setup), 'FAIL', 'no end within', remedy='--timeout-sec')
-    expect(doctor_ros.check_python(setup), 'OK', 'rclpy is there')  # it is not Python's fault
+    expect(ros_checks.check_rclpy(setup), 'FAIL', 'no end within', remedy='--timeout-sec')
+    expect(ros_checks.check_python(setup), 'OK', 'rclpy is there')  # it is not Python's fault
 
 
 # --- cv_bridge ---
 
 
 def test_cv_bridge_comes_through() -> None:
-    finding = doctor_ros.check_cv_bridge(make_setup())
+    finding = ros_checks.check_cv_bridge(make_setup())
     expect(finding, 'OK', 'NumPy ', 'OpenCV ', 'cv_bridge ')
 
 
@@ -394,10 +396,10 @@ def test_cv_bridge_comes_through() -> None:
 )
 def test_a_cv_bridge_for_another_numpy(text, says, stub) -> None:
     stub(numpy="__version__ = '2.1.3'", cv2="__version__ = '4.6.0'", cv_bridge=text)
-    finding = doctor_ros.check_cv_bridge(make_setup())
+    finding = ros_checks.check_cv_bridge(make_setup())
     expect(finding, 'FAIL', 'NumPy 2.1.3', 'OpenCV 4.6.0', says, remedy='numpy<2')
     stub(numpy="__version__ = '1.26.4'")
-    expect(doctor_ros.check_cv_bridge(make_setup()), 'FAIL', says, remedy='cv-bridge')
+    expect(ros_checks.check_cv_bridge(make_setup()), 'FAIL', says, remedy='cv-bridge')
 
 
 def test_a_cv_bridge_that_changes_pixels(stub) -> None:
@@ -412,16 +414,16 @@ class CvBridge(cv_bridge.CvBridge):
 cv_bridge.CvBridge = CvBridge
 """
     )
-    finding = doctor_ros.check_cv_bridge(make_setup())
+    finding = ros_checks.check_cv_bridge(make_setup())
     expect(finding, 'FAIL', 'the pixels of an rgb8 image came out wrong', remedy=' ')
 
 
 def test_no_cv_bridge(stub, monkeypatch) -> None:
     monkeypatch.setenv('ROS_DISTRO', 'jazzy')
     stub(cv_bridge='raise ModuleNotFoundError("No module named \'cv_bridge\'")')
-    expect(doctor_ros.check_cv_bridge(make_setup()), 'FAIL', remedy='ros-jazzy-cv-bridge')
+    expect(ros_checks.check_cv_bridge(make_setup()), 'FAIL', remedy='ros-jazzy-cv-bridge')
     stub(cv2='raise ModuleNotFoundError("No module named \'cv2\'")')
-    expect(doctor_ros.check_cv_bridge(make_setup()), 'FAIL', remedy='python3-opencv')
+    expect(ros_checks.check_cv_bridge(make_setup()), 'FAIL', remedy='python3-opencv')
 
 
 # --- DDS ---
@@ -454,7 +456,7 @@ def profile(tmp_path, monkeypatch, domain):
 
 def test_frames_that_are_lost(profile) -> None:
     profile(TOO_SMALL)
-    finding = doctor_ros.check_dds(make_setup(1920, 1080))
+    finding = ros_checks.check_dds(make_setup(1920, 1080))
     assert finding.level in ('WARN', 'FAIL')
     expect(finding, finding.level, 'of 20 raw 1920x1080 frames (6.2 MB, best_effort) arrived')
     expect(finding, finding.level, remedy='/dev/shm')
@@ -463,7 +465,7 @@ def test_frames_that_are_lost(profile) -> None:
 
 def test_processes_that_do_not_hear_each_other(profile) -> None:
     profile(NO_NETWORK)
-    finding = doctor_ros.check_dds(make_setup(timeout_s=6))
+    finding = ros_checks.check_dds(make_setup(timeout_s=6))
     expect(finding, 'FAIL', 'do not hear each other', remedy='ROS_DOMAIN_ID')
 
 
@@ -471,15 +473,15 @@ def test_a_middleware_that_is_not_installed(domain, monkeypatch) -> None:
     monkeypatch.setenv('RMW_IMPLEMENTATION', 'rmw_cyclonedds_cpp')
     monkeypatch.setenv('ROS_DISTRO', 'jazzy')
     setup = make_setup()
-    assert doctor_ros.check_python(setup).level in ('OK', 'WARN')  # it is not Python's fault
-    finding = doctor_ros.check_rclpy(setup)
+    assert ros_checks.check_python(setup).level in ('OK', 'WARN')  # it is not Python's fault
+    finding = ros_checks.check_rclpy(setup)
     expect(finding, 'FAIL', 'rmw_cyclonedds_cpp', remedy='ros-jazzy-rmw-cyclonedds-cpp')
-    expect(doctor_ros.check_dds(setup), 'FAIL', 'see rclpy', remedy='first')
+    expect(ros_checks.check_dds(setup), 'FAIL', 'see rclpy', remedy='first')
 
 
 def test_a_domain_that_is_no_number(domain, monkeypatch) -> None:
     monkeypatch.setenv('ROS_DOMAIN_ID', 'mine')
-    finding = doctor_ros.check_dds(make_setup())
+    finding = ros_checks.check_dds(make_setup())
     expect(finding, 'FAIL', 'ROS_DOMAIN_ID is not an integral number', remedy='ROS_DOMAIN_ID')
 
 
@@ -515,7 +517,7 @@ def test_the_verdict_on_frames(domain, changes, level, says, remedy) -> None:
         rclpy=Trial({'loaded': True, 'missing': {}}, ''),
         dds=Trial({**ROUND_TRIP, **changes}, ''),
     )
-    expect(doctor_ros.check_dds(setup), level, says, remedy=remedy)
+    expect(ros_checks.check_dds(setup), level, says, remedy=remedy)
 
 
 def test_frames_that_are_lost_whatever_is_done(domain) -> None:
@@ -524,7 +526,7 @@ def test_frames_that_are_lost_whatever_is_done(domain) -> None:
         rclpy=Trial({'loaded': True, 'missing': {}}, ''),
         dds=Trial({**ROUND_TRIP, 'arrived': 19, 'middleware': 'rmw_zenoh_cpp'}, ''),
     )
-    expect(doctor_ros.check_dds(setup), 'WARN', '19 of 20 compressed', remedy='smaller frames')
+    expect(ros_checks.check_dds(setup), 'WARN', '19 of 20 compressed', remedy='smaller frames')
 
 
 def test_a_profile_that_is_not_there(domain, monkeypatch) -> None:
@@ -532,7 +534,7 @@ def test_a_profile_that_is_not_there(domain, monkeypatch) -> None:
     setup = with_trials(
         make_setup(), rclpy=Trial({'loaded': True, 'missing': {}}, ''), dds=Trial(ROUND_TRIP, '')
     )
-    finding = doctor_ros.check_dds(setup)
+    finding = ros_checks.check_dds(setup)
     expect(finding, 'WARN', '/no/such/profile.xml', remedy='FASTRTPS_DEFAULT_PROFILES_FILE')
 
 
@@ -559,7 +561,7 @@ def kernel_setup(middleware: str = 'rmw_cyclonedds_cpp', **values) -> Setup:
 
 
 def test_receive_buffers(tmp_path, domain) -> None:
-    line = doctor_ros.SYSCTL
+    line = ros_checks.SYSCTL
     assert line in (ROOT / 'README.md').read_text()
     values = {word.split('=')[0]: int(word.split('=')[1]) for word in line.split() if '=' in word}
     advised = [
@@ -567,7 +569,7 @@ def test_receive_buffers(tmp_path, domain) -> None:
         for name in ('core.rmem_max', 'ipv4.ipfrag_time', 'ipv4.ipfrag_high_thresh')
     ]
     setup = kernel_setup()
-    check = doctor_ros.check_kernel
+    check = ros_checks.check_kernel
     expect(check(setup, proc_sys(tmp_path, *advised)), 'OK', 'net.core.rmem_max 2147483647')
     usual = proc_sys(tmp_path, 212_992, 30, 4 << 20)
     expect(check(setup, usual), 'WARN', '212992, 6220800 are needed', '30 s', remedy=line)
@@ -579,11 +581,11 @@ def test_receive_buffers(tmp_path, domain) -> None:
 def test_shared_memory_needs_no_receive_buffers(tmp_path, domain, monkeypatch) -> None:
     usual = proc_sys(tmp_path, 212_992, 30, 4 << 20)
     setup = kernel_setup('rmw_fastrtps_cpp')
-    expect(doctor_ros.check_kernel(setup, usual), 'WARN', remedy='sysctl')
+    expect(ros_checks.check_kernel(setup, usual), 'WARN', remedy='sysctl')
     for name, value in ros_env().items():  # the shipped profile
         monkeypatch.setenv(name, value)
-    expect(doctor_ros.check_kernel(setup, usual), 'OK', 'shared memory only')
-    expect(doctor_ros.check_kernel(kernel_setup(), usual), 'WARN', remedy='sysctl')
+    expect(ros_checks.check_kernel(setup, usual), 'OK', 'shared memory only')
+    expect(ros_checks.check_kernel(kernel_setup(), usual), 'WARN', remedy='sysctl')
 
 
 # --- executables ---
@@ -618,7 +620,7 @@ def bare_python(tmp_path) -> Path:
 
 def test_executables_run_under_an_interpreter_with_torch(workspace, bare_python, stub) -> None:
     stub(torch='', transformers='', rclpy='', gmskip_ros='')
-    finding = doctor_ros.check_executables(workspace(f'#!{bare_python}'))
+    finding = ros_checks.check_executables(workspace(f'#!{bare_python}'))
     expect(finding, 'OK', 'dual_vlm_node, image_player', str(bare_python))
 
 
@@ -628,7 +630,7 @@ def test_executables_under_this_interpreter_without_ros(workspace) -> None:
         rclpy=Trial({}, 'ImportError: no'),
         torch=Trial({'torch': '2.9', 'transformers': '5.12'}, ''),
     )
-    finding = doctor_ros.check_executables(setup)
+    finding = ros_checks.check_executables(setup)
     expect(finding, 'FAIL', 'could not import rclpy (see', remedy='put that right first')
 
 
@@ -640,7 +642,7 @@ def test_executables_under_another_interpreter(workspace, bare_python, monkeypat
     ]
     monkeypatch.setenv('PATH', f'{bare_python.parent}:{os.environ["PATH"]}')
     for head in heads:
-        finding = doctor_ros.check_executables(workspace(head))
+        finding = ros_checks.check_executables(workspace(head))
         expect(finding, 'FAIL', str(bare_python), 'torch, transformers', remedy='On a vehicle')
         assert 'dual_vlm_node, image_player' in finding.message
 
@@ -654,19 +656,19 @@ def test_executables_under_another_interpreter(workspace, bare_python, monkeypat
     ],
 )
 def test_executables_that_cannot_run(workspace, head, says) -> None:
-    expect(doctor_ros.check_executables(workspace(head)), 'FAIL', says, remedy='On a vehicle')
+    expect(ros_checks.check_executables(workspace(head)), 'FAIL', says, remedy='On a vehicle')
 
 
 def test_a_library_that_crashes_on_import_is_named(workspace, bare_python, stub) -> None:
     stub(torch='', transformers='import os; os.abort()')
-    finding = doctor_ros.check_executables(workspace(f'#!{bare_python}'))
+    finding = ros_checks.check_executables(workspace(f'#!{bare_python}'))
     expect(finding, 'FAIL', 'at import transformers: crashed with SIGABRT', remedy='On a vehicle')
 
 
 def test_nothing_is_installed(workspace, monkeypatch) -> None:
     setup = workspace('')
     monkeypatch.delenv('AMENT_PREFIX_PATH')
-    finding = doctor_ros.check_executables(setup)
+    finding = ros_checks.check_executables(setup)
     expect(finding, 'FAIL', 'not installed: dual_vlm_node, image_player', remedy='colcon build')
 
 
@@ -676,7 +678,7 @@ def test_executables_that_ros2_run_does_not_find(workspace, bare_python, stub, m
     for name in ('dual_vlm_node', 'image_player'):
         Path(sys.executable).with_name(name).write_text(f'#!{bare_python}\n')
     monkeypatch.setenv('AMENT_PREFIX_PATH', '/opt/ros/nowhere')
-    expect(doctor_ros.check_executables(setup), 'WARN', 'ros2 launch', remedy='colcon build')
+    expect(ros_checks.check_executables(setup), 'WARN', 'ros2 launch', remedy='colcon build')
 
 
 # --- PyTorch and the GPU ---
@@ -726,18 +728,18 @@ def torch_stub(tmp_path, stub, monkeypatch):
 def test_a_gpu_that_computes(torch_stub) -> None:
     torch_stub(gpus=2, driver='570.86.15')
     setup = make_setup(model='/some/model', device='cuda:1')
-    expect(doctor_model.check_gpu(setup), 'OK', 'NVIDIA Model B', '570.86.15', '12.8')
-    expect(doctor_model.check_engine(setup), 'OK', 'torch 2.9.0+cu128; transformers 5.12.1')
+    expect(model_checks.check_gpu(setup), 'OK', 'NVIDIA Model B', '570.86.15', '12.8')
+    expect(model_checks.check_engine(setup), 'OK', 'torch 2.9.0+cu128; transformers 5.12.1')
     assert setup.torch['free_bytes'] == 20 << 30
 
 
 def test_a_gpu_for_which_pytorch_has_no_kernels(torch_stub) -> None:
     said = 'CUDA error: no kernel image is available for execution on the device'
     torch_stub(matmul=f'raise RuntimeError({said!r})', driver='570.86.15')
-    finding = doctor_model.check_gpu(make_setup())
+    finding = model_checks.check_gpu(make_setup())
     expect(finding, 'FAIL', 'no kernel image', remedy='compute capability 12.0')
     torch_stub(matmul='import os; os.abort()', driver='570.86.15')
-    expect(doctor_model.check_gpu(make_setup()), 'FAIL', 'SIGABRT', remedy='nvidia-smi')
+    expect(model_checks.check_gpu(make_setup()), 'FAIL', 'SIGABRT', remedy='nvidia-smi')
 
 
 @pytest.mark.parametrize(
@@ -755,29 +757,29 @@ def test_a_gpu_for_which_pytorch_has_no_kernels(torch_stub) -> None:
 )
 def test_no_gpu(torch_stub, device, gpus, cuda, driver, level, says, remedy) -> None:
     torch_stub(gpus=gpus, cuda=cuda, driver=driver)
-    expect(doctor_model.check_gpu(make_setup(device=device)), level, says, remedy=remedy)
+    expect(model_checks.check_gpu(make_setup(device=device)), level, says, remedy=remedy)
 
 
 @pytest.mark.parametrize('device', ['auto', 'cpu'])
 def test_a_large_model_on_the_cpu(torch_stub, device) -> None:
     torch_stub(gpus=0, cuda=None)
-    finding = doctor_model.check_gpu(make_setup(model='/some/model', device=device))
+    finding = model_checks.check_gpu(make_setup(model='/some/model', device=device))
     expect(finding, 'WARN', 'seconds per answer', remedy='NVIDIA GPU')
 
 
 def test_libraries_that_are_missing_or_old(torch_stub, stub) -> None:
     torch_stub()
     stub(transformers="__version__ = '4.57.0'")
-    expect(doctor_model.check_engine(make_setup()), 'WARN', 'transformers 4.57.0', remedy='pip')
+    expect(model_checks.check_engine(make_setup()), 'WARN', 'transformers 4.57.0', remedy='pip')
     stub(transformers="raise ImportError('of no use')")
-    finding = doctor_model.check_engine(make_setup())
+    finding = model_checks.check_engine(make_setup())
     expect(finding, 'FAIL', 'transformers', 'of no use', remedy='pip install')
     stub(torch='import os; os.abort()')
     setup = make_setup()
-    expect(doctor_model.check_engine(setup), 'FAIL', 'torch', 'SIGABRT', remedy='pip install')
-    expect(doctor_model.check_gpu(setup), 'FAIL', 'see engine', remedy='first')
-    expect(doctor_model.check_model(setup), 'FAIL', 'see engine', remedy='first')
-    expect(doctor_model.check_memory(setup), 'WARN', 'see model', remedy='first')
+    expect(model_checks.check_engine(setup), 'FAIL', 'torch', 'SIGABRT', remedy='pip install')
+    expect(model_checks.check_gpu(setup), 'FAIL', 'see engine', remedy='first')
+    expect(model_checks.check_model(setup), 'FAIL', 'see engine', remedy='first')
+    expect(model_checks.check_memory(setup), 'WARN', 'see model', remedy='first')
 
 
 # --- the model's files, its memory, and skip lists ---
@@ -791,7 +793,7 @@ def in_this_process(tmp_path, monkeypatch) -> None:
         report = tmp_path / 'report'
         report.write_text('')
         monkeypatch.setenv(REPORT_VARIABLE, str(report))
-        getattr(doctor_trials, f'try_{name}')(**json.loads(json.dumps(arguments)))
+        getattr(trials, f'try_{name}')(**json.loads(json.dumps(arguments)))
         values: dict = {}
         for line in report.read_text().splitlines():
             values.update(json.loads(line))
@@ -810,13 +812,13 @@ def edit_json(path: Path, **changes) -> None:
 
 
 def check_model(folder: Path | str) -> Finding:
-    return doctor_model.check_model(make_setup(model=str(folder), device='cpu'))
+    return model_checks.check_model(make_setup(model=str(folder), device='cpu'))
 
 
 def test_a_whole_checkpoint(folder) -> None:
     setup = make_setup(model=str(folder), device='cpu')
-    expect(doctor_model.check_model(setup), 'OK', '4 blocks (llama)', 'float32', 'all files here')
-    expect(doctor_model.check_memory(setup), 'OK', 'weights 0 MiB', 'free of main memory')
+    expect(model_checks.check_model(setup), 'OK', '4 blocks (llama)', 'float32', 'all files here')
+    expect(model_checks.check_memory(setup), 'OK', 'weights 0 MiB', 'free of main memory')
 
 
 def test_files_that_are_not_whole(folder) -> None:
@@ -879,16 +881,16 @@ def test_a_model_that_is_too_large(folder) -> None:
     path.write_bytes(len(content).to_bytes(8, 'little') + content)
     os.truncate(path, 8 + len(content) + (2 << 42))
     setup = make_setup(model=str(folder), device='cpu')
-    finding = doctor_model.check_memory(setup)
+    finding = model_checks.check_memory(setup)
     expect(finding, 'FAIL', 'weights 16384.0 GiB', 'free of main memory', remedy='float16')
 
 
 def test_memory_that_is_short(folder, tmp_path) -> None:
     (tmp_path / 'meminfo').write_text('MemTotal: 9 kB\nMemAvailable:     512000 kB\n')
     setup = make_setup(model=str(folder), device='cpu')
-    finding = doctor_model.check_memory(setup, tmp_path)
+    finding = model_checks.check_memory(setup, tmp_path)
     expect(finding, 'FAIL', '0.5 GiB free of main memory', 'refuses', remedy='smaller model')
-    expect(doctor_model.check_memory(setup, tmp_path / 'gone'), 'WARN', 'not known', remedy='gpu')
+    expect(model_checks.check_memory(setup, tmp_path / 'gone'), 'WARN', 'not known', remedy='gpu')
 
 
 NEED = {'weights_bytes': 13 << 30, 'kv_bytes': 1 << 30, 'activation_bytes': 1 << 30}
@@ -913,19 +915,19 @@ def test_memory_of_a_gpu(free_gib, host_gib, level, says, tmp_path) -> None:
         torch=Trial({'free_bytes': free_gib and round(free_gib * 2**30)}, ''),
     )
     remedy = '' if level == 'OK' else 'gpu' if free_gib is None else 'end what else'
-    expect(doctor_model.check_memory(setup, tmp_path), level, says, remedy=remedy)
+    expect(model_checks.check_memory(setup, tmp_path), level, says, remedy=remedy)
 
 
 def test_skip_lists_against_the_model(folder) -> None:
     lists = {f'skip_list__{task}': f'gmskip_{task}' for task in ('single_object', 'captioning')}
     setup = make_setup(model=str(folder), device='cpu', **lists)
-    finding = doctor_model.check_skip_lists(setup)
+    finding = model_checks.check_skip_lists(setup)
     expect(finding, 'FAIL', '32 blocks', 'has 4', remedy='gmskip calibrate')
     assert 'multi_object has no skip list' in finding.message
 
 
 def test_skip_lists_and_their_conditions(in_this_process) -> None:
-    check = doctor_model.check_skip_lists
+    check = model_checks.check_skip_lists
     expect(check(make_setup(device='cpu')), 'OK', 'single_object 20 of 32 blocks')
     expect(check(make_setup(branches=['full'])), 'OK', 'no skip branch')
     asked = make_setup(device='cpu', prompt__captioning='What?', operating_point='high_sparsity')

@@ -10,8 +10,8 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
 
-from gmskip_ros.cli.doctor_processes import REPORT_VARIABLE, Trial, run_program
-from gmskip_ros.cli.doctor_setup import Finding, Setup, fail, failed, joined, ok, warn
+from gmskip_ros.doctor.processes import REPORT_VARIABLE, Trial, run_program
+from gmskip_ros.doctor.setup import Finding, Setup, fail, failed, joined, ok, warn
 from gmskip_ros.ros.dds_profile import fastdds_environment
 
 DISTRIBUTION_PYTHONS = {'humble': (3, 10), 'jazzy': (3, 12), 'kilted': (3, 12)}

@@ -8,8 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from gmskip_ros.cli.doctor_processes import run_program
-from gmskip_ros.cli.doctor_setup import FAIL, Finding, Setup, fail, failed, joined, ok, warn
+from gmskip_ros.doctor.processes import run_program
+from gmskip_ros.doctor.setup import FAIL, Finding, Setup, fail, failed, joined, ok, warn
 from gmskip_ros.pipeline.pipeline import plan_frame
 from gmskip_ros.pipeline.settings import (
     ParameterError,

@@ -21,7 +21,7 @@ MAX_PROBLEM_LENGTH = 300
 # -c puts the working directory first on the path; the node's own script does not.
 TRIAL_PROGRAM = (
     'import sys; sys.path[:] = [path for path in sys.path if path]; '
-    'from gmskip_ros.cli.doctor_trials import main; main(*sys.argv[1:])'
+    'from gmskip_ros.doctor.trials import main; main(*sys.argv[1:])'
 )
 
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from gmskip_ros.cli.doctor_processes import ERROR_KEY, REPORT_VARIABLE
+from gmskip_ros.doctor.processes import ERROR_KEY, REPORT_VARIABLE
 
 # What the node and the camera take from each of their packages: loading it loads its C library.
 INTERFACES = {

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from gmskip_ros.cli.doctor_processes import Trial, run_trial
+from gmskip_ros.doctor.processes import Trial, run_trial
 from gmskip_ros.pipeline.settings import Settings
 
 OK, WARN, FAIL = LEVELS = ('OK', 'WARN', 'FAIL')  # from good to bad

@@ -1,0 +1,75 @@
+"""Which checks there are, and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gmskip_ros.doctor.setup import Finding, Setup
+
+
+@dataclass(frozen=True)
+class Check:
+    """A finding with the name of the check that made it."""
+
+    name: str
+    level: str
+    message: str
+    remedy: str
+
+
+def examine(
+    setup: Setup, problems: list[str], on_check: Callable[[str], None] = lambda name: None
+) -> Iterator[Check]:
+    """Yield the checks' findings, each as soon as it is made; `on_check` is told the next name."""
+    from gmskip_ros.doctor.setup import Finding, ok
+
+    if problems:
+        remedy = 'correct them; the checks below take their defaults'
+        yield Check('parameters', 'FAIL', '; '.join(problems), remedy)
+    else:
+        yield Check('parameters', **asdict(ok(_described(setup))))
+    for name, check in checks_of(setup):
+        on_check(name)
+        try:
+            finding = check(setup)
+        except Exception as error:  # a check that breaks is one line, too, and not the last
+            what = ' '.join(f'{type(error).__name__}: {error}'.split())
+            finding = Finding('FAIL', f'the check itself failed: {what}', 'please report this')
+        on_check('')
+        yield Check(name, **asdict(finding))
+
+
+def checks_of(setup: Setup) -> list[tuple[str, Callable[[Setup], Finding]]]:
+    """Return the checks by name, in the order in which what they find is best put right."""
+    from gmskip_ros.doctor import model_checks, ros_checks
+
+    python = [('python', ros_checks.check_python)]
+    ros = [
+        ('rclpy', ros_checks.check_rclpy),
+        ('cv_bridge', ros_checks.check_cv_bridge),
+        ('dds', ros_checks.check_dds),
+        ('kernel', ros_checks.check_kernel),
+        ('executables', ros_checks.check_executables),
+    ]
+    model = [
+        ('engine', model_checks.check_engine),
+        ('gpu', model_checks.check_gpu),
+        ('model', model_checks.check_model),
+        ('memory', model_checks.check_memory),
+        ('skip_lists', model_checks.check_skip_lists),
+    ]
+    return [*python, *(ros if setup.with_ros else ()), *model]
+
+
+def _described(setup: Setup) -> str:
+    settings = setup.settings
+    text = f'model {settings.model}, device {settings.device}, dtype {settings.dtype}'
+    if setup.with_ros:
+        text += (
+            f', {settings.image_transport} images of {setup.width}x{setup.height}, '
+            f'{settings.input_reliability}'
+        )
+    return text
