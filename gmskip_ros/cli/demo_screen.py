@@ -16,8 +16,8 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from gmskip_ros.cli.demo_topics import Frame
 from gmskip_ros.pipeline.overlay import AGREES_RGB, DIFFERS_RGB
+from gmskip_ros.ros.demo_listener import Frame
 
 PIPE_COLUMNS = 100
 MIN_COLUMNS, MAX_COLUMNS = 80, 120

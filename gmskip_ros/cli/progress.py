@@ -6,7 +6,14 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from gmskip_ros.calibration.settings import Listener
 from gmskip_ros.calibration.settings import Progress as SearchProgress
@@ -101,3 +108,36 @@ class ProgressBars(Listener):
             description = escape(name + self._title)
             self._tasks[name] = self._bars.add_task(description, total=total, info='')
         self._bars.update(self._tasks[name], completed=done, total=total, info=escape(info))
+
+
+class _Bar:
+    """The progress on stderr, with the time left; silent where nobody looks."""
+
+    def __init__(self, console: Console, is_shown: bool) -> None:
+        self._progress = Progress(
+            TextColumn('{task.description}'),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not (is_shown and console.is_terminal),
+        )
+        self._task = self._progress.add_task('starting', total=None)
+
+    def __enter__(self) -> _Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def status(self, step: str) -> None:
+        """Tell what is being done before there is anything to count."""
+        self._progress.update(self._task, description=escape(step))
+
+    def update(self, done: float, answered: int) -> None:
+        """Show the share that is done."""
+        self._progress.update(
+            self._task, total=1.0, completed=done, description=f'{answered} answered'
+        )

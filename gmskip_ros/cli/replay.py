@@ -17,8 +17,8 @@ from gmskip_ros.errors import UserError
 from gmskip_ros.signals import StopSignals
 
 if TYPE_CHECKING:
-    from gmskip_ros.cli.replay_run import ReplayOptions
     from gmskip_ros.pipeline.settings import Settings
+    from gmskip_ros.runs.replay import ReplayOptions
     from gmskip_ros.skipping import SkipList
 
 DISTROS = ('humble', 'jazzy')
@@ -163,7 +163,7 @@ def compare(args: argparse.Namespace) -> int:
     for table in comparison_tables(result):
         console.print(table)
     if args.out is not None:
-        from gmskip_ros.cli.run_files import check_room, clear_room
+        from gmskip_ros.runs.files import check_room, clear_room
 
         folder = args.out.expanduser()
         if folder.resolve() in [file.parent.resolve() for file in files]:
@@ -199,8 +199,8 @@ def _replay(args: argparse.Namespace, stop: StopSignals) -> int:
 
     # PyTorch is imported here, and a bag without an index, or one to unpack, takes its time.
     with stop.at_once():
-        from gmskip_ros.cli.replay_run import RESULTS, replay_bag
-        from gmskip_ros.cli.run_files import check_room
+        from gmskip_ros.runs.files import check_room
+        from gmskip_ros.runs.replay import RESULTS, replay_bag
 
         settings, skip_lists, options = _what_is_asked(args)
         path = Path(args.source).expanduser()
@@ -219,8 +219,8 @@ def _what_is_asked(
     args: argparse.Namespace,
 ) -> tuple[Settings, dict[str, SkipList], ReplayOptions]:
     """Return the options, checked as far as that can be done without the model."""
-    from gmskip_ros.cli.replay_run import ReplayOptions
     from gmskip_ros.pipeline.settings import load_skip_lists
+    from gmskip_ros.runs.replay import ReplayOptions
 
     settings, points = _settings(args)
     skip_lists = load_skip_lists(settings)

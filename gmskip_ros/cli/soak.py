@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from gmskip_ros.cli.live_processes import LiveRunError
 from gmskip_ros.cli.options import positive_float
 from gmskip_ros.errors import UserError
+from gmskip_ros.runs.live import LiveRunError
 from gmskip_ros.signals import Interrupted, StopRequest
 
 # Memory moves in steps of a picture, with how many are on their way at once: 0.9 MiB at 640 x 480,
@@ -84,8 +84,8 @@ def _existing(text: str) -> Path:
 
 def run(args: argparse.Namespace) -> int:
     """Run the soak; 0 if all verdicts hold, 1 if not, 128 + the signal that ended it."""
-    from gmskip_ros.cli.soak_run import SoakOptions, run_soak
     from gmskip_ros.cli.soak_screen import ProgressBar, print_result
+    from gmskip_ros.runs.soak import SoakOptions, run_soak
 
     options = SoakOptions(
         minutes=args.minutes,

@@ -12,8 +12,8 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from gmskip_ros.cli.soak_run import Sample, Watcher
 from gmskip_ros.report import formatting as fmt
+from gmskip_ros.runs.soak import Sample, Watcher
 
 FOUND_COLUMNS = 88
 

@@ -14,12 +14,11 @@ import numpy as np
 import pytest
 from live_command import LiveCommand
 
-from gmskip_ros.cli.demo import _write_aside
-from gmskip_ros.cli.live_processes import LiveRunError
-from gmskip_ros.cli.live_run import FIRST_SCENE_SEED
 from gmskip_ros.datasets.scenes import render_scene
 from gmskip_ros.pipeline.overlay import AGREES_RGB, DIFFERS_RGB, MAX_PANEL_FRACTION, RAN_RGB
 from gmskip_ros.pipeline.rows import csv_bytes, read_json_lines
+from gmskip_ros.runs.demo import _write_aside
+from gmskip_ros.runs.live import FIRST_SCENE_SEED, LiveRunError
 from gmskip_ros.signals import StopRequest
 from gmskip_ros.tasks import TASK_NAMES
 

@@ -560,8 +560,8 @@ def test_a_signal_outside_of_the_frames(
     where = {
         'options': 'gmskip_ros.pipeline.settings.load_skip_lists',
         'opening': 'gmskip_ros.bags.reading.open_camera_bag',
-        'loading': 'gmskip_ros.cli.replay_run.load_vlm',
-        'writing the report': 'gmskip_ros.cli.replay_run.write_run',
+        'loading': 'gmskip_ros.runs.replay.load_vlm',
+        'writing the report': 'gmskip_ros.runs.replay.write_run',
     }[moment]
     module, _, name = where.rpartition('.')
     real = getattr(importlib.import_module(module), name)

@@ -18,21 +18,21 @@ import pytest
 from live_command import LiveCommand
 from ros_process import free_domain_id
 
-from gmskip_ros.cli.live_run import FIRST_SCENE_SEED
 from gmskip_ros.cli.soak import ALLOWED_GROWTH_MIB
-from gmskip_ros.cli.soak_frames import Answer, frame_problems
-from gmskip_ros.cli.soak_process import process_use
-from gmskip_ros.cli.soak_run import Sample, SoakOptions, Watcher, run_soak
 from gmskip_ros.cli.soak_screen import clock, print_result
-from gmskip_ros.cli.soak_verdicts import (
+from gmskip_ros.datasets.scenes import render_scene
+from gmskip_ros.pipeline.health import FRAME_COUNTERS
+from gmskip_ros.ros.listener import Answer
+from gmskip_ros.runs.live import FIRST_SCENE_SEED
+from gmskip_ros.runs.soak import Sample, SoakOptions, Watcher, process_use, run_soak
+from gmskip_ros.runs.soak_verdicts import (
     begin_and_end,
     duration_by_state,
     end_verdict,
     flat_verdict,
+    frame_problems,
     states_verdict,
 )
-from gmskip_ros.datasets.scenes import render_scene
-from gmskip_ros.pipeline.health import FRAME_COUNTERS
 from gmskip_ros.signals import StopRequest
 
 VERDICTS = ['memory', 'open files', 'threads', 'frames', 'states', 'end']

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from gmskip_ros.cli.live_run import absolute, key_values, ros_node, stamp_ns_of
-from gmskip_ros.cli.soak_frames import COMPARISON, Answer
 from gmskip_ros.pipeline import records
 from gmskip_ros.pipeline.health import FRAME_COUNTERS
 from gmskip_ros.pipeline.pipeline import BRANCHES
 from gmskip_ros.pipeline.records import NODE_NAME
+
+COMPARISON = 'comparison'
 
 QUEUE = 100  # messages; more than come in while a picture of this process's own is drawn
 
@@ -113,3 +113,52 @@ def _busy_ms(message: Any) -> float:
     encoding_ms = [float(task['preprocess_ms']) + float(task['vision_ms']) for task in tasks]
     language_ms = [float(task['prefill_ms']) + float(task['decode_ms']) for task in tasks]
     return max(encoding_ms, default=0.0) + sum(language_ms)
+
+
+@contextmanager
+def ros_node(name: str) -> Iterator[tuple[Any, Any]]:
+    """Give a node and its executor, in a context of their own, in the environment's domain."""
+    import rclpy
+    from rclpy.executors import SingleThreadedExecutor
+    from rclpy.signals import SignalHandlerOptions
+
+    context = rclpy.Context()
+    # Signals stay ours: the children have to be ended too.
+    rclpy.init(context=context, signal_handler_options=SignalHandlerOptions.NO)
+    node = rclpy.create_node(name, context=context)
+    executor = SingleThreadedExecutor(context=context)
+    executor.add_node(node)
+    try:
+        yield node, executor
+    finally:
+        executor.shutdown()
+        node.destroy_node()
+        rclpy.shutdown(context=context)
+
+
+def absolute(topic: str) -> str:
+    """Return a topic of the node (records.py: '~/...') by its full name."""
+    from gmskip_ros.pipeline.records import NODE_NAME
+
+    return topic.replace('~', f'/{NODE_NAME}', 1)
+
+
+def stamp_ns_of(header: Any) -> int:
+    """Return a header's stamp in ns."""
+    return header.stamp.sec * 1_000_000_000 + header.stamp.nanosec
+
+
+def key_values(status: Any) -> dict[str, str]:
+    """Return a DiagnosticStatus's values by key."""
+    return {entry.key: entry.value for entry in status.values}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A message of results as it came in."""
+
+    what: str  # skip, full or comparison
+    stamp_ns: int  # of the frame
+    arrived_s: float  # since any moment, the same for all answers
+    age_ms: float  # arrival minus stamp
+    busy_ms: float  # that this branch took for the frame, as its statuses say; 0 for a comparison

@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 import cv2
 import numpy as np
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from gmskip_ros.cli.run_files import WRITTEN_AT_THE_END, clear_room, describe_questions, write_run
+from gmskip_ros.cli.progress import _Bar
 from gmskip_ros.errors import UserError
 from gmskip_ros.machine import machine, software
 from gmskip_ros.pipeline import records
@@ -28,7 +26,8 @@ from gmskip_ros.pipeline.replay import AnsweredFrame, Replay, ReplayError
 from gmskip_ros.pipeline.rows import FrameRow, json_line, row_from_values
 from gmskip_ros.report.formatting import machine_name
 from gmskip_ros.report.replay_report import Gallery, GalleryFrame, replay_tables
-from gmskip_ros.ros.result_bag import ResultBag, node_name
+from gmskip_ros.runs.files import WRITTEN_AT_THE_END, clear_room, describe_questions, write_run
+from gmskip_ros.runs.result_bag import ResultBag, node_name
 from gmskip_ros.vlm import Stopped, Vlm, load_vlm
 
 if TYPE_CHECKING:
@@ -335,36 +334,3 @@ def _narrow(rgb: np.ndarray) -> np.ndarray:
         return rgb
     size = (GALLERY_WIDTH, max(1, round(height * GALLERY_WIDTH / width)))
     return cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
-
-
-class _Bar:
-    """The progress on stderr, with the time left; silent where nobody looks."""
-
-    def __init__(self, console: Console, is_shown: bool) -> None:
-        self._progress = Progress(
-            TextColumn('{task.description}'),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not (is_shown and console.is_terminal),
-        )
-        self._task = self._progress.add_task('starting', total=None)
-
-    def __enter__(self) -> _Bar:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def status(self, step: str) -> None:
-        """Tell what is being done before there is anything to count."""
-        self._progress.update(self._task, description=escape(step))
-
-    def update(self, done: float, answered: int) -> None:
-        """Show the share that is done."""
-        self._progress.update(
-            self._task, total=1.0, completed=done, description=f'{answered} answered'
-        )

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from gmskip_ros.cli.live_run import absolute, key_values, ros_node, stamp_ns_of
 from gmskip_ros.pipeline import records
 from gmskip_ros.pipeline.records import NODE_NAME
 from gmskip_ros.pipeline.rows import FrameRow, row_from_values
 from gmskip_ros.report.replay_report import Gallery, GalleryFrame
+from gmskip_ros.ros.listener import absolute, key_values, ros_node, stamp_ns_of
 
 
 @dataclass

@@ -14,9 +14,15 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gmskip_ros.cli import soak_verdicts as verdicts
-from gmskip_ros.cli.live_processes import STOP_WITHIN_S, Child, LiveRunError, end
-from gmskip_ros.cli.live_run import (
+from gmskip_ros.report.soak_picture import draw_soak
+from gmskip_ros.report.writing import write_files
+from gmskip_ros.ros.listener import COMPARISON
+from gmskip_ros.runs import soak_verdicts as verdicts
+from gmskip_ros.runs.live import (
+    STOP_WITHIN_S,
+    Child,
+    LiveRunError,
+    end,
     make_room,
     number_of_scenes,
     render_scenes,
@@ -24,15 +30,14 @@ from gmskip_ros.cli.live_run import (
     start_camera,
     start_node,
 )
-from gmskip_ros.cli.soak_frames import COMPARISON, frame_problems
-from gmskip_ros.cli.soak_process import ProcessUse, process_use
-from gmskip_ros.report.soak_picture import draw_soak
-from gmskip_ros.report.writing import write_files
+from gmskip_ros.runs.soak_verdicts import frame_problems
 from gmskip_ros.signals import Interrupted, StopRequest
 
 if TYPE_CHECKING:
-    from gmskip_ros.cli.soak_topics import HealthReport, Listener
     from gmskip_ros.pipeline.settings import Settings
+    from gmskip_ros.ros.listener import HealthReport, Listener
+
+KIB_PER_MIB = 1024.0
 
 FORMAT = 'gmskip/soak/1'
 RESULTS = ('soak.json', 'samples.csv', 'memory.png')
@@ -44,7 +49,6 @@ NO_NEWS_S = 600.0  # of a node that starts; large models load for minutes
 NO_IMAGES_S = 120.0  # in the state no_frames, beside a camera that starts
 REST_WITHIN_S = 60.0  # after the last frame: until the node's counters are final
 REST_WITHIN_AFTER_SIGNAL_S = 5.0  # the same for somebody who waits
-USED = tuple(field.name for field in fields(ProcessUse))
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ class _Soak:
         self._signal: int | None = None  # exit status
 
     def run(self) -> dict[str, Any]:
-        from gmskip_ros.cli.soak_topics import listening
+        from gmskip_ros.ros.listener import listening
 
         make_room(self._options.out, RESULTS, LOGS)
         set_ros_environment()
@@ -461,3 +465,48 @@ def _title(result: Mapping[str, Any]) -> str:
     return f'{result["model"]} on {result["device"]}, {result["measured_s"] / 60:.1f} min: ' + (
         f'fails: {", ".join(failing)}' if failing else 'all holds'
     )
+
+
+@dataclass(frozen=True)
+class ProcessUse:
+    """One moment of a process."""
+
+    own_mib: float  # anonymous, shared-memory and swapped pages: what it has allocated
+    rss_mib: float  # resident, with the pages of files, which the kernel takes back when it likes
+    pss_mib: float  # resident, shared pages counted in part; NaN where the kernel does not tell
+    open_files: int  # file handles
+    threads: int
+
+
+USED = tuple(field.name for field in fields(ProcessUse))
+
+
+def process_use(pid: int) -> ProcessUse:
+    """Return what the process uses now. Raises OSError when it has ended."""
+    process = Path('/proc') / str(pid)
+    status = _fields(process / 'status')
+    if 'VmRSS' not in status:
+        raise ProcessLookupError(f'process {pid} has ended')
+    own_kib = sum(status.get(name, 0) for name in ('RssAnon', 'RssShmem', 'VmSwap'))
+    try:
+        pss_mib = _fields(process / 'smaps_rollup')['Pss'] / KIB_PER_MIB
+    except (OSError, KeyError):
+        pss_mib = float('nan')
+    return ProcessUse(
+        own_mib=own_kib / KIB_PER_MIB,
+        rss_mib=status['VmRSS'] / KIB_PER_MIB,
+        pss_mib=pss_mib,
+        open_files=sum(1 for _ in (process / 'fd').iterdir()),
+        threads=status['Threads'],
+    )
+
+
+def _fields(path: Path) -> dict[str, int]:
+    """Return the lines 'Name:  123 kB' of a file that have a number."""
+    fields = {}
+    for line in path.read_text(errors='replace').splitlines():
+        name, _, value = line.partition(':')
+        words = value.split()
+        if words and words[0].isdigit():
+            fields[name] = int(words[0])
+    return fields

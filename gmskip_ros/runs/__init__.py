@@ -1,0 +1,1 @@
+"""What takes a while and leaves a folder: replay, demo, soak."""
