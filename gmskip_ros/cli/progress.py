@@ -17,6 +17,8 @@ from rich.progress import (
 
 from gmskip_ros.calibration.settings import Listener
 from gmskip_ros.calibration.settings import Progress as SearchProgress
+from gmskip_ros.report import formatting as fmt
+from gmskip_ros.runs.soak import Sample, Watcher
 
 SEARCH_BARS = {'rounds', 'answers'}
 
@@ -141,3 +143,48 @@ class _Bar:
         self._progress.update(
             self._task, total=1.0, completed=done, description=f'{answered} answered'
         )
+
+
+class ProgressBar(Watcher):
+    """A bar on stderr, of use in a `with`; silent where nobody looks."""
+
+    def __init__(self, is_shown: bool) -> None:
+        console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn('{task.description}'),
+            BarColumn(),
+            TextColumn('{task.fields[left]}'),
+            console=console,
+            transient=True,
+            disable=not (is_shown and console.is_terminal),
+        )
+        self._task = self._bar.add_task('starting', total=None, left='')
+
+    def __enter__(self) -> ProgressBar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def status(self, text: str) -> None:
+        self._bar.update(self._task, description=escape(fmt.one_line(text, 60)), left='')
+
+    def measured(self, elapsed_s: float, total_s: float, sample: Sample) -> None:
+        values = sample.report.values
+        self._bar.update(
+            self._task,
+            completed=elapsed_s,
+            total=total_s,
+            description=(
+                f'{escape(sample.report.state)}, {values["frames_answered"]} answered, '
+                f'{sample.use.own_mib:.0f} MiB'
+            ),
+            left=f'{clock(total_s - elapsed_s)} left',
+        )
+
+
+def clock(seconds: float) -> str:
+    """Return '29:07' of seconds."""
+    whole = max(0, round(seconds))
+    return f'{whole // 60}:{whole % 60:02d}'

@@ -9,13 +9,21 @@ import argparse
 import json
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
 from gmskip_ros.cli.options import positive_float
 from gmskip_ros.errors import UserError
+from gmskip_ros.report import formatting as fmt
 from gmskip_ros.runs.live import LiveRunError
 from gmskip_ros.signals import Interrupted, StopRequest
+
+FOUND_COLUMNS = 88
 
 # Memory moves in steps of a picture, with how many are on their way at once: 0.9 MiB at 640 x 480,
 # 6 MiB at 1080p. In 30 minutes of the demo model it grew by 1.0 MiB, that is one. This allows for
@@ -84,7 +92,7 @@ def _existing(text: str) -> Path:
 
 def run(args: argparse.Namespace) -> int:
     """Run the soak; 0 if all verdicts hold, 1 if not, 128 + the signal that ended it."""
-    from gmskip_ros.cli.soak_screen import ProgressBar, print_result
+    from gmskip_ros.cli.progress import ProgressBar
     from gmskip_ros.runs.soak import SoakOptions, run_soak
 
     options = SoakOptions(
@@ -129,3 +137,58 @@ def _parameters(args: argparse.Namespace) -> dict[str, Any]:
     except ParameterError as error:
         raise UserError(str(error)) from error
     return values
+
+
+def print_result(result: Mapping[str, Any], out: Path) -> None:
+    """Print the verdicts, the figures and where all of it is."""
+    console = Console(highlight=False, markup=False, emoji=False)
+    minutes = result['measured_s'] / 60
+    console.print(
+        f'{fmt.one_line(result["model"])} on {result["device"]}, {minutes:.1f} min, camera at '
+        f'{result["camera"]["rate_hz"]:g} Hz, answers at {_hz(result["achieved_rate_hz"])}',
+        soft_wrap=True,
+    )
+    if not result['complete']:
+        console.print(
+            f'not complete: {minutes:.1f} of {result["minutes_asked"]:g} min were measured; '
+            f'stopped by {fmt.one_line(result["stopped_by"])}',
+            soft_wrap=True,
+        )
+    console.print('')
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for verdict in result['verdicts']:
+        colour = 'green' if verdict['holds'] else 'bold red'
+        table.add_row(
+            Text('holds' if verdict['holds'] else 'FAILS', style=colour),
+            verdict['name'],
+            Text(fmt.one_line(verdict['found'])),
+        )
+    console.print(table)
+    console.print('')
+    console.print(_latencies(result))
+    console.print('')
+    console.print(f'figures: {out / "soak.json"}', soft_wrap=True)
+    console.print(f'second by second: {out / "samples.csv"}, {out / "memory.png"}', soft_wrap=True)
+    console.print(f'logs: {out / "node.log"}, {out / "camera.log"}', soft_wrap=True)
+
+
+def _hz(rate_hz: float | None) -> str:
+    return fmt.DASH if rate_hz is None else f'{rate_hz:.2f} Hz'
+
+
+def _latencies(result: Mapping[str, Any]) -> Table:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    titles = ('latency, ms', 'p50 at the beginning', 'p95', 'p50 at the end', 'p95')
+    for title in titles:
+        table.add_column(justify='left' if title == titles[0] else 'right')
+    table.add_row(*(Text(title, style='bold') for title in titles))
+    for name, windows in result['latency_ms'].items():
+        table.add_row(
+            'from stamp to skip' if name == 'age' else f'{name} branch',
+            *(
+                fmt.number(windows[window][percentile], 0)
+                for window in ('beginning', 'end')
+                for percentile in ('p50', 'p95')
+            ),
+        )
+    return table

@@ -34,7 +34,7 @@ OVERLAY_WITHIN_S = 5.0  # of the last frame's comparison
 
 class _Demo:
     def __init__(self, args: argparse.Namespace, stop: StopRequest) -> None:
-        from gmskip_ros.cli.demo_screen import Screen
+        from gmskip_ros.cli.demo import Screen
 
         self._args = args
         self._stop = stop

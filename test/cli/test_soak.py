@@ -18,8 +18,8 @@ import pytest
 from live_command import LiveCommand
 from ros_process import free_domain_id
 
-from gmskip_ros.cli.soak import ALLOWED_GROWTH_MIB
-from gmskip_ros.cli.soak_screen import clock, print_result
+from gmskip_ros.cli.progress import clock
+from gmskip_ros.cli.soak import ALLOWED_GROWTH_MIB, print_result
 from gmskip_ros.datasets.scenes import render_scene
 from gmskip_ros.pipeline.health import FRAME_COUNTERS
 from gmskip_ros.ros.listener import Answer
