@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.table import Table
@@ -29,9 +29,6 @@ from gmskip_ros.runs.live import (
     LiveRunError,
 )
 from gmskip_ros.signals import Interrupted, StopRequest
-
-if TYPE_CHECKING:
-    pass
 
 PIPE_COLUMNS = 100
 
@@ -99,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the demo; return 0, or 1 with one line of error, or 128 + the signal that ended it."""
     stop = StopRequest()
     try:
-        return _Demo(args, stop).run()
+        return _Demo(args, stop, Screen(show_progress=not args.no_progress)).run()
     except LiveRunError as error:
         print(f'gmskip demo: error: {error}', file=sys.stderr)
         return 1

@@ -112,7 +112,7 @@ class ProgressBars(Listener):
         self._bars.update(self._tasks[name], completed=done, total=total, info=escape(info))
 
 
-class _Bar:
+class ReplayBar:
     """The progress on stderr, with the time left; silent where nobody looks."""
 
     def __init__(self, console: Console, is_shown: bool) -> None:
@@ -127,7 +127,7 @@ class _Bar:
         )
         self._task = self._progress.add_task('starting', total=None)
 
-    def __enter__(self) -> _Bar:
+    def __enter__(self) -> ReplayBar:
         self._progress.start()
         return self
 

@@ -199,6 +199,9 @@ def _replay(args: argparse.Namespace, stop: StopSignals) -> int:
 
     # PyTorch is imported here, and a bag without an index, or one to unpack, takes its time.
     with stop.at_once():
+        from rich.console import Console
+
+        from gmskip_ros.cli.progress import ReplayBar
         from gmskip_ros.runs.files import check_room
         from gmskip_ros.runs.replay import RESULTS, replay_bag
 
@@ -212,7 +215,9 @@ def _replay(args: argparse.Namespace, stop: StopSignals) -> int:
         bag = open_camera_bag(path, args.topic, args.distro or 'jazzy')
     with bag:
         check_room(folder, RESULTS, args.overwrite, [path])
-        return replay_bag(bag, settings, skip_lists, options, folder, stop)
+        console = Console(stderr=True)
+        with ReplayBar(console, not args.no_progress) as bar:
+            return replay_bag(bag, settings, skip_lists, options, folder, stop, console, bar)
 
 
 def _what_is_asked(
@@ -239,7 +244,6 @@ def _what_is_asked(
         duration_s=args.duration,
         limit=args.limit,
         command='gmskip ' + shlex.join(args.arguments),
-        shows_progress=not args.no_progress,
     )
     return settings, skip_lists, options
 

@@ -7,9 +7,6 @@ its problem, in one line.
 
 from __future__ import annotations
 
-import importlib
-import importlib.metadata
-import importlib.util
 import json
 import os
 import signal
@@ -20,20 +17,7 @@ from dataclasses import asdict
 from typing import Any
 
 from gmskip_ros.doctor.processes import ERROR_KEY, REPORT_VARIABLE
-
-# What the node and the camera take from each of their packages: loading it loads its C library.
-INTERFACES = {
-    'diagnostic_msgs': 'msg.DiagnosticArray',
-    'rcl_interfaces': 'msg.ParameterDescriptor',
-    'rosgraph_msgs': 'msg.Clock',
-    'sensor_msgs': 'msg.Image',
-    'std_msgs': 'msg.Header',
-    'std_srvs': 'srv.SetBool',
-}
-
-
-class TrialError(Exception):
-    """Something answered, and wrongly; the message is one line."""
+from gmskip_ros.ros.trials import TrialError, first_line
 
 
 def report(**values: Any) -> None:
@@ -43,70 +27,19 @@ def report(**values: Any) -> None:
 
 
 def try_rclpy() -> None:
-    """
-    Report `where` rclpy is, whether it is `loaded`, and what is `missing` beside it.
+    """Report what gmskip_ros.ros.trials.examine_rclpy finds."""
+    from gmskip_ros.ros.trials import examine_rclpy
 
-    The last is {package: problem} of the message packages that the node needs.
-    """
-    spec = importlib.util.find_spec('rclpy')
-    report(where=os.path.dirname(spec.origin) if spec is not None and spec.origin else None)
-    import rclpy
-    from rclpy.impl.implementation_singleton import rclpy_implementation
-    from rclpy.type_support import check_for_type_support
-
-    assert rclpy and rclpy_implementation
-    report(loaded=True)
-    missing = {}
-    for package, what in INTERFACES.items():
-        kind, name = what.split('.')
-        try:
-            interface = getattr(importlib.import_module(f'{package}.{kind}'), name)
-            check_for_type_support(interface)
-        except Exception as error:
-            missing[package] = _first_line(error)
-    report(missing=missing)
+    for found in examine_rclpy():
+        report(**found)
 
 
 def try_cv_bridge() -> None:
-    """Report the versions of `numpy`, `opencv` and `cv_bridge`; convert, and compare pixels."""
-    import numpy as np
+    """Report what gmskip_ros.ros.trials.examine_cv_bridge finds."""
+    from gmskip_ros.ros.trials import examine_cv_bridge
 
-    report(numpy=np.__version__)
-    import cv2
-
-    report(opencv=cv2.__version__)
-    from cv_bridge import CvBridge
-
-    report(cv_bridge=_version('cv_bridge'))
-    from sensor_msgs.msg import Image
-    from std_msgs.msg import Header
-
-    from gmskip_ros.ros.conversions import image_to_rgb, rgb_to_image
-
-    rgb = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
-    bayer = np.empty((48, 64), np.uint8)  # of one colour
-    bayer[0::2, 0::2], bayer[1::2, 1::2] = 200, 50
-    bayer[0::2, 1::2] = bayer[1::2, 0::2] = 100
-    pictures = {'rgb8': rgb, 'mono8': rgb[:, :, 0].copy(), 'bayer_rggb8': bayer}
-    as_rgb = {
-        'rgb8': rgb,
-        'mono8': np.repeat(rgb[:, :, :1], 3, axis=2),
-        'bayer_rggb8': np.broadcast_to(np.array([200, 100, 50], np.uint8), rgb.shape),
-    }
-    bridge = CvBridge()
-    for encoding, pixels in pictures.items():
-        message = Image(height=48, width=64, encoding=encoding, step=pixels[0].nbytes)
-        message.data = pixels.tobytes()
-        # cv_bridge: to OpenCV and back.
-        wanted = 'bgr8' if encoding == 'rgb8' else encoding
-        opencv = bridge.imgmsg_to_cv2(message, wanted)
-        _compare(opencv, pixels[..., ::-1] if encoding == 'rgb8' else pixels, f'{encoding} image')
-        back = np.frombuffer(bridge.cv2_to_imgmsg(opencv, wanted).data, np.uint8)
-        _compare(back, opencv.ravel(), f'{wanted} message')
-        # The node's own conversion, and the message that it makes of the picture.
-        picture = image_to_rgb(message)
-        _compare(picture, as_rgb[encoding], f'{encoding} picture')
-        _compare(image_to_rgb(rgb_to_image(picture, Header())), picture, 'rgb8 picture')
+    for found in examine_cv_bridge():
+        report(**found)
 
 
 def try_dds(
@@ -137,13 +70,13 @@ def try_torch(device: str) -> None:
         gpus = []
         if torch.cuda.is_available():
             gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    report(gpus=gpus, warning=_first_line(caught[0].message) if caught else '')
+    report(gpus=gpus, warning=first_line(caught[0].message) if caught else '')
     try:
         import transformers
 
         report(transformers=transformers.__version__)
     except Exception as error:  # of no matter to the GPU
-        report(transformers_problem=_first_line(error))
+        report(transformers_problem=first_line(error))
     index = int(device.partition(':')[2] or 0)
     if device == 'cpu' or index >= len(gpus):
         return
@@ -226,27 +159,5 @@ def main(name: str, arguments: str) -> None:
     try:
         trials[name](**json.loads(arguments))
     except Exception as error:
-        report(**{ERROR_KEY: _first_line(error)})
+        report(**{ERROR_KEY: first_line(error)})
         sys.exit(1)
-
-
-def _compare(found: Any, expected: Any, what: str) -> None:
-    import numpy as np
-
-    if not np.array_equal(found, expected):
-        raise TrialError(f'cv_bridge: the pixels of an {what} came out wrong')
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return 'version not known'
-
-
-def _first_line(error: Exception | Warning | str) -> str:
-    lines = [' '.join(line.split()) for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else ''
-    if isinstance(error, Exception) and not isinstance(error, (TrialError, Warning)):
-        return f'{type(error).__name__}: {text}'
-    return text

@@ -33,12 +33,10 @@ OVERLAY_WITHIN_S = 5.0  # of the last frame's comparison
 
 
 class _Demo:
-    def __init__(self, args: argparse.Namespace, stop: StopRequest) -> None:
-        from gmskip_ros.cli.demo import Screen
-
+    def __init__(self, args: argparse.Namespace, stop: StopRequest, screen: Any) -> None:
         self._args = args
         self._stop = stop
-        self._screen = Screen(show_progress=not args.no_progress)
+        self._screen = screen
         self._children: list[Child] = []
 
     def run(self) -> int:

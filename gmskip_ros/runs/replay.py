@@ -8,13 +8,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 import cv2
 import numpy as np
 from rich.console import Console
 
-from gmskip_ros.cli.progress import _Bar
 from gmskip_ros.errors import UserError
 from gmskip_ros.machine import machine, software
 from gmskip_ros.pipeline import records
@@ -62,7 +61,16 @@ class ReplayOptions:
     duration_s: float | None
     limit: int | None
     command: str
-    shows_progress: bool
+
+
+class ReplayProgress(Protocol):
+    """Shown how far a replay is."""
+
+    def status(self, step: str) -> None:
+        """What is being done before there is anything to count."""
+
+    def update(self, done: float, answered: int) -> None:
+        """The share that is done, and how many frames are answered."""
 
 
 def replay_bag(
@@ -72,35 +80,35 @@ def replay_bag(
     options: ReplayOptions,
     folder: Path,
     stop: StopSignals,
+    console: Console,
+    bar: ReplayProgress,
 ) -> int:
     """Answer the bag's frames and leave RESULTS in `folder`, also when stopped in the middle.
 
     Return the exit status: 0, 1 if no frame was answered, 130 or 143 when stopped. Raises
     UserError, VlmError, SkipListError and TaskError.
     """
-    console = Console(stderr=True)
     run = _Run(bag, settings, options, folder, stop, console)
-    with _Bar(console, options.shows_progress) as bar:
-        try:
-            for problem in bag.problems:
-                run.tell(problem)
-            with stop.at_once():
-                vlm = load_vlm(settings.model, settings.device, settings.dtype, bar.status)
-            plans = [
-                plan_frame(vlm, settings.make_tasks(), skip_lists, point)
-                for point in options.operating_points
-            ]
-            for warning in dict.fromkeys(text for plan in plans for text in plan.warnings):
-                run.tell(f'warning: {warning}')
-            run.describe(vlm, plans)
-            replay = Replay(vlm, plans, settings.period_ns, run.problem)
-            bar.status('warming up')
-            replay.warm_up(stop.is_set)
-        except (Stopped, KeyboardInterrupt):
-            run.tell('stopped before the first frame: nothing is written')
-            return stop.exit_code
-        clear_room(folder, RESULTS)
-        error = run.answer_frames(replay, bar)
+    try:
+        for problem in bag.problems:
+            run.tell(problem)
+        with stop.at_once():
+            vlm = load_vlm(settings.model, settings.device, settings.dtype, bar.status)
+        plans = [
+            plan_frame(vlm, settings.make_tasks(), skip_lists, point)
+            for point in options.operating_points
+        ]
+        for warning in dict.fromkeys(text for plan in plans for text in plan.warnings):
+            run.tell(f'warning: {warning}')
+        run.describe(vlm, plans)
+        replay = Replay(vlm, plans, settings.period_ns, run.problem)
+        bar.status('warming up')
+        replay.warm_up(stop.is_set)
+    except (Stopped, KeyboardInterrupt):
+        run.tell('stopped before the first frame: nothing is written')
+        return stop.exit_code
+    clear_room(folder, RESULTS)
+    error = run.answer_frames(replay, bar)
     run.finish(replay)
     if error:
         raise UserError(f'{error}; what was answered until then is in {folder}')
@@ -188,7 +196,7 @@ class _Run:
         }
         self._machine = machine_name(self._about)
 
-    def answer_frames(self, replay: Replay, bar: _Bar) -> str:
+    def answer_frames(self, replay: Replay, bar: ReplayProgress) -> str:
         """Answer and write frame by frame until the end or a signal; return what went wrong."""
         what_failed = ''
         try:
@@ -224,7 +232,7 @@ class _Run:
                         'give another folder'
                     ) from None
 
-    def _answer_frames(self, replay: Replay, bar: _Bar, lines: TextIO) -> None:
+    def _answer_frames(self, replay: Replay, bar: ReplayProgress, lines: TextIO) -> None:
         options = self._options
         for frame in self._bag.frames(options.start_s, options.duration_s):
             if self._stop.is_set():
