@@ -151,7 +151,7 @@ def _make_skip_list(
         },
         created=checkpoint.created,
         software=software(),
-        provenance=settings.command or 'gmskip_ros.calibration.calibrate',
+        provenance=settings.command or 'gmskip_ros.calibration.run.calibrate',
         **blocks,
     )
 

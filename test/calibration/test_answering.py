@@ -45,7 +45,7 @@ class CountingVlm:
     'pictures_in_memory, at_once', [(1, [1] * 10), (16, [4, 4, 2]), (1000, [6, 4])]
 )
 def test_pictures_take_a_part_of_the_memory_only(monkeypatch, method, pictures_in_memory, at_once):
-    monkeypatch.setattr('gmskip_ros.calibration.answering.read_image', lambda path: None)
+    monkeypatch.setattr('gmskip_ros.calibration.images.read_image', lambda path: None)
     memory_bytes = pictures_in_memory * PICTURE_BYTES
     vlm = CountingVlm()
     paths = [Path(f'{number}.jpg') for number in range(NUM_PICTURES)]
