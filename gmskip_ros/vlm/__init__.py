@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from gmskip_ros.skipping.errors import SkipSetError
 from gmskip_ros.skipping.skip_set import SkipSet
 from gmskip_ros.vlm.answer import Answer, CandidateAnswer, ImageFeatures, Timing
+from gmskip_ros.vlm.engine import CalibrationEngine, Engine
 from gmskip_ros.vlm.errors import (
     ImageError,
     ModelLoadError,
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     'Answer',
+    'CalibrationEngine',
     'CandidateAnswer',
+    'Engine',
     'ImageError',
     'ImageFeatures',
     'ModelLoadError',

@@ -1,0 +1,117 @@
+"""What the other rooms need of an engine; `Vlm` is the one that ships.
+
+Stand-ins in tests and faster engines implement these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from gmskip_ros.skipping import SkipSet
+from gmskip_ros.vlm.answer import Answer, CandidateAnswer, ImageFeatures
+
+
+class Engine(Protocol):
+    """One loaded checkpoint that answers with any set of blocks skipped: what a frame needs."""
+
+    @property
+    def name(self) -> str:
+        """The model as it was asked for."""
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the language decoder."""
+
+    @property
+    def text_model_type(self) -> str:
+        """The language decoder's type: 'llama', 'mistral', 'qwen2'."""
+
+    @property
+    def device(self) -> str:
+        """'cpu', 'cuda:0'."""
+
+    @property
+    def dtype(self) -> str:
+        """'float32', 'float16', 'bfloat16'."""
+
+    @property
+    def template_sha256(self) -> str:
+        """Hash of the chat template in use."""
+
+    def encode(self, image: np.ndarray) -> ImageFeatures:
+        """Return the image (uint8 RGB, (H, W, 3)) as the decoder sees it."""
+
+    def answer(
+        self,
+        image_or_features: np.ndarray | ImageFeatures,
+        prompt: str,
+        skip: SkipSet | Iterable[int] = (),
+        max_new_tokens: int = 16,
+        *,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Answer:
+        """Return the greedy answer with the blocks of `skip` left out."""
+
+    def free_memory(self) -> None:
+        """Give unused memory back to the device."""
+
+    def device_memory_bytes(self) -> int | None:
+        """Return what is held of the GPU's memory; None on a CPU."""
+
+
+class CalibrationEngine(Engine, Protocol):
+    """What calibration needs besides: many answers at once, probabilities, a measure of work."""
+
+    @property
+    def token_blocks(self) -> int:
+        """Tokens that went through a block since loading."""
+
+    def answer_batch(
+        self,
+        images_or_features: Sequence[np.ndarray | ImageFeatures],
+        prompts: Sequence[str],
+        skip: SkipSet | Iterable[int] = (),
+        max_new_tokens: int = 16,
+        *,
+        forced_length: int | None = None,
+        should_stop: Callable[[], bool] | None = None,
+        return_logits: bool = False,
+    ) -> list[Answer]:
+        """Return one answer per pair of image and prompt."""
+
+    def answer_candidates(
+        self,
+        features: Sequence[ImageFeatures],
+        prompts: Sequence[str],
+        removed: Collection[int] = (),
+        candidates: Sequence[int | None] = (None,),
+        max_new_tokens: int = 16,
+        *,
+        drafts: Sequence[Sequence[int]] | None = None,
+        is_decided: Callable[[int, str], bool] | None = None,
+        max_rows: int = 256,
+        memory_bytes: int = 4 << 30,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> list[list[CandidateAnswer]]:
+        """Return, per image and candidate, the answer without `removed` and that block."""
+
+    def log_probabilities(
+        self,
+        features: Sequence[ImageFeatures],
+        prompts: Sequence[str],
+        texts: Sequence[str],
+        skip: Iterable[int] = (),
+    ) -> list[float]:
+        """Return log P(text | image, prompt) of every triple."""
+
+    def num_parameters_run(self, skip: SkipSet | Iterable[int] = ()) -> int:
+        """Return how many parameters are left with the blocks of `skip` left out."""
+
+    def token_ids(self, text: str) -> tuple[int, ...]:
+        """Return the tokens of a text alone."""
+
+    def weights_sha256(self) -> str:
+        """Return a hash that tells one set of weights from another."""
