@@ -52,7 +52,7 @@ from gmskip_ros.ros.camera_sources import (
     SourceFrame,
     open_source,
 )
-from gmskip_ros.signals import STOP_POLL_S, stop_event_on_signals
+from gmskip_ros.signals import STOP_POLL_S, StopSignals
 
 # The states (of gmskip's node) in which its model is loaded and it waits for frames.
 READY_STATES = ('ready', 'no_frames', 'overload', 'degraded')
@@ -351,7 +351,7 @@ def main(args: list[str] | None = None) -> int:
     if '--help' in arguments or '-h' in arguments:
         print(USAGE + '\n'.join(_parameter_lines()))
         return 0
-    stop = stop_event_on_signals()
+    stop = StopSignals().listen()
     try:
         rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
     except RuntimeError as error:

@@ -13,7 +13,6 @@ import contextlib
 import math
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -52,7 +51,7 @@ from gmskip_ros.pipeline.settings import (
 from gmskip_ros.pipeline.worker import InferenceWorker
 from gmskip_ros.ros import messages, parameters
 from gmskip_ros.ros.conversions import image_to_rgb, rgb_to_compressed, rgb_to_image
-from gmskip_ros.signals import STOP_POLL_S
+from gmskip_ros.signals import STOP_POLL_S, StopSignals
 from gmskip_ros.vlm import ModelLoadError
 
 if TYPE_CHECKING:
@@ -350,7 +349,7 @@ def _load_vlm(settings: Settings, on_progress: Callable[[str], None]) -> Vlm:
 
 
 def run(
-    stop: threading.Event,
+    stop: StopSignals,
     args: list[str] | None = None,
     load: Callable[[Settings, Callable[[str], None]], Vlm] | None = None,
 ) -> int:

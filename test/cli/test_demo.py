@@ -17,9 +17,9 @@ from live_command import LiveCommand
 from gmskip_ros.datasets.scenes import render_scene
 from gmskip_ros.pipeline.overlay import AGREES_RGB, DIFFERS_RGB, MAX_PANEL_FRACTION, RAN_RGB
 from gmskip_ros.pipeline.rows import csv_bytes, read_json_lines
-from gmskip_ros.runs.demo import _write_aside
+from gmskip_ros.runs.demo import _write
 from gmskip_ros.runs.live import FIRST_SCENE_SEED, LiveRunError
-from gmskip_ros.signals import StopRequest
+from gmskip_ros.signals import StopSignals
 from gmskip_ros.tasks import TASK_NAMES
 
 NODE_IS_HEARD = r's  (loading|warming_up|ready)'
@@ -119,7 +119,7 @@ def test_a_signal_ends_everything(demo, signum, expected):
     running.send_signal(signum)
     status, _, stderr = running.wait()
     assert status == expected
-    assert stderr == f'gmskip demo: ended by {signal.Signals(signum).name}\n'
+    assert stderr == f'gmskip demo: stopped by {signal.Signals(signum).name}\n'
     assert not running.processes()
 
 
@@ -132,7 +132,7 @@ def test_node_that_ends_is_one_clear_line(demo):
     status, _, stderr = running.wait()
     assert status == 1
     first, *log = stderr.splitlines()
-    assert first.startswith('gmskip demo: error: dual_vlm_node ended by itself (exit status 0)')
+    assert first.startswith('gmskip demo: error: dual_vlm_node exited unexpectedly (exit status 0)')
     assert 'node.log' in first and log and all(line.startswith('  ') for line in log)
     assert not running.processes()
 
@@ -143,7 +143,7 @@ def test_pictures_that_cannot_be_read_are_named(demo, tmp_path):
     running = demo('--source', str(tmp_path / 'photos'))
     status, _, stderr = running.wait()
     assert status == 1
-    assert 'error: image_player ended by itself (exit status 2)' in stderr
+    assert 'error: image_player exited unexpectedly (exit status 2)' in stderr
     assert 'broken.jpg' in stderr
     assert not running.processes()
 
@@ -182,16 +182,15 @@ def test_folder_in_which_nothing_can_be_made(demo):
 
 def test_folder_that_is_gone_at_the_end(tmp_path):
     with pytest.raises(LiveRunError, match=r'/gone/frames\.jsonl: .*--out'):
-        _write_aside(tmp_path / 'gone/frames.jsonl', b'')
+        _write(tmp_path / 'gone/frames.jsonl', b'')
 
 
 def test_a_signal_that_is_ignored_stays_ignored():
     handler = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:
-        stop = StopRequest()
-        os.kill(os.getpid(), signal.SIGHUP)
-        stop.check()
-        stop.release()
+        with StopSignals(hangup=True) as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            stop.check()
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, handler)

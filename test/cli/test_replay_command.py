@@ -626,7 +626,7 @@ def test_a_bag_of_broken_frames_ends_with_a_report_of_them(
         (['ROWS', '--against', 'none.jsonl'], ['none.jsonl']),
         (['ROWS', '--against', 'ROWS', '--rate', '2'], ['--rate', '--against']),
         (['ROWS', '--against', 'ROWS', '--overwrite'], ['--overwrite', '--out']),
-        (['ROWS', '--against', 'ROWS', '--out', 'RUN', '--overwrite'], ['--out', 'own']),
+        (['ROWS', '--against', 'ROWS', '--out', 'RUN', '--overwrite'], ['--out', 'one of the runs']),
         (['BAG', '--out', '/proc/nowhere'], ['/proc/nowhere', '--out']),
     ],
 )

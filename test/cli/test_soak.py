@@ -1,4 +1,4 @@
-"""`gmskip soak`: a real run that holds, leaks that are found, frames that are counted."""
+"""`gmskip soak`: a run without a fault, leaks that are found, frames that are counted."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
+import psutil
 import pytest
 from live_command import LiveCommand
 from ros_process import free_domain_id
 
-from gmskip_ros.cli.progress import clock
 from gmskip_ros.cli.soak import ALLOWED_GROWTH_MIB, print_result
 from gmskip_ros.datasets.scenes import render_scene
 from gmskip_ros.pipeline.health import FRAME_COUNTERS
-from gmskip_ros.ros.listener import Answer
 from gmskip_ros.runs.live import FIRST_SCENE_SEED
-from gmskip_ros.runs.soak import Sample, SoakOptions, Watcher, process_use, run_soak
+from gmskip_ros.runs.soak import Sample, SoakOptions, run_soak
+from gmskip_ros.runs.soak_record import Answer, HealthReport, process_use
 from gmskip_ros.runs.soak_verdicts import (
-    begin_and_end,
     duration_by_state,
     end_verdict,
     flat_verdict,
     frame_problems,
+    medians,
     states_verdict,
 )
-from gmskip_ros.signals import StopRequest
+from gmskip_ros.signals import StopSignals
 
 VERDICTS = ['memory', 'open files', 'threads', 'frames', 'states', 'end']
 LEAKING_NODE = Path(__file__).with_name('leaking_node.py')
@@ -100,17 +100,20 @@ def test_a_short_soak_holds(soak, tmp_path):
     assert 'publishing' in (tmp_path / 'out/camera.log').read_text()
 
 
-def one_picture(folder: Path) -> Path:
-    picture = folder / 'scene.png'
-    assert cv2.imwrite(str(picture), render_scene(FIRST_SCENE_SEED).image)
-    return picture
+def one_image(folder: Path) -> Path:
+    image = folder / 'scene.png'
+    assert cv2.imwrite(str(image), render_scene(FIRST_SCENE_SEED).image)
+    return image
 
 
-class SendSignal(Watcher):
-    """Sends SIGINT to a process, this one if none is given, after so many seconds."""
+class SendSignal:
+    """A listener that sends SIGINT, after a time, to a child or, if none is named, to itself."""
 
     def __init__(self, after_s: float, command: str = '') -> None:
         self.after_s, self.command = after_s, command
+
+    def status(self, text: str) -> None:
+        pass
 
     def measured(self, elapsed_s: float, total_s: float, sample: Sample) -> None:
         if elapsed_s < self.after_s:
@@ -120,37 +123,30 @@ class SendSignal(Watcher):
 
 def child(command: str) -> int:
     """Return the process id of this process's child with `command` in its command line."""
-    for process in Path('/proc').glob('[0-9]*'):
-        try:
-            is_ours = f'PPid:\t{os.getpid()}\n' in (process / 'status').read_text()
-            if is_ours and command in (process / 'cmdline').read_text():
-                return int(process.name)
-        except OSError:  # ended meanwhile
-            continue
+    for process in psutil.Process().children():
+        if any(command in argument for argument in process.cmdline()):
+            return process.pid
     raise AssertionError(f'no {command}')
 
 
-def run_here(monkeypatch, tmp_path: Path, watcher: Watcher, *node_command: str) -> dict:
-    """Run a soak of half an hour in this process, with one picture for the camera."""
+def run_here(monkeypatch, tmp_path: Path, listener: SendSignal, *node_command: str) -> dict:
+    """Run a soak of half an hour in this process, with one image for the camera."""
     monkeypatch.setenv('ROS_DOMAIN_ID', str(free_domain_id()))
     options = SoakOptions(
         minutes=30.0,
         camera_rate_hz=10.0,
         parameters=QUICK,
-        source=one_picture(tmp_path),
+        source=one_image(tmp_path),
         out=tmp_path / 'out',
         allowed_growth_mib=ALLOWED_GROWTH_MIB,
         command='gmskip soak',
         node_command=node_command,
     )
-    stop = StopRequest()
-    try:
-        return run_soak(options, stop, watcher)
-    finally:
-        stop.release()
+    with StopSignals(hangup=True) as stop:
+        return run_soak(options, stop, listener)
 
 
-def test_leaks_are_found_and_a_signal_ends_with_what_was_measured(monkeypatch, tmp_path, capsys):
+def test_leaks_are_found_and_a_signal_keeps_what_was_measured(monkeypatch, tmp_path, capsys):
     node = (sys.executable, str(LEAKING_NODE))
     result = run_here(monkeypatch, tmp_path, SendSignal(10.0), *node)
     holds = {verdict['name']: verdict['holds'] for verdict in result['verdicts']}
@@ -175,13 +171,13 @@ def test_leaks_are_found_and_a_signal_ends_with_what_was_measured(monkeypatch, t
     assert str(tmp_path / 'out/soak.json') in printed
 
 
-def test_a_node_that_ends_is_told_with_what_was_measured(monkeypatch, tmp_path):
+def test_a_node_that_exits_is_reported_with_what_was_measured(monkeypatch, tmp_path):
     result = run_here(monkeypatch, tmp_path, SendSignal(1.0, 'dual_vlm_node'))
     assert not result['complete']
-    assert result['stopped_by'].startswith('dual_vlm_node ended by itself (exit status 0); ')
+    assert result['stopped_by'].startswith('dual_vlm_node exited unexpectedly (exit status 0); ')
     assert result['exit_status'] == 1
     verdicts = {verdict['name']: verdict for verdict in result['verdicts']}
-    assert not verdicts['end']['holds'] and 'by itself' in verdicts['end']['found']
+    assert not verdicts['end']['holds'] and 'exited unexpectedly' in verdicts['end']['found']
     assert not verdicts['memory']['holds'] and 'too short' in verdicts['memory']['found']
     assert len((tmp_path / 'out/samples.csv').read_text().splitlines()) >= 2
 
@@ -193,14 +189,14 @@ def test_a_signal_before_the_first_answer(soak, tmp_path):
     running.send_signal(signal.SIGINT)
     status, stdout, stderr = running.wait()
     assert (status, stdout) == (130, '')
-    assert stderr == 'gmskip soak: ended by SIGINT before the first answer\n'
+    assert stderr == 'gmskip soak: stopped by SIGINT before the first answer\n'
     assert not running.processes()
     assert not (tmp_path / 'out/soak.json').exists()
 
 
 def test_a_model_that_cannot_be_loaded_is_one_line(soak, tmp_path):
     (tmp_path / 'no_model').mkdir()
-    picture = str(one_picture(tmp_path))
+    picture = str(one_image(tmp_path))
     running = soak('--model', str(tmp_path / 'no_model'), '--source', picture)
     status, _, stderr = running.wait()
     assert status == 1
@@ -265,7 +261,7 @@ def test_an_answer_that_comes_twice_is_found():
 
 def test_an_answer_that_is_missing_is_found():
     for topic in ('skip', 'full', 'comparison'):
-        answers = [a for a in answers_to(0, 1, 2) if (a.what, a.arrived_s) != (topic, 1.3)]
+        answers = [a for a in answers_to(0, 1, 2) if (a.topic, a.arrived_s) != (topic, 1.3)]
         found = problems(answers, counters(answered=3))
         assert any(f'{topic}: no answer to 1 frame (1795000001.000)' in text for text in found)
         assert any('counts 3 frames as answered, its topics show 2' in text for text in found)
@@ -336,28 +332,31 @@ def test_counters_are_not_compared_before_they_are_final():
 def test_flat_is_judged_by_the_second_and_the_last_fifth():
     times_s = list(range(100))
     warm_up = [min(time_s, 20) * 50.0 for time_s in times_s]  # steep, then flat
-    medians = begin_and_end(times_s, warm_up, 100.0)
-    assert medians == (1000.0, 1000.0)
-    assert flat_verdict('memory', medians, 0.0, 'MiB').holds
+    both = medians(times_s, warm_up, 100.0)
+    assert both == (1000.0, 1000.0)
+    assert flat_verdict('memory', both, 0.0, 'MiB').holds
     slow = [1000.0 + 0.5 * time_s for time_s in times_s]
-    verdict = flat_verdict('memory', begin_and_end(times_s, slow, 100.0), 16.0, 'MiB')
+    verdict = flat_verdict('memory', medians(times_s, slow, 100.0), 16.0, 'MiB')
     assert not verdict.holds and '+29.8 (allowed +16)' in verdict.found
     spike = [1000.0 + 500.0 * (time_s == 95) for time_s in times_s]
-    assert flat_verdict('memory', begin_and_end(times_s, spike, 100.0), 0.0).holds
+    assert flat_verdict('memory', medians(times_s, spike, 100.0), 0.0).holds
     less = flat_verdict('open files', (20.0, 18.0), 0.0)
     assert less.holds and less.found == ('20 at the beginning, 18 at the end: -2 (allowed +0)')
-    assert begin_and_end([0.0, 1.0], [1.0, 1.0], 2.0) is None
-    assert begin_and_end(times_s, [math.nan] * 100, 100.0) is None
+    assert medians([0.0, 1.0], [1.0, 1.0], 2.0) is None
+    assert medians(times_s, [math.nan] * 100, 100.0) is None
 
 
 def test_states_and_their_time():
-    reports = [(0.0, 'no_frames'), (1.0, 'ready'), (2.0, 'ready'), (3.5, 'overload')]
-    states_s, silence_s = duration_by_state(reports, 5.0)
+    told = [(0.0, 'no_frames'), (1.0, 'ready'), (2.0, 'ready'), (3.5, 'overload'), (7.0, 'error')]
+    reports = [HealthReport(arrived_s, {'state': state}) for arrived_s, state in told]
+    states_s, silence_s = duration_by_state(reports, 0.0, 5.0)
     assert states_s == {'no_frames': 1.0, 'ready': 2.5, 'overload': 1.5} and silence_s == 1.5
     assert states_verdict(states_s, '', silence_s).holds
     assert not states_verdict({**states_s, 'error': 1.0}, '', silence_s).holds
     assert not states_verdict(states_s, 'error: NaN', silence_s).holds
-    silent = states_verdict(*(duration_by_state(reports, 60.0)[0], ''), 56.5)
+    assert duration_by_state(reports, 1.5, 3.0) == ({'ready': 1.5}, 1.0)
+    states_s, silence_s = duration_by_state(reports[:4], 0.0, 60.0)
+    silent = states_verdict(states_s, '', silence_s)
     assert not silent.holds and 'silent on /diagnostics for 56.5 s' in silent.found
 
 
@@ -385,9 +384,5 @@ def test_what_a_process_uses_is_read_from_outside():
     assert after.threads == before.threads + 1
     ended = subprocess.Popen(['true'])
     ended.wait()
-    with pytest.raises(OSError):
+    with pytest.raises(psutil.Error):
         process_use(ended.pid)
-
-
-def test_time_left():
-    assert [clock(s) for s in (1747.4, 60, 5, -1)] == ['29:07', '1:00', '0:05', '0:00']

@@ -20,7 +20,7 @@ import numpy as np
 
 from gmskip_ros.pipeline.settings import Settings
 from gmskip_ros.ros import node
-from gmskip_ros.signals import stop_event_on_signals
+from gmskip_ros.signals import StopSignals
 from gmskip_ros.vlm import SkipSet, Stopped, VlmOutOfMemoryError
 
 FAULTS = {  # upper left pixel (RGB) -> what happens
@@ -91,7 +91,7 @@ class FaultyVlm:
 
 
 def main() -> int:
-    stop = stop_event_on_signals()
+    stop = StopSignals().listen()
     folder = Path(sys.argv.pop(1))
 
     def load(settings: Settings, on_progress: Callable[[str], None]) -> Any:
