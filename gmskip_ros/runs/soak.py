@@ -255,7 +255,6 @@ class _Soak:
         picture = draw_soak(
             [seconds / 60.0 for seconds in self._series('elapsed_s')],
             self._series('own_mib'),
-            self._series('rss_mib'),
             windows_min,
             self._medians('own_mib') or (),
             _title(result),

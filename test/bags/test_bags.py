@@ -38,8 +38,9 @@ from bag_files import (
 from rosbags.rosbag2 import Reader
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
+from gmskip_ros.bags.mcap_salvage import McapScan
 from gmskip_ros.bags.reading import BagError, BagFrame, CameraBag, is_bag, open_camera_bag
-from gmskip_ros.bags.salvage import McapScan, Sqlite3Scan
+from gmskip_ros.bags.sqlite3_salvage import Sqlite3Scan
 from gmskip_ros.pipeline.pixels import ConversionError, message_to_rgb
 
 CAMERA = '/camera'
@@ -371,8 +372,8 @@ def test_what_is_no_bag_is_one_line(tmp_path):
     for name, words in [
         ('missing', 'not found; give a bag folder'),
         ('folder', 'no .db3 or .mcap file in it'),
-        ('text.txt', 'no bag; give a bag folder'),
-        ('ros1.bag', 'of ROS 1; convert it with rosbags-convert'),
+        ('text.txt', 'not a bag; give a bag folder'),
+        ('ros1.bag', 'a ROS 1 bag; convert it with rosbags-convert'),
         ('garbage.db3', 'nothing readable: garbage.db3: file is not a database'),
         ('empty.db3', 'nothing readable: empty.db3: '),
         ('other.db3', 'nothing readable: other.db3: '),
@@ -448,7 +449,7 @@ def test_of_files_that_are_missing_or_unusable_the_others_are_read(tmp_path, sto
     assert_equal(frames, messages[:10] + messages[30:])
     assert bag.num_frames == 20
     assert [p.partition(':')[0] for p in bag.problems] == [files[1].name, files[2].name]
-    assert 'named by metadata.yaml and not there' in bag.problems[0]
+    assert 'named by metadata.yaml but missing' in bag.problems[0]
 
     # Renamed files: none is as the metadata have it.
     for i in (0, 3):

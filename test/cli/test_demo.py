@@ -38,6 +38,14 @@ def demo(tmp_path: Path) -> Iterator:
         running.kill_all()
 
 
+@pytest.fixture
+def one_image(tmp_path: Path) -> str:
+    """Return a folder with one image for the camera: it needs no time to render."""
+    (tmp_path / 'images').mkdir()
+    assert cv2.imwrite(str(tmp_path / 'images/0.png'), np.full((60, 80, 3), 127, np.uint8))
+    return str(tmp_path / 'images')
+
+
 def test_three_frames(demo, tmp_path):
     running = demo('--frames', '3')
     status, stdout, stderr = running.wait()
@@ -112,8 +120,8 @@ def test_three_frames(demo, tmp_path):
 
 
 @pytest.mark.parametrize(('signum', 'expected'), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_everything(demo, signum, expected):
-    running = demo('--frames', '50')
+def test_a_signal_stops_everything(demo, one_image, signum, expected):
+    running = demo('--frames', '50', '--source', one_image)
     running.wait_for_line(NODE_IS_HEARD)
     assert len(running.processes()) >= 2
     running.send_signal(signum)
@@ -123,8 +131,8 @@ def test_a_signal_ends_everything(demo, signum, expected):
     assert not running.processes()
 
 
-def test_node_that_ends_is_one_clear_line(demo):
-    running = demo('--frames', '50')
+def test_node_that_exits_is_one_clear_line(demo, one_image):
+    running = demo('--frames', '50', '--source', one_image)
     running.wait_for_line(NODE_IS_HEARD)
     node = [pid for pid, command in running.processes().items() if 'dual_vlm_node' in command]
     assert len(node) == 1
@@ -137,9 +145,9 @@ def test_node_that_ends_is_one_clear_line(demo):
     assert not running.processes()
 
 
-def test_pictures_that_cannot_be_read_are_named(demo, tmp_path):
+def test_images_that_cannot_be_read_are_named(demo, tmp_path):
     (tmp_path / 'photos').mkdir()
-    (tmp_path / 'photos/broken.jpg').write_bytes(b'not a picture')
+    (tmp_path / 'photos/broken.jpg').write_bytes(b'not an image')
     running = demo('--source', str(tmp_path / 'photos'))
     status, _, stderr = running.wait()
     assert status == 1
@@ -148,9 +156,9 @@ def test_pictures_that_cannot_be_read_are_named(demo, tmp_path):
     assert not running.processes()
 
 
-def test_model_that_cannot_be_loaded_is_named(demo, tmp_path):
+def test_model_that_cannot_be_loaded_is_named(demo, one_image, tmp_path):
     (tmp_path / 'no_model').mkdir()
-    running = demo('--model', str(tmp_path / 'no_model'))
+    running = demo('--model', str(tmp_path / 'no_model'), '--source', one_image)
     status, _, stderr = running.wait()
     assert status == 1
     assert stderr.startswith('gmskip demo: error: the node reports an error: ')
@@ -158,8 +166,8 @@ def test_model_that_cannot_be_loaded_is_named(demo, tmp_path):
     assert not running.processes()
 
 
-def test_silence_has_a_deadline(demo):
-    running = demo('--deadline-sec', '0.01', '--no-progress')
+def test_silence_has_a_deadline(demo, one_image):
+    running = demo('--deadline-sec', '0.01', '--no-progress', '--source', one_image)
     status, stdout, stderr = running.wait()
     assert status == 1
     assert stdout == ''

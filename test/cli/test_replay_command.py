@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import importlib
 import json
 import os
@@ -29,6 +30,7 @@ from bag_files import (
     write_bag,
 )
 from rosbags.highlevel import AnyReader
+from tiny_models import make_tiny_model
 
 from gmskip_ros.cli.main import main
 from gmskip_ros.datasets.scenes import render_scene
@@ -44,8 +46,13 @@ FIRST_SEED = 70_000_000
 
 
 def scene(number: int) -> Any:
-    """Return the picture of frame `number`: a new one every half second; uint8 RGB."""
-    return render_scene(FIRST_SEED + number // 5).image
+    """Return the image of frame `number`: a new one every half second; uint8 RGB."""
+    return rendered(FIRST_SEED + number // 5)
+
+
+@functools.cache
+def rendered(seed: int) -> Any:
+    return render_scene(seed).image
 
 
 def stamp_ns(number: int) -> int:
@@ -125,6 +132,12 @@ def out(bag: Path) -> Path:
     )
     assert status == 0
     return folder
+
+
+@pytest.fixture(scope='module')
+def tiny_model(bag: Path) -> Path:
+    """Return a random model of four blocks, for tests that are not about the answers."""
+    return make_tiny_model(bag.parent / 'tiny_model')
 
 
 @pytest.fixture(scope='module')
@@ -377,9 +390,8 @@ def replay_process(*arguments: object, **options: Any) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize(('signum', 'status'), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_stopped_in_the_middle_it_leaves_a_valid_part(
-    tmp_path: Path, out: Path, signum: int, status: int
+    tmp_path: Path, bag: Path, out: Path, signum: int, status: int
 ) -> None:
-    bag = write_bag(tmp_path / 'long', {TOPIC: drive(40)})
     folder = tmp_path / 'part'
     process = replay_process(
         bag,
@@ -423,11 +435,14 @@ def test_stopped_in_the_middle_it_leaves_a_valid_part(
     assert answers(rows)[: len(whole)] == answers(whole)
 
 
-def test_a_full_disk_is_one_line_and_what_was_answered_stays(tmp_path: Path) -> None:
-    bag = write_bag(tmp_path / 'drive', {TOPIC: drive(40)})
+def test_a_full_disk_is_one_line_and_what_was_answered_stays(
+    tmp_path: Path, bag: Path, tiny_model: Path
+) -> None:
     size = 150_000  # bytes: the bag of results does not fit, the table does
     process = replay_process(
         bag,
+        '--model',
+        tiny_model,
         '--out',
         tmp_path / 'out',
         '--rate',
@@ -460,7 +475,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_it_runs_without_ros(bag: Path, tmp_path: Path) -> None:
+def test_it_runs_without_ros(bag: Path, tmp_path: Path, tiny_model: Path) -> None:
     done = subprocess.run(
         [
             sys.executable,
@@ -468,6 +483,8 @@ def test_it_runs_without_ros(bag: Path, tmp_path: Path) -> None:
             WITHOUT_ROS,
             'replay',
             bag,
+            '--model',
+            tiny_model,
             '--out',
             tmp_path / 'out',
             '--limit',
@@ -532,8 +549,8 @@ def test_frames_without_a_stamp_are_taken_by_recording_time(
     assert {row.stamp_ns for row in rows} == {frame.time_ns for frame in frames}
 
 
-def test_damage_to_the_bag_is_told_beside_any_number_of_broken_frames(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_damage_to_the_bag_is_reported_beside_any_number_of_broken_frames(
+    tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     frames = [
         Recorded(
@@ -543,7 +560,8 @@ def test_damage_to_the_bag_is_told_beside_any_number_of_broken_frames(
     ]
     bag = write_bag(tmp_path / 'drive', {TOPIC: frames})
     (bag / 'metadata.yaml').unlink()
-    assert replay(bag, '--out', tmp_path / 'out', '--task', 'single_object') == 0
+    options = ('--model', tiny_model, '--task', 'single_object')
+    assert replay(bag, '--out', tmp_path / 'out', *options) == 0
     assert 'metadata.yaml: missing' in capsys.readouterr().err
     problems = json.loads((tmp_path / 'out/replay.json').read_text())['problems']
     assert 'metadata.yaml: missing' in problems[0] and problems[-1] == '29 more like these'
@@ -626,7 +644,10 @@ def test_a_bag_of_broken_frames_ends_with_a_report_of_them(
         (['ROWS', '--against', 'none.jsonl'], ['none.jsonl']),
         (['ROWS', '--against', 'ROWS', '--rate', '2'], ['--rate', '--against']),
         (['ROWS', '--against', 'ROWS', '--overwrite'], ['--overwrite', '--out']),
-        (['ROWS', '--against', 'ROWS', '--out', 'RUN', '--overwrite'], ['--out', 'one of the runs']),
+        (
+            ['ROWS', '--against', 'ROWS', '--out', 'RUN', '--overwrite'],
+            ['--out', 'one of the runs'],
+        ),
         (['BAG', '--out', '/proc/nowhere'], ['/proc/nowhere', '--out']),
     ],
 )
@@ -659,7 +680,7 @@ def test_two_runs_against_each_other(
     out: Path, bag: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = tmp_path / 'other'
-    options = ('--task', 'single_object,captioning', '--labels', 'scenes')
+    options = ('--task', 'single_object,captioning', '--labels', 'scenes', '--limit', 2)
     assert replay(bag, '--out', other, *options, '--operating-point', 'high_sparsity') == 0
     mine = tmp_path / 'mine'
     assert replay(bag, '--out', mine, *options, '--operating-point', 'high_performance') == 0
