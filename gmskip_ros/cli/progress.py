@@ -70,17 +70,14 @@ class Bars:
                 transient=True,
             )
             self._progress.start()
-        if name not in self._tasks:
-            self._tasks[name] = self._progress.add_task('', info='')
-        self._progress.update(
-            self._tasks[name],
-            completed=done,
-            total=total,
-            description=escape(description or name),
-            info=escape(info),
-        )
         for other, task in self._tasks.items():
             self._progress.update(task, visible=other == name or other in beside)
+        text, info = escape(description or name), escape(info)
+        if name not in self._tasks:
+            self._tasks[name] = self._progress.add_task(text, total=total, info=info)
+        self._progress.update(
+            self._tasks[name], completed=done, total=total, description=text, info=info
+        )
 
     def restart(self, name: str) -> None:
         """Measure a bar's speed from now on."""

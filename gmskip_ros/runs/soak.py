@@ -167,7 +167,9 @@ class _Soak:
                 if state == 'error':
                     raise LiveRunError(f'the node reports an error: {report.reason}')
                 # In other states the reason may change every second.
-                text = f'loading: {report.reason}' if state == 'loading' else state
+                text = (
+                    f'{state}: {report.reason}' if state == 'loading' and report.reason else state
+                )
             if text != news:
                 news, since_s = text, time.monotonic()
                 self._listener.status(text)

@@ -1,4 +1,4 @@
-"""The real `gmskip demo`: its table, its files, its errors, and that nothing of it stays behind."""
+"""The real `gmskip demo`: its table, files and errors, and that no process stays behind."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ from gmskip_ros.pipeline.overlay import AGREES_RGB, DIFFERS_RGB, MAX_PANEL_FRACT
 from gmskip_ros.pipeline.rows import csv_bytes, read_json_lines
 from gmskip_ros.runs.demo import _write
 from gmskip_ros.runs.live import FIRST_SCENE_SEED, LiveRunError
-from gmskip_ros.signals import StopSignals
 from gmskip_ros.tasks import TASK_NAMES
 
-NODE_IS_HEARD = r's  (loading|warming_up|ready)'
+NODE_REPORTS = r's  (loading|warming_up|ready)'
 
 
 @pytest.fixture
@@ -52,7 +51,7 @@ def test_three_frames(demo, tmp_path):
     assert (status, stderr) == (0, '')
     assert not running.processes()
 
-    # What the node says of itself (states that last less than a second may be missing), the table.
+    # The node's states (those of less than a second may be missing) and the table.
     order = ['loading', 'warming_up', 'ready', 'overload']
     states = [
         state for state in re.findall(r'^ *[\d.]+ s  (\w+)', stdout, re.MULTILINE) if state in order
@@ -106,7 +105,7 @@ def test_three_frames(demo, tmp_path):
     )
     assert {each['skip_list'] for each in run['skip_sets']} == {f'demo_{t}' for t in TASK_NAMES}
 
-    # The picture is one of the camera's, with the panel of three tasks on top.
+    # The overlay is an image of the camera, with the panel of three tasks on top.
     picture = cv2.cvtColor(cv2.imread(str(tmp_path / 'out/overlay.png')), cv2.COLOR_BGR2RGB)
     below = int(picture.shape[0] * MAX_PANEL_FRACTION)
     scenes = [render_scene(FIRST_SCENE_SEED + index).image for index in range(3)]
@@ -122,7 +121,7 @@ def test_three_frames(demo, tmp_path):
 @pytest.mark.parametrize(('signum', 'expected'), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_stops_everything(demo, one_image, signum, expected):
     running = demo('--frames', '50', '--source', one_image)
-    running.wait_for_line(NODE_IS_HEARD)
+    running.wait_for_line(NODE_REPORTS)
     assert len(running.processes()) >= 2
     running.send_signal(signum)
     status, _, stderr = running.wait()
@@ -133,7 +132,7 @@ def test_a_signal_stops_everything(demo, one_image, signum, expected):
 
 def test_node_that_exits_is_one_clear_line(demo, one_image):
     running = demo('--frames', '50', '--source', one_image)
-    running.wait_for_line(NODE_IS_HEARD)
+    running.wait_for_line(NODE_REPORTS)
     node = [pid for pid, command in running.processes().items() if 'dual_vlm_node' in command]
     assert len(node) == 1
     os.kill(node[0], signal.SIGTERM)  # SIGKILL would leave its shared memory behind
@@ -182,7 +181,7 @@ def test_folder_that_cannot_be_written_to(demo, tmp_path):
     assert stderr.startswith(f'gmskip demo: error: --out {tmp_path / "out"}: ')
 
 
-def test_folder_in_which_nothing_can_be_made(demo):
+def test_folder_in_which_nothing_can_be_created(demo):
     status, _, stderr = demo('--frames', '1', '--out', '/sys').wait()
     assert status == 1
     assert stderr.startswith('gmskip demo: error: --out /sys: ') and len(stderr.splitlines()) == 1
@@ -191,17 +190,6 @@ def test_folder_in_which_nothing_can_be_made(demo):
 def test_folder_that_is_gone_at_the_end(tmp_path):
     with pytest.raises(LiveRunError, match=r'/gone/frames\.jsonl: .*--out'):
         _write(tmp_path / 'gone/frames.jsonl', b'')
-
-
-def test_a_signal_that_is_ignored_stays_ignored():
-    handler = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
-    try:
-        with StopSignals(hangup=True) as stop:
-            os.kill(os.getpid(), signal.SIGHUP)
-            stop.check()
-        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGHUP, handler)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ from gmskip_ros.signals import StopSignals
 
 VERDICTS = ['memory', 'open files', 'threads', 'frames', 'states', 'end']
 LEAKING_NODE = Path(__file__).with_name('leaking_node.py')
-QUICK = {  # of the node: short answers, often
+QUICK = {  # node parameters for short answers, often
     'labels': ['scenes'],
     'tasks': ['single_object'],
     'branches': ['skip'],
@@ -74,7 +74,7 @@ def test_a_short_soak_holds(soak, tmp_path):
     assert status == (0 if all(verdict['holds'] for verdict in verdicts.values()) else 1)
     for name in ('memory', 'open files', 'threads', 'frames', 'states'):
         assert verdicts[name]['holds'], verdicts[name]
-    assert result['end']['status'] == 0  # how fast is a matter of the machine
+    assert result['end']['status'] == 0  # how fast depends on the machine
     assert result['complete'] and result['stopped_by'] == ''
 
     frames = result['frames']
@@ -222,41 +222,41 @@ def test_bad_options_are_named(soak, options, words):
     assert words in stderr.splitlines()[-1]
 
 
-# ---- were all frames answered once?
+# ---- is every frame answered once?
 
 PERIOD_NS = 1_000_000_000
 FIRST_NS = 1_795_000_000 * PERIOD_NS
 
 
-def answers_to(*seconds: float, what: tuple[str, ...] = ('skip', 'full', 'comparison')):
+def answers_to(*seconds: float, topics: tuple[str, ...] = ('skip', 'full', 'comparison')):
     """Return what a node publishes on frames of these seconds, 300 ms after their stamps."""
     return [
         Answer(topic, FIRST_NS + round(second * 1e9), second + 0.3, age_ms=300.0, busy_ms=200.0)
         for second in seconds
-        for topic in what
+        for topic in topics
     ]
 
 
 def counters(**some: int) -> dict[str, int]:
-    """Return counters that fit to each other, with ten frames gated."""
+    """Return consistent counters, with ten frames gated."""
     values = {**dict.fromkeys(FRAME_COUNTERS, 0), 'gated': 10, **some}
     return {**values, 'received': sum(values.values())}
 
 
-def problems(answers, told, branches=('skip', 'full'), **options) -> list[str]:
+def problems(answers, counted, branches=('skip', 'full'), **options) -> list[str]:
     return frame_problems(
-        answers, told, branches=branches, period_ns=PERIOD_NS, stale_after_s=2.0, **options
+        answers, counted, branches=branches, period_ns=PERIOD_NS, stale_after_s=2.0, **options
     )
 
 
-def test_frames_that_are_answered_once_are_no_problem():
+def test_frames_that_are_answered_once_are_not_a_problem():
     assert problems(answers_to(0, 1, 2), counters(answered=3, replaced=2)) == []
-    assert problems(answers_to(0, 1, what=('full',)), counters(answered=2), ('full',)) == []
+    assert problems(answers_to(0, 1, topics=('full',)), counters(answered=2), ('full',)) == []
 
 
 def test_an_answer_that_comes_twice_is_found():
     for topic in ('skip', 'full', 'comparison'):
-        answers = [*answers_to(0, 1, 2), *answers_to(2, what=(topic,))]
+        answers = [*answers_to(0, 1, 2), *answers_to(2, topics=(topic,))]
         (problem,) = problems(answers, counters(answered=3))
         assert problem.startswith(f'{topic}: 1 frame (1795000002.000) answered more than once')
 
@@ -281,7 +281,7 @@ def test_a_frame_that_was_taken_and_never_answered_is_found():
 
 
 def test_the_full_branch_may_give_way_only_where_the_node_says_so():
-    answers = [*answers_to(0, 2), *answers_to(1, what=('skip',))]
+    answers = [*answers_to(0, 2), *answers_to(1, topics=('skip',))]
     answers.sort(key=lambda answer: answer.stamp_ns)
     assert problems(answers, counters(answered=2, full_dropped=1)) == []
     assert len(problems(answers, counters(answered=3))) == 3
@@ -293,32 +293,32 @@ def test_answers_out_of_order_are_found():
     assert all('1 frame (1795000001.000) out of order' in text for text in found)
 
 
-def test_answers_that_nobody_expects_are_found():
+def test_unexpected_answers_are_found():
     found = problems(answers_to(0, 1), counters(answered=2), branches=('skip',))
     assert len(found) == 4 and 'a message on full' in found[0]
 
 
 def test_stale_answers_are_found():
     late = Answer('skip', FIRST_NS + 3 * PERIOD_NS, 8.0, age_ms=5000.0, busy_ms=200.0)
-    answers = [*answers_to(0, 1), late, *answers_to(3, what=('full', 'comparison'))]
+    answers = [*answers_to(0, 1), late, *answers_to(3, topics=('full', 'comparison'))]
     (problem,) = problems(answers, counters(answered=3))
     assert problem == ('1 frame (1795000003.000) stale: up to 4800 ms old when work on it began')
     slow = Answer('skip', late.stamp_ns, 8.0, age_ms=5000.0, busy_ms=4900.0)
     assert (
         problems(
-            [*answers_to(0, 1), slow, *answers_to(3, what=('full', 'comparison'))],
+            [*answers_to(0, 1), slow, *answers_to(3, topics=('full', 'comparison'))],
             counters(answered=3),
         )
         == []
     )
 
 
-def test_a_bag_begins_again_with_the_same_stamps():
+def test_a_bag_starts_over_with_the_same_stamps():
     twice = [*answers_to(0, 1, 2), *answers_to(0, 1, 2)]
     assert problems(twice, counters(answered=6), repeats=True) == []
     assert problems(twice, counters(answered=6)) != []
     (problem,) = problems(
-        [*twice, *answers_to(2, what=('full',))], counters(answered=6), repeats=True
+        [*twice, *answers_to(2, topics=('full',))], counters(answered=6), repeats=True
     )
     assert problem.startswith('full: 1 frame') and 'more than once' in problem
 
@@ -328,7 +328,7 @@ def test_counters_are_not_compared_before_they_are_final():
     assert 'not come to rest' in problem
 
 
-# ---- what is flat, and what else is asked
+# ---- flat series, states, the end
 
 
 def test_flat_is_judged_by_the_second_and_the_last_fifth():
@@ -349,8 +349,8 @@ def test_flat_is_judged_by_the_second_and_the_last_fifth():
 
 
 def test_states_and_their_time():
-    told = [(0.0, 'no_frames'), (1.0, 'ready'), (2.0, 'ready'), (3.5, 'overload'), (7.0, 'error')]
-    reports = [HealthReport(arrived_s, {'state': state}) for arrived_s, state in told]
+    states = [(0.0, 'no_frames'), (1.0, 'ready'), (2.0, 'ready'), (3.5, 'overload'), (7.0, 'error')]
+    reports = [HealthReport(arrived_s, {'state': state}) for arrived_s, state in states]
     states_s, silence_s = duration_by_state(reports, 0.0, 5.0)
     assert states_s == {'no_frames': 1.0, 'ready': 2.5, 'overload': 1.5} and silence_s == 1.5
     assert states_verdict(states_s, '', silence_s).holds
@@ -369,7 +369,7 @@ def test_the_end():
     assert 'killed' in end_verdict(None, 10.0).found and not end_verdict(None, 10.0).holds
 
 
-def test_what_a_process_uses_is_read_from_outside():
+def test_the_use_of_a_process_is_read_from_outside():
     pid = os.getpid()
     before = process_use(pid)
     stop = threading.Event()
