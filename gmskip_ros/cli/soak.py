@@ -77,7 +77,7 @@ def add_parser(subparsers: Any) -> None:
 
 def _existing(text: str) -> Path:
     if not Path(text).exists():
-        raise argparse.ArgumentTypeError(f'{text!r} is not there: give images, a video or a bag')
+        raise argparse.ArgumentTypeError(f'{text!r} does not exist: give images, a video or a bag')
     return Path(text).resolve()
 
 
@@ -86,7 +86,8 @@ def run(args: argparse.Namespace) -> int:
     with StopSignals(hangup=True) as stop:
         from gmskip_ros.cli.progress import Bars
         from gmskip_ros.runs.live import LiveRunError
-        from gmskip_ros.runs.soak import SoakOptions, run_soak
+        from gmskip_ros.runs.soak import run_soak
+        from gmskip_ros.runs.soak_result import SoakOptions
 
         options = SoakOptions(
             minutes=args.minutes,

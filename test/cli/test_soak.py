@@ -24,8 +24,9 @@ from gmskip_ros.datasets.scenes import render_scene
 from gmskip_ros.pipeline.health import FRAME_COUNTERS
 from gmskip_ros.runs import soak as soak_run
 from gmskip_ros.runs.live import FIRST_SCENE_SEED
-from gmskip_ros.runs.soak import Sample, SoakOptions, run_soak
+from gmskip_ros.runs.soak import run_soak
 from gmskip_ros.runs.soak_record import Answer, HealthReport, process_use
+from gmskip_ros.runs.soak_result import Sample, SoakOptions
 from gmskip_ros.runs.soak_verdicts import (
     duration_by_state,
     end_verdict,
@@ -212,7 +213,10 @@ def test_a_model_that_cannot_be_loaded_is_one_line(soak, tmp_path):
     [
         (['--minutes', '0'], "argument --minutes: '0' is not"),
         (['--rate-hz', 'nan'], "argument --rate-hz: 'nan' is not"),
-        (['--source', '/no/such/pictures'], "argument --source: '/no/such/pictures' is not there"),
+        (
+            ['--source', '/no/such/pictures'],
+            "argument --source: '/no/such/pictures' does not exist",
+        ),
         (['--params-file', '/no/such/file'], '/no/such/file'),
     ],
 )
