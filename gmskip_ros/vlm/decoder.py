@@ -1,6 +1,6 @@
 """The language decoder, block by block, over weights that Hugging Face has loaded.
 
-Skipping block i in a phase: a token processed in that phase leaves block i as it came, and block i
+Skipping block i in a phase: a token processed in that phase passes block i unchanged, and block i
 stores no key and no value for it. A token that runs block i attends, in that block, to itself and
 to the earlier tokens whose own phase ran it. Rotary positions are always the sequence's.
 
@@ -91,6 +91,7 @@ class Decoder:
     def __init__(self, language_model: nn.Module, lm_head: nn.Module) -> None:
         # Any: the attributes below are those of the three decoders' own classes.
         model: Any = language_model
+        self.config: Any = model.config
         self.embed_tokens: Any = model.embed_tokens
         self.blocks: list[Any] = list(model.layers)
         self.rotary_emb: nn.Module = model.rotary_emb

@@ -50,7 +50,7 @@ def check_against_the_loaded_model(model: str, dtype: str, image, monkeypatch) -
             super().__init__(*args)
             stores.append(self)
 
-    monkeypatch.setattr('gmskip_ros.vlm.vlm.KeyValueStore', Recorded)
+    monkeypatch.setattr('gmskip_ros.vlm.generation.KeyValueStore', Recorded)
     features = vlm.encode(image)
     vlm.answer(features, PROMPT, forced_length=5)
     stored_bytes = sum(tensor.nbytes for store in stores for tensor in (*store.keys, *store.values))
