@@ -72,7 +72,7 @@ def check_gpu(setup: Setup) -> Finding:
         return failed(trial, message, f'{remedy}; or use device cpu')
     if device.startswith('cuda'):
         found = ', '.join(trial['gpus']) or 'none'
-        refusal = f'device {device!r} is not there: PyTorch sees {found}'
+        refusal = f'device {device!r} does not exist: PyTorch sees {found}'
         return joined([fail(refusal, "use 'cpu' or 'auto'"), *_why_no_gpu(trial, driver)])
     if device == 'auto' and driver:  # it was meant to be used
         reasons = _why_no_gpu(trial, driver)
