@@ -745,7 +745,7 @@ def test_a_gpu_for_which_pytorch_has_no_kernels(torch_stub) -> None:
 @pytest.mark.parametrize(
     ('device', 'gpus', 'cuda', 'driver', 'level', 'says', 'remedy'),
     [
-        ('cuda:3', 1, '12.8', '570.86', 'FAIL', "'cuda:3' is not there", 'auto'),
+        ('cuda:3', 1, '12.8', '570.86', 'FAIL', "'cuda:3' does not exist", 'auto'),
         ('cuda', 0, '12.8', '', 'FAIL', 'PyTorch sees none', 'auto'),
         ('cuda', 0, None, '570.86', 'FAIL', 'without CUDA', 'pytorch.org'),
         ('auto', 0, None, '570.86', 'WARN', 'without CUDA', 'pytorch.org'),
