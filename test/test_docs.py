@@ -26,7 +26,7 @@ from gmskip_ros.tasks import TASK_NAMES, make_task
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / 'gmskip_ros'
 PAGES = sorted([ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *(ROOT / 'docs').glob('*.md')])
-OTHER_OPTIONS = {'--symlink-install', '--clock'}  # of colcon and image_player
+OTHER_OPTIONS = {'--symlink-install', '--clock', '--ros-args'}  # of colcon, image_player, ROS
 
 pages = pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
 
@@ -319,7 +319,7 @@ def code_references() -> list[tuple[str, str]]:
     """Return the path and the name ('' for none) of every reference in CONTRIBUTING.md."""
     found = []
     for code in inline_code(text_of('CONTRIBUTING.md')):
-        if match := re.fullmatch(r'([\w/]+\.py)(?::([\w.]+))?', code):
+        if match := re.fullmatch(r'(?:python )?([\w/]+\.py)(?::([\w.]+))?', code):
             found.append((match[1], match[2] or ''))
     return found
 
@@ -335,11 +335,14 @@ def test_every_reference_to_code_exists(path: str, name: str) -> None:
     assert not name or name in definitions(file), f'CONTRIBUTING.md names {path}:{name}'
 
 
-def test_every_room_is_in_the_drawing() -> None:
-    drawing = text_of('CONTRIBUTING.md').split('## The rooms', 1)[1].split('## ', 1)[0]
-    rooms = {path.parent.name for path in PACKAGE.glob('*/__init__.py')}
-    rooms |= {path.stem for path in PACKAGE.glob('*.py')} - {'__init__'}
-    assert rooms <= set(re.findall(r'\w+', drawing))
+def test_the_drawing_of_the_rooms_is_that_of_the_contracts() -> None:
+    section = text_of('CONTRIBUTING.md').split('## The rooms', 1)[1].split('\n## ', 1)[0]
+    drawing = section.split('```')[1]
+    first_lines = re.findall(r'^\+[-+]+\n\|(.+)\|$', drawing, re.MULTILINE)
+    drawn = [{cell.split()[0] for cell in line.split('|')} for line in first_lines]
+    layers = re.search(r'^layers = \[\n(.*?)^\]', text_of('pyproject.toml'), re.M | re.S)
+    assert layers is not None
+    assert drawn == [set(re.findall(r'\w+', line)) for line in layers[1].splitlines()]
 
 
 def test_the_way_of_a_frame_has_at_most_eight_stops() -> None:
