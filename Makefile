@@ -9,8 +9,13 @@ unexport PYTHONPATH AMENT_PREFIX_PATH LD_LIBRARY_PATH
 
 # One thread per process: the models are small, and threads that wait for each other spin.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
-# Folders and files whose tests start no process; nothing breaks if one of them does, it only takes longer.
-IN_PROCESS := test/tasks test/skipping test/datasets test/pipeline
+# What `make check` runs: tests that start no process, without those that take longest.
+QUICK := test/test_docs.py test/test_names.py \
+	test/tasks test/skipping test/datasets test/pipeline test/calibration test/report test/vlm
+NOT_QUICK := test/calibration/test_evaluation.py test/calibration/test_search_demo_model.py \
+	test/report/test_calibration_report.py test/report/test_pages_in_chromium.py \
+	test/report/test_replay_report.py test/vlm/test_ask.py test/vlm/test_candidates.py \
+	test/vlm/test_demo_model.py test/vlm/test_load.py
 
 .PHONY: demo lint check test demo-model demo-skip-lists clean
 
@@ -24,7 +29,7 @@ lint: $(READY)
 	$(BIN)/lint-imports
 
 check: lint
-	$(PYTEST) $(IN_PROCESS)
+	$(PYTEST) $(QUICK) $(NOT_QUICK:%=--ignore=%)
 
 test: lint
 	$(PYTEST) --dist loadfile --no-loadscope-reorder

@@ -191,6 +191,11 @@ def test_every_parameter_of_the_image_player_exists(page: Path) -> None:
                     assert f"'{word.partition(':=')[0]}': (" in declared, word
 
 
+def test_every_path_in_the_makefile_exists() -> None:
+    for path in re.findall(r'\btest/[\w./]+', text_of('Makefile')):
+        assert (ROOT / path).exists(), path
+
+
 def test_continuous_integration_and_hooks_run_the_same_commands() -> None:
     assert 'make PYTHON=python test' in text_of('.github/workflows/ci.yml')
     assert re.findall(r'entry: (.+)', text_of('.pre-commit-config.yaml')) == [
@@ -198,6 +203,12 @@ def test_continuous_integration_and_hooks_run_the_same_commands() -> None:
         'make check',
     ]
     assert 'ruff format --check' in text_of('Makefile')
+
+
+def test_the_readmes_python_example_runs() -> None:
+    names: dict[str, Any] = {'image': np.zeros((64, 64, 3), np.uint8)}
+    exec(code_blocks(text_of('README.md'), 'python'), names)
+    assert names['answer'].timing.total_ms > 0
 
 
 # --- topics and their keys ---
