@@ -188,7 +188,7 @@ def test_every_parameter_of_the_image_player_exists(page: Path) -> None:
         if 'image_player' in words:
             for flag, word in itertools.pairwise(words):
                 if flag == '-p':
-                    assert f"'{word.partition(':=')[0]}': (" in declared, word
+                    assert f"'{word.partition(':=')[0]}'" in declared, word
 
 
 def test_every_path_in_the_makefile_exists() -> None:
