@@ -562,7 +562,7 @@ def kernel_setup(middleware: str = 'rmw_cyclonedds_cpp', **values) -> Setup:
 
 def test_receive_buffers(tmp_path, domain) -> None:
     line = ros_checks.SYSCTL
-    assert line in (ROOT / 'README.md').read_text()
+    assert line in (ROOT / 'docs/vehicle.md').read_text()
     values = {word.split('=')[0]: int(word.split('=')[1]) for word in line.split() if '=' in word}
     advised = [
         values[f'net.{name}']
