@@ -84,7 +84,8 @@ def _claim(root: Path, job: dict[str, Any]) -> None:
             return
         description = ', '.join(f'{name} {value}' for name, value in job.items())
         raise DatasetError(
-            f'{described}: is not of {description}; use the same numbers or a different folder'
+            f'{described}: belongs to a different job than {description}; use its numbers or a '
+            'different folder'
         )
     if any(not entry.name.endswith('.tmp') for entry in root.iterdir()):
         raise DatasetError(f'{root}: is not empty; use a new or an empty folder')
