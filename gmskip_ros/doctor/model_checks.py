@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from gmskip_ros.doctor.processes import Trial
 from gmskip_ros.doctor.setup import FAIL, Finding, Setup, fail, failed, joined, ok, warn
 from gmskip_ros.pipeline.pipeline import plan_frame
 from gmskip_ros.pipeline.settings import (
@@ -20,7 +21,7 @@ from gmskip_ros.pipeline.settings import (
 from gmskip_ros.skipping import SkipListError
 from gmskip_ros.vlm.memory import GIB, free_bytes
 
-# Oldest version, and the first one that is too new (None: no limit).
+# The oldest version tested, and the first one that is too new (None: no limit).
 VERSIONS = {'torch': ((2, 8), None), 'transformers': ((5, 10), (6,))}
 INSTALL = "pip install 'torch>=2.8' 'transformers>=5.10,<6'"
 PYTORCH = 'https://pytorch.org/get-started'
@@ -39,7 +40,9 @@ def check_engine(setup: Setup) -> Finding:
             return failed(trial, f'{name} cannot be imported: {problem}', INSTALL)
         numbers = _numbers(version)
         if numbers < oldest or (too_new is not None and numbers >= too_new):
-            findings.append(warn(f'{name} {version} is not supported by this package', INSTALL))
+            findings.append(
+                warn(f'{name} {version} has not been tested with this package', INSTALL)
+            )
         else:
             findings.append(ok(f'{name} {version}'))
     return joined(findings)
@@ -70,14 +73,13 @@ def check_gpu(setup: Setup) -> Finding:
             remedy = f'install a PyTorch built for compute capability {capability} ({PYTORCH})'
         message = f'{gpu}: a test computation failed: {trial.problem}'
         return failed(trial, message, f'{remedy}; or use device cpu')
+    reasons = [_why_no_gpu(trial, driver)] if driver and not trial['gpus'] else []
     if device.startswith('cuda'):
         found = ', '.join(trial['gpus']) or 'none'
         refusal = f'device {device!r} does not exist: PyTorch sees {found}'
-        return joined([fail(refusal, "use 'cpu' or 'auto'"), *_why_no_gpu(trial, driver)])
-    if device == 'auto' and driver:  # a GPU is expected
-        reasons = _why_no_gpu(trial, driver)
-        if reasons:
-            return joined(reasons)
+        return joined([fail(refusal, "use 'cpu' or 'auto'"), *reasons])
+    if device == 'auto' and reasons:
+        return joined(reasons)
     if setup.is_demo:
         return ok('the CPU: sufficient for the demo model')
     return warn(
@@ -87,33 +89,25 @@ def check_gpu(setup: Setup) -> Finding:
     )
 
 
-def _why_no_gpu(trial: Any, driver: str) -> list[Finding]:
-    """Return why PyTorch sees no GPU although a driver is installed; [] otherwise."""
-    if trial['gpus'] or not driver:
-        return []
+def _why_no_gpu(trial: Trial, driver: str) -> Finding:
+    """Return why PyTorch sees no GPU although a driver is installed."""
     if trial['cuda'] is None:
-        return [
-            warn(
-                f'driver {driver} is installed, but PyTorch {trial["torch"]} is built without CUDA',
-                f'install a build with CUDA ({PYTORCH})',
-            )
-        ]
+        return warn(
+            f'driver {driver} is installed, but PyTorch {trial["torch"]} is built without CUDA',
+            f'install a build with CUDA ({PYTORCH})',
+        )
     oldest = OLDEST_DRIVERS.get(_numbers(trial['cuda'])[0], (0, 0))
     if _numbers(driver) < oldest:
-        return [
-            warn(
-                f"driver {driver} is too old for PyTorch's CUDA {trial['cuda']}",
-                f'install driver {oldest[0]}.{oldest[1]} or newer, or a PyTorch for an older CUDA',
-            )
-        ]
-    warning = f': {trial["warning"]}' if trial['warning'] else ''
-    return [
-        warn(
-            f'driver {driver} is installed, but PyTorch sees no GPU{warning}',
-            'check that nvidia-smi works in this shell (in a container: --gpus all) and that '
-            'CUDA_VISIBLE_DEVICES is not empty',
+        return warn(
+            f"driver {driver} is too old for PyTorch's CUDA {trial['cuda']}",
+            f'install driver {oldest[0]}.{oldest[1]} or newer, or a PyTorch for an older CUDA',
         )
-    ]
+    warning = f': {trial["warning"]}' if trial['warning'] else ''
+    return warn(
+        f'driver {driver} is installed, but PyTorch sees no GPU{warning}',
+        'check that nvidia-smi works in this shell (in a container: --gpus all) and that '
+        'CUDA_VISIBLE_DEVICES is not empty',
+    )
 
 
 def _driver_version() -> str:

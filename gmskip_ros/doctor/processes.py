@@ -70,7 +70,7 @@ def run_program(
                     start_new_session=True,  # so that its children can be stopped with it
                 )
         except OSError as error:
-            return Trial({}, f'{command[0]}: {error.strerror}')
+            return Trial({}, f'cannot be started: {error.strerror}')
         status: int | None = None
         try:
             status = process.wait(timeout_s)

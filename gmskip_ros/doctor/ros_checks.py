@@ -14,7 +14,7 @@ from gmskip_ros.doctor.setup import Finding, Setup, fail, failed, joined, ok, wa
 from gmskip_ros.ros.dds_profile import fastdds_environment
 
 DISTRIBUTION_PYTHONS = {'humble': (3, 10), 'jazzy': (3, 12), 'kilted': (3, 12)}
-PYTHONS = ((3, 10), (3, 12))  # oldest and newest supported by this package
+PYTHONS = ((3, 10), (3, 12))  # oldest and newest tested with this package
 EXECUTABLES = ('dual_vlm_node', 'image_player')
 LIBRARIES = ('torch', 'transformers', 'rclpy', 'gmskip_ros')  # required by the executables
 ON_A_VEHICLE = 'see docs/vehicle.md'
@@ -47,7 +47,7 @@ def check_python(setup: Setup) -> Finding:
         oldest, newest = PYTHONS
         if oldest <= version <= newest:
             return ok(found)
-        return warn(f'{found} is not supported by this package', 'use Python 3.10 to 3.12')
+        return warn(f'{found} has not been tested with this package', 'use Python 3.10 to 3.12')
     distribution = os.environ.get('ROS_DISTRO', '')
     trial = setup.rclpy
     # A slow import and a missing middleware are not the interpreter's fault.
@@ -276,8 +276,9 @@ def _check_interpreter(script: Path, setup: Setup) -> Finding:
     )
     python, missing = trial['python'], trial['missing']
     if python is None:
-        problem = trial.problem or 'it does not start Python'
-        return failed(trial, f'{script} cannot be run: {problem}', remedy)
+        first_line = script.read_bytes().split(b'\n')[0][:200].decode(errors='replace')
+        problem = trial.problem or 'does not start Python'
+        return failed(trial, f'{script} {problem} (its first line: {first_line!r})', remedy)
     if missing:
         return fail(f'{script} runs under {python}, which has no {", ".join(missing)}', remedy)
     return ok(f'the executables in {script.parent} run under {python}')

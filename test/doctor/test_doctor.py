@@ -615,15 +615,15 @@ def test_executables_under_a_python_without_torch(
 @pytest.mark.parametrize(
     ('first_line', 'mode', 'problem'),
     [
-        ('#!/no/such/python3', 0o755, 'No such file'),
+        ('#!/no/such/python3', 0o755, 'cannot be started: No such file'),
         ('#!/bin/true', 0o755, 'does not start Python'),
-        ('print(1)', 0o755, 'Exec format error'),
-        ('#!/usr/bin/env python3', 0o644, 'Permission denied'),
+        ('print(1)', 0o755, 'cannot be started: Exec format error'),
+        ('#!/usr/bin/env python3', 0o644, 'cannot be started: Permission denied'),
     ],
 )
 def test_executables_that_cannot_run(workspace, first_line, mode, problem) -> None:
     finding = ros_checks.check_executables(workspace(first_line, mode))
-    expect(finding, 'FAIL', 'dual_vlm_node cannot be run', problem, remedy='docs/vehicle.md')
+    expect(finding, 'FAIL', f'dual_vlm_node {problem}', first_line, remedy='docs/vehicle.md')
 
 
 def test_nothing_is_installed(workspace, monkeypatch) -> None:
