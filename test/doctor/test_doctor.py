@@ -784,9 +784,20 @@ def test_files_that_are_not_whole(folder) -> None:
     path = folder / 'model.safetensors'
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
-    expect(check_model(folder), 'FAIL', 'model.safetensors', 'is not whole', remedy='copy')
+    expect(
+        check_model(folder),
+        'FAIL',
+        'model.safetensors',
+        'is not a complete safetensors file',
+        remedy='copy',
+    )
     path.unlink()
-    expect(check_model(folder), 'FAIL', 'no safetensors weights', remedy='repeat a download')
+    expect(
+        check_model(folder),
+        'FAIL',
+        'no safetensors weights',
+        remedy='repeat an incomplete download',
+    )
 
 
 def test_missing_shards(folder) -> None:
@@ -821,11 +832,11 @@ def test_checkpoints_that_are_never_run(folder) -> None:
 
 
 def test_models_that_are_not_on_this_machine(tmp_path, in_this_process, monkeypatch) -> None:
-    expect(check_model(tmp_path / 'gone'), 'FAIL', 'no folder and no hub id', remedy='folder')
+    expect(check_model(tmp_path / 'gone'), 'FAIL', 'neither a folder nor a hub id', remedy='folder')
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(tmp_path))
     monkeypatch.setattr('huggingface_hub.constants.ENDPOINT', 'http://127.0.0.1:9')
     finding = check_model('owner/name')
-    expect(finding, 'FAIL', 'not in the cache', remedy='hf download owner/name')
+    expect(finding, 'FAIL', 'nor in the cache', remedy='hf download owner/name')
 
 
 def test_a_model_that_is_too_large(folder) -> None:

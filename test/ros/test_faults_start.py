@@ -165,7 +165,7 @@ def test_no_room_in_shared_memory() -> None:
 
 # Parameters and environment of the node, and words of the reason for its state, error.
 ERRORS: dict[str, tuple[dict[str, str], dict[str, str], list[str]]] = {
-    'no_such_gpu': ({'device': 'cuda:99'}, {}, ["'cuda:99' is not there", "use 'cpu' or 'auto'"]),
+    'no_such_gpu': ({'device': 'cuda:99'}, {}, ["'cuda:99' does not exist", "use 'cpu' or 'auto'"]),
     'hub_out_of_reach': (
         {'model': 'nobody/nothing'},
         {'HF_HUB_OFFLINE': '1'},
