@@ -11,6 +11,7 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from gmskip_ros.cli.options import positive_float
 from gmskip_ros.doctor.examination import Check, examine
 from gmskip_ros.tasks import TASK_NAMES
 
@@ -60,7 +61,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument('--no-ros', action='store_true', help='skip the checks of ROS')
     parser.add_argument(
         '--timeout-sec',
-        type=_seconds,
+        type=positive_float,
         default=60.0,
         metavar='S',
         help='time limit per check (default 60)',
@@ -86,16 +87,6 @@ def _size(text: str) -> tuple[int, int]:
             f'{text!r} is not a size such as 1920x1080 with sides from 1 to {MAX_SIDE}'
         )
     return size
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1e6:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a number of seconds above 0')
-    return value
 
 
 def run(args: argparse.Namespace) -> int:

@@ -16,10 +16,8 @@ from typing import Any
 from gmskip_ros.doctor.processes import ERROR_KEY, REPORT_VARIABLE
 from gmskip_ros.ros.trials import first_line
 
-Trial = Callable[..., Iterator[dict[str, Any]]]
 
-
-def find_trial(name: str) -> Trial:
+def find_trial(name: str) -> Callable[..., Iterator[dict[str, Any]]]:
     """Return the trial `examine_<name>`: of ROS (rclpy, cv_bridge, dds) or of torch and model."""
     if name in ('torch', 'model'):
         from gmskip_ros.doctor import model_trials
