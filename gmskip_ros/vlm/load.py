@@ -187,8 +187,8 @@ def read_config(model: str, folder: Path) -> Any:
             )
     if not any(folder.glob('*.safetensors')):
         raise ModelLoadError(
-            f'model {model} has no safetensors weights in {folder}: repeat an incomplete download; '
-            'convert other formats, which can run code when loaded, with save_pretrained'
+            f'model {model} has no safetensors weights in {folder}: repeat an incomplete download, '
+            'or convert other formats, which can run code when loaded, with save_pretrained'
         )
     with _refusals(model, 'config.json'):
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
