@@ -375,8 +375,6 @@ def reselect(skip_list: SkipList, min_score_ratio: float, name: str) -> SkipList
     Such a search removes the same blocks in the same order, and stops before the first one without
     which the score is too low. `name` is for errors. Raises UserError if that cannot be known.
     """
-    from gmskip_ros.skipping import derive_operating_points
-
     scores = [removal.score for removal in skip_list.removed if removal.score is not None]
     has_scores = skip_list.nested and len(scores) == len(skip_list.removed)
     full_score, least = skip_list.full_score, skip_list.min_score_ratio
