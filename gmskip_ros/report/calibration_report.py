@@ -16,8 +16,12 @@ from rich.table import Table
 
 from gmskip_ros.report import columns as col
 from gmskip_ros.report import formatting as fmt
+from gmskip_ros.report.calibration_pictures import (
+    draw_heat_map,
+    draw_trade_off,
+    scores_are_comparable,
+)
 from gmskip_ros.report.columns import Column, Row
-from gmskip_ros.report.pictures import draw_heat_map, draw_trade_off, scores_are_comparable
 from gmskip_ros.report.plotting import data_uri
 from gmskip_ros.report.writing import render_html, write_files
 

@@ -7,26 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from rich.table import Table
 
 from gmskip_ros.report import columns as col
 from gmskip_ros.report import formatting as fmt
 from gmskip_ros.report.columns import Column, Row
-from gmskip_ros.report.plotting import (
-    BLUE,
-    DARK,
-    DPI,
-    GREY,
-    ORANGE,
-    PALE,
-    SKY,
-    data_uri,
-    literal,
-    png_bytes,
-    report_style,
-)
+from gmskip_ros.report.comparison_pictures import draw_comparison
+from gmskip_ros.report.plotting import data_uri
 from gmskip_ros.report.run_comparison import CHANGE_FIELDS, compare_runs
 from gmskip_ros.report.writing import render_html, write_files
 
@@ -112,13 +99,6 @@ def comparison_tables(result: Mapping[str, Any]) -> list[Table]:
     return tables
 
 
-def _point(row: Row) -> str:
-    points = [fmt.one_line(row[f'operating_point_{run}']) for run in 'ab']
-    if row['branch'] == 'full':
-        return fmt.DASH
-    return points[0] if points[0] == points[1] else f'{points[0]} vs {points[1]}'
-
-
 def _alike(row: Row) -> str:
     known = [row[key] for key in ('mean_jaccard', 'mean_rouge_l') if row[key] is not None]
     return fmt.hundredths(known[0] if known else None)
@@ -126,7 +106,7 @@ def _alike(row: Row) -> str:
 
 _TASK = Column('Task', lambda row: fmt.one_line(row['task']), is_words=True)
 _BRANCH = Column('Branch', lambda row: fmt.one_line(row['branch']), is_words=True)
-_POINT = Column('Operating point', _point, is_words=True)
+_POINT = Column('Operating point', fmt.point_of_both, is_words=True)
 _SETTINGS = (
     Column('Setting', lambda row: fmt.one_line(row['what']), is_words=True),
     Column('A', lambda row: fmt.one_line(row['a']), is_words=True),
@@ -227,7 +207,7 @@ def _page(result: Mapping[str, Any], names: Sequence[str]) -> bytes:
         }
         for name, about in zip(names, result['runs'].values(), strict=True)
     ]
-    picture = _draw(groups)
+    picture = draw_comparison(groups)
     figures = {key: value for key, value in result.items() if key != 'changes'}
     return render_html(
         'comparison.html',
@@ -247,75 +227,4 @@ def _page(result: Mapping[str, Any], names: Sequence[str]) -> bytes:
         changes=col.html_table(shown, changes[:MAX_CHANGES_SHOWN]),
         definitions=DEFINITIONS,
         figures=json.dumps({**figures, 'num_changes': len(changes)}),
-    )
-
-
-def _draw(groups: Sequence[Row]) -> bytes | None:
-    """Return a PNG: the share of same answers, and of agreement with full in both runs."""
-    groups = [group for group in groups if group['compared']]
-    if not groups:
-        return None
-    with report_style():
-        figure = Figure(figsize=(9.5, 1.2 + 0.42 * len(groups)), dpi=DPI, layout='constrained')
-        has_skip = bool(_skips(groups))  # full alone agrees with nothing
-        same, agreement = figure.subplots(1, 2, sharey=True)
-        agreement.set_visible(has_skip)
-        for height, group in enumerate(groups):
-            share = 100 * group['same_share']
-            is_full = group['branch'] == 'full'
-            same.barh(
-                height, share, 0.6, color=PALE if is_full else SKY, edgecolor=DARK, linewidth=0.8
-            )
-            same.annotate(
-                f'{share:.1f}',
-                (share, height),
-                xytext=(5, 0),
-                textcoords='offset points',
-                va='center',
-                fontsize=8,
-            )
-            _draw_agreement(agreement, height, group)
-        same.set_yticks(range(len(groups)), [literal(_name(group)) for group in groups])
-        same.set_ylim(len(groups) - 0.4, -0.6)
-        for axis in (same, agreement):
-            axis.set_xlim(0, 112)
-            axis.set_xticks(range(0, 101, 25))
-            axis.tick_params(axis='y', length=0, labelsize=9)
-            axis.grid(False, axis='y')
-            axis.spines['left'].set_visible(False)
-        same.set_title('A and B answer the same, %')
-        agreement.set_title('Skip agrees with full, %')
-        agreement.set_xlabel('ring: A, square: B')
-        return png_bytes(figure)
-
-
-def _name(group: Row) -> str:
-    task, branch = fmt.one_line(group['task']), fmt.one_line(group['branch'])
-    return f'{task}, {branch}' if branch == 'full' else f'{task}, {branch}\n{_point(group)}'
-
-
-def _draw_agreement(axis: Axes, height: int, group: Row) -> None:
-    if not group['agreement_frames']:
-        return
-    a, b = 100 * group['agreement_a'], 100 * group['agreement_b']
-    axis.plot([a, b], [height, height], color=GREY, linewidth=1.5, zorder=2)
-    axis.plot(
-        a,
-        height,
-        marker='o',
-        markersize=10,
-        color=BLUE,
-        markerfacecolor='white',
-        markeredgewidth=2,
-        zorder=3,
-    )
-    axis.plot(b, height, marker='s', markersize=5, color=ORANGE, zorder=4)
-    axis.annotate(
-        f'{a:.1f} : {b:.1f}',
-        (max(a, b), height),
-        xytext=(9, 0),
-        textcoords='offset points',
-        va='center',
-        fontsize=8,
-        annotation_clip=False,
     )

@@ -148,3 +148,11 @@ def subject(result: Mapping[str, Any]) -> str:
 def count_of(blocks: int) -> str:
     """Return '1 block', '2 blocks'."""
     return f'{blocks} block' if blocks == 1 else f'{blocks} blocks'
+
+
+def point_of_both(row: Mapping[str, Any]) -> str:
+    """Return the operating point of two runs: 'high_sparsity', '8 vs 5', or a dash for full."""
+    if row['branch'] == 'full':
+        return DASH
+    points = [one_line(row[f'operating_point_{run}']) for run in 'ab']
+    return ' vs '.join(dict.fromkeys(points))

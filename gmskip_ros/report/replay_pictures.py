@@ -10,23 +10,24 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from gmskip_ros.report import formatting as fmt
 from gmskip_ros.report.plotting import (
     BLUE,
     DARK,
-    DPI,
+    DASHED,
     ORANGE,
     PALE,
     SKY,
+    add_label,
     literal,
+    name_rows,
+    new_figure,
     png_bytes,
     report_style,
 )
 from gmskip_ros.report.replay_figures import PHASES, Series, point_name
 
-WIDTH_INCH = 9.5
 _BOX_INCH = 0.24  # from one box to the next
 _PHASE_GAP = 0.6  # between two phases, in boxes
 _POINTS_PER_SERIES = 2000  # more would be one black bar
@@ -46,11 +47,7 @@ def draw_latency(series: Sequence[Series]) -> bytes | None:
         return None
     boxes = [_num_boxes(group) for group in panels.values()]
     with report_style():
-        figure = Figure(
-            figsize=(WIDTH_INCH, sum(0.95 + _BOX_INCH * count for count in boxes)),
-            dpi=DPI,
-            layout='constrained',
-        )
+        figure = new_figure(sum(0.95 + _BOX_INCH * count for count in boxes))
         axes = figure.subplots(
             len(panels), 1, squeeze=False, gridspec_kw={'height_ratios': [2 + n for n in boxes]}
         )[:, 0]
@@ -72,37 +69,18 @@ def _draw_phases(axis: Axes, group: Sequence[Series]) -> None:
     axis.set_xlim(0, max(reach, 1e-6) * _AHEAD)
     for index, phase in enumerate(PHASES):
         top = index * (len(group) + _PHASE_GAP)
-        axis.annotate(
-            phase,
-            (0, top),
-            xytext=(-150, 0),
-            xycoords=('axes fraction', 'data'),
-            textcoords='offset points',
-            va='center',
-            weight='bold',
-            annotation_clip=False,
-        )
+        beside = ('axes fraction', 'data')
+        add_label(axis, phase, (0, top), (-150, 0), xycoords=beside, weight='bold')
         if index:
             axis.axhline(top - 0.5 - _PHASE_GAP / 2, color='#D0D0D0', linewidth=0.8)
         for offset, each in enumerate(group):
             values = each.times_ms(phase)
             end = _draw_box(axis, top + offset, values, PALE if each.branch == 'full' else SKY)
-            axis.annotate(
-                f'{np.median(values):.1f} ms',
-                (end, top + offset),
-                xytext=(5, 0),
-                textcoords='offset points',
-                va='center',
-                fontsize=8,
-                annotation_clip=False,
-            )
+            median = f'{np.median(values):.1f} ms'
+            add_label(axis, median, (end, top + offset), (5, 0), fontsize=8)
             heights.append(top + offset)
             names.append(fmt.one_line(each.name))
-    axis.set_yticks(heights, [literal(name) for name in names])
-    axis.tick_params(axis='y', length=0, labelsize=9)
-    axis.set_ylim(heights[-1] + 0.6, -0.6)
-    axis.grid(False, axis='y')
-    axis.spines['left'].set_visible(False)
+    name_rows(axis, heights, names)
     axis.set_xlabel('ms')
 
 
@@ -141,9 +119,7 @@ def draw_speedup(series: Sequence[Series]) -> bytes | None:
     dice = np.random.default_rng(0)
     several_places = len({each.place for each, _ in known}) > 1
     with report_style():
-        figure = Figure(
-            figsize=(WIDTH_INCH, 0.8 + 0.46 * len(known)), dpi=DPI, layout='constrained'
-        )
+        figure = new_figure(0.8 + 0.46 * len(known))
         axis = figure.subplots()
         reach = max(1.0, *(float(np.percentile(values, 95)) for _, values in known)) * _AHEAD
         axis.set_xlim(0, reach)
@@ -155,35 +131,16 @@ def draw_speedup(series: Sequence[Series]) -> bytes | None:
             alpha = 0.7 if shown.size < 200 else 0.25
             axis.scatter(shown, jitter, s=8, color=DARK, alpha=alpha, linewidths=0)
             _draw_box(axis, height - 0.15, values, SKY, 0.34)
-            axis.annotate(
-                f'{np.median(values):.2f} x',
-                (1.0, height),
-                xytext=(6, 0),
-                xycoords=('axes fraction', 'data'),
-                textcoords='offset points',
-                va='center',
-                weight='bold',
-                annotation_clip=False,
-            )
+            beside = ('axes fraction', 'data')
+            median = f'{np.median(values):.2f} x'
+            add_label(axis, median, (1.0, height), xycoords=beside, weight='bold')
             beyond = values.size - int(np.count_nonzero(values <= reach))
             if beyond:
-                axis.annotate(
-                    f'{beyond} beyond',
-                    (1.0, height + 0.36),
-                    xytext=(6, 0),
-                    xycoords=('axes fraction', 'data'),
-                    textcoords='offset points',
-                    va='center',
-                    fontsize=7.5,
-                    annotation_clip=False,
-                )
-        axis.axvline(1, color=DARK, linestyle=(0, (5, 3)), linewidth=1.2)
+                at = (1.0, height + 0.36)
+                add_label(axis, f'{beyond} beyond', at, xycoords=beside, fontsize=7.5)
+        axis.axvline(1, color=DARK, linestyle=DASHED, linewidth=1.2)
         names = [_strip_name(each, several_places) for each, _ in known]
-        axis.set_yticks(range(len(known)), [literal(name) for name in names])
-        axis.tick_params(axis='y', length=0, labelsize=9)
-        axis.set_ylim(len(known) - 0.4, -0.6)
-        axis.grid(False, axis='y')
-        axis.spines['left'].set_visible(False)
+        name_rows(axis, range(len(known)), names)
         axis.set_xlabel('speed-up: total time of full / of skip (dashed: as quick as full)')
         return png_bytes(figure)
 
@@ -205,9 +162,7 @@ def draw_agreement(series: Sequence[Series]) -> bytes | None:
     start_ns = min(row.stamp_ns for each in strips for row in each.compared())
     several_places = len({each.place for each in strips}) > 1
     with report_style():
-        figure = Figure(
-            figsize=(WIDTH_INCH, 0.75 + 0.74 * len(strips)), dpi=DPI, layout='constrained'
-        )
+        figure = new_figure(0.75 + 0.74 * len(strips))
         axes = figure.subplots(len(strips), 1, sharex=True, squeeze=False)[:, 0]
         last = max((row.stamp_ns - start_ns) / 1e9 for each in strips for row in each.compared())
         unit, divisor = ('min', 60.0) if last > 600 else ('s', 1.0)
@@ -276,13 +231,5 @@ def _draw_strip(axis: Axes, xs: np.ndarray, agree: np.ndarray) -> None:
     axis.margins(x=0.01)
     if np.ptp(xs) == 0:
         axis.set_xlim(xs[0] - 1, xs[0] + 1)
-    axis.annotate(
-        f'{100 * agree.mean():.1f} % of {agree.size}\n{differs.size} differ',
-        (1.0, 0.4),
-        xytext=(6, 0),
-        xycoords='axes fraction',
-        textcoords='offset points',
-        va='center',
-        fontsize=9,
-        annotation_clip=False,
-    )
+    summary = f'{100 * agree.mean():.1f} % of {agree.size}\n{differs.size} differ'
+    add_label(axis, summary, (1.0, 0.4), xycoords='axes fraction', fontsize=9)
