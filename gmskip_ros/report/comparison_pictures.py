@@ -64,7 +64,7 @@ def _draw_agreement(axis: Axes, height: int, group: Group) -> None:
         return
     a, b = 100 * group['agreement_a'], 100 * group['agreement_b']
     axis.plot([a, b], [height, height], color=GREY, linewidth=1.5, zorder=2)
-    ring = {'markerfacecolor': 'white', 'markeredgewidth': 2}
+    ring: dict[str, Any] = {'markerfacecolor': 'white', 'markeredgewidth': 2}
     axis.plot(a, height, marker='o', markersize=10, color=BLUE, zorder=3, **ring)
     axis.plot(b, height, marker='s', markersize=5, color=ORANGE, zorder=4)
     add_label(axis, f'{a:.1f} : {b:.1f}', (max(a, b), height), (9, 0), fontsize=8)

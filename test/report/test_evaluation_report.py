@@ -87,7 +87,7 @@ def test_metrics_have_a_table_of_their_own_only_if_there_are_several(tmp_path):
         'Score and cost',
         'All scores',
         'Against full',
-        'Does it still look?',
+        'Does it still look at the picture?',
     ]
     for row in result['rows']:
         row['evaluation']['scores'] = {'rouge_l': 0.5}
