@@ -1,4 +1,4 @@
-"""The files and the table of a calibration: the same figures everywhere, nothing from outside."""
+"""The files and the table of a calibration: the same figures everywhere, no network."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def read_csv(folder: Path) -> list[dict[str, str]]:
 
 
 def nothing_measured() -> dict:
-    """Return a result in which all that may be None is, and some figures are NaN."""
+    """Return a result in which every optional value is None, and some figures are NaN."""
     result = made_up.calibration(
         target=None,
         text_model_type=None,
@@ -141,8 +141,8 @@ def test_rounds_name_the_removed_blocks(tmp_path):
 
 def test_sets_that_are_not_nested_are_listed(tmp_path):
     write_calibration_report(made_up.fixed_interval(), tmp_path)
-    rows = HtmlPage(tmp_path / 'report.html').table('Blocks left out', 'Blocks')
-    assert rows[4]['Blocks left out'] == '7'
+    rows = HtmlPage(tmp_path / 'report.html').table('Skipped blocks', 'Blocks')
+    assert rows[4]['Skipped blocks'] == '7'
     assert rows[4]['Blocks'] == '4, 8, 12, 16, 20, 24, 28'
 
 
@@ -180,7 +180,7 @@ def test_everything_is_escaped(tmp_path):
     assert evil in ' '.join(printed(calibration_table(result), 400))
 
 
-def test_what_is_not_known_is_a_dash(tmp_path):
+def test_unknown_values_are_dashes(tmp_path):
     result = nothing_measured()
     write_calibration_report(result, tmp_path)
     page = HtmlPage(tmp_path / 'report.html')
@@ -193,7 +193,7 @@ def test_what_is_not_known_is_a_dash(tmp_path):
     assert read_csv(tmp_path)[3]['test_score'] == ''
 
 
-def test_result_may_have_been_a_json_file(tmp_path):
+def test_a_result_read_from_json_gives_the_same_report(tmp_path):
     result = made_up.calibration()
     write_calibration_report(result, tmp_path / 'a')
     write_calibration_report(json.loads(json.dumps(result)), tmp_path / 'b')
@@ -201,7 +201,7 @@ def test_result_may_have_been_a_json_file(tmp_path):
         assert (tmp_path / 'a' / name).read_bytes() == (tmp_path / 'b' / name).read_bytes()
 
 
-def test_cider_of_other_images_is_not_compared(tmp_path):
+def test_cider_on_different_numbers_of_images_is_not_compared(tmp_path):
     different, same = made_up.captioning(), made_up.captioning()
     same['dataset']['test']['images'] = same['dataset']['calibration']['images']
     write_calibration_report(different, tmp_path / 'different')
@@ -215,7 +215,7 @@ def test_cider_of_other_images_is_not_compared(tmp_path):
     assert '-' not in gaps['same']
     assert 'not comparable' in pages['different'].text
     assert 'not comparable' not in pages['same'].text
-    # the test curve has a panel of its own
+    # The test curve has its own panel.
     heights = {name: picture(tmp_path / name / 'trade_off.png').shape[0] for name in pages}
     assert heights['different'] > heights['same']
     for page in pages.values():
@@ -262,7 +262,7 @@ def test_alerts_come_first(tmp_path):
     top = page.text.partition('Result')[0]
     assert 'COCO train images' in top
     assert '1 image could not be read' in top
-    assert 'Answers got shorter at: 4 blocks' in top
+    assert 'Answers got shorter: 4 blocks' in top
     assert 'a/broken.jpg' in page.text
     assert page.table('Round', 'Block')[4]['Language time cut, %'].endswith('*')
     lines = printed(calibration_table(result), 80)
@@ -284,11 +284,11 @@ def test_stability_over_seeds(tmp_path):
     write_calibration_report(result, tmp_path)
     rows = HtmlPage(tmp_path / 'report.html').table('Jaccard', 'Seed')
     assert [row['Seed'] for row in rows] == ['0', '1', '7']
-    assert [row['Blocks left out'] for row in rows] == ['16, 29', '15, 29', '16, 29']
+    assert [row['Skipped blocks'] for row in rows] == ['16, 29', '15, 29', '16, 29']
     assert rows[0]['Jaccard'] in ('0.75', '0.76')
 
 
-def test_what_was_run_is_on_the_page(tmp_path):
+def test_the_settings_are_on_the_page(tmp_path):
     result = made_up.calibration(prompt={'text': 'What is it?', 'max_new_tokens': 8})
     write_calibration_report(result, tmp_path)
     text = HtmlPage(tmp_path / 'report.html').text
@@ -309,7 +309,7 @@ def test_what_was_run_is_on_the_page(tmp_path):
 
 
 def test_heat_map_marks_one_cell(tmp_path):
-    """A bound and a removal change the picture in their own cell, and nowhere else."""
+    """A bound and a removal change the picture only in their own cell."""
     plain = made_up.calibration(num_removed=3)
     for each in plain['rounds']:
         for cell in each['cells']:
@@ -331,16 +331,16 @@ def test_heat_map_marks_one_cell(tmp_path):
     (bound_y, bound_x), (ring_y, ring_x) = centres['hatched'], centres['unmarked']
     assert ring_y < bound_y  # round 1 above round 2
     assert (ring_x - bound_x) / images['plain'].shape[1] == pytest.approx(19 / 35, abs=0.05)
-    # a block that was removed before has an empty cell
+    # The cell of a block that was removed before is empty.
     assert (images['plain'][bound_y, ring_x] == 255).all()
     assert (images['plain'][bound_y, bound_x] < 255).any()
 
 
-def test_old_heat_map_does_not_stay_beside_a_result_without_one(tmp_path):
+def test_an_old_heat_map_is_removed_for_a_result_without_one(tmp_path):
     write_calibration_report(made_up.calibration(), tmp_path)
     write_calibration_report(made_up.fixed_interval(), tmp_path)
     assert not (tmp_path / 'heat_map.png').exists()
-    assert 'there is no heat map' in HtmlPage(tmp_path / 'report.html').text
+    assert 'so there is no heat map' in HtmlPage(tmp_path / 'report.html').text
 
 
 def test_folder_that_cannot_be_made(tmp_path):
@@ -365,7 +365,7 @@ def test_table_fits_the_terminal(name, width):
         assert any(set(figures) <= set(line.split()) for line in lines), figures
 
 
-def test_no_latency_is_spoken_of_that_was_not_measured():
+def test_an_unmeasured_latency_is_not_mentioned():
     result = made_up.calibration()
     for prefix in result['prefixes']:
         prefix['test'].update(latency_ms=None, language_ms=None)
@@ -388,7 +388,7 @@ def test_long_model_path_keeps_its_end_in_titles(tmp_path):
     lines = printed(calibration_table(result), 80)
     assert lines[0].rstrip().endswith('folder/llava-1.5-7b: accuracy, %')
     page = HtmlPage(tmp_path / 'report.html')
-    assert path in page.text  # whole among the facts
+    assert path in page.text  # in full among the facts
     assert path not in page.text.partition('Result')[0]
 
 

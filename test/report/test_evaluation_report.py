@@ -73,14 +73,14 @@ def test_page_and_csv_have_the_figures_of_the_result(tmp_path):
     assert full[3]['McNemar p'] == '<0.001'
     assert sets[0] == {
         'Skip set': 'Full',
-        'Blocks left out': '0',
+        'Skipped blocks': '0',
         'Sparsity, %': '0.0',
         'Blocks': '-',
         'Source': '-',
     }
 
 
-def test_metrics_have_a_table_of_their_own_only_if_there_are_several(tmp_path):
+def test_only_several_metrics_have_their_own_table(tmp_path):
     result = made_up.evaluated()
     titles = [str(table.title) for table in evaluation_tables(result)]
     assert [title.partition(':')[0] for title in titles] == [
@@ -104,7 +104,7 @@ def test_cider_is_shown_as_in_papers_with_its_note(tmp_path):
     assert note in page.text
     assert note in ' '.join(printed(result, 120))
 
-    result['metric'] = 'rouge_l'  # beside which CIDEr is shown
+    result['metric'] = 'rouge_l'  # CIDEr is then in the table of all scores
     for row in result['rows']:
         row['evaluation']['scores'] = {'cider': 0.9, 'rouge_l': 0.5}
     captions = [str(table.caption) for table in evaluation_tables(result)]
@@ -133,7 +133,7 @@ def test_everything_is_escaped(tmp_path):
     assert evil in ' '.join(printed(result, 400))
 
 
-def test_what_is_not_known_is_a_dash(tmp_path):
+def test_unknown_values_are_dashes(tmp_path):
     result = made_up.evaluated(target=None, machine={'cpu': None, 'gpu': None})
     for row in result['rows']:
         row['evaluation'] = {**dict.fromkeys(row['evaluation']), 'score': float('nan')}
@@ -156,7 +156,7 @@ def test_every_latency_has_its_machine(tmp_path):
         assert all('AMD EPYC 9554 (cpu, float32)' in note for note in notes)
 
 
-def test_no_latency_is_spoken_of_that_was_not_measured():
+def test_an_unmeasured_latency_is_not_mentioned():
     result = made_up.evaluated()
     for row in result['rows']:
         row['evaluation'].update(
@@ -225,7 +225,7 @@ def test_each_task_of_a_joint_evaluation_has_a_table_of_scores(tmp_path):
         assert [row[title] for row in page.table(title)] == [shown] * len(result['rows'])
 
 
-def test_what_a_joint_score_is_made_of_is_told(tmp_path):
+def test_the_parts_of_a_joint_score_are_named(tmp_path):
     write_evaluation_report(joint(), tmp_path)
     name = 'least of score / full score: accuracy, set_precision, cider'
     with open(tmp_path / 'evaluation.csv', encoding='utf-8', newline='') as file:
@@ -233,7 +233,7 @@ def test_what_a_joint_score_is_made_of_is_told(tmp_path):
     assert name in HtmlPage(tmp_path / 'report.html').text
 
 
-def test_what_no_row_has_needs_no_room_on_the_terminal(tmp_path):
+def test_a_column_without_values_is_dropped_on_the_terminal(tmp_path):
     result = made_up.evaluated(target=None)
     for row in result['rows'][1:]:
         row['evaluation'].update(auroc=None, score_without_target=None)
