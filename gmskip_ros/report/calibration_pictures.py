@@ -33,10 +33,10 @@ _HATCH = [((0.0, 0.5), (0.5, 1.0)), ((0.0, 0.0), (1.0, 1.0)), ((0.5, 0.0), (1.0,
 
 
 def scores_are_comparable(result: Mapping[str, Any]) -> bool:
-    """Return whether calibration and test scores may stand on one axis.
+    """Return whether calibration and test scores can share an axis.
 
-    CIDEr weighs words by their frequency in the references in use, so that its values on two sets
-    of different size are two different measures.
+    CIDEr weighs words by their frequency in the references in use, so its values on two sets of
+    different size are two different measures.
     """
     metric = str(result['metric'])
     has_cider = 'cider' in metric or (metric == 'visual_gain' and result['task'] == 'captioning')
@@ -47,16 +47,16 @@ def scores_are_comparable(result: Mapping[str, Any]) -> bool:
 
 
 def draw_trade_off(result: Mapping[str, Any]) -> bytes:
-    """Return a PNG: score, visual gain and latency over sparsity, both operating points marked.
+    """Return a PNG: score, visual gain and latency over sparsity, operating points marked.
 
-    One panel per quantity that was measured, with a common axis for sparsity.
+    There is a panel for each quantity that was measured; they share the sparsity axis.
     """
     with report_style():
         prefixes = sorted(result['prefixes'], key=lambda prefix: prefix['length'])
         panels = _trade_off_panels(result, prefixes)
         figure = new_figure(1.3 + 2.7 * len(panels))
         axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0].tolist()
-        set_heading(figure, f'What skipping costs and brings: {fmt.subject(result)}')
+        set_heading(figure, f'Effect of skipping: {fmt.subject(result)}')
         highest = max([100 * prefix['sparsity'] for prefix in prefixes] + [10])
         axes[-1].set_xlim(-0.02 * highest, 1.02 * highest)
         note = '\nNo test images: visual gain and latency were not measured.'
@@ -117,7 +117,7 @@ def _tested(prefixes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 def _series(
     prefixes: Sequence[Mapping[str, Any]], key: str, factor: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return sparsity in % and a measured quantity, of the prefixes where it is known."""
+    """Return the sparsity in % and a measured quantity, for the prefixes where it is known."""
     known = [prefix for prefix in _tested(prefixes) if fmt.is_known(prefix['test'].get(key))]
     return (
         np.array([100 * prefix['sparsity'] for prefix in known]),
@@ -158,18 +158,18 @@ def _draw_scores(
             levels.append((float(ys[0]), 'full model'))
     title = 'Score' if calibration and test else 'Score on the calibration images'
     if not calibration:
-        title = 'Score on the test images: CIDEr of another number of images, not comparable'
+        title = 'Score on the test images: CIDEr on a different number of images, not comparable'
     if banded:
         title += ' ' if calibration else '\n'
-        title += '(shaded: 95 % interval of the difference to full)'
+        title += '(shaded: 95 % interval of the difference from full)'
     axis.set_title(title)
     _draw_lines(axis, lines, result['nested'], levels)
 
 
 def _draw_interval(axis: Axes, prefixes: Sequence[Mapping[str, Any]], nested: bool) -> bool:
-    """Draw full's test score plus the interval of the difference to it, where that is known.
+    """Draw the interval of the difference from full, around full's test score; return if drawn.
 
-    Return whether it is drawn: as a band, or as bars for sets that are no prefixes of one another.
+    It is a band, or bars for sets that are not prefixes of one another.
     """
     full = [prefix['test'] for prefix in _tested(prefixes) if prefix['length'] == 0]
     known = [
@@ -196,12 +196,12 @@ def _draw_lines(
     levels: Sequence[tuple[float, str]] = (),
     from_zero: bool = False,
 ) -> None:
-    """Draw lines and horizontal levels, each with its name at the right, without overlap."""
+    """Draw lines and horizontal levels, with their names on the right, without overlap."""
     names: list[tuple[float, str, str]] = []
     for xs, ys, colour, marker, label in lines:
         if len(ys):
-            # sets that are no prefixes of one another are points of their own
-            # one of two coinciding points stays in sight: they differ in size
+            # Sets that are not prefixes of one another are unconnected points. The size of the
+            # markers differs, so that both of two coinciding points stay visible.
             axis.plot(
                 xs,
                 ys,
@@ -223,10 +223,10 @@ def _draw_lines(
 
 
 def _spread(heights: Sequence[float], gap: float) -> list[float]:
-    """Return the heights, those nearer than `gap` moved apart as little as that takes."""
+    """Return the heights, with those closer than `gap` moved apart by as little as possible."""
     order = sorted(range(len(heights)), key=lambda i: heights[i])
     placed = list(heights)
-    for _ in range(50):  # few labels: settles in some steps
+    for _ in range(50):  # converges within a few steps for so few labels
         for below, above in itertools.pairwise(order):
             missing = gap - (placed[above] - placed[below])
             if missing > 0:
@@ -244,7 +244,7 @@ def _mark_operating_points(axes: Sequence[Axes], result: Mapping[str, Any]) -> N
         sparsity = 100 * length / result['num_blocks']
         for axis in axes:
             axis.axvline(sparsity, color=DARK, linewidth=1.2, linestyle=':', zorder=1)
-        # two labels stand on the outer sides of their lines, so that they never overlap
+        # Of two labels, each is on the outer side of its line, so that they never overlap.
         is_left_of_two = len(marked) == 2 and i == 0
         add_label(
             axes[0],
@@ -296,7 +296,7 @@ def draw_heat_map(result: Mapping[str, Any]) -> bytes | None:
         rows = [row for row in range(num_rounds) if (row + 1) % step == 0 or row == 0]
         axis.set_yticks(rows, [str(rounds[row]['round']) for row in rows])
         axis.tick_params(labelsize=8)
-        axis.set_xlabel('block left out, besides those removed before')
+        axis.set_xlabel('block skipped in addition to those removed in earlier rounds')
         axis.set_ylabel('round')
         low, high = image.get_clim()
         _hatch(axis, bounds, scores, bright_above=(low + high) / 2)
@@ -367,11 +367,11 @@ def _heat_map_legend() -> list[Line2D | Patch]:
             markeredgecolor='black',
             label='removed in this round',
         ),
-        Patch(facecolor='white', edgecolor=GREY, label='removed before'),
+        Patch(facecolor='white', edgecolor=GREY, label='removed in an earlier round'),
         Patch(
             facecolor='#3b528b',
             edgecolor='white',
             hatch='////',
-            label='upper bound of a block dropped early',
+            label='upper bound of a pruned block',
         ),
     ]

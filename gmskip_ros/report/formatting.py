@@ -162,8 +162,9 @@ def unreadable_alert(unreadable: Sequence[str]) -> list[str]:
     """Return the alert about images that could not be read; none if all could."""
     if not unreadable:
         return []
-    count = f'{len(unreadable)} image{"s" if len(unreadable) > 1 else ""}'
-    return [f'{count} could not be read, skipped; see the list below.']
+    if len(unreadable) == 1:
+        return ['1 image could not be read and was skipped; it is listed below.']
+    return [f'{len(unreadable)} images could not be read and were skipped; they are listed below.']
 
 
 def shorter_alert(names: Sequence[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """The pictures of a run: where the time goes, the speed-up, agreement along the drive.
 
-Every series has its name beside it; pale boxes are full, blue ones skip. Times stand in one panel
-only with those of the same task on the same machine.
+Every series is named beside it; grey boxes are full, blue ones skip. A panel with times holds a
+single task on a single machine.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from gmskip_ros.report.replay_figures import PHASES, Series, point_name
 
 _BOX_INCH = 0.24  # from one box to the next
 _PHASE_GAP = 0.6  # between two phases, in boxes
-_POINTS_PER_SERIES = 2000  # more would be one black bar
-_MARKS_PER_STRIP = 80  # beyond, they are ticks of their own lane
-_AHEAD = 1.12  # how far an axis goes beyond the longest whisker
+_POINTS_PER_SERIES = 2000  # more would merge into a black bar
+_MARKS_PER_STRIP = 80  # more are drawn as ticks above the strip
+_AXIS_MARGIN = 1.12  # length of an axis, relative to the longest whisker
 
 
 def draw_latency(series: Sequence[Series]) -> bytes | None:
@@ -62,11 +62,11 @@ def _num_boxes(group: Sequence[Series]) -> float:
 
 
 def _draw_phases(axis: Axes, group: Sequence[Series]) -> None:
-    """Draw a group of boxes per phase, from the top, and the medians as text."""
+    """Draw a group of boxes per phase, from top to bottom, with the medians as text."""
     heights: list[float] = []
     names: list[str] = []
     reach = max(float(np.percentile(each.times_ms('total'), 95)) for each in group)
-    axis.set_xlim(0, max(reach, 1e-6) * _AHEAD)
+    axis.set_xlim(0, max(reach, 1e-6) * _AXIS_MARGIN)
     for index, phase in enumerate(PHASES):
         top = index * (len(group) + _PHASE_GAP)
         beside = ('axes fraction', 'data')
@@ -87,7 +87,7 @@ def _draw_phases(axis: Axes, group: Sequence[Series]) -> None:
 def _draw_box(
     axis: Axes, height: float, values: np.ndarray, colour: str, thickness: float = 0.62
 ) -> float:
-    """Draw a box with whiskers on a horizontal axis; return where its right whisker ends."""
+    """Draw a box with whiskers on a horizontal axis; return the end of its right whisker."""
     low, first, median, third, high = np.percentile(values, [5, 25, 50, 75, 95])
     axis.hlines(height, low, high, color=DARK, linewidth=1.0, zorder=2)
     end = thickness / 4
@@ -108,26 +108,26 @@ def _draw_box(
 
 
 def draw_speedup(series: Sequence[Series]) -> bytes | None:
-    """Return a PNG: full / skip of the total time, a point per frame; None without any pair.
+    """Return a PNG: total time of full / skip, a point per frame; None without any pair.
 
-    Few frames far beyond the others do not squeeze these together: they are counted at the edge.
+    Outliers do not stretch the axis: they are counted at its edge.
     """
     known = [(each, each.speedups()) for each in series if each.branch != 'full']
     known = [(each, values) for each, values in known if values.size]
     if not known:
         return None
-    dice = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     several_places = len({each.place for each, _ in known}) > 1
     with report_style():
         figure = new_figure(0.8 + 0.46 * len(known))
         axis = figure.subplots()
-        reach = max(1.0, *(float(np.percentile(values, 95)) for _, values in known)) * _AHEAD
+        reach = max(1.0, *(float(np.percentile(values, 95)) for _, values in known)) * _AXIS_MARGIN
         axis.set_xlim(0, reach)
         for height, (_, values) in enumerate(known):
             shown = values
             if values.size > _POINTS_PER_SERIES:
                 shown = values[np.linspace(0, values.size - 1, _POINTS_PER_SERIES, dtype=int)]
-            jitter = height + dice.uniform(0.1, 0.4, shown.size)
+            jitter = height + rng.uniform(0.1, 0.4, shown.size)
             alpha = 0.7 if shown.size < 200 else 0.25
             axis.scatter(shown, jitter, s=8, color=DARK, alpha=alpha, linewidths=0)
             _draw_box(axis, height - 0.15, values, SKY, 0.34)
@@ -141,7 +141,7 @@ def draw_speedup(series: Sequence[Series]) -> bytes | None:
         axis.axvline(1, color=DARK, linestyle=DASHED, linewidth=1.2)
         names = [_strip_name(each, several_places) for each, _ in known]
         name_rows(axis, range(len(known)), names)
-        axis.set_xlabel('speed-up: total time of full / of skip (dashed: as quick as full)')
+        axis.set_xlabel("speed-up: full's total time / skip's (dashed: equal)")
         return png_bytes(figure)
 
 
@@ -151,9 +151,9 @@ def _strip_name(series: Series, with_place: bool) -> str:
 
 
 def draw_agreement(series: Sequence[Series]) -> bytes | None:
-    """Return a PNG: a strip per task and operating point with its disagreements; None without any.
+    """Return a PNG: a strip with the disagreements of each task and operating point; None if empty.
 
-    The strips' axis is the drive's time, or the number of the frame where stamps jump.
+    The x axis is the time of the drive, or the frame number if the time stamps jump.
     """
     strips = [each for each in series if each.compared()]
     if not strips:
@@ -183,13 +183,13 @@ def draw_agreement(series: Sequence[Series]) -> bytes | None:
                 fontsize=9,
             )
         axes[-1].set_xlabel(
-            f'time into the drive, {unit}' if by_time else 'number of the frame (the stamps jump)'
+            f'time into the drive, {unit}' if by_time else 'frame number (the time stamps jump)'
         )
         return png_bytes(figure)
 
 
 def _is_steady(stamps_ns: Sequence[int]) -> bool:
-    """Return whether stamps rise, and no pause takes most of the time between first and last."""
+    """Return whether the stamps never fall and no pause is longer than half of the drive."""
     steps = np.diff(np.array(stamps_ns, dtype=float))
     if steps.size == 0:
         return True
@@ -197,12 +197,12 @@ def _is_steady(stamps_ns: Sequence[int]) -> bool:
 
 
 def rolling_window(num_frames: int) -> int:
-    """Return over how many frames the rolling share of agreement goes."""
+    """Return the number of frames in the rolling share of agreement."""
     return min(num_frames, max(5, min(61, num_frames // 20)))
 
 
 def _draw_strip(axis: Axes, xs: np.ndarray, agree: np.ndarray) -> None:
-    """Draw where the branches differ, as bars with a mark, and the rolling share of agreement."""
+    """Draw the frames on which the branches differ, and the rolling share of agreement."""
     window = rolling_window(agree.size)
     sums = np.concatenate([[0], np.cumsum(agree)])
     ends = np.minimum(np.arange(agree.size) + window - window // 2, agree.size)
@@ -221,7 +221,7 @@ def _draw_strip(axis: Axes, xs: np.ndarray, agree: np.ndarray) -> None:
             markersize=4.5,
             color=ORANGE,
         )
-    else:  # the more of them, the darker
+    else:  # the more there are, the darker
         alpha = max(0.1, _MARKS_PER_STRIP / differs.size)
         axis.vlines(differs, 108, 130, color=DARK, linewidth=1.1, alpha=alpha)
     axis.plot(xs, share, color=BLUE, linewidth=1.8, marker='o' if xs.size == 1 else None)

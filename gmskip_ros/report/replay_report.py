@@ -172,11 +172,11 @@ _SPEEDUPS = (
     col.TASK,
     _POINT,
     Column('Frames with both', lambda row: str(row['speedup']['frames'])),
-    _quantile('Least', 'speedup', 'min', 2),
+    _quantile('Min', 'speedup', 'min', 2),
     _quantile('5 %', 'speedup', 'p5', 2),
     _quantile('Median', 'speedup', 'median', 2),
     _quantile('95 %', 'speedup', 'p95', 2),
-    _quantile('Most', 'speedup', 'max', 2),
+    _quantile('Max', 'speedup', 'max', 2),
     Column('Skip slower, %', lambda row: fmt.hundredths(row['speedup']['slower_share'])),
 )
 
@@ -274,8 +274,8 @@ def _alerts(run: Mapping[str, Any], summary: Sequence[Row]) -> list[str]:
         due = frames.get('due') or 0
         share = f' of {due} due frames ({100 * undecodable / due:.1f} %)' if due else ''
         alerts.append(
-            f'Frames that could not be decoded, skipped: {undecodable}{share}. They are listed '
-            'under problems below.'
+            f'Skipped frames that could not be decoded: {undecodable}{share}. They are among the '
+            'problems below.'
         )
     if frames.get('resets'):
         alerts.append(f'Number of times that the time stamps jumped back: {frames["resets"]}.')

@@ -360,7 +360,7 @@ def test_alerts_come_first(tmp_path):
     page = write(tmp_path, rows, skip_sets=sets, frames=frames, complete=False, stopped_by='SIGINT')
     top = page.text.partition('Result')[0]
     assert 'Partial result: the run was stopped by SIGINT' in top
-    assert 'skipped: 3 of 12 due frames (25.0 %)' in top
+    assert 'could not be decoded: 3 of 12 due frames (25.0 %)' in top
     assert 'time stamps jumped back: 2.' in top
     assert 'single_object at high_performance skips no blocks' in top
     assert top.count('multi_object has no skip list') == 1
