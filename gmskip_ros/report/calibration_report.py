@@ -97,11 +97,11 @@ def _rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _prefix_name(prefix: Mapping[str, Any], point_of: Mapping[int, str]) -> str:
     length = prefix['length']
-    name = {'both': 'high_performance = high_sparsity', None: ''}.get(
-        point_of.get(length), point_of.get(length, '')
-    )
     size = fmt.count_of(length) if length else 'Full'
-    return f'{size}: {name}' if name else size
+    point = point_of.get(length)
+    if point is None:
+        return size
+    return f'{size}: {"high_performance = high_sparsity" if point == "both" else point}'
 
 
 def _trajectory_columns(result: Mapping[str, Any]) -> list[Column]:
@@ -112,7 +112,7 @@ def _trajectory_columns(result: Mapping[str, Any]) -> list[Column]:
 
 
 CALIBRATION_SCORE = col.field('Calibration', 'calibration_score', fmt.hundredths)
-TEST_SCORE = Column('Test', lambda row: fmt.hundredths((row['evaluation'] or {}).get('score')))
+TEST_SCORE = Column('Test', col.measured('score', fmt.hundredths))
 GAP = Column(
     'Gap',
     lambda row: fmt.points(row['gap']),

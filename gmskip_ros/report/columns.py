@@ -47,12 +47,13 @@ def words(title: str, key: str) -> Column:
     return Column(title, lambda row: fmt.one_line(row[key]), is_words=True)
 
 
-def _measured(key: str, show: Callable[[Any], str]) -> Callable[[Row], str]:
+def measured(key: str, show: Callable[[Any], str]) -> Callable[[Row], str]:
+    """Return the text of a cell that shows `key` of a row's evaluation."""
     return lambda row: show(row['evaluation'].get(key)) if row['evaluation'] else fmt.DASH
 
 
 def _language_cut(row: Row) -> str:
-    return _measured('latency_cut', fmt.hundredths)(row) + shorter_mark(row)
+    return measured('latency_cut', fmt.hundredths)(row) + shorter_mark(row)
 
 
 def shorter_mark(row: Row) -> str:
@@ -70,43 +71,43 @@ NAME = words('Skip set', 'name')
 NUM_SKIPPED = Column('Skipped blocks', lambda row: str(len(row['blocks'])))
 SPARSITY = field('Sparsity, %', 'sparsity', fmt.hundredths)
 BLOCKS = Column('Blocks', lambda row: fmt.block_list(row['blocks']), is_words=True)
-IMAGES = Column('Images', _measured('images', fmt.one_line))
+IMAGES = Column('Images', measured('images', fmt.one_line))
 SIMILARITY = Column('Alike x100', _similarity)
 TASK = words('Task', 'task')
 BRANCH = words('Branch', 'branch')
 SHUFFLED = Column(
     'Shuffled score',
-    _measured('shuffled_score', fmt.hundredths),
+    measured('shuffled_score', fmt.hundredths),
     'The score of the same skip set when each question is paired with a different image: what it '
     'gets right without seeing the image.',
 )
 VISUAL_GAIN = Column(
     'Visual gain',
-    _measured('visual_gain', fmt.points),
+    measured('visual_gain', fmt.points),
     'Score minus shuffled score: what looking at the image adds. A score that rises while the '
     'visual gain does not reflects answer prior or format, not perception.',
 )
 LATENCY = Column(
     'ms per answer',
-    _measured('latency_ms', fmt.number),
+    measured('latency_ms', fmt.number),
     'Median time of a single answer (batch size 1), from the image to the last token.',
 )
 
 COST = (
     Column(
         'Parameters run',
-        _measured('parameters_run', fmt.parameters),
+        measured('parameters_run', fmt.parameters),
         'Parameters used for an answer; those of skipped blocks are not counted.',
     ),
     LATENCY,
     Column(
         'ms per token',
-        _measured('ms_per_token', fmt.number),
+        measured('ms_per_token', fmt.number),
         'Median time per token of the answer.',
     ),
     Column(
         'Tokens per answer',
-        _measured('tokens_per_answer', fmt.number),
+        measured('tokens_per_answer', fmt.number),
         'Mean length of an answer. A shorter answer is faster, and may match a short reference '
         'better, although the model saw no more.',
     ),
@@ -115,29 +116,29 @@ COST = (
 AGAINST_FULL = (
     Column(
         'Difference',
-        _measured('difference', fmt.points),
+        measured('difference', fmt.points),
         "Score minus the full model's score on the same images, x100.",
     ),
     Column(
         '95 % interval',
-        _measured('interval', fmt.interval),
+        measured('interval', fmt.interval),
         'Paired bootstrap over the images. If it contains 0, this many images cannot distinguish '
         'the skip set from the full model.',
     ),
     Column(
         'McNemar p',
-        _measured('mcnemar_p', fmt.p_value),
+        measured('mcnemar_p', fmt.p_value),
         'Accuracies only: probability of a split at least this uneven, among images only one of '
         'the two gets right, if both were equally good.',
     ),
     Column(
         'Same tokens, %',
-        _measured('token_agreement', fmt.hundredths),
+        measured('token_agreement', fmt.hundredths),
         "Share of answers identical to the full model's, token for token.",
     ),
     Column(
         'Language ms',
-        _measured('language_ms', fmt.number),
+        measured('language_ms', fmt.number),
         'Median time of prefill and decode: the part of an answer that skipping shortens.',
     ),
     Column(
@@ -154,31 +155,31 @@ CONTROLS = (
     VISUAL_GAIN,
     Column(
         'AUROC, %',
-        _measured('auroc', fmt.hundredths),
+        measured('auroc', fmt.hundredths),
         "How often the target's name is more probable on an image with the target than on one "
         'without; 50 is guessing. An answer prior cannot raise it.',
     ),
     Column(
         'Right without target, %',
-        _measured('score_without_target', fmt.hundredths),
+        measured('score_without_target', fmt.hundredths),
         'Share of the images without the target that are answered correctly. A model that always '
         'names the target scores 0 here.',
     ),
     Column(
         'Most frequent answer',
-        _measured('most_frequent_answer', fmt.one_line),
+        measured('most_frequent_answer', fmt.one_line),
         'The answer given most often.',
         is_words=True,
     ),
     Column(
         'Its share, %',
-        _measured('most_frequent_share', fmt.hundredths),
+        measured('most_frequent_share', fmt.hundredths),
         "How often it was given. Far above the full model's share, it is a habit (answer prior), "
         'not a reading of the image.',
     ),
     Column(
         'In label set, %',
-        _measured('in_vocabulary_share', fmt.hundredths),
+        measured('in_vocabulary_share', fmt.hundredths),
         "Share of answers inside the task's vocabulary. Where the score rises by no more than "
         'this share, the gain is format: the model saw as much before, but worded it differently.',
     ),

@@ -166,8 +166,8 @@ def _alerts(result: Mapping[str, Any]) -> list[str]:
         alerts.append('No frame is in both runs; nothing can be compared.')
     for run, key in (('A', 'only_a'), ('B', 'only_b')):
         if frames[key]:
-            verb = 'frame is' if frames[key] == 1 else 'frames are'
-            alerts.append(f'{frames[key]} {verb} only in {run}; not compared.')
+            only = 'frame is' if frames[key] == 1 else 'frames are'
+            alerts.append(f'{frames[key]} {only} only in {run} and not compared.')
     paired: dict[tuple[str, str], list[str]] = {}
     for each in result['paired_points']:
         paired.setdefault((each['a'], each['b']), []).append(each['task'])

@@ -43,22 +43,18 @@ def evaluation_tables(result: Mapping[str, Any]) -> list[Table]:
 def _sections(result: Mapping[str, Any]) -> list[tuple[str, Sequence[Column], list[str]]]:
     """Return each table's title, columns and notes."""
     rows: list[Row] = result['rows']
-    machine = []
-    if col.any_timed(rows):
-        machine.append(f'Latency: median, on {fmt.machine_name(result)}')
-    score = Column(
-        fmt.score_label(result), lambda row: fmt.hundredths((row['evaluation'] or {}).get('score'))
-    )
+    latency = [f'Latency: median, on {fmt.machine_name(result)}'] if col.any_timed(rows) else []
+    score = Column(fmt.score_label(result), col.measured('score', fmt.hundredths))
     paper = (col.NAME, col.SPARSITY, score, *col.COST)
     sections: list[tuple[str, Sequence[Column], list[str]]] = [
-        (f'Score and cost: {fmt.subject(result)}', paper, [*machine])
+        (f'Score and cost: {fmt.subject(result)}', paper, [*latency])
     ]
     for task, metrics in col.score_columns_by_task(rows).items():
         if task or len(metrics) > 1:
             title = f'All scores: {fmt.one_line(task)}' if task else 'All scores'
             sections.append((title, (col.NAME, col.IMAGES, *metrics), []))
     shorter = [col.SHORTER_NOTE] if col.any_shorter(rows) else []
-    sections.append(('Against full', (col.NAME, *col.AGAINST_FULL), [*machine, *shorter]))
+    sections.append(('Against full', (col.NAME, *col.AGAINST_FULL), [*latency, *shorter]))
     sections.append(('Does it still look at the picture?', (col.NAME, *col.CONTROLS), []))
     if result['score_note']:  # below the first table that shows CIDEr
         cider = fmt.metric_label('cider')
