@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import copy
 import csv
-import io
 import json
 import re
 from pathlib import Path
@@ -15,8 +14,7 @@ import numpy as np
 import pytest
 import synthetic_results as made_up
 from html_page import HtmlPage
-from rich.console import Console
-from rich.table import Table
+from terminal import printed, printed_ascii
 
 from gmskip_ros.report.calibration_report import calibration_table, write_calibration_report
 
@@ -38,11 +36,8 @@ def picture(path: Path) -> np.ndarray:
     return image
 
 
-def printed(table: Table, width: int) -> list[str]:
-    file = io.StringIO()
-    console = Console(width=width, file=file, color_system=None)
-    console.print(table)
-    return file.getvalue().splitlines()
+def table_lines(result: dict, width: int) -> list[str]:
+    return printed([calibration_table(result)], width).splitlines()
 
 
 def read_csv(folder: Path) -> list[dict[str, str]]:
@@ -177,7 +172,7 @@ def test_everything_is_escaped(tmp_path):
     assert page.text.count(evil) > 15
     assert r'not-\udcffunicode.jpg' in page.text
     assert read_csv(tmp_path)[0]['test_most_frequent_answer'] == evil
-    assert evil in ' '.join(printed(calibration_table(result), 400))
+    assert evil in ' '.join(table_lines(result, 400))
 
 
 def test_unknown_values_are_dashes(tmp_path):
@@ -185,7 +180,7 @@ def test_unknown_values_are_dashes(tmp_path):
     write_calibration_report(result, tmp_path)
     page = HtmlPage(tmp_path / 'report.html')
     texts = [page.text, (tmp_path / 'trajectory.csv').read_text()]
-    texts += printed(calibration_table(result), 120)
+    texts += table_lines(result, 120)
     for text in texts:
         assert not re.search(r'\b(None|nan|null|inf)\b', text)
     [full, *_] = page.table('Shuffled score', 'AUROC, %')
@@ -233,7 +228,7 @@ def test_cider_is_shown_as_in_papers(tmp_path):
     write_calibration_report(result, tmp_path)
     [full, *_] = HtmlPage(tmp_path / 'report.html').table('Calibration')
     assert full['Calibration'] == '119.7'
-    assert any('CIDEr x100' in line for line in printed(calibration_table(result), 80))
+    assert any('CIDEr x100' in line for line in table_lines(result, 80))
 
 
 def test_every_latency_has_its_machine(tmp_path):
@@ -243,7 +238,7 @@ def test_every_latency_has_its_machine(tmp_path):
         (on_cpu, 'AMD EPYC 9554 (cpu, float32)', 'H200'),
     ):
         write_calibration_report(result, tmp_path)
-        lines = ' '.join(printed(calibration_table(result), 120))
+        lines = ' '.join(table_lines(result, 120))
         assert name in lines
         assert other not in lines
         assert {record['machine'] for record in read_csv(tmp_path)} == {name}
@@ -265,7 +260,7 @@ def test_alerts_come_first(tmp_path):
     assert 'Answers got shorter: 4 blocks' in top
     assert 'a/broken.jpg' in page.text
     assert page.table('Round', 'Block')[4]['Language time cut, %'].endswith('*')
-    lines = printed(calibration_table(result), 80)
+    lines = table_lines(result, 80)
     assert [line for line in lines if ' * ' in line and ' 8 ' in line]  # round 4 removed block 8
     assert any('answers got shorter' in line for line in lines)
 
@@ -353,7 +348,7 @@ def test_folder_that_cannot_be_made(tmp_path):
 @pytest.mark.parametrize('name', CASES)
 def test_table_fits_the_terminal(name, width):
     result = CASES[name]
-    lines = printed(calibration_table(result), width)
+    lines = table_lines(result, width)
     assert max(map(len, lines)) <= width
     for prefix in result['prefixes']:
         figures = [f'{100 * prefix["sparsity"]:.1f}', f'{100 * prefix["calibration_score"]:.1f}']
@@ -369,14 +364,14 @@ def test_an_unmeasured_latency_is_not_mentioned():
     result = made_up.calibration()
     for prefix in result['prefixes']:
         prefix['test'].update(latency_ms=None, language_ms=None)
-    lines = printed(calibration_table(result), 80)
+    lines = table_lines(result, 80)
     assert not any('Latency' in line or 'ms' in line.split() for line in lines)
     assert not any('No test images' in line for line in lines)
 
 
 def test_table_shows_names_as_they_are():
     result = made_up.calibration(model='[red]m[/red]', stopped_by='[bold]end')
-    text = '\n'.join(printed(calibration_table(result), 120))
+    text = '\n'.join(table_lines(result, 120))
     assert '[red]m[/red]' in text
     assert '[bold]end' in text
 
@@ -385,7 +380,7 @@ def test_long_model_path_keeps_its_end_in_titles(tmp_path):
     path = '/models/' + 'folder/' * 30 + 'llava-1.5-7b'
     result = made_up.calibration(model=path)
     write_calibration_report(result, tmp_path)
-    lines = printed(calibration_table(result), 80)
+    lines = table_lines(result, 80)
     assert lines[0].rstrip().endswith('folder/llava-1.5-7b: accuracy, %')
     page = HtmlPage(tmp_path / 'report.html')
     assert path in page.text  # in full among the facts
@@ -393,8 +388,4 @@ def test_long_model_path_keeps_its_end_in_titles(tmp_path):
 
 
 def test_table_prints_on_an_ascii_terminal():
-    content = io.BytesIO()
-    file = io.TextIOWrapper(content, encoding='ascii')
-    Console(width=80, file=file).print(calibration_table(made_up.calibration()))
-    file.flush()
-    assert b'high_sparsity' in content.getvalue()
+    assert 'high_sparsity' in printed_ascii([calibration_table(made_up.calibration())])

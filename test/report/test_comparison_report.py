@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import csv
 import html
-import io
 import json
 import re
 import statistics
@@ -18,7 +17,7 @@ import numpy as np
 import pytest
 import synthetic_replay as made_up
 from html_page import HtmlPage
-from rich.console import Console
+from terminal import printed, printed_ascii
 
 from gmskip_ros.pipeline.rows import FrameRow
 from gmskip_ros.report.comparison_report import (
@@ -60,14 +59,6 @@ def one_task(task: str, a: str, b: str, *, known: tuple[bool, bool] = (True, Tru
     return result['groups'][0]
 
 
-def printed(result: dict, width: int = 80) -> str:
-    file = io.StringIO()
-    console = Console(width=width, file=file, color_system=None)
-    for table in comparison_tables(result):
-        console.print(table)
-    return file.getvalue()
-
-
 def write(folder: Path, result: dict) -> HtmlPage:
     paths = write_comparison_report(result, folder, NAMES)
     assert [path.name for path in paths] == ['changes.csv', 'comparison.json', 'report.html']
@@ -99,7 +90,7 @@ def test_a_run_is_the_same_as_itself(tmp_path):
     assert 'Model, machine and skipped blocks are the same.' in page.text
     assert 'li' not in page.tags, 'no alert'
     assert (tmp_path / 'changes.csv').read_text().startswith('stamp_ns,frame_a,frame_b,task,branch')
-    assert 'Changed answers' not in printed(result)
+    assert 'Changed answers' not in printed(comparison_tables(result))
 
 
 @pytest.mark.parametrize(
@@ -219,7 +210,7 @@ def test_times_of_two_machines_are_not_divided(tmp_path):
     page = write(tmp_path, result)
     assert {row['A / B'] for row in page.table('A, ms', 'A / B')} == {'-'}
     assert f'No A / B: different machines: {made_up.GPU}; {made_up.CPU}' in page.text
-    text = ' '.join(printed(result).split())
+    text = ' '.join(printed(comparison_tables(result)).split())
     assert f'A on {made_up.GPU} B on {made_up.CPU} No A / B' in text
 
 
@@ -282,7 +273,9 @@ def test_what_only_one_run_has_is_reported(tmp_path):
     assert 'Only in B, not compared: multi_object/skip at 7, captioning/full, c' in page.text
     assert 'No skip branch is compared' not in page.text
     assert {'what': 'model', 'a': made_up.MODEL, 'b': 'demo'} in result['differences']
-    assert made_up.MODEL in printed(result) and 'demo' in printed(result)
+    assert made_up.MODEL in printed(comparison_tables(result)) and 'demo' in printed(
+        comparison_tables(result)
+    )
 
 
 def test_skip_branches_without_a_common_point_are_not_called_the_same(tmp_path):
@@ -300,7 +293,7 @@ def test_runs_without_a_common_frame(tmp_path, apart):
     assert result['frames'] == {'only_a': 3, 'only_b': 3 if apart else 0, 'both': 0}
     page = write(tmp_path, result)
     assert 'No frame is in both runs' in page.text
-    assert 'No frame is in both runs' in ' '.join(printed(result).split())
+    assert 'No frame is in both runs' in ' '.join(printed(comparison_tables(result)).split())
     assert page.links == []
     assert compare_runs([], [])['groups'] == []
     write(tmp_path, compare_runs([], []))
@@ -333,7 +326,7 @@ def test_many_changes_are_truncated_only_on_the_page(tmp_path):
     assert '800 in total; the first 500 are shown' in page.text
     assert len(page.table('A says', 'B says')) == 500
     assert len((tmp_path / 'changes.csv').read_text().splitlines()) == 801
-    assert 'Changed answers: 800, the first 10' in printed(result)
+    assert 'Changed answers: 800, the first 10' in printed(comparison_tables(result))
 
 
 def test_everything_is_escaped(tmp_path):
@@ -348,7 +341,7 @@ def test_everything_is_escaped(tmp_path):
     shown = EVIL.replace('\udcff', '\\udcff')
     assert 'script' not in page.tags
     assert page.text.count(shown) > 15
-    assert shown in printed(result, 500)
+    assert shown in printed(comparison_tables(result), 500)
     json.loads((tmp_path / 'comparison.json').read_text())
 
 
@@ -369,16 +362,12 @@ def test_any_answer_can_be_shown(tmp_path, text):
 
 def test_tables_fit_the_terminal():
     b = [replace(row, machine=made_up.CPU) for row in changed(made_up.rows(9))]
-    text = printed(compare_runs(made_up.rows(9), b))
+    text = printed(comparison_tables(compare_runs(made_up.rows(9), b)))
     assert max(map(len, text.splitlines())) <= 80
     for title in ('A against B', 'Agreement with full', 'Median total time', 'Changed answers'):
         assert title in text
 
 
 def test_table_prints_on_an_ascii_terminal():
-    content = io.BytesIO()
-    file = io.TextIOWrapper(content, encoding='ascii')
-    for table in comparison_tables(compare_runs(made_up.rows(3), changed(made_up.rows(3)))):
-        Console(width=80, file=file).print(table)
-    file.flush()
-    assert b'high_sparsity' in content.getvalue()
+    result = compare_runs(made_up.rows(3), changed(made_up.rows(3)))
+    assert 'high_sparsity' in printed_ascii(comparison_tables(result))
