@@ -19,7 +19,7 @@ from gmskip_ros.tasks import Agreement, ParsedAnswer, Task
 from gmskip_ros.vlm import SkipSet, VlmOutOfMemoryError
 
 if TYPE_CHECKING:
-    from gmskip_ros.vlm import Answer, ImageFeatures, Vlm
+    from gmskip_ros.vlm import Answer, Engine, ImageFeatures
 
 BRANCHES = ('skip', 'full')  # in the order in which they run
 WARM_UP_SHAPE = (480, 640, 3)
@@ -106,7 +106,7 @@ class Comparison:
 
 
 def plan_frame(
-    vlm: Vlm,
+    vlm: Engine,
     tasks: Sequence[Task],
     skip_lists: Mapping[str, SkipList],
     operating_point: str | int = 'high_performance',
@@ -156,7 +156,7 @@ class EncodedFrame:
 class FramePipeline:
     """A model and a plan; `run` takes a frame through them."""
 
-    def __init__(self, vlm: Vlm, plan: FramePlan) -> None:
+    def __init__(self, vlm: Engine, plan: FramePlan) -> None:
         self.vlm = vlm
         self.plan = plan
 

@@ -23,7 +23,7 @@ from gmskip_ros.vlm import ImageError, Stopped, VlmError
 
 if TYPE_CHECKING:
     from gmskip_ros.bags.reading import BagFrame
-    from gmskip_ros.vlm import Vlm
+    from gmskip_ros.vlm import Engine
 
 MAX_FAILURES_IN_A_ROW = 5  # then the model, and not a frame, is what is wrong
 COUNTERS = (
@@ -62,7 +62,7 @@ class Replay:
 
     def __init__(
         self,
-        vlm: Vlm,
+        vlm: Engine,
         plans: Sequence[FramePlan],
         period_ns: int,
         on_problem: Callable[[str], None],
@@ -95,7 +95,7 @@ class Replay:
         if stamp.sec == stamp.nanosec == 0 and not self._told_of_no_stamp:
             self._told_of_no_stamp = True
             self._on_problem('images have no stamp: the time of recording is used')
-        verdict = self._gate.offer(frame.stamp_ns)
+        verdict = self._gate.judge(frame.stamp_ns)
         if verdict in ('gated', 'out_of_order'):
             self.counts.update({'in_bag': 1, verdict: 1})
             return None

@@ -70,7 +70,7 @@ def row_from_values(
     """Return the row of a published status `name`, '<task>/<branch>'.
 
     `values` and `comparison` are the key/values of the result's and of the comparison's status,
-    as the texts that `gmskip_ros.ros.messages` writes; `comparison` is None for full rows and
+    as the texts that records.py makes of them; `comparison` is None for full rows and
     where one branch ran alone. Raises KeyError or ValueError for values that are not the node's.
     """
     task, _, branch = name.rpartition('/')
