@@ -1,4 +1,4 @@
-"""The node's parameters in rclpy; what they are stands in pipeline/settings.py."""
+"""The node's parameters in rclpy; pipeline/parameters.py defines them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.node import Node
 
-from gmskip_ros.pipeline.settings import SPECS, Settings, settings_from
+from gmskip_ros.pipeline.parameters import SPECS
+from gmskip_ros.pipeline.settings import Settings, settings_from
 
 
 def declare(node: Node) -> Settings:

@@ -13,6 +13,8 @@ import numpy as np
 from gmskip_ros.skipping import SkipSet
 from gmskip_ros.vlm.answer import Answer, CandidateAnswer, ImageFeatures
 
+DTYPES = ('float32', 'float16', 'bfloat16')  # that a checkpoint can be loaded in
+
 
 class Engine(Protocol):
     """One loaded checkpoint that answers with any set of blocks skipped: what a frame needs."""

@@ -1,8 +1,9 @@
-"""Parameters: the code, the parameter file and the schema agree; bad values are refused."""
+"""Parameters: the table, the files made from it and the code agree; bad values are refused."""
 
 from __future__ import annotations
 
 import json
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +11,20 @@ import jsonschema
 import pytest
 import yaml
 
+from gmskip_ros.pipeline.parameter_kinds import ParameterError
+from gmskip_ros.pipeline.parameters import SPECS
 from gmskip_ros.pipeline.settings import (
-    SPECS,
-    TASK_NAMES,
-    ParameterError,
     check_operating_point,
     load_skip_lists,
     settings_from,
     values_from_file,
 )
+from gmskip_ros.tasks import TASK_NAMES
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = json.loads((ROOT / 'schema/dual_vlm.schema.json').read_text())
 PARAM_FILE = yaml.safe_load((ROOT / 'config/dual_vlm.param.yaml').read_text())
+PARAMETER_FILES = runpy.run_path(str(ROOT / 'tools/parameter_files.py'))['FILES']
 DEFAULTS = {name: spec.default for name, spec in SPECS.items()}
 
 
@@ -59,6 +61,11 @@ def param_file_with(name: str, value: Any) -> dict[str, Any]:
         node = node[group]
     node[key] = value
     return document
+
+
+@pytest.mark.parametrize('path', PARAMETER_FILES)
+def test_the_committed_files_are_made_from_the_table(path: str) -> None:
+    assert (ROOT / path).read_text() == PARAMETER_FILES[path](), 'run tools/parameter_files.py'
 
 
 def test_the_parameter_file_fits_the_schema() -> None:
@@ -246,7 +253,7 @@ def test_a_parameter_file_is_read_without_ros_as_ros_reads_it(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ('content', 'words'),
     [
-        ('/**: {ros__parameters: {rate: 2.0}}', ('rate', 'no parameter')),
+        ('/**: {ros__parameters: {rate: 2.0}}', ('rate', 'is not a parameter')),
         ('/**: {rate_hz: 2.0}', ('ros__parameters',)),
         ('just words', ('ros__parameters',)),
         ('/**: {ros__parameters: &b {prompt: *b}}', ('refers to itself',)),
@@ -256,7 +263,7 @@ def test_a_parameter_file_is_read_without_ros_as_ros_reads_it(tmp_path: Path) ->
         (None, ('cannot be read', 'No such file')),
     ],
 )
-def test_a_parameter_file_that_is_none_is_refused_in_one_line(
+def test_an_unusable_parameter_file_is_refused_in_one_line(
     tmp_path: Path, content: str | None, words: tuple[str, ...]
 ) -> None:
     file = tmp_path / 'x.yaml'
