@@ -37,6 +37,8 @@ from typing import Any, TypeAlias
 import cv2
 import numpy as np
 
+from gmskip_ros.errors import UserError
+
 # Fields as in sensor_msgs; a CompressedImage is the one with a `format`.
 Image: TypeAlias = Any
 CompressedImage: TypeAlias = Any
@@ -75,7 +77,7 @@ _MAX_JPEG_SIDE = 65_500  # libjpeg's
 _PNG_START, _PNG_END = b'\x89PNG\r\n\x1a\n', b'IEND\xaeB`\x82'
 
 
-class ConversionError(ValueError):
+class ConversionError(UserError, ValueError):
     """An image cannot be converted; the message is one line: what, the value, the remedy."""
 
 

@@ -34,13 +34,10 @@ from std_srvs.srv import SetBool
 from gmskip_ros.pipeline import records
 from gmskip_ros.pipeline.gate import Frame
 from gmskip_ros.pipeline.health import WARN, resident_mib
+from gmskip_ros.pipeline.parameter_kinds import ParameterError
+from gmskip_ros.pipeline.parameters import SPECS
 from gmskip_ros.pipeline.records import NODE_NAME
-from gmskip_ros.pipeline.settings import (
-    ParameterError,
-    check_operating_point,
-    load_skip_lists,
-    settings_from,
-)
+from gmskip_ros.pipeline.settings import check_operating_point, load_skip_lists, settings_from
 from gmskip_ros.pipeline.worker import InferenceWorker, LoadEngine, load_engine
 from gmskip_ros.ros import parameters
 from gmskip_ros.ros.conversions import image_to_rgb
@@ -61,7 +58,8 @@ class DualVlmNode(Node):
     def __init__(self, load: LoadEngine = load_engine, **kwargs: Any) -> None:
         """Start with the parameters given; raises ParameterError. `load` loads the model."""
         super().__init__(NODE_NAME, **kwargs)
-        self._settings = parameters.declare(self)
+        parameters.declare(self, SPECS)
+        self._settings = settings_from(parameters.values(self, SPECS))
         self._skip_lists = load_skip_lists(self._settings)
         check_operating_point(self._settings, self._skip_lists)
         for name in parameters.unknown_names(self):
@@ -150,7 +148,7 @@ class DualVlmNode(Node):
 
     def _check_parameters(self, changed: list[Any]) -> SetParametersResult:
         """Accept or reject new values; `_refresh_settings` applies them."""
-        values = parameters.values(self)
+        values = parameters.values(self, SPECS)
         values.update({p.name: p.value for p in changed if p.name in values})
         try:
             settings = settings_from(values)
@@ -164,7 +162,7 @@ class DualVlmNode(Node):
         """Make a new snapshot if a parameter was changed; it applies from the next frame."""
         if self._settings_changed:
             self._settings_changed = False
-            self._settings = parameters.read(self)
+            self._settings = settings_from(parameters.values(self, SPECS))
             self._worker.slot.set_period(self._settings.period_ns)
 
     def _watch(self) -> None:

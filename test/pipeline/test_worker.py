@@ -14,8 +14,8 @@ import pytest
 from fake_vlm import FakeVlm
 
 from gmskip_ros.pipeline.gate import Frame
-from gmskip_ros.pipeline.pipeline import BranchResult, Comparison
 from gmskip_ros.pipeline.parameters import SPECS
+from gmskip_ros.pipeline.pipeline import BranchResult, Comparison
 from gmskip_ros.pipeline.settings import Settings, load_skip_lists, settings_from
 from gmskip_ros.pipeline.worker import (
     MAX_FAILURES_IN_A_ROW,

@@ -20,7 +20,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from gmskip_ros.ros import camera_sources, image_player
 from gmskip_ros.ros.camera_sources import MessageFormat, SourceFrame, open_source
 from gmskip_ros.ros.conversions import image_to_rgb
-from gmskip_ros.ros.image_player import cues
+from gmskip_ros.ros.cues import cues
 
 RELIABLE = QoSProfile(depth=50, reliability=ReliabilityPolicy.RELIABLE)
 BEST_EFFORT = QoSProfile(depth=50, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -147,7 +147,7 @@ def test_it_waits_for_the_node_not_for_anybody_and_until_it_is_ready(folder):
         with ros_node('recorder') as recorder:
             # Somebody else is subscribed, and somebody else is ready.
             other = ReadyNode(recorder)
-            said = "waiting for /dual_vlm: not subscribed to /image_raw, state 'not heard of'"
+            said = "waiting for /dual_vlm: not subscribed to /image_raw, state 'not reported'"
             wait_until(lambda: said in player.output(), recorder, what=said, process=player)
             with ros_node('dual_vlm') as node:
                 ready = ReadyNode(node, topic='')
@@ -174,7 +174,7 @@ def test_it_waits_for_the_node_not_for_anybody_and_until_it_is_ready(folder):
 
 @pytest.mark.parametrize('stop_signal', [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(
-    ('wait_for_node', 'sign'), [('', 'publishing 3 picture(s)'), ('/nobody', 'waiting for /nobody')]
+    ('wait_for_node', 'sign'), [('', 'publishing 3 image(s)'), ('/nobody', 'waiting for /nobody')]
 )
 def test_told_to_stop_it_ends_without_a_fuss(folder, stop_signal, wait_for_node, sign):
     command = ros_command('image_player', source=folder, rate_hz=1000, wait_for_node=wait_for_node)
@@ -405,7 +405,7 @@ def test_help_and_unknown_arguments(capfd):
     assert image_player.main(['--help']) == 0
     usage = capfd.readouterr().out
     assert usage.startswith('usage: image_player [--clock]')
-    for name in image_player.PARAMETERS:
+    for name in image_player.SPECS:
         assert f'  {name} ' in usage
 
     for arguments, wrong in [
@@ -415,8 +415,8 @@ def test_help_and_unknown_arguments(capfd):
     ]:
         assert image_player.main(arguments) == 2
         assert capfd.readouterr().err == (
-            f'image_player: error: argument {wrong!r}: not known; parameters go behind '
-            '--ros-args -p, see --help\n'
+            f'image_player: error: unknown argument {wrong!r}: give parameters as --ros-args -p, '
+            'see --help\n'
         )
 
 
@@ -426,7 +426,7 @@ def test_a_wrong_source_is_one_line_and_status_2(tmp_path):
         assert player.wait() == 2
     assert player.output().splitlines() == [
         f'image_player: error: source {str(missing)!r}: not found; '
-        'give a picture, a folder of pictures, a video or a bag'
+        'give an image, a folder of images, a video or a bag'
     ]
 
 
@@ -434,20 +434,20 @@ def test_a_wrong_source_is_one_line_and_status_2(tmp_path):
     ('parameters', 'words'),
     [
         ({'source': ''}, ['source', 'not found']),
-        ({'source': '{tmp}'}, ['no pictures']),
-        ({'source': '{tmp}/broken.png'}, ['broken.png', 'not a readable picture']),
-        ({'source': '{tmp}/empty.jpg'}, ['empty.jpg', 'not a readable picture']),
-        ({'rate_hz': -1}, ['rate_hz = -1', "0 (the source's own pace) to 1000"]),
-        ({'rate_hz': 1001}, ['rate_hz = 1001']),
-        ({'rate_hz': '.nan'}, ['rate_hz', 'number']),
+        ({'source': '{tmp}'}, ['no images']),
+        ({'source': '{tmp}/broken.png'}, ['broken.png', 'not a readable image']),
+        ({'source': '{tmp}/empty.jpg'}, ['empty.jpg', 'not a readable image']),
+        ({'rate_hz': -1}, ['rate_hz: -1', 'give 0 to 1000']),
+        ({'rate_hz': 1001}, ['rate_hz: 1001']),
+        ({'rate_hz': '.nan'}, ['rate_hz', 'is not a number']),
         ({'rate_hz': True}, ['rate_hz', 'number']),
-        ({'image_transport': 'theora'}, ["image_transport = 'theora'", 'raw or compressed']),
-        ({'reliability': 'some'}, ["reliability = 'some'", 'best_effort or reliable']),
-        ({'count': -1}, ['count = -1']),
+        ({'image_transport': 'theora'}, ["image_transport: 'theora'", 'raw, compressed']),
+        ({'reliability': 'some'}, ["reliability: 'some'", 'best_effort, reliable']),
+        ({'count': -1}, ['count: -1']),
         ({'count': 2.5}, ['count', '2.5']),
-        ({'width': 100_000}, ['width = 100000']),
-        ({'height': -1}, ['height = -1']),
-        ({'jpeg_quality': 0}, ['jpeg_quality = 0', '1 to 100']),
+        ({'width': 100_000}, ['width: 100000']),
+        ({'height': -1}, ['height: -1']),
+        ({'jpeg_quality': 0}, ['jpeg_quality: 0', '1 to 100']),
     ],
 )
 def test_wrong_parameters_are_one_line_and_status_2(
@@ -486,16 +486,16 @@ def test_a_wrong_bag_or_video_is_one_line_and_status_2(tmp_path, monkeypatch, ca
     for options, words in [
         ({'source': bag}, [f'bag {str(bag)!r}', 'several camera topics', '/a', '/b']),
         ({'source': bag, 'topic': '/c'}, ["no topic '/c'", 'give one of /a']),
-        ({'source': empty}, [f'source {str(empty)!r}: no messages on /a']),
+        ({'source': empty}, [f'source {str(empty)!r}: contains no messages on /a']),
         ({'source': tmp_path / 'missing.mcap'}, ['missing.mcap', 'not found']),
         ({'source': tmp_path / 'missing.mp4'}, ['missing.mp4', 'not found']),
         ({'source': tmp_path / 'broken.mp4'}, ['broken.mp4', 'not a readable video']),
-        ({'source': tmp_path / 'a.png', 'topic': '/a'}, ["topic = '/a': only a bag has topics"]),
-        ({'source': bag, 'width': 5}, ['width = 5', "a bag's messages are published as they"]),
-        ({'source': bag, 'height': 5}, ['height = 5', 'leave it out']),
-        ({'source': bag, 'frame_id': 'front'}, ["frame_id = 'front'"]),
-        ({'source': bag, 'jpeg_quality': 80}, ['jpeg_quality = 80']),
-        ({'source': bag, 'image_transport': 'compressed'}, ["image_transport = 'compressed'"]),
+        ({'source': tmp_path / 'a.png', 'topic': '/a'}, ["topic: '/a'", 'only a bag has topics']),
+        ({'source': bag, 'width': 5}, ['width: 5', 'published as they were recorded']),
+        ({'source': bag, 'height': 5}, ['height: 5', 'remove it']),
+        ({'source': bag, 'frame_id': 'front'}, ["frame_id: 'front'"]),
+        ({'source': bag, 'jpeg_quality': 80}, ['jpeg_quality: 80']),
+        ({'source': bag, 'image_transport': 'compressed'}, ["image_transport: 'compressed'"]),
         ({'source': bag, 'clock': True, 'use_sim_time': True}, ['use_sim_time', '--clock']),
         ({'source': bag, 'clock': 1}, ['clock', '1']),
     ]:
