@@ -176,7 +176,7 @@ def test_a_torn_last_line_is_left_out_but_one_in_the_middle_is_not(tmp_path):
         ({'agree': 1}, "line 2 agree: '1' is not true, false or null"),
         ({'tokens': True}, "line 2 tokens: 'True' is not a whole number"),
         ({'skipped_blocks': '29 16'}, "line 2 skipped_blocks: '29 16' is not a list of whole"),
-        ({'answer': None}, "line 2 answer: 'None' is not a text"),
+        ({'answer': None}, "line 2 answer: 'None' is not a string"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_line(tmp_path, change, message):
@@ -192,7 +192,7 @@ def test_a_wrong_value_is_named_with_its_line(tmp_path, change, message):
 def test_other_files_are_refused_with_the_remedy(tmp_path):
     path = tmp_path / 'x.jsonl'
     for content, message in (
-        ('[1, 2]\n', 'line 1 is no JSON object'),
+        ('[1, 2]\n', 'line 1 is not a JSON object'),
         ('{"frame": 1, "skip": {}}\n', "line 1 has no 'stamp_ns'"),
         ('hello\nyou\n', 'line 1 is not JSON'),
         ('\udcff\n', 'line 1 is not JSON'),
