@@ -1,4 +1,4 @@
-"""Which frames are due: design.md's rule, by stamps alone."""
+"""Which frames are due, by their stamps alone."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_jitter_never_changes_the_number_of_frames(seed: int) -> None:
     # 10 Hz, each stamp late by up to 90 ms: still in order, and one in each 100 ms.
     stamps = [start + i * SECOND // 10 + rng.randrange(90_000_000) for i in range(600)]
     taken = chosen(stamps)
-    # Exactly the first frame of each second, computed another way.
+    # Exactly the first frame of each second, computed in a different way.
     first_of_second: dict[int, int] = {}
     for stamp in stamps:
         first_of_second.setdefault(stamp // SECOND, stamp)

@@ -1,4 +1,4 @@
-"""One frame through both branches: order, what is asked, what comes out, what is refused."""
+"""One frame through both branches: order, prompts, results, and what is refused."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_encode_once_then_skip_then_full_then_comparison() -> None:
     results = FramePipeline(vlm, plan(vlm)).run(GREY)
     skip = next(results)
     assert isinstance(skip, BranchResult) and skip.branch == 'skip'
-    # Yielded before the full branch is begun: the production result does not wait for it.
+    # Yielded before the full branch starts: the production result does not wait for it.
     assert [call[0] for call in vlm.calls] == ['encode'] + 3 * ['answer']
     full, comparison = results
     assert isinstance(full, BranchResult) and full.branch == 'full'
@@ -58,7 +58,7 @@ def test_each_task_is_asked_with_its_prompt_its_skip_set_and_its_length() -> Non
         assert call == ('answer', task.prompt, SkipSet(), task.max_new_tokens)
 
 
-def test_warming_up_asks_everything_once_and_briefly() -> None:
+def test_warming_up_answers_every_task_once_and_briefly() -> None:
     vlm = FakeVlm()
     FramePipeline(vlm, plan(vlm)).warm_up()
     encode, *asked = vlm.calls
@@ -69,7 +69,7 @@ def test_warming_up_asks_everything_once_and_briefly() -> None:
     assert {call[3] for call in asked} == {2}
 
 
-def test_results_say_what_was_left_out() -> None:
+def test_results_name_the_skipped_blocks() -> None:
     vlm = FakeVlm()
     skip, full, comparison = FramePipeline(vlm, plan(vlm, operating_point=2)).run(GREY)
     assert skip.tasks[0].removed_blocks == (29, 16)  # in the order of removal
@@ -109,9 +109,9 @@ def test_stopping_the_full_branch_keeps_the_skip_result() -> None:
         next(results)
 
 
-def test_the_overlay_shows_what_was_said_where_it_is_no_label() -> None:
+def test_the_overlay_shows_the_models_own_words_outside_the_label_set() -> None:
     vlm = FakeVlm()
-    tasks = [make_task('single_object', labels=['car'])]  # 'dog' is none
+    tasks = [make_task('single_object', labels=['car'])]  # 'dog' is not one of them
     skip, full, comparison = FramePipeline(vlm, plan(vlm, tasks=tasks)).run(GREY)
     assert isinstance(skip, BranchResult) and isinstance(full, BranchResult)
     assert isinstance(comparison, Comparison)
@@ -132,7 +132,7 @@ def test_elapsed_time_counts_the_shared_part_for_both_branches() -> None:
     assert skip.elapsed_ms >= 30.0 and full.elapsed_ms >= 30.0
 
 
-def test_a_task_without_a_skip_list_leaves_nothing_out_and_warns() -> None:
+def test_a_task_without_a_skip_list_skips_nothing_and_warns() -> None:
     vlm = FakeVlm()
     planned = plan(vlm, tasks=TASKS[:1], skip_lists={})
     assert not planned.tasks[0].skip_set
@@ -140,7 +140,7 @@ def test_a_task_without_a_skip_list_leaves_nothing_out_and_warns() -> None:
     assert plan(vlm, tasks=TASKS[:1], skip_lists={}, branches=['full']).warnings == ()
 
 
-def test_a_skip_list_for_another_number_of_blocks_is_refused() -> None:
+def test_a_skip_list_for_a_different_number_of_blocks_is_refused() -> None:
     vlm = FakeVlm()
     vlm.num_blocks = 24
     with pytest.raises(SkipListMismatchError, match=r'(?s)32.*24|24.*32'):

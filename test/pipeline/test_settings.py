@@ -53,7 +53,7 @@ LEAVES = schema_leaves(SCHEMA['definitions']['dual_vlm']['properties'])
 
 
 def param_file_with(name: str, value: Any) -> dict[str, Any]:
-    """Return the parameter file's content with one other value."""
+    """Return the parameter file's content with one value changed."""
     document = json.loads(json.dumps(PARAM_FILE))
     node = document['/**']['ros__parameters']
     *groups, key = name.split('.')
@@ -89,7 +89,7 @@ def test_the_schema_says_which_parameters_can_be_changed_at_run_time() -> None:
 
 
 GOOD = [
-    ('rate_hz', 1),  # an integer for a number
+    ('rate_hz', 1),  # an integer where a number is expected
     ('rate_hz', 0.01),
     ('rate_hz', 60.0),
     ('max_frame_age_sec', 0),
@@ -167,7 +167,7 @@ def test_bad_values_fail_the_schema_and_the_code(name: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize('value', [float('nan'), float('inf'), None])
-def test_what_json_cannot_say_is_refused_too(value: Any) -> None:
+def test_values_that_json_cannot_express_are_refused(value: Any) -> None:
     with pytest.raises(ParameterError, match='parameter rate_hz: '):
         settings_from({**DEFAULTS, 'rate_hz': value})
 
@@ -207,7 +207,7 @@ def test_skip_lists_are_loaded_for_the_tasks_that_run() -> None:
     assert 'captioning' not in load_skip_lists(without)
 
 
-def test_the_demo_models_skip_lists_are_for_the_demo_model_alone() -> None:
+def test_only_the_demo_model_gets_the_demo_models_skip_lists() -> None:
     demo = load_skip_lists(settings_from(DEFAULTS))
     assert {skip_list.model for skip_list in demo.values()} == {'demo'} and len(demo) == 3
     other = settings_from({**DEFAULTS, 'model': 'llava-hf/llava-1.5-7b-hf'})

@@ -1,4 +1,4 @@
-"""The inference thread with a stand-in model: which frame is taken, what is published, states."""
+"""The worker with a stand-in model: which frame it takes, what is published, states."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class Bench:
         return self.worker.health.report(time.monotonic()).frames
 
     def wait_for_answers(self, count: int = 1) -> None:
-        """Wait until so many frames are done and counted."""
+        """Wait until this many frames are finished and counted."""
         self.wait(lambda: sum(map(self.frames().get, ('answered', 'full_dropped'))) >= count)
 
     def wait(self, condition: Callable[[], object]) -> None:
@@ -127,7 +127,7 @@ def bench() -> Iterator[Callable[..., Bench]]:
 
 
 class Gate:
-    """Holds the model at its next token, once armed, until it is let go."""
+    """Once armed, blocks the model at its next token until it is released."""
 
     def __init__(self, holds: Callable[[bool], bool] = lambda skips: True) -> None:
         self.holds = holds
@@ -275,7 +275,7 @@ def test_new_settings_hold_from_the_next_frame(bench: Callable[..., Bench]) -> N
         b.settings = replace(before, prompt=prompt)
         return GREY
 
-    b.to_rgb = change  # while the first frame is worked on
+    b.to_rgb = change  # while the first frame is being answered
     b.send(0.0)
     b.wait_for_answers()
     assert b.vlm.calls[-1][1] == before.prompt['single_object']
@@ -304,7 +304,7 @@ def test_pausing_abandons_the_frame_and_publishes_nothing_more(
     b.wait_for_answers()
     assert b.outputs.done() == [3]
     frames = b.frames()
-    assert frames['not_ready'] == 2  # the one that waited, and the one that came in the pause
+    assert frames['not_ready'] == 2  # the one that was waiting, and the one during the pause
     assert frames.pop('received') == sum(frames.values())  # each counted once
 
 
@@ -369,7 +369,7 @@ def test_an_undecodable_image_is_counted_and_never_answered(
         b.send(float(stamp))
         b.wait(lambda stamp=stamp: b.frames()['undecodable'] == stamp + 1)
     report = b.worker.health.report(time.monotonic())
-    # The camera is at fault, not the model: never the state error, whatever their number.
+    # The camera is at fault, not the model: however many, they never lead to the state error.
     assert report.state == 'degraded' and 'encoding theora' in report.last_error
     assert len([r for r in caplog.records if 'theora' in r.message]) == 1  # logged once
     assert b.outputs.events == []
@@ -497,7 +497,7 @@ def test_failures_in_a_row_end_in_error_and_enable_recovers(
         expected = MAX_FAILURES_IN_A_ROW + stamp - 99
         b.wait(lambda expected=expected: b.frames()['failed'] == expected)
     b.wait(lambda: b.state() == 'error')
-    # The same reason, said again by whoever reads the log after the operator's retry.
+    # The same reason is logged again after the operator's retry.
     assert len([r for r in caplog.records if '10 frames in a row' in r.message]) == 2
     b.vlm.on_token = lambda skips: None
     b.worker.set_enabled(False)
@@ -537,7 +537,7 @@ def test_one_failure_is_degraded_until_the_next_answer(bench: Callable[..., Benc
     b.wait(lambda: b.state() == 'degraded')
     report = b.worker.health.report(time.monotonic())
     assert report.last_error == 'inference failed: RuntimeError: first line'
-    assert b.outputs.events == [('skip', 0)]  # what was answered stays answered; no comparison
+    assert b.outputs.events == [('skip', 0)]  # published before the failure; no comparison
     b.vlm.on_token = lambda skips: None
     b.send(1.0)
     b.wait_for_answers()
@@ -690,7 +690,7 @@ def test_memory_that_stays_out_is_an_error_at_once_and_enable_recovers(
     b.send(0.0)
     b.wait(lambda: b.state() == 'error')
     assert 'smaller model' in b.worker.health.report(time.monotonic()).reason
-    assert b.outputs.events == [('skip', 0)]  # it was whole; nothing stands for the full branch
+    assert b.outputs.events == [('skip', 0)]  # it was complete; nothing is published for full
     b.vlm.on_token = lambda skips: None
     b.worker.set_enabled(False)
     assert b.worker.set_enabled(True)[0]
@@ -700,7 +700,7 @@ def test_memory_that_stays_out_is_an_error_at_once_and_enable_recovers(
 
 
 class Panic(BaseException):
-    """As the Rust libraries under the tokenizer raise it."""
+    """Like the panics that the tokenizer's Rust libraries raise."""
 
 
 def test_a_panic_is_a_failure_like_any_other(bench: Callable[..., Bench]) -> None:
