@@ -1,14 +1,14 @@
-"""`gmskip skiplist`: what it chooses is what a search would find; what it shows is in the list."""
+"""`gmskip skiplist`: reselect gives what a search would find; show prints what is in the list."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 import pytest
-from calibration_helpers import Table, random_table
+from calibration_helpers import Table, random_table, run_search
 
-from gmskip_ros.calibration.methods.gm_skip import Search
-from gmskip_ros.calibration.settings import SearchSettings
+from gmskip_ros.calibration.methods.registry import search_settings
+from gmskip_ros.calibration.scoring import Scorer
 from gmskip_ros.cli import main
 from gmskip_ros.skipping import (
     Removal,
@@ -33,14 +33,15 @@ def skiplist(capsys, monkeypatch):
 
 def found_by_search(table: Table, ratio: float, method: str) -> SkipList:
     """Return the list that a search writes."""
-    search = Search(
-        table.objective(), table.answerer(), SearchSettings(method=method, min_score_ratio=ratio)
-    )
-    state = search.run()
+    settings = search_settings(method, min_score_ratio=ratio)
+    scorer = Scorer(table.objective(), table.answerer(), settings)
+    state = run_search(scorer)
     removed = [
-        Removal(one.removed, float(one.score)) for one in state.rounds if one.removed is not None
+        Removal(done.removed, float(done.score))
+        for done in state.rounds
+        if done.removed is not None
     ]
-    full_score = float(search.full_score)
+    full_score = float(scorer.full_score)
     return SkipList(
         model='a model',
         num_blocks=table.num_blocks,
