@@ -23,14 +23,14 @@ from gmskip_ros.machine import machine, software
 from gmskip_ros.vlm import CalibrationEngine, load_vlm
 
 FORMAT = 'gmskip/benchmark-calibration/1'
+EXHAUSTIVE, BATCHED = 'exhaustive', 'batched'
 # Name -> how candidates are answered, and whether those that cannot win are pruned.
 METHODS = {
-    'exhaustive': ('alone', False),
-    'batched': ('batched', False),  # exhaustive, with many images in a batch
+    EXHAUSTIVE: ('alone', False),
+    BATCHED: ('batched', False),  # exhaustive, with many images in a batch
     'walk without abandonment': ('walk', False),
     'walk': ('walk', True),
 }
-EXHAUSTIVE, BATCHED, COMPLETE, WALK = METHODS
 
 
 @dataclass(frozen=True)

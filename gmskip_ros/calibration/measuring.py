@@ -62,8 +62,8 @@ class Evaluator:
         self._answerer = answerer
         self._latency_images = latency_images
         self._parts = [
-            _Part(asked, metric, image_of, seed)
-            for asked, metric in zip(questions, metrics, strict=True)
+            _Part(of_task, metric, image_of, seed)
+            for of_task, metric in zip(questions, metrics, strict=True)
         ]
         self._is_joint = len(self._parts) > 1
         self._drafts: dict[int, list[tuple[int, ...]]] = {}  # per part: the last known answers

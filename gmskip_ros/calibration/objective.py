@@ -102,12 +102,12 @@ def make_objective(
     path; `seed` shuffles the images. Raises CalibrationError.
     """
     parts = []
-    for index, (asked, metric) in enumerate(zip(questions, metrics, strict=True)):
-        scorer = make_scorer(base_metric(asked.name, metric), asked.references, asked.task)
-        images = [image_of[sample.image_path] for sample in asked.samples]
-        scored = range(asked.num_scored)
+    for index, (of_task, metric) in enumerate(zip(questions, metrics, strict=True)):
+        scorer = make_scorer(base_metric(of_task.name, metric), of_task.references, of_task.task)
+        images = [image_of[sample.image_path] for sample in of_task.samples]
+        scored = range(of_task.num_scored)
         if metric == BALANCED_ACCURACY:
-            weights, denominator = _balanced_weights(asked)
+            weights, denominator = _balanced_weights(of_task)
             items = [Item(index, images[i], i, weight) for i, weight in enumerate(weights)]
         else:
             items = [Item(index, images[i], i, 1) for i in scored]
@@ -116,7 +116,7 @@ def make_objective(
             # Shuffled among all images: those that show a target would replace one another.
             others = shuffled_images(images, seed)
             items += [Item(index, others[i], i, -1) for i in scored]
-        parts.append(Part(asked, metric, scorer, tuple(items), denominator))
+        parts.append(Part(of_task, metric, scorer, tuple(items), denominator))
     return Objective(parts)
 
 
@@ -169,11 +169,11 @@ def shuffled_images(images: Sequence[int], seed: int) -> list[int]:
     return others
 
 
-def _balanced_weights(asked: Questions) -> tuple[list[int], int]:
+def _balanced_weights(questions: Questions) -> tuple[list[int], int]:
     """Return whole weights of the right answers, and the denominator that makes them a mean."""
     classes = [
         'without' if isinstance(reference, Absent) else str(reference)
-        for reference in asked.references
+        for reference in questions.references
     ]
     counts = Counter(classes)
     if len(counts) < 2:

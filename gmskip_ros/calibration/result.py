@@ -17,41 +17,25 @@ FORMAT = 'gmskip/calibration/1'
 
 
 @dataclass(frozen=True)
-class ModelFacts:
-    """The model that answered."""
+class Facts:
+    """What the skip list and the record state besides settings and sets.
 
-    name: str
+    `dataset` is the record's entry; `options` are those that determined the search.
+    """
+
+    model: str
     text_model_type: str
     num_blocks: int
     device: str
     dtype: str
-    template_sha256: str
-
-
-@dataclass(frozen=True)
-class DataFacts:
-    """What was calibrated on and tested on; images: the scored ones."""
-
-    name: str
-    notes: tuple[str, ...]
-    warnings: tuple[str, ...]
-    images: int
-    sha256: str
-    test_name: str
-    test_images: int  # 0: not tested
-    test_sha256: str
+    dataset: Mapping[str, Any]
     unreadable: tuple[str, ...]
     metrics: tuple[str, ...]
     prompt: Prompt
-
-
-@dataclass(frozen=True)
-class MethodFacts:
-    """How the sets were chosen: the name for the skip list, the options for the report."""
-
-    list_name: str
+    method: str
     phases: tuple[str, ...]
     options: Mapping[str, Any]
+    created: str
 
 
 @dataclass(frozen=True)
@@ -78,38 +62,35 @@ def stability(calibrations: Sequence[Calibration]) -> dict[str, Any]:
 
 
 def make_calibration(
-    model: ModelFacts,
-    data: DataFacts,
-    method: MethodFacts,
+    facts: Facts,
     settings: CalibrationSettings,
     chosen: ChosenSets,
     tests: Sequence[Mapping[str, Any] | None],
     rounds: Sequence[Round],
-    created: str,
 ) -> Calibration:
     """Return the skip list and the record. `tests`: each chosen set's figures on test images."""
-    skip_list = _make_skip_list(model, data, method, settings, chosen, created)
+    skip_list = _make_skip_list(facts, settings, chosen)
     result = {
         'format': FORMAT,
         'command': settings.command,
-        'created': created,
-        'model': model.name,
-        'text_model_type': model.text_model_type,
-        'num_blocks': model.num_blocks,
-        'device': model.device,
-        'dtype': model.dtype,
+        'created': facts.created,
+        'model': facts.model,
+        'text_model_type': facts.text_model_type,
+        'num_blocks': facts.num_blocks,
+        'device': facts.device,
+        'dtype': facts.dtype,
         'task': settings.task,
         'target': settings.target,
         'metric': skip_list.metric,
         'prompt': skip_list.prompt.text,
         'method': skip_list.method,
         'nested': skip_list.nested,
-        'options': dict(method.options),
+        'options': dict(facts.options),
         'min_score_ratio': settings.search.min_score_ratio,
         'max_sparsity': settings.search.max_sparsity,
         'stopped_by': chosen.stopped_by,
-        'dataset': _dataset_record(data, settings.seed),
-        'unreadable': list(data.unreadable),
+        'dataset': dict(facts.dataset),
+        'unreadable': list(facts.unreadable),
         'full_score': skip_list.full_score,
         'rounds': [_round_record(number, done) for number, done in enumerate(rounds, start=1)],
         'operating_points': dict(skip_list.operating_points or {}),
@@ -118,26 +99,19 @@ def make_calibration(
                 'blocks': list(scored.blocks),
                 'calibration_score': scored.score,
                 'length': len(scored.blocks),
-                'sparsity': len(scored.blocks) / model.num_blocks,
+                'sparsity': len(scored.blocks) / facts.num_blocks,
                 'test': test,
             }
             for scored, test in zip(chosen.sets, tests, strict=True)
         ],
         'stability': None,
-        'machine': machine(model.device),
+        'machine': machine(facts.device),
         'software': dict(skip_list.software),
     }
     return Calibration(skip_list, result)
 
 
-def _make_skip_list(
-    model: ModelFacts,
-    data: DataFacts,
-    method: MethodFacts,
-    settings: CalibrationSettings,
-    chosen: ChosenSets,
-    created: str,
-) -> SkipList:
+def _make_skip_list(facts: Facts, settings: CalibrationSettings, chosen: ChosenSets) -> SkipList:
     ratio = settings.search.min_score_ratio
     full, *others = chosen.sets
     points = derive_operating_points(full.score, [scored.score for scored in others], ratio)
@@ -154,42 +128,24 @@ def _make_skip_list(
             },
         }
     return SkipList(
-        model=model.name,
-        text_model_type=model.text_model_type,
-        num_blocks=model.num_blocks,
+        model=facts.model,
+        text_model_type=facts.text_model_type,
+        num_blocks=facts.num_blocks,
         task=settings.task,
         target=settings.target,
-        method=method.list_name,
-        phases=method.phases,
-        metric=', '.join(data.metrics),
-        prompt=data.prompt,
-        dtype=model.dtype,
+        method=facts.method,
+        phases=facts.phases,
+        metric=', '.join(facts.metrics),
+        prompt=facts.prompt,
+        dtype=facts.dtype,
         min_score_ratio=ratio,
         full_score=full.score,
-        calibration={
-            'dataset': data.name,
-            'images': data.images,
-            'sha256': data.sha256,
-            'seed': settings.seed,
-        },
-        created=created,
+        calibration={'dataset': facts.dataset['name'], **facts.dataset['calibration']},
+        created=facts.created,
         software=software(),
         provenance=settings.command or 'gmskip_ros.calibration.run.calibrate',
         **blocks,
     )
-
-
-def _dataset_record(data: DataFacts, seed: int) -> dict[str, Any]:
-    test = None
-    if data.test_images:
-        test = {'name': data.test_name, 'images': data.test_images, 'sha256': data.test_sha256}
-    return {
-        'name': data.name,
-        'notes': list(data.notes),
-        'warnings': list(data.warnings),
-        'calibration': {'images': data.images, 'sha256': data.sha256, 'seed': seed},
-        'test': test,
-    }
 
 
 def _round_record(number: int, done: Round) -> dict[str, Any]:

@@ -16,13 +16,7 @@ from gmskip_ros.calibration.measuring import Evaluator
 from gmskip_ros.calibration.methods.method import Method
 from gmskip_ros.calibration.methods.registry import get_method
 from gmskip_ros.calibration.objective import choose_metrics, make_objective
-from gmskip_ros.calibration.result import (
-    Calibration,
-    DataFacts,
-    MethodFacts,
-    ModelFacts,
-    make_calibration,
-)
+from gmskip_ros.calibration.result import Calibration, Facts, make_calibration
 from gmskip_ros.calibration.scoring import Scorer, set_key
 from gmskip_ros.calibration.settings import CalibrationSettings, Listener
 from gmskip_ros.calibration.trajectory import ScoredSet, SearchState
@@ -88,18 +82,8 @@ def calibrate(
             settings.seed,
             settings.latency_images,
         )
-    model = ModelFacts(
-        vlm.name,
-        vlm.text_model_type,
-        vlm.num_blocks,
-        vlm.device,
-        vlm.dtype,
-        vlm.template_sha256,
-    )
     file = CheckpointFile(folder)
-    fingerprint = _fingerprint(
-        model, vlm.weights_sha256(), dataset.name, settings, method, data, metrics
-    )
+    fingerprint = _fingerprint(vlm, dataset.name, settings, method, data, metrics)
     checkpoint = _load_checkpoint(file, fingerprint, ranks)
 
     def save(state: SearchState | None = None, is_round: bool = True) -> None:
@@ -124,16 +108,9 @@ def calibrate(
     except Exception:  # not KeyboardInterrupt, which may come between two changes of the state
         save()
         raise
-    return make_calibration(
-        model,
-        _data_facts(dataset, test_dataset, data, metrics, model.template_sha256),
-        _method_facts(method, settings),
-        settings,
-        chosen,
-        tests,
-        checkpoint.search.rounds,
-        checkpoint.created,
-    )
+    datasets = [dataset] if test_dataset is None else [dataset, test_dataset]
+    facts = _facts(vlm, datasets, settings, method, data, metrics, checkpoint.created)
+    return make_calibration(facts, settings, chosen, tests, checkpoint.search.rounds)
 
 
 def _test(
@@ -160,8 +137,7 @@ def _test(
 
 
 def _fingerprint(
-    model: ModelFacts,
-    weights_sha256: str,
+    vlm: CalibrationEngine,
     dataset_name: str,
     settings: CalibrationSettings,
     method: Method,
@@ -172,11 +148,11 @@ def _fingerprint(
     search = settings.search
     prompts = sorted({prompt for questions in data.questions for prompt in questions.prompts})
     return {
-        'model': model.name,
-        'weights (sha256)': weights_sha256,  # a folder may hold a newer model by now
-        'num_blocks': model.num_blocks,
-        'template_sha256': model.template_sha256,
-        'dtype': model.dtype,
+        'model': vlm.name,
+        'weights (sha256)': vlm.weights_sha256(),  # a folder may hold a newer model by now
+        'num_blocks': vlm.num_blocks,
+        'template_sha256': vlm.template_sha256,
+        'dtype': vlm.dtype,
         'dataset': dataset_name,
         'calibration pictures (sha256)': data.sha256,
         'test pictures (sha256)': data.test_sha256,
@@ -221,45 +197,63 @@ def _load_checkpoint(file: CheckpointFile, settings: Mapping[str, Any], ranks: R
     return loaded
 
 
-def _data_facts(
-    dataset: Dataset,
-    test_dataset: Dataset | None,
+def _facts(
+    vlm: CalibrationEngine,
+    datasets: Sequence[Dataset],
+    settings: CalibrationSettings,
+    method: Method,
     data: Data,
     metrics: Sequence[str],
-    template_sha256: str,
-) -> DataFacts:
-    datasets = [dataset] if test_dataset is None else [dataset, test_dataset]
+    created: str,
+) -> Facts:
+    """Return what the skip list and the record state; `datasets`: to calibrate and to test on."""
+    test = None
+    if data.test_questions:
+        test = {
+            'name': datasets[-1].name,
+            'images': data.test_questions[0].num_scored,
+            'sha256': data.test_sha256,
+        }
     first, *others = data.questions
-    return DataFacts(
-        name=dataset.name,
-        notes=tuple(note for opened in datasets for note in opened.notes),
-        warnings=tuple(warning for opened in datasets for warning in opened.warnings),
-        images=first.num_scored,
-        sha256=data.sha256,
-        test_name=datasets[-1].name,
-        test_images=data.test_questions[0].num_scored if data.test_questions else 0,
-        test_sha256=data.test_sha256,
+    return Facts(
+        model=vlm.name,
+        text_model_type=vlm.text_model_type,
+        num_blocks=vlm.num_blocks,
+        device=vlm.device,
+        dtype=vlm.dtype,
+        dataset={
+            'name': datasets[0].name,
+            'notes': [note for dataset in datasets for note in dataset.notes],
+            'warnings': [warning for dataset in datasets for warning in dataset.warnings],
+            'calibration': {
+                'images': first.num_scored,
+                'sha256': data.sha256,
+                'seed': settings.seed,
+            },
+            'test': test,
+        },
         unreadable=tuple(data.unreadable),
         metrics=tuple(metrics),
         prompt=Prompt(
             None if others else first.common_prompt,
-            template_sha256,
+            vlm.template_sha256,
             None if others else first.max_new_tokens,
         ),
+        method=method.list_name(settings.search),
+        phases=method.phases[0],
+        options=_report_options(method, settings),
+        created=created,
     )
 
 
-def _method_facts(method: Method, settings: CalibrationSettings) -> MethodFacts:
+def _report_options(method: Method, settings: CalibrationSettings) -> dict[str, Any]:
+    """Return the options that determined the search, as JSON values."""
     search = settings.search
-    options: dict[str, Any] = {
-        'exhaustive': settings.exhaustive,
-        **method.options_of(search),
-    }
+    options = {'exhaustive': settings.exhaustive, **method.options_of(search)}
     if method.uses_seed:
         options['seed'] = search.seed
     if search.rounds is not None:
         options['rounds'] = search.rounds
-    options = {
+    return {
         name: list(value) if isinstance(value, tuple) else value for name, value in options.items()
     }
-    return MethodFacts(method.list_name(search), method.phases[0], options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gmskip_ros.calibration.answering import Answerer, ImageQuestion
 from gmskip_ros.calibration.errors import CalibrationError
@@ -13,9 +13,6 @@ from gmskip_ros.calibration.objective import Objective
 from gmskip_ros.calibration.settings import Progress, SearchSettings
 from gmskip_ros.calibration.trajectory import FULL, ScoredAnswer, ScoredSet, SearchState
 from gmskip_ros.tasks.scoring import Score
-
-if TYPE_CHECKING:  # `gmskip --help` loads this file, and vlm loads numpy
-    from gmskip_ros.vlm import CalibrationEngine
 
 # Images asked about at a time, doubling; the state may be saved in between.
 FIRST_CHUNK, LARGEST_CHUNK = 8, 64
@@ -51,11 +48,6 @@ class Scorer:
         self.num_items = len(objective.items)
 
     @property
-    def vlm(self) -> CalibrationEngine:
-        """The model that answers."""
-        return self.answerer.vlm
-
-    @property
     def num_blocks(self) -> int:
         """Blocks of the language decoder."""
         return self.answerer.vlm.num_blocks
@@ -79,7 +71,7 @@ class Scorer:
         state = self.state
         if not state.full:
             for chunk in chunks(range(self.num_items)):
-                self.answer_items([FULL], chunk, self._report_full)
+                self.answer_items([FULL], chunk, lambda: self.report([FULL], None, None))
             state.full = state.trunk = self.answers_of(FULL)
             state.begin_round()
             self.on_save(state, True)
@@ -177,16 +169,20 @@ class Scorer:
             for n, block in enumerate(blocks)
         }
 
-    def _report_full(self) -> None:
+    def report(self, in_race: Sequence[int], best: int | None, best_score: Score | None) -> None:
+        """Report the progress: `in_race` have more to answer; `best` is the best one so far."""
+        state = self.state
+        done = sum(map(len, state.answered.values()))
+        missing = sum(self.num_items - len(state.answered.get(block, ())) for block in in_race)
         self.on_progress(
             Progress(
-                round=0,
+                round=len(state.rounds) + bool(state.full),
                 most_rounds=self.settings.num_removals(self.num_blocks),
-                candidates=1,
-                done=len(self.state.answered.get(FULL, ())),
-                total=self.num_items,
-                best_block=None,
-                best_score=None,
+                candidates=len(in_race),
+                done=done,
+                total=done + missing,
+                best_block=best,
+                best_score=None if best_score is None else float(best_score),
             )
         )
 

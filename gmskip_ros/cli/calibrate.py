@@ -9,6 +9,7 @@ import argparse
 import json
 import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,7 +108,9 @@ def run(args: argparse.Namespace) -> int:
     stop = StopSignals()
     with stop:  # before imports that take seconds
         settings = make_settings(args)
-        targets = [None] if args.target is None else split_list('--target', args.target)
+        targets: list[str] | list[None] = [None]
+        if args.target is not None:
+            targets = split_list('--target', args.target)
         if args.seeds < 1:
             raise UserError(f'--seeds {args.seeds} must be at least 1')
 
@@ -132,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
 def run_all(
     args: argparse.Namespace,
     settings: CalibrationSettings,
-    targets: list[Any],
+    targets: Sequence[str | None],
     folder: Path,
     ranks: Ranks,
     bars: ProgressBars,

@@ -396,7 +396,7 @@ def test_latency_is_of_answers_one_after_the_other(dataset):
     # 1 token and the end: one pass; 2 and the end: two; 3 at the limit: two; none without decode.
     assert found['ms_per_token'] == 5 == sorted([4 / 1, 10 / 2, 10 / 2])[1]
     assert found['latency_cut'] == pytest.approx(1 - 16 / (50 + 34) * 2)
-    # Fewer tokens; a cut of 0.62 where 0.2 of the blocks are left out; but the noise is 0.45.
+    # Fewer tokens, and a cut of 0.62 where 0.2 of the blocks are skipped, but the noise is 0.45.
     noise = 1 - sum(language[:2]) / sum(language[2:])
     assert 0.2 + noise > found['latency_cut']
     assert found['answers_got_shorter'] is False

@@ -348,7 +348,6 @@ def test_how_many_blocks_may_go(num_blocks, settings, most):
     'wrong, word',
     [
         ({'method': 'greedy'}, "method 'greedy' is unknown: use gm-skip, "),
-        ({'intervals': (3,)}, 'intervals is not an option of method gm-skip: remove it'),
         ({'tie_order': 'up'}, "tie order 'up' is unknown: use backward, forward"),
         ({'method': 'positional', 'start': '3'}, "start '3' is unknown: use 0, 2, end"),
         ({'min_score_ratio': -0.1}, 'min score ratio -0.1 '),

@@ -413,7 +413,7 @@ def test_another_split_is_tested_on(gmskip, scenes, tmp_path):
         ('--task captioning --synonyms', ('--synonyms', 'captioning')),
         ('--task captioning --target car', ('--target', 'captioning')),
         ('--task joint --prompt What?', ('--prompt', 'joint')),
-        ('--task generic', ('scenes', 'generic', 'choose another')),
+        ('--task generic', ('scenes', 'generic', 'choose a different split')),
         ('--split nowhere', ('nowhere',)),
         ('--dataset /nowhere', ('/nowhere',)),
     ],
@@ -509,7 +509,7 @@ def test_a_full_model_that_scores_nothing_is_a_warning(gmskip, scenes, tmp_path,
     assert len(warning) == 1 and warning[0].startswith('gmskip: warning: the full model ')
     # The warning comes before the search, which may take hours.
     stopped = Mock(side_effect=CalibrationError('stopped'))
-    monkeypatch.setattr('gmskip_ros.calibration.removal.RemovalSearch.run_round', stopped)
+    monkeypatch.setattr('gmskip_ros.calibration.methods.removal.RemovalSearch.run_round', stopped)
     status, _, errors = gmskip(
         task='generic', dataset=tmp_path / 'questions.jsonl', max_new_tokens=2, rounds=1
     )
@@ -521,11 +521,11 @@ def test_joint_with_a_task_that_scores_nothing_is_refused(gmskip, scenes, tmp_pa
     shutil.copytree(scenes, data)
     path = data / 'annotations' / 'captions_scenes.json'
     captions = read_json(path)
-    for one in captions['annotations']:
-        one['caption'] = 'xyzzy'
+    for annotation in captions['annotations']:
+        annotation['caption'] = 'xyzzy'
     path.write_text(json.dumps(captions))
     result = gmskip(task='joint', dataset=data, images=2, test_images=0)
-    assert is_refused(result, 'captioning', 'scores 0', 'leave joint')
+    assert is_refused(result, 'captioning', 'scores 0', 'choose a single task')
 
 
 def test_weights_that_are_no_numbers(scenes, tmp_path, capsys):

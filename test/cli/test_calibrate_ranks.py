@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -133,11 +134,11 @@ def test_three_processes_of_torchrun_find_the_same(root):
     assert output == process.stdout
     one, three = (found(root / name / 'out', 'captioning') for name in ('captions', 'three'))
     for one_round in one['rounds'] + three['rounds']:
-        del one_round['token_blocks']  # other pictures go together, so other rows are padded
+        del one_round['token_blocks']  # other images share a batch, so other rows are padded
     assert one == three
 
 
-def test_a_state_of_one_process_is_gone_on_with_by_two(root, alone):
+def test_two_processes_resume_the_state_of_one(root, alone):
     folder = root / 'one_then_two'
     path = folder / 'out' / 'checkpoint.json'
     with CalibrateProcess(folder, SINGLE) as process:
@@ -171,14 +172,23 @@ def test_a_lost_process_stops_the_other_with_one_line(root, alone, lost):
     assert leftovers(folder) == []
 
 
-def test_a_process_killed_under_torchrun_stops_the_run_and_the_same_command_resumes(root, alone):
-    folder = root / 'torchrun_killed'
+def test_stopped_and_killed_under_torchrun_the_same_command_resumes(root, alone):
+    folder = root / 'torchrun'
     path = folder / 'out' / 'checkpoint.json'
     command = command_line(SINGLE, processes=2)
+
     torchrun = start(command, folder)
-    while not path.exists():
-        assert torchrun.poll() is None
-        time.sleep(0.01)
+    wait_for(torchrun, path.exists)
+    os.killpg(torchrun.pid, signal.SIGINT)  # as a terminal does
+    _, errors = torchrun.communicate(timeout=200)
+    assert torchrun.returncode == 1  # torchrun's own, with its own report
+    line = 'gmskip: stopped. Progress is saved in out; run the same command to resume.'
+    assert lines_of_ours(errors) == [line]
+    assert read_json(path)['search']['full']
+
+    saved_ns = path.stat().st_mtime_ns
+    torchrun = start(command, folder)
+    wait_for(torchrun, lambda: path.stat().st_mtime_ns > saved_ns)
     os.kill(children_by_rank(torchrun, 2)[1], signal.SIGKILL)
     killed_at = time.monotonic()
     _, errors = torchrun.communicate(timeout=200)
@@ -189,10 +199,16 @@ def test_a_process_killed_under_torchrun_stops_the_run_and_the_same_command_resu
     assert len(lines) == 1
     assert 'process 0 of 2' in lines[0]
     assert 'another process has ended' in lines[0] or 'one of them ended' in lines[0]
-    torchrun = start(command, folder)
-    _, errors = torchrun.communicate(timeout=200)
-    assert torchrun.returncode == 0, errors
+
+    run_ranks(folder, SINGLE, 2)
     assert found(folder / 'out') == found(alone)
+
+
+def wait_for(torchrun: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
+    """Wait until the condition holds, while torchrun runs."""
+    while not condition():
+        assert torchrun.poll() is None
+        time.sleep(0.01)
 
 
 def test_a_process_killed_before_they_connect_stops_the_run(root):
@@ -208,17 +224,3 @@ def test_a_process_killed_before_they_connect_stops_the_run(root):
     assert torchrun.returncode == 1
     lines = lines_of_ours(errors)
     assert len(lines) == 1 and 'process 0 of 2: stopped by SIGTERM' in lines[0]
-
-
-def test_ctrl_c_of_torchrun_saves_the_progress(root):
-    folder = root / 'ctrl_c'
-    torchrun = start(command_line(SINGLE, processes=2), folder)
-    while not (folder / 'out' / 'checkpoint.json').exists():
-        assert torchrun.poll() is None
-        time.sleep(0.01)
-    os.killpg(torchrun.pid, signal.SIGINT)  # as a terminal does
-    _, errors = torchrun.communicate(timeout=200)
-    assert torchrun.returncode == 1  # torchrun's own, with its own report
-    line = 'gmskip: stopped. Progress is saved in out; run the same command to resume.'
-    assert lines_of_ours(errors) == [line]
-    assert read_json(folder / 'out' / 'checkpoint.json')['search']['full']

@@ -6,6 +6,7 @@ import fcntl
 import os
 import pty
 import random
+import shutil
 import signal
 import struct
 import subprocess
@@ -28,6 +29,7 @@ from calibrate_process import (
 from tiny_models import make_tiny_model
 
 from gmskip_ros.calibration import checkpoint as checkpoint_module
+from gmskip_ros.calibration.errors import CalibrationError
 from gmskip_ros.calibration.run import calibrate
 from gmskip_ros.calibration.settings import CalibrationSettings, SearchSettings
 from gmskip_ros.cli import main
@@ -69,7 +71,7 @@ def uninterrupted(root) -> SimpleNamespace:
         assert process.wait() == 0, process.stderr
     duration_s = time.monotonic() - started
     out = root / 'uninterrupted' / 'out'
-    return SimpleNamespace(out=out, found=found(out), duration_s=duration_s)
+    return SimpleNamespace(out=out, found=found(out), duration_s=duration_s, stderr=process.stderr)
 
 
 @pytest.fixture(scope='module')
@@ -136,7 +138,7 @@ def test_killed_at_ten_moments_it_finds_the_same(root, uninterrupted):
 
 def test_temporary_files_of_a_killed_process_are_removed(root, uninterrupted, monkeypatch):
     folder = root / 'leftovers'
-    (folder / 'out').mkdir(parents=True)
+    shutil.copytree(root / 'uninterrupted', folder)
 
     def killed(*_: object, **__: object) -> None:
         raise SystemError
@@ -265,6 +267,16 @@ def test_a_checkpoint_of_the_model_before_more_training_is_refused(
     assert errors.count('\n') == 1
 
 
+def test_settings_that_only_an_older_version_recorded_are_ignored(tmp_path):
+    file = checkpoint_module.CheckpointFile(tmp_path)
+    checkpoint = file.load({'search method': 'gm-skip'})
+    checkpoint.settings['search start'] = '0'
+    file.save(checkpoint)
+    assert file.load({'search method': 'gm-skip'}).created == checkpoint.created
+    with pytest.raises(CalibrationError, match='made with search new None, this run has 1: '):
+        file.load({'search method': 'gm-skip', 'search new': 1})
+
+
 @pytest.mark.parametrize('content', [b'', b'{"format": ', b'[]', b'{"format": "other/1"}', None])
 def test_a_broken_checkpoint_is_one_line(
     root, uninterrupted, vlm, monkeypatch, capsys, tmp_path, content
@@ -340,18 +352,12 @@ def test_progress_is_shown_on_a_terminal(root):
         assert shown in terminal.text
 
 
-@pytest.mark.parametrize('options', [[], ['--no-progress']])
-def test_no_progress_without_a_terminal_or_with_no_progress(root, options):
+def test_no_progress_without_a_terminal_or_with_no_progress(root, uninterrupted):
+    assert uninterrupted.stderr == ''
     terminal = Terminal()
-    folder = root / f'quiet_{len(options)}'
-    if options:
-        with on_terminal(folder, terminal, *options) as process:
-            assert process.wait() == 0, terminal.text
-        assert terminal.text == ''
-    else:
-        with CalibrateProcess(folder, OPTIONS) as process:
-            assert process.wait() == 0
-        assert process.stderr == ''
+    with on_terminal(root / 'quiet', terminal, '--no-progress') as process:
+        assert process.wait() == 0, terminal.text
+    assert terminal.text == ''
 
 
 def test_a_full_disk_is_one_line_and_keeps_the_older_checkpoint(root, uninterrupted):
@@ -375,7 +381,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_older_checkpoint(root, uninterrup
 
 def test_a_report_that_does_not_fit_is_one_line(root, uninterrupted):
     folder = root / 'full_disk_report'
-    subprocess.run(['cp', '-r', root / 'uninterrupted', folder], check=True)
+    shutil.copytree(root / 'uninterrupted', folder)
     for name in ('report.html', 'calibration.json', 'single_object.skip.yaml'):
         (folder / 'out' / name).unlink()
     with CalibrateProcess(folder, OPTIONS, file_size=30_000) as process:

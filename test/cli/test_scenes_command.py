@@ -83,10 +83,10 @@ def test_the_command_writes_the_same_and_is_done_the_second_time(gmskip, tmp_pat
     status, output, _ = gmskip('--out', folder, '-n', 12, '--seed', 40)
     assert (status, output) == (0, f'12 scenes written to {folder}\n')
     assert contents(folder) == contents(written)
-    pictures = {path: path.stat().st_mtime_ns for path in folder.rglob('*.jpg')}
+    times = {path: path.stat().st_mtime_ns for path in folder.rglob('*.jpg')}
     status, output, _ = gmskip('--out', folder, '-n', 12, '--seed', 40)
     assert (status, output) == (0, f'12 scenes already there in {folder}\n')
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob('*.jpg')} == pictures
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob('*.jpg')} == times
 
 
 @pytest.mark.parametrize('job', [(13, 40), (12, 41)])

@@ -85,8 +85,8 @@ def test_it_writes_what_a_search_with_that_ratio_finds(skiplist, tmp_path, metho
     assert num_cut > 15
 
 
-def test_the_best_prefix_is_among_those_that_are_left(skiplist, tmp_path):
-    """A later prefix may score better, but a search with that ratio never came to it."""
+def test_the_best_prefix_is_among_the_remaining_ones(skiplist, tmp_path):
+    """A later prefix may score better, but a search with that ratio never reaches it."""
     path, out = tmp_path / 'a.skip.yaml', tmp_path / 'b.skip.yaml'
     removed = (Removal(3, 0.5), Removal(1, 0.4), Removal(2, 0.6))
     before = SkipList('m', 4, 'captioning', removed, min_score_ratio=0.0, full_score=0.5)
@@ -129,7 +129,7 @@ def test_what_cannot_be_chosen_is_one_line(skiplist, tmp_path, skip_list, ratio,
     assert not out.exists()
 
 
-def test_the_list_itself_is_never_written_over(skiplist, tmp_path):
+def test_the_list_itself_is_never_overwritten(skiplist, tmp_path):
     path, link = tmp_path / 'a.skip.yaml', tmp_path / 'link.skip.yaml'
     save_skip_list(SCORED, path)
     link.symlink_to(path)
@@ -139,14 +139,14 @@ def test_the_list_itself_is_never_written_over(skiplist, tmp_path):
     assert load_skip_list(path) == SCORED
 
 
-def test_no_list_is_one_line(skiplist, tmp_path):
+def test_a_missing_list_is_one_line(skiplist, tmp_path):
     for action in (('show',), ('reselect', '--min-score-ratio', 1, '--out', tmp_path / 'b')):
         status, output, errors = skiplist(*action, tmp_path / 'none.skip.yaml')
         assert (status, output, errors.count('\n')) == (2, '', 1)
 
 
 def rows(output: str) -> list[list[str]]:
-    """Return the cells of the table that was printed, without its heading."""
+    """Return the cells of the printed table, without its heading."""
     return [
         [cell.strip() for cell in line.strip('│').split('│')]
         for line in output.splitlines()
@@ -189,17 +189,22 @@ def test_lists_without_scores_and_sets_are_shown(skiplist, tmp_path):
     status, output, _ = skiplist('show', path)
     assert status == 0 and 'phases: decode' in output
     assert rows(output) == [
-        ['0', '0.0 %', '', '', 'high_performance'],
-        ['1', '12.5 %', '3', '', 'high_sparsity'],
+        ['0', '0.0 %', '', 'not published', 'high_performance'],
+        ['1', '12.5 %', '3', 'not published', 'high_sparsity'],
     ]
     save_skip_list(SETS, path)
     status, output, _ = skiplist('show', path)
     assert status == 0
-    assert rows(output) == [['0', '0.0 %', '', '0.5000', ''], ['2', '25.0 %', '3, 6', '', '']]
+    assert rows(output) == [
+        ['0', '0.0 %', '', '0.5000', ''],
+        ['2', '25.0 %', '3, 6', 'not in the list', ''],
+    ]
 
 
 def test_shipped_lists_are_found_by_name(skiplist):
     shipped = load_skip_list('demo_captioning')
     status, output, _ = skiplist('show', 'demo_captioning')
     assert status == 0
-    assert [row[2] for row in rows(output)[1:]] == [str(one.block) for one in shipped.removed]
+    assert [row[2] for row in rows(output)[1:]] == [
+        str(removal.block) for removal in shipped.removed
+    ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gmskip_ros.calibration.methods.method import Method, Option
-from gmskip_ros.calibration.removal import TIE_ORDER, RemovalSearch, name_with_ties
+from gmskip_ros.calibration.methods.removal import TIE_ORDER, RemovalSearch, name_with_ties
 from gmskip_ros.calibration.scoring import Scorer, chunks
 from gmskip_ros.calibration.trajectory import ChosenSets
 

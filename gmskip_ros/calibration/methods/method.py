@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from gmskip_ros.calibration.errors import CalibrationError
 from gmskip_ros.calibration.scoring import Scorer
 from gmskip_ros.calibration.settings import SearchSettings
 from gmskip_ros.calibration.trajectory import ChosenSets
@@ -64,15 +63,3 @@ class Method:
             option.name: settings.options.get(option.name, option.default)
             for option in self.options
         }
-
-    def check_options(self, options: Mapping[str, Any]) -> None:
-        """Raise CalibrationError for an option that the method does not have or know."""
-        known = {option.name: option for option in self.options}
-        for name, value in options.items():
-            if name not in known:
-                raise CalibrationError(f'{name} is not an option of method {self.name}: remove it')
-            choices = known[name].choices
-            if choices and value not in choices:
-                raise CalibrationError(
-                    f'{name.replace("_", " ")} {value!r} is unknown: use {", ".join(choices)}'
-                )

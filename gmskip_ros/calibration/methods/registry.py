@@ -39,19 +39,15 @@ def all_options() -> dict[str, Option]:
     return {option.name: option for method in METHODS.values() for option in method.options}
 
 
-def search_settings(
-    method: str = 'gm-skip',
-    *,
-    seed: int = 0,
-    min_score_ratio: float = 1.0,
-    max_sparsity: float = 0.9,
-    rounds: int | None = None,
-    **options: Any,
-) -> SearchSettings:
-    """Return checked settings; `options` are the method's own. Raises CalibrationError."""
-    chosen = get_method(method)
-    chosen.check_options(options)
-    settings = SearchSettings(method, seed, min_score_ratio, max_sparsity, rounds, options)
-    return SearchSettings(
-        method, seed, min_score_ratio, max_sparsity, rounds, chosen.options_of(settings)
-    )
+def search_settings(method: str = 'gm-skip', **values: Any) -> SearchSettings:
+    """Return checked settings; `values`: fields of SearchSettings, and the method's own options.
+
+    Raises CalibrationError.
+    """
+    options = {}
+    for option in get_method(method).options:
+        value = options[option.name] = values.pop(option.name, option.default)
+        if option.choices and value not in option.choices:
+            name, known = option.name.replace('_', ' '), ', '.join(option.choices)
+            raise CalibrationError(f'{name} {value!r} is unknown: use {known}')
+    return SearchSettings(method, options=options, **values)

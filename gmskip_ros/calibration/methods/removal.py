@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from gmskip_ros.calibration.methods.method import Option
 from gmskip_ros.calibration.scoring import Scorer, chunks
-from gmskip_ros.calibration.settings import Progress, SearchSettings
+from gmskip_ros.calibration.settings import SearchSettings
 from gmskip_ros.calibration.trajectory import FULL, Cell, ChosenSets, Round, ScoredSet
 from gmskip_ros.skipping import meets_ratio
 from gmskip_ros.tasks.scoring import Score
@@ -169,28 +169,15 @@ class RemovalSearch:
         return Cell(block, self.upper_bound(block), is_exact)
 
     def _report(self, in_race: Sequence[int]) -> None:
-        state, num_items = self.state, self.scorer.num_items
         scores = {
             block: self.scorer.overall(
                 [answer.contribution for answer in self.scorer.answers_of(block)]
             )
-            for block, answers in state.answered.items()
-            if block != FULL and len(answers) == num_items
+            for block, answers in self.state.answered.items()
+            if block != FULL and len(answers) == self.scorer.num_items
         }
         best = max(scores, key=lambda block: self.preference(block, scores[block]), default=None)
-        done = sum(map(len, state.answered.values()))
-        missing = sum(num_items - len(state.answered.get(block, ())) for block in in_race)
-        self.scorer.on_progress(
-            Progress(
-                round=len(state.rounds) + 1,
-                most_rounds=self.settings.num_removals(self.scorer.num_blocks),
-                candidates=len(in_race),
-                done=done,
-                total=done + missing,
-                best_block=best,
-                best_score=None if best is None else float(scores[best]),
-            )
-        )
+        self.scorer.report(in_race, best, None if best is None else scores[best])
 
 
 class OrderedRemoval(RemovalSearch):
