@@ -33,7 +33,7 @@ def probe() -> Iterator[FaultProbe]:
         max_frame_age_sec=MAX_AGE_S,
         **ONE_TASK,
     )
-    with RosProcess(command) as process, ros_node() as node:
+    with RosProcess(command, warm=True) as process, ros_node() as node:
         probe = FaultProbe(node, process, '/dual_vlm', INPUT)
         probe.wait_for_state('ready')
         yield probe

@@ -28,7 +28,7 @@ DEPTH_1 = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 @pytest.fixture(scope='module')
 def probe() -> Iterator[FaultProbe]:
     """One node for all rows, which leave it as they found it."""
-    with RosProcess(quick_command(**ONE_TASK)) as process, ros_node() as node:
+    with RosProcess(quick_command(**ONE_TASK), warm=True) as process, ros_node() as node:
         probe = FaultProbe(node, process, '/dual_vlm', INPUT)
         probe.wait_for_state('loading')
         # For test_frames_while_it_loads.
@@ -343,7 +343,7 @@ rclpy.spin(node)
 @pytest.fixture(scope='module')
 def reader(probe: FaultProbe) -> Iterator[RosProcess]:
     """A process that needs a second for every picture and every result."""
-    with RosProcess([sys.executable, '-c', READER]) as reader:
+    with RosProcess([sys.executable, '-c', READER], warm=True) as reader:
         probe.wait(lambda: 'reader' in probe.node.get_node_names(), 'the reader')
         while 'read' not in reader.output():
             probe.check_answered()

@@ -43,7 +43,7 @@ def probe(folder: Path) -> Iterator[FaultProbe]:
         **ONE_TASK,
         **{'skip_list.single_object': 'demo_single_object'},
     )
-    with RosProcess(command) as process, ros_node() as node:
+    with RosProcess(command, warm=True) as process, ros_node() as node:
         probe = FaultProbe(node, process, '/dual_vlm', '/dual_vlm/input/image')
         health = probe.wait_for_state('error')
         assert 'is no folder and no hub id' in health['reason']

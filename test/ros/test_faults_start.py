@@ -7,7 +7,6 @@ import importlib.resources
 import os
 import resource
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -143,13 +142,13 @@ def test_log_folder_that_cannot_be_made() -> None:
 
 def test_no_room_in_shared_memory() -> None:
     """The profile's 64 MiB cannot be had: Fast DDS says so and takes another way."""
-    limited = (
-        'import os, resource, sys\n'
-        f'resource.setrlimit(resource.RLIMIT_FSIZE, ({SHARED_MEMORY_BYTES // 2},) * 2)\n'
-        'os.execv(sys.argv[1], sys.argv[1:])\n'
+    python, option, code, *arguments = quick_command(**ONE_TASK)
+    limit = (
+        f'import resource; '
+        f'resource.setrlimit(resource.RLIMIT_FSIZE, ({SHARED_MEMORY_BYTES // 2},) * 2); '
     )
-    command = [sys.executable, '-c', limited, *ros_command('dual_vlm_node', **ONE_TASK)]
-    with RosProcess(command) as process, ros_node() as node:
+    command = [python, option, limit + code, *arguments]
+    with RosProcess(command, warm=True) as process, ros_node() as node:
         probe = FaultProbe(node, process, '/dual_vlm', INPUT)
 
         def hears_and_is_heard() -> bool:
@@ -235,7 +234,7 @@ def unheard(log_folder: Path) -> Iterator[FaultProbe]:
     """
     env = ros_env(ROS_LOG_DIR=str(log_folder))
     node_command = quick_command(**ONE_TASK)
-    with RosProcess(node_command, env) as killed:
+    with RosProcess(node_command, env, warm=True) as killed:
         killed.wait_for_output(': loading')
         os.kill(killed.pid, signal.SIGKILL)
         assert killed.wait() == -signal.SIGKILL
