@@ -14,43 +14,19 @@ slow way, as a person starts it. Deadlines are only there to end a test that han
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 import yaml
+from warm_python import fork_context
 
 DEADLINE_S = 150.0
-PRELOADED = [
-    'gmskip_ros.cli.calibrate',
-    'gmskip_ros.cli.progress',
-    'gmskip_ros.calibration.run',
-    'gmskip_ros.report.calibration_report',
-    'gmskip_ros.vlm.load',
-    'transformers.models.llava.modeling_llava',
-    'transformers.models.clip.modeling_clip',
-    'transformers.models.llama.modeling_llama',
-    'transformers.models.clip.image_processing_pil_clip',
-]
-_context: Any = None
-
-
-def _server() -> Any:
-    """Return the context whose processes are forked, with one thread each: cores are few."""
-    global _context
-    if _context is None:
-        os.environ['OMP_NUM_THREADS'] = '1'  # of what is forked; this process has read it already
-        _context = multiprocessing.get_context('forkserver')
-        _context.set_forkserver_preload(PRELOADED)
-        forkserver.ensure_running()
-    return _context
 
 
 class CalibrateProcess:
@@ -79,7 +55,7 @@ class CalibrateProcess:
         self._stderr = folder / f'stderr_{number}'
         self._stdout.touch()
         self._stderr.touch()
-        self._process = _server().Process(
+        self._process = fork_context().Process(
             target=_calibrate,
             args=(
                 str(folder),

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 import cv2
 import numpy as np
 import pytest
-from fault_probe import ONE_TASK, FaultProbe, quick_command
-from node_probe import picture
+from fault_probe import ONE_TASK, FaultProbe
+from node_probe import picture, quick_command
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from ros_process import RosProcess, ros_node
 from sensor_msgs.msg import CompressedImage

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray
-from fault_probe import ONE_TASK, FaultProbe, quick_command
-from node_probe import keys, picture
+from fault_probe import ONE_TASK, FaultProbe
+from node_probe import keys, picture, quick_command
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.serialization import serialize_message
 from ros_process import RosProcess, ros_node
@@ -28,7 +28,8 @@ DEPTH_1 = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 @pytest.fixture(scope='module')
 def probe() -> Iterator[FaultProbe]:
     """One node for all rows, which leave it as they found it."""
-    with RosProcess(quick_command(**ONE_TASK), warm=True) as process, ros_node() as node:
+    # Not a warm one: test_frames_while_it_loads needs time while it loads.
+    with RosProcess(quick_command(**ONE_TASK)) as process, ros_node() as node:
         probe = FaultProbe(node, process, '/dual_vlm', INPUT)
         probe.wait_for_state('loading')
         # For test_frames_while_it_loads.

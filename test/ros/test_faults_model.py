@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
-from fault_probe import ONE_TASK, FaultProbe, quick_command
-from node_probe import picture
+from fault_probe import ONE_TASK, FaultProbe
+from node_probe import picture, quick_command
 from ros_process import RosProcess, ros_node
 
 from gmskip_ros.ros.conversions import rgb_to_image

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
-from fault_probe import ONE_TASK, FaultProbe, quick_command
-from node_probe import keys
+from fault_probe import ONE_TASK, FaultProbe
+from node_probe import keys, quick_command
 from ros_process import RosProcess, ros_command, ros_env, ros_node, wait_until
 from sensor_msgs.msg import Image
 
@@ -62,10 +62,10 @@ def parameter_file(text: str) -> Callable[[Path], list[str]]:
 
 # What the node is given, and words of the one line that it says.
 REFUSED_STARTS: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
-    'wrong_type': (parameter('rate_hz:=fast'), ['rate_hz', "'fast'", '0.01 to 60']),
+    'wrong_type': (parameter('rate_hz:=fast'), ['parameter rate_hz', "'fast'", '0.01 to 60']),
     'out_of_range': (parameter('watchdog_sec:=0.0'), ['watchdog_sec', '0.0', '1 to 3600']),
     'unknown_task': (parameter('tasks:=[weather]'), ['tasks', "'weather'", 'single_object']),
-    'no_task': (parameter('tasks:=[]'), ['tasks', 'at least one']),
+    'no_task': (parameter('tasks:=[]'), ['parameter tasks', 'at least one']),
     'task_twice': (
         parameter('tasks:=[captioning, captioning]'),
         ['tasks', 'names something twice'],
@@ -75,6 +75,7 @@ REFUSED_STARTS: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
         parameter("prompt.captioning:='What is <image>?'"),
         ['prompt.captioning', '<image>'],
     ),
+    'use_sim_time': (parameter('use_sim_time:=1'), ['use_sim_time']),
     'unknown_argument': (lambda _: ['--no-such-thing'], ['--no-such-thing']),
     'no_parameter_file': (lambda _: ['--params-file', '/no/my.param.yaml'], ['/no/my.param.yaml']),
     'broken_parameter_file': (parameter_file('/**: {ros__parameters: ['), ['my.param.yaml']),
@@ -142,9 +143,9 @@ def test_log_folder_that_cannot_be_made() -> None:
 
 def test_no_room_in_shared_memory() -> None:
     """The profile's 64 MiB cannot be had: Fast DDS says so and takes another way."""
-    python, option, code, *arguments = quick_command(**ONE_TASK)
+    python, option, code, *arguments = quick_command(start_enabled=False, **ONE_TASK)
     limit = (
-        f'import resource; '
+        'import resource; '
         f'resource.setrlimit(resource.RLIMIT_FSIZE, ({SHARED_MEMORY_BYTES // 2},) * 2); '
     )
     command = [python, option, limit + code, *arguments]
@@ -155,7 +156,7 @@ def test_no_room_in_shared_memory() -> None:
             probe.publish(Image(header=probe.next_header()))
             return probe.counts()['not_ready'] > 0
 
-        probe.wait(hears_and_is_heard, 'a frame that came while it loads')
+        probe.wait(hears_and_is_heard, 'a frame that came while it is paused')
         assert 'Failed to create segment' in process.output()
         assert probe.published == []
         assert process.stop(signal.SIGTERM) == 0

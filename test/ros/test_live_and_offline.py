@@ -99,7 +99,7 @@ def live(bag: Path, transport: str) -> tuple[Answers, list[float]]:
                 values['skipped_blocks'],
             )
 
-    with RosProcess(node_command) as node_process, ros_node() as probe:
+    with RosProcess(node_command, warm=True) as node_process, ros_node() as probe:
         for branch in ('skip', 'full'):
             probe.create_subscription(DiagnosticArray, f'{name}/output/{branch}/result', take, 10)
         probe.create_subscription(
@@ -108,7 +108,7 @@ def live(bag: Path, transport: str) -> tuple[Answers, list[float]]:
             lambda message: latencies_ms.append(message.data),
             10,
         )
-        with RosProcess(player_command) as player:
+        with RosProcess(player_command, warm=True) as player:
             # It ends by itself; the node may still be at the last frame that it took.
             wait_until(
                 lambda: player.returncode() is not None,
