@@ -105,6 +105,10 @@ REFUSED_STARTS: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
 }
 
 
+# One row for each kind of error is a process from its first line to its last; the others are warm.
+COLD_STARTS = {'wrong_type', 'use_sim_time', 'unknown_argument', 'no_parameter_file'}
+
+
 @pytest.fixture(scope='module')
 def starts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[RosProcess]]]:
     """The processes of REFUSED_STARTS, ended; two at a time, so that the tests need not wait."""
@@ -112,7 +116,7 @@ def starts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Futur
     def run(name: str) -> RosProcess:
         arguments, _ = REFUSED_STARTS[name]
         command = ros_command('dual_vlm_node', *arguments(tmp_path_factory.mktemp(name)))
-        with RosProcess(command) as process:
+        with RosProcess(command, warm=name not in COLD_STARTS) as process:
             process.wait()
         return process
 
@@ -163,7 +167,8 @@ def test_no_room_in_shared_memory() -> None:
         assert 'Traceback' not in process.output()
 
 
-# Parameters and environment of the node, and words of the reason for its state, error.
+# Parameters of the node, variables that the hub's library reads while it is imported, and words of
+# the reason for the state error.
 ERRORS: dict[str, tuple[dict[str, str], dict[str, str], list[str]]] = {
     'no_such_gpu': ({'device': 'cuda:99'}, {}, ["'cuda:99' is not there", "use 'cpu' or 'auto'"]),
     'hub_out_of_reach': (
@@ -183,6 +188,7 @@ def nodes_in_error() -> Iterator[dict[str, RosProcess]]:
                 RosProcess(
                     ros_command('dual_vlm_node', '-r', f'__ns:=/{name}', **parameters),
                     ros_env(**variables),
+                    warm=not variables,
                 )
             )
             for name, (parameters, variables, _) in ERRORS.items()
