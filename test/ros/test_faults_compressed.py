@@ -21,7 +21,7 @@ from gmskip_ros.pipeline.pixels import rgb_to_jpeg
 from gmskip_ros.ros.conversions import rgb_to_compressed
 
 INPUT = '/dual_vlm/input/image/compressed'
-MAX_AGE_S = 5.0
+MAX_AGE_S = 30.0  # no good frame gets as old as this, however busy the machine is
 
 
 @pytest.fixture(scope='module')
