@@ -1,4 +1,4 @@
-"""What the engine gives back."""
+"""What the engine returns."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class ImageFeatures:
-    """One image as the language decoder sees it; serves any number of prompts and skip sets.
+    """One image as the language decoder sees it, for any number of prompts and skip sets.
 
     tokens has shape (image tokens, hidden size), on the model's device in the model's dtype.
     """
@@ -29,8 +29,8 @@ class Timing:
     """Wall-clock milliseconds of one answer; the four phases tile the total.
 
     preprocess: image processor, chat template, tokenizer. vision: vision tower and projector.
-    prefill: the pass over image and prompt up to the first token. decode: every further token and
-    turning them into text.
+    prefill: the pass over image and prompt, up to the first token. decode: every further token,
+    and turning the tokens into text.
     """
 
     preprocess_ms: float
@@ -44,10 +44,10 @@ class Timing:
 class Answer:
     """One greedy answer.
 
-    token_ids are without the end-of-sequence token, except that an answer of forced length holds
-    every token. vision_shared: the image features were made before; their time is counted all the
-    same, as if the answer had been made alone. logits: float32, shape (steps, vocabulary), one row
-    per token chosen (an end-of-sequence token included); None unless asked for.
+    token_ids exclude the end-of-sequence token, except that an answer of forced length contains
+    every token. vision_shared: the image features already existed; their time counts all the same,
+    as if the answer had been made alone. logits: float32, shape (steps, vocabulary), one row per
+    chosen token (an end-of-sequence token included); None unless requested.
     """
 
     text: str
@@ -59,7 +59,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class CandidateAnswer:
-    """One greedy answer of a skip set among many; not complete if it was ended once decided."""
+    """One greedy answer of one of many skip sets; incomplete if cut once its score was certain."""
 
     token_ids: tuple[int, ...]
     text: str

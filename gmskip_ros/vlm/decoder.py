@@ -1,6 +1,6 @@
 """The language decoder, block by block, over weights that Hugging Face has loaded.
 
-Skipping block i in a phase: a token processed in that phase leaves block i as it came, and block i
+Skipping block i in a phase: a token processed in that phase passes block i unchanged, and block i
 stores no key and no value for it. A token that runs block i attends, in that block, to itself and
 to the earlier tokens whose own phase ran it. Rotary positions are always the sequence's.
 
@@ -30,20 +30,20 @@ class KeyValueStore:
     """
 
     def __init__(self, is_real: Tensor, max_columns: int, num_blocks: int) -> None:
-        """is_real: bool (B, prompt columns), False on padding; max_columns: most ever stored."""
+        """is_real: bool (B, prompt columns), False on padding; max_columns: how many fit."""
         batch_size, prompt_columns = is_real.shape
         self.max_columns = max_columns
         self.has_padding = not bool(is_real.all())
-        self.is_real = is_real.new_ones(batch_size, max_columns)  # decoded tokens are all real
+        self.is_real = is_real.new_ones(batch_size, max_columns)  # every decoded token is real
         self.is_real[:, :prompt_columns] = is_real
-        self.num_columns = 0  # columns that have been processed
+        self.num_columns = 0  # processed so far
         self.next_position = torch.zeros_like(is_real[:, :1], dtype=torch.long)  # (B, 1), per row
         self.keys: list[Tensor | None] = [None] * num_blocks  # (B, K, capacity, D)
         self.values: list[Tensor | None] = [None] * num_blocks
         self.first_column = [0] * num_blocks
 
     def advance(self, num_tokens: int) -> Tensor:
-        """Count `num_tokens` more columns; return their rotary positions, long (B, T)."""
+        """Add `num_tokens` columns; return their rotary positions, long (B, T)."""
         columns = slice(self.num_columns, self.num_columns + num_tokens)
         real_so_far = self.is_real[:, columns].cumsum(dim=1)  # 1 at a row's first real token
         positions = (self.next_position + real_so_far - 1).clamp(min=0)
@@ -67,9 +67,9 @@ class KeyValueStore:
         return keys[:, :, : entries.stop], values[:, :, : entries.stop]
 
     def mask(self, first_column: int, num_tokens: int, window: int | None) -> Tensor | None:
-        """Which stored columns each of the newest tokens attends to: bool (B, 1, T, S).
+        """Return which stored columns each of the newest tokens attends to: bool (B, 1, T, S).
 
-        None where plain causal attention says the same.
+        None where plain causal attention is the same.
         """
         window_binds = window is not None and self.num_columns - first_column > window
         starts_together = first_column == self.num_columns - num_tokens
@@ -81,7 +81,7 @@ class KeyValueStore:
         if window is not None:
             allowed = allowed & (key > query - window)
         allowed = allowed & self.is_real[:, None, first_column : self.num_columns]  # (B, T, S)
-        # A padding token sees itself: no row is fully masked, so softmax never gives NaN.
+        # A padding token attends to itself: no row is fully masked, so softmax never gives NaN.
         return (allowed | (key == query))[:, None]
 
 
@@ -89,15 +89,16 @@ class Decoder:
     """A view of a Llama, Mistral or Qwen2 decoder and its output head; owns no weights."""
 
     def __init__(self, language_model: nn.Module, lm_head: nn.Module) -> None:
-        # Any: the attributes below are those of the three decoders' own classes.
+        # Any: the attributes below belong to the three decoders' own classes.
         model: Any = language_model
+        self.config: Any = model.config
         self.embed_tokens: Any = model.embed_tokens
         self.blocks: list[Any] = list(model.layers)
         self.rotary_emb: nn.Module = model.rotary_emb
         self.norm: nn.Module = model.norm
         self.lm_head = lm_head
         self.windows = sliding_windows(model.config)
-        self.token_blocks = 0  # tokens (padding included) that went through a block so far
+        self.token_blocks = 0  # tokens, padding included, that went through a block so far
 
     def forward(
         self,
@@ -108,7 +109,7 @@ class Decoder:
     ) -> Tensor:
         """Run hidden (B, T, H) through the retained blocks; return the last token's logits (B, V).
 
-        Raises Stopped as soon as `should_stop`, polled before every block, says so.
+        Raises Stopped as soon as `should_stop`, polled before every block, returns True.
         """
         return self.logits(self.run_blocks(hidden, store, skipped, should_stop)[:, -1])
 
@@ -139,7 +140,7 @@ class Decoder:
     def project(
         self, index: int, hidden: Tensor, rotary: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """First half of a block: rotated query (B, N, T, D) and key, value (both (B, K, T, D))."""
+        """Run a block's first half: rotated query (B, N, T, D), key, value (both (B, K, T, D))."""
         block = self.blocks[index]
         return _project(block.self_attn, block.input_layernorm(hidden), rotary)
 
@@ -152,9 +153,9 @@ class Decoder:
         values: Tensor,
         mask: Tensor | None,
     ) -> Tensor:
-        """Second half: attend over keys and values (B, K, S, D), feed forward; hidden (B, T, H).
+        """Run the second half: attention over keys, values (B, K, S, D), feed-forward; (B, T, H).
 
-        With a mask (B or 1, 1, T, S), the T tokens may be the last ones only.
+        With a mask (B or 1, 1, T, S), the T tokens may be just the last ones.
         """
         self.token_blocks += hidden.shape[0] * hidden.shape[1]
         block = self.blocks[index]
@@ -201,7 +202,7 @@ def _attend(
 ) -> Tensor:
     """Grouped-query attention of query (B, N, T, D) over keys, values (B, K, S, D): (B, T, N D)."""
     groups = query.shape[1] // keys.shape[1]
-    if mask is not None and groups > 1:  # with a mask, torch's fast kernels want whole heads
+    if mask is not None and groups > 1:  # with a mask, torch's fast kernels need equal heads
         keys = keys.repeat_interleave(groups, dim=1)
         values = values.repeat_interleave(groups, dim=1)
         groups = 1

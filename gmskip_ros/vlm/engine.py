@@ -13,13 +13,15 @@ import numpy as np
 from gmskip_ros.skipping import SkipSet
 from gmskip_ros.vlm.answer import Answer, CandidateAnswer, ImageFeatures
 
+DTYPES = ('float32', 'float16', 'bfloat16')  # that a model can be loaded in
+
 
 class Engine(Protocol):
     """One loaded checkpoint that answers with any set of blocks skipped: what a frame needs."""
 
     @property
     def name(self) -> str:
-        """The model as it was asked for."""
+        """The model's name, as given."""
 
     @property
     def num_blocks(self) -> int:
@@ -53,17 +55,17 @@ class Engine(Protocol):
         *,
         should_stop: Callable[[], bool] | None = None,
     ) -> Answer:
-        """Return the greedy answer with the blocks of `skip` left out."""
+        """Return the greedy answer with the blocks of `skip` skipped."""
 
     def free_memory(self) -> None:
-        """Give unused memory back to the device."""
+        """Return unused memory to the device."""
 
     def device_memory_bytes(self) -> int | None:
-        """Return what is held of the GPU's memory; None on a CPU."""
+        """Return how much GPU memory is held; None on a CPU."""
 
 
 class CalibrationEngine(Engine, Protocol):
-    """What calibration needs besides: many answers at once, probabilities, a measure of work."""
+    """What calibration needs as well: many answers at once, probabilities, a measure of work."""
 
     @property
     def token_blocks(self) -> int:
@@ -108,7 +110,7 @@ class CalibrationEngine(Engine, Protocol):
         """Return log P(text | image, prompt) of every triple."""
 
     def num_parameters_run(self, skip: SkipSet | Iterable[int] = ()) -> int:
-        """Return how many parameters are left with the blocks of `skip` left out."""
+        """Return how many parameters remain without the blocks that both phases skip."""
 
     def token_ids(self, text: str) -> tuple[int, ...]:
         """Return the tokens of a text alone."""

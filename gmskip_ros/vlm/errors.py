@@ -1,4 +1,4 @@
-"""What can go wrong in the engine; each message is one line that names the thing and the remedy."""
+"""The engine's expected errors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ImageError(VlmError, ValueError):
 
 
 class PromptError(VlmError, ValueError):
-    """A prompt cannot be put into the model's chat template, or is too long for its context."""
+    """A prompt does not fit the model's chat template or its context."""
 
 
 class NonFiniteLogitsError(VlmError):
@@ -30,4 +30,4 @@ class VlmOutOfMemoryError(VlmError):
 
 
 class Stopped(VlmError):
-    """`should_stop` said so; the answer is abandoned."""
+    """`should_stop` returned True; the answer was abandoned."""

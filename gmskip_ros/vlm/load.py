@@ -21,22 +21,18 @@ import transformers
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from gmskip_ros.vlm.decoder import TEXT_MODEL_TYPES
+from gmskip_ros.vlm.engine import DTYPES
 from gmskip_ros.vlm.errors import ModelLoadError
 from gmskip_ros.vlm.vlm import Vlm, is_out_of_memory
 
-# model_type in config.json -> what people call it
+# model_type in config.json -> the family's common name
 FAMILIES = {
     'llava': 'LLaVA-1.5',
     'llava_next': 'LLaVA-NeXT',
     'llava_onevision': 'LLaVA-OneVision',
 }
-DTYPES = {
-    'float32': torch.float32,
-    'float16': torch.float16,
-    'bfloat16': torch.bfloat16,
-}
 HUB_FILES = ['*.json', '*.jinja', '*.model', '*.txt', '*.safetensors']
-JSON_FILES = (  # beside config.json, and any of them may be absent
+JSON_FILES = (  # beside config.json; any of them may be absent
     'generation_config.json',
     'preprocessor_config.json',
     'processor_config.json',
@@ -54,35 +50,35 @@ def load_vlm(
 
     model: 'demo', a local folder or a hub id. device: 'auto' (the first GPU, else the CPU), 'cpu',
     'cuda' or 'cuda:N'. dtype: 'auto' (float16 on a GPU, float32 on the CPU), 'float32', 'float16'
-    or 'bfloat16'. on_progress is told each step in a few words. Code that comes with a checkpoint
-    is never run. Raises ModelLoadError, with one line that says what to do.
+    or 'bfloat16'. on_progress receives each step in a few words. Code that comes with a checkpoint
+    is never run. Raises ModelLoadError, whose one line says what to do.
     """
     model, device = os.fspath(model), str(device)
-    tell = on_progress or (lambda _: None)
+    report = on_progress or (lambda _: None)
     torch_device = resolve_device(device)
     torch_dtype = resolve_dtype(dtype, torch_device)
     with quiet_hugging_face():
-        folder = find_folder(model, tell)
-        tell('reading the configuration')
+        folder = find_folder(model, report)
+        report('reading the configuration')
         config = read_config(model, folder)
-        tell('loading the tokenizer and the image processor')
+        report('loading the tokenizer and the image processor')
         tokenizer, image_processor, chat_template = load_processor(model, folder)
-        tell('loading weights')
+        report('loading weights')
         hf_model = _load_weights(model, folder, config, torch_dtype)
-        tell(f'moving weights to {torch_device}')
+        report(f'moving weights to {torch_device}')
         with _refusals(model, f'device {torch_device}', remedy='use device cpu'):
             hf_model.to(torch_device)
         vlm = Vlm(model, hf_model, image_processor, tokenizer, chat_template)
         _try_out(vlm)
-    tell(f'loaded {model}: {vlm.num_blocks} blocks, {vlm.dtype} on {vlm.device}')
+    report(f'loaded {model}: {vlm.num_blocks} blocks, {vlm.dtype} on {vlm.device}')
     return vlm
 
 
 def load_skeleton(model: str) -> Vlm:
-    """Return a checkpoint's model without its weights, from what is on this machine; see load_vlm.
+    """Return a checkpoint's model without its weights, from files on this machine; see load_vlm.
 
     It knows num_blocks, text_model_type, template_sha256, prompts and how many tokens an image
-    makes, and cannot answer. Raises ModelLoadError as load_vlm would, but for the weights.
+    makes, but cannot answer. Raises ModelLoadError as load_vlm would, except for the weights.
     """
     with quiet_hugging_face():
         folder = find_local_folder(model)
@@ -96,7 +92,7 @@ def load_skeleton(model: str) -> Vlm:
 
 
 def resolve_device(device: str) -> torch.device:
-    """Return the device of a name as load_vlm takes it; raises ModelLoadError if there is none."""
+    """Return the device for a name that load_vlm accepts; raises ModelLoadError."""
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == 'auto':
         return torch.device('cuda:0' if num_gpus else 'cpu')
@@ -108,19 +104,19 @@ def resolve_device(device: str) -> torch.device:
     index = int(match[1] or 0)
     if index >= num_gpus:
         raise ModelLoadError(
-            f'device {device!r} is not there: PyTorch sees {num_gpus} CUDA GPUs; '
+            f'device {device!r} does not exist: PyTorch sees {num_gpus} CUDA GPUs; '
             "use 'cpu' or 'auto'"
         )
     return torch.device('cuda', index)
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """Return the dtype of a name as load_vlm takes it; raises ModelLoadError."""
+    """Return the dtype for a name that load_vlm accepts; raises ModelLoadError."""
     if dtype == 'auto':
         return torch.float16 if device.type == 'cuda' else torch.float32
     if dtype not in DTYPES:
         raise ModelLoadError(f"unknown dtype {dtype!r}: use 'auto', {', '.join(map(repr, DTYPES))}")
-    return DTYPES[dtype]
+    return getattr(torch, dtype)
 
 
 def find_local_folder(model: str) -> Path:
@@ -139,25 +135,25 @@ def find_local_folder(model: str) -> Path:
         )
     except Exception as error:  # the hub client raises its own, ValueError, the system's errors
         raise ModelLoadError(
-            f'model {model!r} is no folder here and not in the cache of the Hugging Face hub '
-            f'({huggingface_hub.constants.HF_HUB_CACHE}): fetch it while there is a network, '
-            f'`hf download {model}`, or give a local folder'
+            f'model {model!r} is neither a local folder nor in the cache of the Hugging Face hub '
+            f'({huggingface_hub.constants.HF_HUB_CACHE}): download it while there is a network '
+            f'connection (`hf download {model}`), or give a local folder'
         ) from error
 
 
-def find_folder(model: str, tell: Callable[[str], None]) -> Path:
-    """Return the folder that holds the checkpoint, downloaded if it has to be."""
+def find_folder(model: str, on_progress: Callable[[str], None]) -> Path:
+    """Return the folder that holds the checkpoint; it is downloaded if necessary."""
     folder = _folder_of(model)
     if folder is not None:
         return folder
-    tell(f'looking for {model} in the cache and on the hub (a first download can take long)')
+    on_progress(f'looking for {model} in the cache and on the hub (a first download takes a while)')
     try:
         return Path(huggingface_hub.snapshot_download(model, allow_patterns=HUB_FILES))
     except Exception as error:  # the hub client raises its own, httpx's and the system's errors
         raise ModelLoadError(
-            f'model {model!r} is no folder here and cannot be fetched from the Hugging Face hub '
-            f'({_first_line(error)}): check the name and the network, or give a local folder, or '
-            'set HF_HUB_OFFLINE=1 where the cache already holds it'
+            f'model {model!r} is not a local folder and cannot be downloaded from the Hugging Face '
+            f'hub ({_first_line(error)}): check the name and the network, give a local folder, or '
+            'set HF_HUB_OFFLINE=1 if the cache already contains it'
         ) from error
 
 
@@ -170,7 +166,8 @@ def _folder_of(model: str) -> Path | None:
         return folder
     if not re.fullmatch(r'[\w.-]+/[\w.-]+', model) or model.startswith('.'):
         raise ModelLoadError(
-            f"model {model!r} is no folder and no hub id: give 'demo', a folder or 'owner/name'"
+            f"model {model!r} is neither a folder nor a hub id: give 'demo', a folder or "
+            "'owner/name'"
         )
     return None
 
@@ -185,14 +182,13 @@ def read_config(model: str, folder: Path) -> Any:
     for name in ('config.json', *JSON_FILES):
         if (folder / name).is_file() and 'auto_map' in _read_json(model, folder / name):
             raise ModelLoadError(
-                f'model {model} wants to run code of its own (auto_map in {name}), which is never '
-                'done: use a checkpoint in the Hugging Face format without code'
+                f'model {model} requires code of its own (auto_map in {name}), which is never run: '
+                'use a checkpoint in Hugging Face format without code'
             )
     if not any(folder.glob('*.safetensors')):
         raise ModelLoadError(
-            f'model {model} has no safetensors weights in {folder}: repeat a download that is '
-            'incomplete, and convert other formats, which can run code when loaded, with '
-            'save_pretrained'
+            f'model {model} has no safetensors weights in {folder}: repeat an incomplete download, '
+            'or convert other formats, which can run code when loaded, with save_pretrained'
         )
     with _refusals(model, 'config.json'):
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -211,13 +207,13 @@ def read_config(model: str, folder: Path) -> Any:
 def load_processor(model: str, folder: Path) -> tuple[Any, Any, str | None]:
     """Return tokenizer, image processor and chat template; raises ModelLoadError.
 
-    The parts, not the whole processor: OneVision's needs a video processor, and it torchvision.
+    Not the whole processor: OneVision's requires a video processor, and that torchvision.
     """
     with _refusals(model, 'the tokenizer'):
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     with _refusals(model, 'the image processor'):
-        # The torchvision backend differs in the last bits; an answer must not depend on whether
-        # torchvision is installed.
+        # The torchvision backend differs in the last bits, and an answer must not depend on
+        # whether torchvision is installed.
         image_processor = AutoImageProcessor.from_pretrained(
             folder, backend='pil', trust_remote_code=False
         )
@@ -230,7 +226,7 @@ def load_processor(model: str, folder: Path) -> tuple[Any, Any, str | None]:
 
 
 def _try_out(vlm: Vlm) -> None:
-    """Refuse now, and not at the first frame, what a prompt and an image cannot go through."""
+    """Try a prompt and an image now, so that a broken checkpoint is refused before any frame."""
     with _refusals(vlm.name, 'the chat template'):
         vlm.render_prompt('What is this?')
     with _refusals(vlm.name, 'the image processor or the vision tower'):
@@ -248,7 +244,7 @@ def _load_weights(model: str, folder: Path, config: Any, dtype: torch.dtype) -> 
             output_loading_info=True,
         )
     missing = sorted(info['missing_keys'])
-    if missing:  # Hugging Face would fill them with random numbers
+    if missing:  # Hugging Face fills them with random numbers
         raise ModelLoadError(
             f'model {model} lacks {len(missing)} of its weights ({missing[0]}, ...): '
             'fetch or copy the checkpoint again'
@@ -273,7 +269,7 @@ def _read_json(model: str, path: Path) -> dict[str, Any]:
 def _refusals(
     model: str, part: str, remedy: str = 'fetch or copy the checkpoint again'
 ) -> Iterator[None]:
-    """Turn whatever a library raises, mostly over a broken checkpoint, into one line."""
+    """Turn what a library raises, mostly about a broken checkpoint, into one line."""
     try:
         yield
     except Exception as error:  # OSError, ValueError, SafetensorError, ImportError, ...
@@ -282,7 +278,7 @@ def _refusals(
                 f'model {model} does not fit into memory with {part}: '
                 'use a smaller model, dtype float16 or device cpu'
             ) from error
-        if isinstance(error, ImportError) or 'is required' in str(error):  # with its own remedy
+        if isinstance(error, ImportError) or 'is required' in str(error):  # names its own remedy
             raise ModelLoadError(
                 f'model {model}: {part} cannot be used: {" ".join(str(error).split())}'
             ) from error
@@ -294,7 +290,7 @@ def _refusals(
 
 @contextlib.contextmanager
 def quiet_hugging_face() -> Iterator[None]:
-    """Keep warnings and progress bars of the libraries off the terminal meanwhile."""
+    """Silence the libraries' warnings and progress bars within the block."""
     logs, hub = transformers.utils.logging, huggingface_hub.utils
     verbosity, had_bars = logs.get_verbosity(), logs.is_progress_bar_enabled()
     hub_had_bars = not hub.are_progress_bars_disabled()

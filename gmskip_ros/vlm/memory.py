@@ -1,12 +1,12 @@
-"""How much memory a checkpoint wants, from its files alone: nothing is loaded.
+"""How much memory a checkpoint needs, from its files alone: nothing is loaded.
 
     need = memory_need(Path('~/llava-1.5-7b-hf').expanduser(), 'float16', max_new_tokens=64)
     need.total_bytes
 
 With b the bytes of a number in the target dtype:
 
-weights     b x the numbers of every stored tensor of floating point. Exact: the parameters of the
-            loaded model. (A tensor that a checkpoint stores and a model does not use counts.)
+weights     b x the elements of every stored floating-point tensor. Exact: the parameters of the
+            loaded model. (A tensor that is stored but not used by the model counts as well.)
 key/value   b x 2 x blocks x key/value heads x head size x S. Exact for a sequence of S tokens with
 store       all blocks: S = image tokens + text tokens + max_new_tokens - 1, at most the model's
             context. One store at a time: the branches run one after the other.
@@ -14,12 +14,12 @@ activations the features of the image, which are kept for all answers, plus the 
             - encoding: pixels, the hidden states of every layer of the vision tower (Hugging Face
               keeps them all), and what its widest layer or the projector and the packing add;
             - prefill: of the whole sequence, one block's residuals, attention and feed-forward
-              parts, masks where windows bind, and the last token's logits.
-            An estimate, rather too much: the kernels in use may do with less.
+              parts, masks where windows apply, and the last token's logits.
+            A deliberate overestimate: the kernels in use may need less.
 reserve     a tenth of store and activations (allocators leave gaps), and RUNTIME_BYTES for CUDA's
             context and kernels, or on the CPU for the libraries themselves.
 
-Image tokens are those of the largest picture: all pictures of LLaVA-1.5; the best-filled grid of
+Image tokens are those of the largest image: every image of LLaVA-1.5; the best-filled grid of
 tiles for LLaVA-NeXT and OneVision.
 """
 
@@ -33,12 +33,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors
+
 from gmskip_ros.vlm.errors import ModelLoadError
 
 SINGLE_FILE = 'model.safetensors'
 INDEX_FILE = 'model.safetensors.index.json'
 _AGAIN = 'fetch or copy the checkpoint again'
-_MAX_HEADER_BYTES = 100_000_000  # as the format has it
 
 BYTES_PER_NUMBER = {'float32': 4, 'float16': 2, 'bfloat16': 2}
 GIB = 1 << 30
@@ -49,7 +50,7 @@ LAST_GRID_RATIO = 1.1  # OneVision shrinks features of more than its square time
 
 @dataclass(frozen=True)
 class MemoryNeed:
-    """Bytes that a model wants, by part; `total_bytes` is their sum and a reserve."""
+    """Bytes that a model needs, by part; `total_bytes` is their sum and a reserve."""
 
     weights_bytes: int
     kv_bytes: int
@@ -62,11 +63,11 @@ class MemoryNeed:
 def memory_need(
     folder: Path, dtype: str, *, max_new_tokens: int = 64, text_tokens: int = 256
 ) -> MemoryNeed:
-    """Return what the checkpoint in `folder` wants to answer, one answer at a time.
+    """Return what the checkpoint in `folder` needs to answer, one answer at a time.
 
     dtype: 'float32', 'float16' or 'bfloat16'. text_tokens: of the longest prompt, with its chat
-    template. The formulas are this module's docstring. Raises ModelLoadError for a checkpoint that
-    this engine cannot run or whose weight files are not whole.
+    template. The formulas are in this module's docstring. Raises ModelLoadError for a checkpoint
+    that this engine cannot run or whose weight files are incomplete.
     """
     from gmskip_ros.vlm.load import quiet_hugging_face, read_config
 
@@ -99,9 +100,9 @@ def memory_need(
 
 
 def free_bytes(device: str, proc: Path = Path('/proc')) -> int | None:
-    """Return the memory that is free on 'cpu' or 'cuda:N'; None where that is not known.
+    """Return the free memory of 'cpu' or 'cuda:N'; None where it is unknown.
 
-    On the CPU it is what the system says new processes can have, without swapping.
+    On the CPU it is what new processes can have without swapping, according to the system.
     """
     if device != 'cpu':
         import torch
@@ -123,10 +124,10 @@ def check_memory(
     max_new_tokens: int = 64,
     on_progress: Callable[[str], None] | None = None,
 ) -> None:
-    """Raise ModelLoadError, with the figures, if the model would not fit into what is free.
+    """Raise ModelLoadError, with the figures, if the model would not fit into free memory.
 
-    model, device, dtype and on_progress are load_vlm's; a hub id is fetched if it has to be.
-    `headroom_gib` are to stay free on the device when it answers. Raises what load_vlm raises.
+    model, device, dtype and on_progress are load_vlm's; a hub id is fetched if necessary.
+    `headroom_gib` must remain free on the device while it answers. Raises what load_vlm raises.
     """
     from gmskip_ros.vlm.load import find_folder, quiet_hugging_face, resolve_device, resolve_dtype
 
@@ -141,16 +142,17 @@ def check_memory(
         return
     smaller = 'dtype float16, ' if dtype == 'float32' and device != 'cpu' else ''
     raise ModelLoadError(
-        f'model {model} wants {need.total_bytes / GIB:.1f} GiB in {dtype} (weights '
+        f'model {model} needs {need.total_bytes / GIB:.1f} GiB in {dtype} (weights '
         f'{need.weights_bytes / GIB:.1f}, key/value store {need.kv_bytes / GIB:.1f}, activations '
-        f'{need.activation_bytes / GIB:.1f}, the rest reserve) and {headroom_gib:g} GiB are to '
-        f'stay free, but {device} has {free / GIB:.1f} GiB free: use {smaller}a smaller model, '
-        'another device or less memory_headroom_gib, or end what else takes memory'
+        f'{need.activation_bytes / GIB:.1f}, the rest reserve) and {headroom_gib:g} GiB '
+        f'must remain free, but {device} has {free / GIB:.1f} GiB free: use {smaller}a smaller '
+        'model, a different device or less memory_headroom_gib, or stop other programs that use '
+        'memory'
     )
 
 
 def _image_size(config: Any) -> tuple[int, int]:
-    """Return the most tiles that go through the vision tower, and the most image tokens."""
+    """Return the largest number of tiles and of image tokens that any image makes."""
     vision = config.vision_config
     side = vision.image_size // vision.patch_size  # patches of a tile
     tile_tokens = _tower_tokens(config) - (config.vision_feature_select_strategy == 'default')
@@ -163,7 +165,7 @@ def _image_size(config: Any) -> tuple[int, int]:
     num_tiles, image_tokens = 0, 0
     for height, width in config.image_grid_pinpoints:
         rows, columns = height // vision.image_size, width // vision.image_size
-        # The whole picture once, then its tiles, each row of patches ended by a token of its own.
+        # The whole image once, then its tiles, with an extra token after each row of patches.
         patches = int(min(rows * side * columns * side, most_area))
         num_tiles = max(num_tiles, 1 + rows * columns)
         image_tokens = max(image_tokens, tile_tokens + patches + rows * side)
@@ -171,7 +173,7 @@ def _image_size(config: Any) -> tuple[int, int]:
 
 
 def _tower_tokens(config: Any) -> int:
-    """Return the tokens of a tile inside the vision tower."""
+    """Return how many tokens a tile has inside the vision tower."""
     vision = config.vision_config
     has_class_token = vision.model_type == 'clip_vision_model'
     return (vision.image_size // vision.patch_size) ** 2 + has_class_token
@@ -182,14 +184,14 @@ def _head_size(text: Any) -> int:
 
 
 def _stored_per_token(text: Any) -> int:
-    """Return how many numbers all blocks store for a token."""
+    """Return how many numbers all blocks store per token."""
     return 2 * text.num_hidden_layers * text.num_key_value_heads * _head_size(text)
 
 
 def _encoding_bytes(config: Any, num_tiles: int, image_tokens: int, number_bytes: int) -> int:
     vision, width = config.vision_config, config.text_config.hidden_size
     tokens = num_tiles * _tower_tokens(config)
-    pixels = 4 * num_tiles * 3 * vision.image_size**2  # the image processor's copies among them
+    pixels = 4 * num_tiles * 3 * vision.image_size**2  # the image processor's copies included
     hidden_states = tokens * vision.hidden_size * (vision.num_hidden_layers + 1)
     layer = tokens * (2 * vision.hidden_size + 3 * max(vision.intermediate_size, width))
     packed = 2 * image_tokens * width
@@ -201,7 +203,7 @@ def _prefill_bytes(text: Any, tokens: int, number_bytes: int) -> int:
 
     query_width = text.num_attention_heads * _head_size(text)
     stored_width = text.num_key_value_heads * _head_size(text)
-    # Of the block that is at work: what it came with and leaves, and its attention's input.
+    # The running block: its input and output, and the input of its attention.
     held = 5 * text.hidden_size + 2 * query_width + 2 * stored_width + 2 * _head_size(text)
     numbers = tokens * (held + 3 * text.intermediate_size) + text.vocab_size
     if any(window is not None and tokens > window for window in sliding_windows(text)):
@@ -220,7 +222,7 @@ class StoredTensor:
 
     @property
     def is_weight(self) -> bool:
-        """Whether it is of floating point: anything else is a buffer, and becomes no weight."""
+        """Whether it is floating point: anything else is a buffer, not a weight."""
         return self.dtype.startswith(('F', 'BF'))
 
     @property
@@ -231,10 +233,10 @@ class StoredTensor:
 def read_weight_files(model: str, folder: Path) -> list[StoredTensor]:
     """Return every tensor of a checkpoint, from the headers of its files alone.
 
-    Raises ModelLoadError for a file that is missing, not safetensors or not whole (its header says
-    how long it is).
+    Raises ModelLoadError for a file that is missing, not safetensors, or shorter or longer than its
+    header says.
     """
-    if (folder / SINGLE_FILE).exists():  # the one that transformers takes, too, if there are both
+    if (folder / SINGLE_FILE).exists():  # transformers prefers it as well, if there are both
         return _read_header(model, folder / SINGLE_FILE)
     if not (folder / INDEX_FILE).exists():
         raise ModelLoadError(
@@ -244,9 +246,10 @@ def read_weight_files(model: str, folder: Path) -> list[StoredTensor]:
     names = sorted(set(file_of.values()))
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
+        shown = ', '.join(missing[:2]) + (', ...' if len(missing) > 2 else '')
         raise ModelLoadError(
-            f'model {model} lacks {len(missing)} of its {len(names)} weight files '
-            f'({_some(missing)}) in {folder}: {_AGAIN}'
+            f'model {model} lacks {len(missing)} of its {len(names)} weight files ({shown}) in '
+            f'{folder}: {_AGAIN}'
         )
     tensors = [tensor for name in names for tensor in _read_header(model, folder / name)]
     lost = sorted(file_of.keys() - {tensor.name for tensor in tensors})
@@ -266,45 +269,22 @@ def _read_index(model: str, path: Path) -> dict[str, str]:
         return dict(weight_map)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         raise ModelLoadError(
-            f'model {model}: {path} is no index of weight files: {_AGAIN}'
+            f'model {model}: {path} is not an index of weight files: {_AGAIN}'
         ) from None
 
 
 def _read_header(model: str, path: Path) -> list[StoredTensor]:
-    """Return the tensors of one file; refuse a file whose length is not what its header says."""
+    """Return the tensors of one file, whose header must cover it exactly."""
     try:
-        size = path.stat().st_size  # follows the links of the hub's cache
-        with path.open('rb') as file:
-            length = int.from_bytes(file.read(8), 'little')
-            header = file.read(length) if length <= min(size, _MAX_HEADER_BYTES) else b''
-        tensors, data_bytes = _parse_header(json.loads(header))
-    except OSError as error:
+        # 'np' maps the file read-only; 'pt' fails for files larger than main memory.
+        with safetensors.safe_open(path, 'np') as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}
+            return [
+                StoredTensor(name, stored.get_dtype(), tuple(stored.get_shape()))
+                for name, stored in slices.items()
+            ]
+    except (OSError, safetensors.SafetensorError) as error:
         raise ModelLoadError(
-            f'model {model}: {path} cannot be read ({error.strerror}): {_AGAIN}'
+            f'model {model}: {path} ({path.stat().st_size} bytes) is not a complete safetensors '
+            f'file ({error}): {_AGAIN}'
         ) from error
-    except (ValueError, LookupError, TypeError, AttributeError):
-        raise ModelLoadError(
-            f'model {model}: {path} ({size} bytes) has no header of safetensors, or not all of '
-            f'it: {_AGAIN}'
-        ) from None
-    if size != 8 + length + data_bytes:
-        raise ModelLoadError(
-            f'model {model}: {path} has {size} bytes where its header says '
-            f'{8 + length + data_bytes}: it is not whole; {_AGAIN}'
-        )
-    return tensors
-
-
-def _parse_header(header: Any) -> tuple[list[StoredTensor], int]:
-    """Return the tensors and the bytes of all their data; raises what broken ones make it."""
-    tensors, data_bytes = [], 0
-    for name, entry in header.items():
-        if name != '__metadata__':
-            data_bytes = max(data_bytes, int(entry['data_offsets'][1]))
-            shape = tuple(int(length) for length in entry['shape'])
-            tensors.append(StoredTensor(name, str(entry['dtype']), shape))
-    return tensors, data_bytes
-
-
-def _some(names: list[str]) -> str:
-    return ', '.join(names[:2]) + (', ...' if len(names) > 2 else '')

@@ -46,7 +46,7 @@ def probe(folder: Path) -> Iterator[FaultProbe]:
     with RosProcess(command, warm=True) as process, ros_node() as node:
         probe = FaultProbe(node, process, '/dual_vlm', '/dual_vlm/input/image')
         health = probe.wait_for_state('error')
-        assert 'is no folder and no hub id' in health['reason']
+        assert 'is neither a folder nor a hub id' in health['reason']
         yield probe
         assert process.stop(signal.SIGTERM) == 0
         assert 'Traceback' not in process.output() and 'terminate' not in process.output()
@@ -141,7 +141,11 @@ def nan_weights(folder: Path) -> None:
         pytest.param(wrong_family, ["type 'blip-2'", 'LLaVA-1.5'], id='wrong_family'),
         pytest.param(no_tokenizer, ['the tokenizer cannot be used'], id='broken_tokenizer'),
         pytest.param(no_weights, ['no safetensors weights'], id='no_weights'),
-        pytest.param(truncated_weights, ['it is not whole', '1000000'], id='truncated_weights'),
+        pytest.param(
+            truncated_weights,
+            ['is not a complete safetensors file', '1000000'],
+            id='truncated_weights',
+        ),
         pytest.param(weights_of_another_model, ['lacks 1 of its weights'], id='lacks_a_weight'),
         pytest.param(pickle_instead, ['no safetensors weights', 'run code'], id='pickle'),
         pytest.param(

@@ -1,4 +1,4 @@
-"""A bag played to the real node and the same bag replayed offline: the same answers."""
+"""A bag played to the real node, and replayed offline, gives the same answers."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def live(bag: Path, transport: str, parameters: Path) -> tuple[Answers, list[flo
             10,
         )
         with RosProcess(player_command, warm=True) as player:
-            # It ends by itself; the node may still be at the last frame that it took.
+            # It ends by itself; the node may still be answering its last frame.
             wait_until(
                 lambda: player.returncode() is not None,
                 probe,
@@ -130,7 +130,7 @@ def live(bag: Path, transport: str, parameters: Path) -> tuple[Answers, list[flo
 
 
 @pytest.mark.parametrize('transport', ['compressed', 'raw'])
-def test_live_and_offline_say_the_same(tmp_path: Path, transport: str) -> None:
+def test_live_and_offline_give_the_same_answers(tmp_path: Path, transport: str) -> None:
     bag = write_bag(tmp_path / 'drive', {'/front/image_raw': drive(transport)}, storage='mcap')
     parameters = tmp_path / 'my.param.yaml'
     parameters.write_text(PARAMETERS)

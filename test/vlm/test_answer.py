@@ -24,6 +24,7 @@ from gmskip_ros.vlm import (
     Stopped,
     VlmError,
     VlmOutOfMemoryError,
+    generation,
     load_vlm,
 )
 
@@ -95,18 +96,21 @@ def test_phases_sum_to_the_total(vlm, shared) -> None:
     [
         ('_image_processor', 'preprocess'),
         ('_model.get_image_features', 'vision'),
-        ('render_prompt', 'preprocess'),
-        ('embed', 'prefill'),
+        ('tokenizer.render', 'preprocess'),
+        ('_embed', 'prefill'),
         ('decoder.forward', 'prefill'),
-        ('_decode_one_token', 'decode'),
-        ('_choose', 'prefill'),
-        ('_choose', 'decode'),
-        ('_tokenizer.decode', 'decode'),
+        ('generation.prefill', 'prefill'),
+        ('generation.decode', 'decode'),
+        ('generation.choose', 'prefill'),
+        ('generation.choose', 'decode'),
+        ('tokenizer.decode', 'decode'),
     ],
 )
 def test_time_spent_is_in_its_phase_and_in_the_total(vlm, monkeypatch, part, phase) -> None:
     owner = vlm
     *path, name = part.split('.')
+    if path == ['generation']:
+        owner, path = generation, []
     for attribute in path:
         owner = getattr(owner, attribute)
     original, slowness_ms = getattr(owner, name), 20
@@ -313,7 +317,7 @@ def test_bad_lengths_are_refused(vlm, length) -> None:
 
 def test_batches_are_pairs(vlm) -> None:
     assert vlm.answer_batch([], []) == []
-    with pytest.raises(VlmError, match='2 images for 1 prompts'):
+    with pytest.raises(VlmError, match='2 images, 1 prompts'):
         vlm.answer_batch([IMAGE, IMAGE], [PROMPT])
 
 

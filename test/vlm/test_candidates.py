@@ -275,7 +275,7 @@ def test_a_decided_answer_ends_there_and_the_others_do_not(vlm, features) -> Non
 
     def expected_of(image: int, whole: CandidateAnswer) -> CandidateAnswer:
         for length in range(1, min(len(whole.token_ids), STEPS - 1) + 1):
-            text = vlm.decode_text(whole.token_ids[:length])
+            text = vlm.tokenizer.decode(whole.token_ids[:length])
             if is_decided(image, text):
                 return CandidateAnswer(whole.token_ids[:length], text, complete=False)
         return whole
@@ -578,11 +578,11 @@ def test_it_stops_when_told_to(vlm, features) -> None:
         ({'max_new_tokens': 0}, VlmError, 'max_new_tokens is 0: give a whole number of tokens'),
         ({'max_rows': 0}, VlmError, 'max_rows is 0: give a whole number of sequences'),
         ({'memory_bytes': 1e9}, VlmError, 'memory_bytes is 1000000000.0: give a whole number of b'),
-        ({'prompts': PROMPTS[:2]}, VlmError, '3 images, 2 prompts and 3 drafts: give one for each'),
-        ({'drafts': [[]]}, VlmError, '3 images, 3 prompts and 1 drafts: give one for each'),
-        ({'drafts': [[5], [-1], []]}, VlmError, 'a draft holds token -1: .* knows 0 to 260'),
-        ({'drafts': [[5], [], [261]]}, VlmError, 'a draft holds token 261: .* knows 0 to 260'),
-        ({'prompts': ['a', '<image>', 'b']}, PromptError, 'leave it out'),
+        ({'prompts': PROMPTS[:2]}, VlmError, '3 images, 2 prompts, 3 drafts: give one of each'),
+        ({'drafts': [[]]}, VlmError, '3 images, 3 prompts, 1 drafts: give one of each'),
+        ({'drafts': [[5], [-1], []]}, VlmError, 'a draft contains token -1: .* knows 0 to 260'),
+        ({'drafts': [[5], [], [261]]}, VlmError, 'a draft contains token 261: .* knows 0 to 260'),
+        ({'prompts': ['a', '<image>', 'b']}, PromptError, 'remove it'),
         ({'max_new_tokens': 500}, PromptError, 'the context of .* holds 512: shorten the prompt'),
     ],
     ids=str,
@@ -669,10 +669,10 @@ def test_an_empty_text_is_certain(vlm, features) -> None:
 @pytest.mark.parametrize(
     ('arguments', 'error', 'words'),
     [
-        ({'texts': ['a', 'b']}, VlmError, '3 images, 3 prompts and 2 texts: give one for each'),
-        ({'prompts': []}, VlmError, '3 images, 0 prompts and 3 texts: give one for each'),
+        ({'texts': ['a', 'b']}, VlmError, '3 images, 3 prompts, 2 texts: give one of each'),
+        ({'prompts': []}, VlmError, '3 images, 0 prompts, 3 texts: give one of each'),
         ({'texts': ['a', None, 'b']}, PromptError, 'text is a NoneType: give text'),
-        ({'texts': ['a', '<image>', 'b']}, PromptError, "text holds '<image>'"),
+        ({'texts': ['a', '<image>', 'b']}, PromptError, "text contains '<image>'"),
         ({'texts': ['a', '\ud800', 'b']}, PromptError, 'not valid Unicode'),
         ({'texts': ['a' * 512, 'b', 'c']}, PromptError, 'the context of .* holds 512: shorten'),
         ({'skip': [NUM_BLOCKS]}, SkipSetError, 'does not exist'),

@@ -86,7 +86,7 @@ def test_devices(folder) -> None:
     assert load_vlm(str(folder), 'auto').device == expected
     assert "unknown device 'tpu'" in refusal(folder, 'tpu')
     assert "unknown device 'cuda:x'" in refusal(folder, 'cuda:x')
-    assert "device 'cuda:99' is not there" in refusal(folder, 'cuda:99')
+    assert "device 'cuda:99' does not exist" in refusal(folder, 'cuda:99')
 
 
 def test_the_pil_backend_is_used(folder, monkeypatch) -> None:
@@ -138,9 +138,9 @@ def test_an_import_error_keeps_all_its_lines(folder, monkeypatch) -> None:
 
 
 def test_what_is_neither_a_folder_nor_a_hub_id(tmp_path) -> None:
-    assert 'is no folder and no hub id' in refusal(tmp_path / 'missing')
-    assert 'is no folder and no hub id' in refusal('nothing')
-    assert 'is no folder and no hub id' in refusal('../nothing')
+    assert 'is neither a folder nor a hub id' in refusal(tmp_path / 'missing')
+    assert 'is neither a folder nor a hub id' in refusal('nothing')
+    assert 'is neither a folder nor a hub id' in refusal('../nothing')
     assert 'config.json' in refusal(tmp_path)  # an empty folder
 
 
@@ -183,7 +183,7 @@ def test_a_filled_cache_serves_a_hub_id_offline(folder, tmp_path, monkeypatch) -
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
     assert load_vlm('owner/name', device='cpu').name == 'owner/name'
     (snapshot / 'model.safetensors').unlink()
-    assert 'repeat a download that is incomplete' in refusal('owner/name')
+    assert 'repeat an incomplete download' in refusal('owner/name')
 
 
 def test_unknown_families_are_named(folder) -> None:

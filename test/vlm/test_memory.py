@@ -50,7 +50,7 @@ def check_against_the_loaded_model(model: str, dtype: str, image, monkeypatch) -
             super().__init__(*args)
             stores.append(self)
 
-    monkeypatch.setattr('gmskip_ros.vlm.vlm.KeyValueStore', Recorded)
+    monkeypatch.setattr('gmskip_ros.vlm.generation.KeyValueStore', Recorded)
     features = vlm.encode(image)
     vlm.answer(features, PROMPT, forced_length=5)
     stored_bytes = sum(tensor.nbytes for store in stores for tensor in (*store.keys, *store.values))
@@ -131,7 +131,7 @@ def test_a_model_that_leaves_too_little_free_is_refused_with_the_figures(monkeyp
     total = memory_need(find_local_folder('demo'), 'float32').total_bytes
     monkeypatch.setattr(memory, 'free_bytes', lambda device: total + 2 * memory.GIB)
     memory.check_memory('demo', 'cpu', 'float32', headroom_gib=2.0)
-    with pytest.raises(ModelLoadError, match=r'wants 1\.0 GiB in float32 .* 2\.1 GiB are'):
+    with pytest.raises(ModelLoadError, match=r'needs 1\.0 GiB in float32 .* 2\.1 GiB must'):
         memory.check_memory('demo', 'cpu', 'float32', headroom_gib=2.1)
     monkeypatch.setattr(memory, 'free_bytes', lambda device: None)
     memory.check_memory('demo', 'cpu', 'float32', headroom_gib=1e6)
@@ -203,7 +203,7 @@ def test_truncated_files_are_named(sharded, size) -> None:
 def test_longer_files_are_named(sharded) -> None:
     shard = sorted(sharded.glob('*.safetensors'))[0]
     shard.write_bytes(shard.read_bytes() + b'0')
-    assert 'is not whole' in refusal(sharded)
+    assert 'is not a complete safetensors file' in refusal(sharded)
 
 
 @pytest.mark.parametrize(
@@ -211,14 +211,14 @@ def test_longer_files_are_named(sharded) -> None:
 )
 def test_headers_that_are_none(tmp_path, header) -> None:
     (tmp_path / SINGLE_FILE).write_bytes(len(header).to_bytes(8, 'little') + header)
-    assert 'no header of safetensors' in refusal(tmp_path)
+    assert 'is not a complete safetensors file' in refusal(tmp_path)
 
 
 @pytest.mark.parametrize('index', ['', '[]', '{"weight_map": {}}', '{"weight_map": {"a": 1}}'])
 def test_indices_that_are_none(tmp_path, index) -> None:
     assert 'neither' in refusal(tmp_path)
     (tmp_path / INDEX_FILE).write_text(index)
-    assert 'is no index' in refusal(tmp_path)
+    assert 'is not an index' in refusal(tmp_path)
 
 
 def test_an_index_of_another_checkpoint(sharded) -> None:
@@ -254,5 +254,5 @@ def test_a_hub_id_is_found_in_the_cache_or_refused(tmp_path, monkeypatch) -> Non
     snapshot.mkdir(parents=True)
     (snapshot / 'config.json').write_text('{}')
     assert find_local_folder('owner/name') == snapshot
-    with pytest.raises(ModelLoadError, match='no folder and no hub id'):
+    with pytest.raises(ModelLoadError, match='neither a folder nor a hub id'):
         find_local_folder(str(tmp_path / 'gone'))

@@ -1,0 +1,156 @@
+"""Greedy generation over the decoder: prefill image and prompt, decode token by token, verify.
+
+Shapes: B rows (batch), C columns of the left-padded prompts, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gmskip_ros.skipping import SkipSet
+from gmskip_ros.vlm.answer import ImageFeatures
+from gmskip_ros.vlm.decoder import Decoder, KeyValueStore
+from gmskip_ros.vlm.errors import NonFiniteLogitsError
+
+ShouldStop = Callable[[], bool] | None
+
+
+@dataclass
+class Generated:
+    """What greedy generation gave, per row; `prefilled_ms` is the clock at the first tokens."""
+
+    token_ids: list[list[int]]
+    logits: list[list[np.ndarray]]  # float32 (V,) per token chosen; empty unless kept
+    prefilled_ms: float
+
+
+def embed(
+    decoder: Decoder,
+    rows: Sequence[Sequence[int]],
+    features: Sequence[ImageFeatures],
+    image_token_id: int,
+) -> tuple[Tensor, Tensor]:
+    """Return the left-padded batch (B, C, H), zero on padding, and where it is real (B, C).
+
+    `rows` holds token ids; each image token is replaced by one of the image's features in turn.
+    """
+    num_columns = max(map(len, rows))
+    tokens = features[0].tokens
+    hidden = tokens.new_zeros(len(rows), num_columns, tokens.shape[1])
+    is_real = torch.zeros(len(rows), num_columns, dtype=torch.bool, device=tokens.device)
+    for index, (row, image) in enumerate(zip(rows, features, strict=True)):
+        ids = torch.tensor(row, device=tokens.device)
+        embedded = decoder.embed_tokens(ids)  # (tokens, H)
+        embedded[ids == image_token_id] = image.tokens
+        hidden[index, num_columns - len(row) :] = embedded
+        is_real[index, num_columns - len(row) :] = True
+    return hidden, is_real
+
+
+def prefill(
+    decoder: Decoder,
+    hidden: Tensor,
+    is_real: Tensor,
+    max_new_tokens: int,
+    skipped: Collection[int],
+    should_stop: ShouldStop = None,
+) -> tuple[Tensor, KeyValueStore]:
+    """Run image and prompt; return the logits (B, V) of the first answer token and the store.
+
+    hidden (B, C, H) and is_real (B, C) are those of `embed`. The store has room for
+    `max_new_tokens` - 1 more tokens: the last one chosen is never run.
+    """
+    num_columns = hidden.shape[1]
+    store = KeyValueStore(is_real, num_columns + max_new_tokens - 1, len(decoder.blocks))
+    return decoder.forward(hidden, store, skipped, should_stop), store
+
+
+def decode(
+    decoder: Decoder,
+    token_ids: Sequence[int],
+    store: KeyValueStore,
+    skipped: Collection[int],
+    should_stop: ShouldStop = None,
+) -> Tensor:
+    """Run the newest token of every row (B); return the logits (B, V) of the one after it."""
+    ids = torch.tensor(token_ids, device=store.is_real.device)[:, None]  # (B, 1)
+    return decoder.forward(decoder.embed_tokens(ids), store, skipped, should_stop)
+
+
+def verify(draft: Sequence[int], chosen: Sequence[int]) -> int:
+    """Return how many of the draft's first tokens are what the model itself chose.
+
+    `chosen` are the likeliest tokens after the prompt and after each token of the draft, all from
+    one pass (speculative decoding with greedy acceptance, Leviathan et al., arXiv:2211.17192).
+    `chosen` up to and including that position is what decoding token by token would have given.
+    """
+    for position, (expected, token) in enumerate(zip(draft, chosen, strict=False)):
+        if expected != token:
+            return position
+    return len(draft)
+
+
+def choose(logits: Tensor, rows: Collection[int]) -> list[int]:
+    """Return the likeliest token of every row of logits (B, V).
+
+    Raises NonFiniteLogitsError if a logit of one of `rows` is NaN or infinite.
+    """
+    finite = logits.isfinite().all(dim=-1)
+    ids, is_finite = torch.stack((logits.argmax(dim=-1), finite.long())).tolist()
+    if not all(is_finite[row] for row in rows):
+        raise non_finite_logits(logits)
+    return ids
+
+
+def non_finite_logits(logits: Tensor) -> NonFiniteLogitsError:
+    """Return the error for logits of which one is NaN or infinite."""
+    dtype = str(logits.dtype).removeprefix('torch.')
+    return NonFiniteLogitsError(
+        f'the model gave NaN or infinite logits in {dtype} on {logits.device}: '
+        'try dtype float32 or bfloat16, or check the weights'
+    )
+
+
+def generate(
+    decoder: Decoder,
+    hidden: Tensor,
+    is_real: Tensor,
+    skip_set: SkipSet,
+    max_new_tokens: int,
+    end_ids: Collection[int],
+    clock_ms: Callable[[], float],
+    *,
+    should_stop: ShouldStop = None,
+    keep_logits: bool = False,
+) -> Generated:
+    """Return the greedy continuation of every row, up to a token of `end_ids`.
+
+    hidden (B, C, H) and is_real (B, C) are those of `embed`. A row's tokens are without the end
+    token, its logits with it. Raises NonFiniteLogitsError, Stopped.
+    """
+    logits, store = prefill(decoder, hidden, is_real, max_new_tokens, skip_set.prefill, should_stop)
+    num_rows = len(hidden)
+    unfinished = set(range(num_rows))
+    token_ids: list[list[int]] = [[] for _ in range(num_rows)]
+    kept: list[list[np.ndarray]] = [[] for _ in range(num_rows)]
+    chosen = choose(logits, unfinished)
+    prefilled_ms = clock_ms()
+    for step in range(max_new_tokens):
+        if step > 0:
+            logits = decode(decoder, chosen, store, skip_set.decode, should_stop)
+            chosen = choose(logits, unfinished)
+        for row in sorted(unfinished):
+            if keep_logits:
+                kept[row].append(logits[row].float().cpu().numpy())
+            if chosen[row] in end_ids:
+                unfinished.discard(row)
+            else:
+                token_ids[row].append(chosen[row])
+        if not unfinished:
+            break
+    return Generated(token_ids, kept, prefilled_ms)
