@@ -26,6 +26,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from warm_python import WarmProcess
+
 from gmskip_ros.ros.dds_profile import fastdds_environment
 
 DEADLINE_S = 90.0
@@ -95,21 +97,32 @@ def ros_command(
 
 
 class RosProcess:
-    """A running process; stdout and stderr are collected; leaving the `with` block ends it."""
+    """
+    A running process; stdout and stderr are collected; leaving the `with` block ends it.
 
-    def __init__(self, command: Sequence[str], env: Mapping[str, str] | None = None) -> None:
+    `warm`: forked from a Python process that has already imported the engine, see warm_python.py.
+    """
+
+    def __init__(
+        self, command: Sequence[str], env: Mapping[str, str] | None = None, *, warm: bool = False
+    ) -> None:
         self.command = list(command)
         self._lines: list[str] = []
-        self._process = subprocess.Popen(
-            self.command,
-            env=dict(ros_env() if env is None else env),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors='replace',
-            start_new_session=True,  # so that its children end with it
-        )
+        env = dict(ros_env() if env is None else env)
+        self._process: subprocess.Popen[str] | WarmProcess
+        if warm:
+            self._process = WarmProcess(self.command, env)
+        else:
+            self._process = subprocess.Popen(
+                self.command,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors='replace',
+                start_new_session=True,  # so that its children end with it
+            )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 

@@ -35,7 +35,7 @@ FAULTS = {  # upper left pixel (RGB) -> what happens
     (255, 0, 8): 'a panic',
 }
 PIXELS = {fault: pixel for pixel, fault in FAULTS.items()}
-REPORT_S = 0.2  # between health reports: tests wait for them
+REPORT_S = 0.1  # between health reports: tests wait for them
 SLOW_S = 0.6  # an answer; a frame has two, and a period is 1 s
 
 

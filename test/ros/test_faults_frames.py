@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray
-from fault_probe import ONE_TASK, FaultProbe, quick_command
-from node_probe import keys, picture
+from fault_probe import ONE_TASK, FaultProbe
+from node_probe import keys, picture, quick_command
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.serialization import serialize_message
 from ros_process import RosProcess, ros_node
@@ -28,6 +28,7 @@ DEPTH_1 = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 @pytest.fixture(scope='module')
 def probe() -> Iterator[FaultProbe]:
     """One node for all rows, which leave it as they found it."""
+    # Not a warm one: test_frames_while_it_loads needs time while it loads.
     with RosProcess(quick_command(**ONE_TASK)) as process, ros_node() as node:
         probe = FaultProbe(node, process, '/dual_vlm', INPUT)
         probe.wait_for_state('loading')
@@ -343,7 +344,7 @@ rclpy.spin(node)
 @pytest.fixture(scope='module')
 def reader(probe: FaultProbe) -> Iterator[RosProcess]:
     """A process that needs a second for every picture and every result."""
-    with RosProcess([sys.executable, '-c', READER]) as reader:
+    with RosProcess([sys.executable, '-c', READER], warm=True) as reader:
         probe.wait(lambda: 'reader' in probe.node.get_node_names(), 'the reader')
         while 'read' not in reader.output():
             probe.check_answered()

@@ -20,7 +20,7 @@ from gmskip_ros.ros.conversions import rgb_to_image
 
 def start(folder: Path) -> RosProcess:
     python, _, _, *arguments = ros_command('dual_vlm_node', watchdog_sec=1.0, **ONE_TASK)
-    return RosProcess([python, fault_node.__file__, str(folder), *arguments])
+    return RosProcess([python, fault_node.__file__, str(folder), *arguments], warm=True)
 
 
 @pytest.fixture(scope='module')

@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
-from fault_probe import ONE_TASK, FaultProbe, quick_command
-from node_probe import picture
+from fault_probe import ONE_TASK, FaultProbe
+from node_probe import picture, quick_command
 from ros_process import RosProcess, ros_node
 
 from gmskip_ros.ros.conversions import rgb_to_image
@@ -43,7 +43,7 @@ def probe(folder: Path) -> Iterator[FaultProbe]:
         **ONE_TASK,
         **{'skip_list.single_object': 'demo_single_object'},
     )
-    with RosProcess(command) as process, ros_node() as node:
+    with RosProcess(command, warm=True) as process, ros_node() as node:
         probe = FaultProbe(node, process, '/dual_vlm', '/dual_vlm/input/image')
         health = probe.wait_for_state('error')
         assert 'is neither a folder nor a hub id' in health['reason']
