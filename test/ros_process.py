@@ -1,5 +1,4 @@
-"""
-Real ROS processes in tests: an environment of their own, start, wait, stop, what they printed.
+"""Real ROS processes in tests: an environment of their own, start, wait, stop, what they printed.
 
     with RosProcess(ros_command('image_player', source=folder, rate_hz=10.0)) as player:
         with ros_node() as node:
@@ -7,7 +6,7 @@ Real ROS processes in tests: an environment of their own, start, wait, stop, wha
             wait_until(lambda: frames, node, what='a frame', process=player)
         assert player.stop() == 0
 
-Deadlines here are only there to end a test that hangs; no test is about them.
+Deadlines only stop a test that hangs; no test is about them.
 """
 
 from __future__ import annotations
@@ -77,8 +76,7 @@ def ros_command(
     remap: Mapping[str, str] | None = None,
     **parameters: Any,
 ) -> list[str]:
-    """
-    Return the command line of one of our nodes, run by this Python.
+    """Return the command line of one of our nodes, run by this Python.
 
     `ros_args` are put after `--ros-args` as they are; True and False become true and false. A
     parameter whose name has a dot goes in as `**{'skip_list.captioning': ...}`.
@@ -97,8 +95,7 @@ def ros_command(
 
 
 class RosProcess:
-    """
-    A running process; stdout and stderr are collected; leaving the `with` block ends it.
+    """A running process; stdout and stderr are collected; leaving the `with` block ends it.
 
     `warm`: forked from a Python process that has already imported the engine, see warm_python.py.
     """
@@ -172,7 +169,7 @@ class RosProcess:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        # Asked first: a killed process leaves its 64 MiB of shared memory behind.
+        # SIGTERM first: a killed process leaves its 64 MiB of shared memory behind.
         for end_signal, patience_s in ((signal.SIGTERM, 20.0), (signal.SIGKILL, 10.0)):
             if self._process.poll() is None:
                 os.killpg(self._process.pid, end_signal)
@@ -191,8 +188,7 @@ def wait_until(
     timeout_s: float = DEADLINE_S,
     process: RosProcess | None = None,
 ) -> None:
-    """
-    Wait, spinning `node` if there is one, until `condition()` is true.
+    """Wait, spinning `node` if there is one, until `condition()` is true.
 
     Fails at the deadline, and at once when `process` ends before; both with what it printed.
     """
@@ -215,8 +211,7 @@ def wait_until(
 def ros_node(
     name: str = 'probe', domain_id: int | None = None, namespace: str = ''
 ) -> Iterator[Any]:
-    """
-    Give a node inside the test's own process, with its executor, in the same domain as `ros_env`.
+    """Provide a node in the test's own process, with its executor, in the domain of `ros_env`.
 
     Spin it with `wait_until` or `node.executor.spin_once()`.
     """

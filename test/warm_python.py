@@ -1,5 +1,4 @@
-"""
-Python processes that start quickly: forked from one that has already imported the engine.
+"""Python processes that start quickly: forked from one that has already imported the engine.
 
     process = WarmProcess([sys.executable, '-m', 'gmskip_ros.ros.dual_vlm_node', '--ros-args'], env)
 
@@ -51,8 +50,7 @@ def fork_context() -> Any:
 
 
 class WarmProcess:
-    """
-    A running `python -m MODULE ...`, `python -c CODE ...` or `python FILE ...`.
+    """A running `python -m MODULE ...`, `python -c CODE ...` or `python FILE ...`.
 
     It has those methods of subprocess.Popen that tests use. `stdout` is text, and has stderr in it.
     """

@@ -27,8 +27,7 @@ PARAMETERS: dict[str, Any] = {
 
 
 def quick_command(*ros_args: str, **parameters: Any) -> list[str]:
-    """
-    Return the command line of the node, as ros_command does.
+    """Return the command line of the node, as ros_command does.
 
     It is the real node, except that it reports its health every REPORT_S, which tests wait for.
     """

@@ -1,4 +1,4 @@
-"""Faults of the start and of the machine; docs/faults.md has the table."""
+"""Faults at the start and of the machine; the table is in docs/faults.md."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sensor_msgs.msg import Image
 
 INPUT = '/dual_vlm/input/image'
 SKIP_LISTS = importlib.resources.files('gmskip_ros') / 'assets/skip_lists'
-SHARED_MEMORY_BYTES = 64 << 20  # of a process, by the Fast DDS profile
+SHARED_MEMORY_BYTES = 64 << 20  # per process, as set by the Fast DDS profile
 
 
 def parameter(text: str) -> Callable[[Path], list[str]]:
@@ -60,7 +60,7 @@ def parameter_file(text: str) -> Callable[[Path], list[str]]:
     return arguments
 
 
-# What the node is given, and words of the one line that it says.
+# The arguments of the node, and words of the one line that it prints.
 REFUSED_STARTS: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
     'wrong_type': (parameter('rate_hz:=fast'), ['parameter rate_hz', "'fast'", '0.01 to 60']),
     'out_of_range': (parameter('watchdog_sec:=0.0'), ['watchdog_sec', '0.0', '1 to 3600']),
@@ -105,17 +105,19 @@ REFUSED_STARTS: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
 }
 
 
-# One row for each kind of error is a process from its first line to its last; the others are warm.
+# One row per kind of error runs a process of its own from start to exit; the others are warm.
 COLD_STARTS = {'wrong_type', 'use_sim_time', 'unknown_argument', 'no_parameter_file'}
 
 
 @pytest.fixture(scope='module')
 def starts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[RosProcess]]]:
-    """The processes of REFUSED_STARTS, ended; two at a time, so that the tests need not wait."""
+    """Run the processes of REFUSED_STARTS to their end, two at a time."""
+
+    folders = {name: tmp_path_factory.mktemp(name) for name in REFUSED_STARTS}
 
     def run(name: str) -> RosProcess:
         arguments, _ = REFUSED_STARTS[name]
-        command = ros_command('dual_vlm_node', *arguments(tmp_path_factory.mktemp(name)))
+        command = ros_command('dual_vlm_node', *arguments(folders[name]))
         with RosProcess(command, warm=name not in COLD_STARTS) as process:
             process.wait()
         return process
@@ -136,7 +138,7 @@ def test_refused_start(starts: dict[str, Future[RosProcess]], name: str) -> None
     assert 'Traceback' not in output and 'terminate' not in output
 
 
-def test_log_folder_that_cannot_be_made() -> None:
+def test_log_folder_cannot_be_created() -> None:
     env = ros_env(ROS_LOG_DIR='/dev/null/log')
     with RosProcess(ros_command('dual_vlm_node'), env) as process:
         assert process.wait() == 2
@@ -146,7 +148,7 @@ def test_log_folder_that_cannot_be_made() -> None:
 
 
 def test_no_room_in_shared_memory() -> None:
-    """The profile's 64 MiB cannot be had: Fast DDS says so and takes another way."""
+    """The profile's 64 MiB are not available: Fast DDS reports it and uses another transport."""
     python, option, code, *arguments = quick_command(start_enabled=False, **ONE_TASK)
     limit = (
         'import resource; '
@@ -167,7 +169,7 @@ def test_no_room_in_shared_memory() -> None:
         assert 'Traceback' not in process.output()
 
 
-# Parameters of the node, variables that the hub's library reads while it is imported, and words of
+# Parameters of the node, environment variables that the hub's library reads on import, and words of
 # the reason for the state error.
 ERRORS: dict[str, tuple[dict[str, str], dict[str, str], list[str]]] = {
     'no_such_gpu': ({'device': 'cuda:99'}, {}, ["'cuda:99' does not exist", "use 'cpu' or 'auto'"]),
@@ -234,8 +236,7 @@ def log_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope='module')
 def unheard(log_folder: Path) -> Iterator[FaultProbe]:
-    """
-    A node with its stdout closed, its stderr full, and a log folder of its own.
+    """A node with its stdout closed, its stderr full, and a log folder of its own.
 
     It has been started before, and killed.
     """
@@ -254,7 +255,7 @@ def unheard(log_folder: Path) -> Iterator[FaultProbe]:
 
 
 def test_killed_and_started_again(unheard: FaultProbe) -> None:
-    """kill -9, as by the kernel when memory runs out; its shared memory stays, and does no harm."""
+    """The shared memory that `kill -9` leaves behind is harmless."""
     unheard.check_answered()
 
 
@@ -264,11 +265,11 @@ def test_outputs_closed_or_full(unheard: FaultProbe) -> None:
 
 
 def test_log_on_a_full_disk(unheard: FaultProbe, log_folder: Path) -> None:
-    """A limit of file sizes stands in for the end of the disk; then it is lifted."""
+    """A file size limit stands in for a full disk; then it is lifted."""
     (log,) = log_folder.glob(f'*_{unheard.process.pid}_*.log')
 
     def log_an_error() -> None:
-        """An error is written at once."""
+        """Errors are written immediately."""
         failed = unheard.counts()['undecodable']
         unheard.publish(Image(header=unheard.next_header(), encoding='theora'))
         unheard.wait(lambda: unheard.counts()['undecodable'] > failed, 'the counter')

@@ -16,7 +16,7 @@ from gmskip_ros.datasets.scenes import render_scene
 from gmskip_ros.pipeline.rows import read_json_lines
 
 TASKS = ['single_object', 'captioning']
-# Answers short enough for a busy machine: only frames that are due are then taken.
+# Answers so short that even on a busy machine the node is free when a frame is due.
 PARAMETERS = """
 /**:
   ros__parameters:

@@ -54,7 +54,7 @@ class Moment:
 
 def moments() -> list[Moment]:
     draw = random.Random(SEED)
-    kinds = [  # those first from which the others learn how long a start takes
+    kinds = [  # first those that show the others how long a start takes
         *[('idles', False)] * 2,
         *[('answers', True)] * 8,
         *[('starts', False), ('starts', True)] * 6,
