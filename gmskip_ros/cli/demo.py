@@ -17,14 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, RenderableType
-from rich.table import Table
-from rich.text import Text
-
 from gmskip_ros.cli.options import positive_float, positive_int
 from gmskip_ros.signals import StopSignals
 
 if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
     from gmskip_ros.runs.demo_frames import Frame
 
 MIN_COLUMNS, MAX_COLUMNS = 80, 120
@@ -127,6 +125,8 @@ class Screen:
         if hasattr(sys.stdout, 'reconfigure'):
             sys.stdout.reconfigure(errors='replace')  # answers may have letters it cannot show
         width = shutil.get_terminal_size((PIPE_COLUMNS, 25)).columns
+        from rich.console import Console
+
         self._console: Console = Console(
             width=max(MIN_COLUMNS, min(width, MAX_COLUMNS)),
             highlight=False,
@@ -164,6 +164,8 @@ class Screen:
 
     def frame(self, number: int, frame: Frame) -> None:
         """Print one frame: a line per task where the branches agree, two where they differ."""
+        from rich.text import Text
+
         from gmskip_ros.pipeline.overlay import AGREES_RGB, DIFFERS_RGB
 
         table = self._grid(5, 13, 7, 7, 7, None, right=(0, 2, 3))
@@ -191,6 +193,8 @@ class Screen:
 
     def summary(self, frames: Sequence[Frame]) -> None:
         """Print agreement, medians, speed-up and sparsity of each task over all frames."""
+        from rich.text import Text
+
         self._print('')
         span_s = (frames[-1].stamp_ns - frames[0].stamp_ns) / 1e9
         rate = f', {(len(frames) - 1) / span_s:.2f} Hz' if span_s > 0 else ''
@@ -222,6 +226,8 @@ class Screen:
         self._print(f'logs of node and camera:       {out / "node.log"}, {out / "camera.log"}')
 
     def _grid(self, *widths: int | None, right: Sequence[int]) -> Any:
+        from rich.table import Table
+
         table = Table.grid(padding=(0, 2, 0, 0))
         for index, width in enumerate(widths):
             justify: Any = 'right' if index in right else 'left'
