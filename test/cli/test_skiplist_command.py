@@ -135,7 +135,7 @@ def test_the_list_itself_is_never_overwritten(skiplist, tmp_path):
     link.symlink_to(path)
     for out in (path, link):
         status, _, errors = skiplist('reselect', path, '--min-score-ratio', 1, '--out', out)
-        assert status == 2 and 'give another file' in errors
+        assert status == 2 and 'give a different file' in errors
     assert load_skip_list(path) == SCORED
 
 
