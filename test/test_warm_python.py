@@ -55,7 +55,7 @@ def test_it_ends_with_the_signal_that_it_is_sent() -> None:
 
 
 def test_two_run_at_once_and_one_cannot_change_the_other() -> None:
-    code = 'import gmskip_ros; print(hasattr(gmskip_ros, "x")); gmskip_ros.x = 1; input()'
+    code = 'import gmskip_ros as g; print(hasattr(g, "x")); g.x = 1; input()'
     first = WarmProcess([sys.executable, '-c', code.replace('input()', '')], os.environ)
     assert (first.wait(60.0), first.stdout.read()) == (0, 'False\n')
     second = WarmProcess([sys.executable, '-c', code], os.environ)  # stdin is /dev/null

@@ -43,9 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # OpenMP reads this when torch is loaded. By default its threads spin while they wait for each
     # other: with other processes on the same cores, an answer took 40 times longer.
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
-    args = build_parser().parse_args(argv)
-    args.arguments = list(sys.argv[1:] if argv is None else argv)  # for reports
     try:
+        args = build_parser().parse_args(argv)
+        args.arguments = list(sys.argv[1:] if argv is None else argv)  # for reports
         return args.func(args)
     except UserError as error:
         return _print_error(str(error))
