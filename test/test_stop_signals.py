@@ -58,6 +58,10 @@ def test_with_hangup_ignored_signals_stay_ignored(ignored: int) -> None:
 
 
 def test_a_hangup_is_received_on_request() -> None:
-    with StopSignals(hangup=True) as stop:
-        send(signal.SIGHUP)
-        assert (stop.name, stop.exit_code) == ('SIGHUP', 129)
+    inherited = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored if pytest runs under nohup
+    try:
+        with StopSignals(hangup=True) as stop:
+            send(signal.SIGHUP)
+            assert (stop.name, stop.exit_code) == ('SIGHUP', 129)
+    finally:
+        signal.signal(signal.SIGHUP, inherited)
