@@ -19,7 +19,7 @@ from gmskip_ros.calibration.scoring import Scorer
 from gmskip_ros.calibration.settings import GIB, SearchSettings, TaskSettings
 from gmskip_ros.datasets import Dataset, open_dataset, sample_hash, write_scenes
 from gmskip_ros.errors import UserError
-from gmskip_ros.machine import machine, software
+from gmskip_ros.machine import describe_run
 from gmskip_ros.vlm import CalibrationEngine, load_vlm
 
 FORMAT = 'gmskip/benchmark-calibration/1'
@@ -95,10 +95,7 @@ def measure(
             'format': FORMAT,
             'command': settings.command,
             'created': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
-            'model': vlm.name,
-            'num_blocks': vlm.num_blocks,
-            'device': vlm.device,
-            'dtype': vlm.dtype,
+            **describe_run(vlm.name, vlm.device, vlm.dtype, vlm.num_blocks),
             'threads': torch.get_num_threads(),
             'batch_size': settings.batch_size,
             'dataset': {
@@ -110,8 +107,6 @@ def measure(
             'max_sparsity': settings.max_sparsity,
             'rounds': settings.rounds,
             'tasks': figures,
-            'machine': machine(vlm.device),
-            'software': software(),
         }
 
 

@@ -17,9 +17,9 @@ from gmskip_ros.calibration.methods.fixed_interval import INTERVALS, fixed_inter
 from gmskip_ros.calibration.methods.registry import METHODS
 from gmskip_ros.calibration.objective import choose_metrics
 from gmskip_ros.calibration.questions import Questions, choose_question_samples
-from gmskip_ros.calibration.settings import EvaluationSettings, Listener, task_settings
+from gmskip_ros.calibration.settings import EvaluationSettings, Listener
 from gmskip_ros.datasets import Dataset, DatasetError, Sample, may_share_pictures, sample_hash
-from gmskip_ros.machine import machine, software
+from gmskip_ros.machine import describe_run
 from gmskip_ros.numbers import is_whole_number
 from gmskip_ros.skipping import SkipList
 from gmskip_ros.tasks import TaskError
@@ -88,14 +88,7 @@ def calibration_samples(
     if not is_whole_number(images) or not is_whole_number(seed):
         return None
     try:
-        tasks = task_settings(
-            skip_list.task,
-            target=skip_list.target,
-            prompt=settings.prompt,
-            labels=settings.labels,
-            synonyms=settings.synonyms,
-            max_new_tokens=settings.max_new_tokens,
-        )
+        tasks = replace(settings, task=skip_list.task, target=skip_list.target).tasks()
         samples, _ = choose_question_samples(dataset, tasks, images, 0, seed)
         is_same = sample_hash(samples) == calibration.get('sha256')
     except (CalibrationError, DatasetError, TaskError):
@@ -222,11 +215,8 @@ def _record(
         'format': FORMAT,
         'command': settings.command,
         'created': now.strftime('%Y-%m-%dT%H:%M:%SZ'),
-        'model': vlm.name,
+        **describe_run(vlm.name, vlm.device, vlm.dtype, vlm.num_blocks),
         'text_model_type': vlm.text_model_type,
-        'num_blocks': vlm.num_blocks,
-        'device': vlm.device,
-        'dtype': vlm.dtype,
         'task': settings.task,
         'target': settings.target,
         'metric': ', '.join(metrics),
@@ -244,8 +234,6 @@ def _record(
         'unreadable': list(data.unreadable),
         'score_note': CIDER_NOTE.format(images=first['images']) if has_cider else None,
         'rows': list(rows),
-        'machine': machine(vlm.device),
-        'software': software(),
     }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from gmskip_ros.calibration.settings import CalibrationSettings
 from gmskip_ros.calibration.trajectory import ChosenSets, Round
-from gmskip_ros.machine import machine, software
+from gmskip_ros.machine import describe_run, software
 from gmskip_ros.skipping import OPERATING_POINTS, Prompt, Removal, SkipList, derive_operating_points
 from gmskip_ros.tasks import jaccard
 
@@ -74,11 +74,8 @@ def make_calibration(
         'format': FORMAT,
         'command': settings.command,
         'created': facts.created,
-        'model': facts.model,
+        **describe_run(facts.model, facts.device, facts.dtype, facts.num_blocks),
         'text_model_type': facts.text_model_type,
-        'num_blocks': facts.num_blocks,
-        'device': facts.device,
-        'dtype': facts.dtype,
         'task': settings.task,
         'target': settings.target,
         'metric': skip_list.metric,
@@ -105,8 +102,6 @@ def make_calibration(
             for scored, test in zip(chosen.sets, tests, strict=True)
         ],
         'stability': None,
-        'machine': machine(facts.device),
-        'software': dict(skip_list.software),
     }
     return Calibration(skip_list, result)
 

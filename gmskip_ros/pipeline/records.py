@@ -34,6 +34,12 @@ RESULT_FORMAT = 'gmskip/result/1'
 COMPARISON_FORMAT = 'gmskip/comparison/1'
 FULL_BRANCH = 'isolated'  # the full branch is a run of its own
 LATENCY_PARTS = ('preprocess_ms', 'vision_ms', 'prefill_ms', 'decode_ms', 'total_ms')
+# The one dimension of a latency message's layout: fields of std_msgs/MultiArrayDimension.
+LATENCY_DIMENSION: dict[str, Any] = {
+    'label': ','.join(LATENCY_PARTS),
+    'size': len(LATENCY_PARTS),
+    'stride': len(LATENCY_PARTS),
+}
 
 
 @dataclass(frozen=True)

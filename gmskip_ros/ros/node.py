@@ -53,7 +53,7 @@ LOADING_JOIN_S = 0.2
 
 
 class DualVlmNode(Node):
-    """The node; README.md has its parameters, topics and service as tables."""
+    """The node; its tables are docs/parameters.md and docs/topics.md."""
 
     def __init__(self, load: LoadEngine = load_engine, **kwargs: Any) -> None:
         """Start with the parameters given; raises ParameterError. `load` loads the model."""

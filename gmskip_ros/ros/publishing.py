@@ -16,7 +16,7 @@ from gmskip_ros.pipeline.gate import Frame
 from gmskip_ros.pipeline.health import ERROR, OK, WARN
 from gmskip_ros.pipeline.overlay import draw_overlay
 from gmskip_ros.pipeline.pipeline import BRANCHES, BranchResult, Comparison, TaskResult
-from gmskip_ros.pipeline.records import LATENCY_PARTS, Status
+from gmskip_ros.pipeline.records import Status
 from gmskip_ros.pipeline.worker import FinishedFrame, FrameResult
 from gmskip_ros.ros.conversions import rgb_to_compressed, rgb_to_image
 
@@ -126,9 +126,6 @@ class Publishing:
 def latency_array(result: TaskResult) -> Float64MultiArray:
     """Return the times of LATENCY_PARTS (ms) in that order, which the layout's label names."""
     message = Float64MultiArray()
-    size = len(LATENCY_PARTS)
-    message.layout.dim = [
-        MultiArrayDimension(label=','.join(LATENCY_PARTS), size=size, stride=size)
-    ]
+    message.layout.dim = [MultiArrayDimension(**records.LATENCY_DIMENSION)]
     message.data = records.latencies_ms(result)
     return message

@@ -154,12 +154,9 @@ class ResultBag:
             names = {'branch': result.branch, 'task': task.task}
             text = _String(data=task.parsed.text)
             self._write(node, records.TEXT_TOPIC.format(**names), time_ns, text)
-            values = records.latencies_ms(task)
-            label = ','.join(records.LATENCY_PARTS)
-            dimension = _Dimension(label=label, size=len(values), stride=len(values))
-            latency = _Floats(
-                layout=_Layout(dim=[dimension], data_offset=0), data=np.array(values, np.float64)
-            )
+            layout = _Layout(dim=[_Dimension(**records.LATENCY_DIMENSION)], data_offset=0)
+            values = np.array(records.latencies_ms(task), np.float64)
+            latency = _Floats(layout=layout, data=values)
             self._write(node, records.LATENCY_TOPIC.format(**names), time_ns, latency)
 
     def _write_array(

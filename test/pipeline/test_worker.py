@@ -141,6 +141,19 @@ class Gate:
             assert self.let_go.wait(DEADLINE_S)
 
 
+def start_and_hold(
+    bench: Callable[..., Bench], gate: Gate | None = None, **settings: Any
+) -> tuple[Bench, Gate]:
+    """Start a worker; return it while the gate holds it at a token of the frame at 0 s."""
+    gate = gate or Gate()
+    b = bench(FakeVlm(gate), **settings).start()
+    b.wait(lambda: b.state() == 'ready')
+    gate.armed.set()
+    b.send(0.0)
+    assert gate.reached.wait(DEADLINE_S)
+    return b, gate
+
+
 def test_each_branch_is_handed_on_in_order(bench: Callable[..., Bench]) -> None:
     b = bench().start()
     b.wait(lambda: b.state() == 'ready')
@@ -151,12 +164,7 @@ def test_each_branch_is_handed_on_in_order(bench: Callable[..., Bench]) -> None:
 
 
 def test_a_busy_worker_takes_the_newest_due_frame(bench: Callable[..., Bench]) -> None:
-    gate = Gate()
-    b = bench(FakeVlm(gate)).start()
-    b.wait(lambda: b.state() == 'ready')
-    gate.armed.set()
-    b.send(0.0)
-    assert gate.reached.wait(DEADLINE_S)
+    b, gate = start_and_hold(bench)
     b.send(0.5, 1.0, 1.5, 2.0, 3.0, 2.9)
     gate.let_go.set()
     b.wait_for_answers(2)
@@ -203,12 +211,7 @@ def test_stale_frames_are_dropped_and_do_not_use_up_their_period(
 
 
 def test_a_frame_that_became_stale_while_it_waited_is_dropped(bench: Callable[..., Bench]) -> None:
-    gate = Gate()
-    b = bench(FakeVlm(gate), max_frame_age_sec=2).start()
-    b.wait(lambda: b.state() == 'ready')
-    gate.armed.set()
-    b.send(0.0)
-    assert gate.reached.wait(DEADLINE_S)
+    b, gate = start_and_hold(bench, max_frame_age_sec=2)
     b.send(1.0)
     b.now_ns = 10 * SECOND
     gate.let_go.set()
@@ -217,12 +220,8 @@ def test_a_frame_that_became_stale_while_it_waited_is_dropped(bench: Callable[..
 
 
 def test_drop_full_gives_way_to_a_newer_due_frame_only(bench: Callable[..., Bench]) -> None:
-    gate = Gate(holds=lambda skips: not skips)
-    b = bench(FakeVlm(gate), overload_policy='drop_full').start()
-    b.wait(lambda: b.state() == 'ready')
-    gate.armed.set()
-    b.send(0.0)
-    assert gate.reached.wait(DEADLINE_S)  # in the full branch
+    in_full = Gate(holds=lambda skips: not skips)
+    b, gate = start_and_hold(bench, in_full, overload_policy='drop_full')
     b.send(0.5, 1.0)  # the second is due
     gate.let_go.set()
     b.wait_for_answers(2)
@@ -238,12 +237,8 @@ def test_drop_full_gives_way_to_a_newer_due_frame_only(bench: Callable[..., Benc
 
 
 def test_slow_down_runs_both_branches_whatever_waits(bench: Callable[..., Bench]) -> None:
-    gate = Gate(holds=lambda skips: not skips)
-    b = bench(FakeVlm(gate), overload_policy='slow_down').start()
-    b.wait(lambda: b.state() == 'ready')
-    gate.armed.set()
-    b.send(0.0)
-    assert gate.reached.wait(DEADLINE_S)
+    in_full = Gate(holds=lambda skips: not skips)
+    b, gate = start_and_hold(bench, in_full, overload_policy='slow_down')
     b.send(1.0)
     gate.let_go.set()
     b.wait_for_answers(2)
@@ -287,12 +282,7 @@ def test_new_settings_hold_from_the_next_frame(bench: Callable[..., Bench]) -> N
 def test_pausing_abandons_the_frame_and_publishes_nothing_more(
     bench: Callable[..., Bench],
 ) -> None:
-    gate = Gate()
-    b = bench(FakeVlm(gate)).start()
-    b.wait(lambda: b.state() == 'ready')
-    gate.armed.set()
-    b.send(0.0)
-    assert gate.reached.wait(DEADLINE_S)
+    b, gate = start_and_hold(bench)
     b.send(1.0)  # waits
     assert b.worker.set_enabled(False) == (True, 'paused')
     gate.let_go.set()
@@ -311,12 +301,7 @@ def test_pausing_abandons_the_frame_and_publishes_nothing_more(
 def test_a_frame_from_before_a_pause_is_not_answered_after_a_quick_resume(
     bench: Callable[..., Bench],
 ) -> None:
-    gate = Gate()
-    b = bench(FakeVlm(gate)).start()
-    b.wait(lambda: b.state() == 'ready')
-    gate.armed.set()
-    b.send(0.0)
-    assert gate.reached.wait(DEADLINE_S)
+    b, gate = start_and_hold(bench)
     b.worker.set_enabled(False)
     b.worker.set_enabled(True)
     gate.let_go.set()
@@ -454,12 +439,7 @@ def test_results_that_are_closed_in_the_middle_of_a_frame_count_nothing() -> Non
 def test_a_thread_that_has_ended_is_an_error_that_enable_cannot_end(
     bench: Callable[..., Bench],
 ) -> None:
-    gate = Gate()
-    b = bench(FakeVlm(gate), max_frame_age_sec=9.0).start()
-    b.wait(lambda: b.state() == 'ready')
-    gate.armed.set()
-    b.send(0.0)
-    assert gate.reached.wait(DEADLINE_S)
+    b, gate = start_and_hold(bench, max_frame_age_sec=9.0)
     b.send(1.0)
     b.now_ns = None  # type: ignore[assignment]  # the clock fails, outside of any frame
     gate.let_go.set()
@@ -589,23 +569,16 @@ def test_a_skip_list_for_another_model_is_never_run(bench: Callable[..., Bench])
 
 
 def test_stopping_in_the_middle_of_an_answer(bench: Callable[..., Bench]) -> None:
-    gate = Gate()
-    b = bench(FakeVlm(gate)).start()
-    b.wait(lambda: b.state() == 'ready')
-    gate.armed.set()
-    b.send(0.0)
-    assert gate.reached.wait(DEADLINE_S)
+    b, gate = start_and_hold(bench)
     assert not b.stop(0.01)  # it is held
     gate.let_go.set()
     assert b.stop(DEADLINE_S)
     assert b.outputs.events == []
 
 
-def hang(b: Bench, gate: Gate) -> None:
-    """Let inference hang in the middle of a frame until the watchdog has seen it."""
-    gate.armed.set()
-    b.send(0.0)
-    assert gate.reached.wait(DEADLINE_S)
+def start_and_hang(bench: Callable[..., Bench]) -> tuple[Bench, Gate]:
+    """Start a worker; return it once the watchdog has seen it hang in the middle of a frame."""
+    b, gate = start_and_hold(bench, watchdog_sec=1.0)
     b.worker.check_progress()
     assert b.state() != 'error'  # not at once
 
@@ -615,15 +588,13 @@ def hang(b: Bench, gate: Gate) -> None:
 
     b.wait(is_seen)
     assert 'hangs' in b.worker.health.report(time.monotonic()).reason
+    return b, gate
 
 
 def test_inference_that_hangs_is_an_error_that_enable_cannot_end(
     bench: Callable[..., Bench],
 ) -> None:
-    gate = Gate()
-    b = bench(FakeVlm(gate), watchdog_sec=1.0).start()
-    b.wait(lambda: b.state() == 'ready')
-    hang(b, gate)
+    b, gate = start_and_hang(bench)
     b.send(5.0)
     assert b.frames()['not_ready'] == 1
     b.worker.set_enabled(False)
@@ -636,10 +607,7 @@ def test_inference_that_hangs_is_an_error_that_enable_cannot_end(
 def test_inference_that_comes_back_is_recovered_by_enable_and_its_frame_is_not_answered(
     bench: Callable[..., Bench],
 ) -> None:
-    gate = Gate()
-    b = bench(FakeVlm(gate), watchdog_sec=1.0).start()
-    b.wait(lambda: b.state() == 'ready')
-    hang(b, gate)
+    b, gate = start_and_hang(bench)
     gate.let_go.set()
     b.wait(lambda: b.frames()['abandoned'] == 1)
     assert b.state() == 'error'  # an operator decides
