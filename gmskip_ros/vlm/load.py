@@ -45,13 +45,16 @@ def load_vlm(
     device: str | torch.device = 'auto',
     dtype: str = 'auto',
     on_progress: Callable[[str], None] | None = None,
+    *,
+    chat_template: str | None = None,
 ) -> Vlm:
     """Load a LLaVA-1.5, LLaVA-NeXT or LLaVA-OneVision checkpoint with safetensors weights.
 
     model: 'demo', a local folder or a hub id. device: 'auto' (the first GPU, else the CPU), 'cpu',
     'cuda' or 'cuda:N'. dtype: 'auto' (float16 on a GPU, float32 on the CPU), 'float32', 'float16'
-    or 'bfloat16'. on_progress receives each step in a few words. Code that comes with a checkpoint
-    is never run. Raises ModelLoadError, whose one line says what to do.
+    or 'bfloat16'. on_progress receives each step in a few words. chat_template: Jinja text or a
+    file that contains it, in place of the checkpoint's own. Code that comes with a checkpoint is
+    never run. Raises ModelLoadError, whose one line says what to do.
     """
     model, device = os.fspath(model), str(device)
     report = on_progress or (lambda _: None)
@@ -62,19 +65,20 @@ def load_vlm(
         report('reading the configuration')
         config = read_config(model, folder)
         report('loading the tokenizer and the image processor')
-        tokenizer, image_processor, chat_template = load_processor(model, folder)
+        tokenizer, image_processor, template = load_processor(model, folder, chat_template)
+        _check_template(model, config, tokenizer, template)
         report('loading weights')
         hf_model = _load_weights(model, folder, config, torch_dtype)
         report(f'moving weights to {torch_device}')
         with _refusals(model, f'device {torch_device}', remedy='use device cpu'):
             hf_model.to(torch_device)
-        vlm = Vlm(model, hf_model, image_processor, tokenizer, chat_template)
+        vlm = Vlm(model, hf_model, image_processor, tokenizer, template)
         _try_out(vlm)
     report(f'loaded {model}: {vlm.num_blocks} blocks, {vlm.dtype} on {vlm.device}')
     return vlm
 
 
-def load_skeleton(model: str) -> Vlm:
+def load_skeleton(model: str, chat_template: str | None = None) -> Vlm:
     """Return a checkpoint's model without its weights, from files on this machine; see load_vlm.
 
     It knows num_blocks, text_model_type, template_sha256, prompts and how many tokens an image
@@ -83,10 +87,11 @@ def load_skeleton(model: str) -> Vlm:
     with quiet_hugging_face():
         folder = find_local_folder(model)
         config = read_config(model, folder)
-        tokenizer, image_processor, chat_template = load_processor(model, folder)
+        tokenizer, image_processor, template = load_processor(model, folder, chat_template)
+        _check_template(model, config, tokenizer, template)
         with _refusals(model, 'config.json'), torch.device('meta'):
             hf_model = transformers.AutoModelForImageTextToText.from_config(config).eval()
-        vlm = Vlm(model, hf_model, image_processor, tokenizer, chat_template)
+        vlm = Vlm(model, hf_model, image_processor, tokenizer, template)
         _try_out(vlm)
     return vlm
 
@@ -204,8 +209,13 @@ def read_config(model: str, folder: Path) -> Any:
     return config
 
 
-def load_processor(model: str, folder: Path) -> tuple[Any, Any, str | None]:
+def load_processor(
+    model: str, folder: Path, chat_template: str | None = None
+) -> tuple[Any, Any, str | None]:
     """Return tokenizer, image processor and chat template; raises ModelLoadError.
+
+    The template is the one given (Jinja text or a file), else the processor's, else the
+    tokenizer's; None if there is none.
 
     Not the whole processor: OneVision's requires a video processor, and that torchvision.
     """
@@ -217,12 +227,45 @@ def load_processor(model: str, folder: Path) -> tuple[Any, Any, str | None]:
         image_processor = AutoImageProcessor.from_pretrained(
             folder, backend='pil', trust_remote_code=False
         )
+    if chat_template:
+        return tokenizer, image_processor, _read_template(chat_template)
     with _refusals(model, 'the chat template'):
         processor_config, _ = transformers.ProcessorMixin.get_processor_dict(folder)
-    chat_template = processor_config.get('chat_template')
-    if isinstance(chat_template, dict):
-        chat_template = chat_template.get('default')
-    return tokenizer, image_processor, chat_template
+    for template in (processor_config.get('chat_template'), tokenizer.chat_template):
+        if isinstance(template, dict):
+            template = template.get('default')
+        if template:
+            return tokenizer, image_processor, template
+    return tokenizer, image_processor, None
+
+
+def _read_template(template: str) -> str:
+    """Return a chat template given as Jinja text or as a file; raises ModelLoadError."""
+    if '{' in template:
+        return template
+    path = Path(template).expanduser()
+    try:
+        return path.read_text(encoding='utf-8')
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(
+            f'chat_template {template}: is not Jinja text and cannot be read as a file '
+            f'({_first_line(error)}): give one of the two'
+        ) from error
+
+
+def _check_template(model: str, config: Any, tokenizer: Any, template: str | None) -> None:
+    """Refuse to guess a prompt: only LLaVA-1.5 on a Vicuna has a known one without a template."""
+    is_vicuna = (
+        config.model_type == 'llava'
+        and config.text_config.model_type == 'llama'
+        and (tokenizer.bos_token, tokenizer.eos_token) == ('<s>', '</s>')
+    )
+    if template is None and not is_vicuna:
+        raise ModelLoadError(
+            f'model {model} has no chat template, and the prompt of a {FAMILIES[config.model_type]}'
+            f' with a {config.text_config.model_type} decoder is not guessed: set chat_template to '
+            'the Jinja template that it was trained with, or to a file that contains it'
+        )
 
 
 def _try_out(vlm: Vlm) -> None:
