@@ -23,6 +23,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from gmskip_ros.vlm.decoder import TEXT_MODEL_TYPES
 from gmskip_ros.vlm.engine import DTYPES
 from gmskip_ros.vlm.errors import ModelLoadError
+from gmskip_ros.vlm.recognition import refuse_known_formats
 from gmskip_ros.vlm.vlm import Vlm, is_out_of_memory
 
 # model_type in config.json -> the family's common name
@@ -51,19 +52,21 @@ def load_vlm(
     """Load a LLaVA-1.5, LLaVA-NeXT or LLaVA-OneVision checkpoint with safetensors weights.
 
     model: 'demo', a local folder or a hub id. device: 'auto' (the first GPU, else the CPU), 'cpu',
-    'cuda' or 'cuda:N'. dtype: 'auto' (float16 on a GPU, float32 on the CPU), 'float32', 'float16'
-    or 'bfloat16'. on_progress receives each step in a few words. chat_template: Jinja text or a
-    file that contains it, in place of the checkpoint's own. Code that comes with a checkpoint is
-    never run. Raises ModelLoadError, whose one line says what to do.
+    'cuda' or 'cuda:N'. dtype: 'float32', 'float16', 'bfloat16' or 'auto' (float32 on the CPU, on a
+    GPU the checkpoint's own half precision: see resolve_dtype). on_progress receives each step in a
+    few words. chat_template: Jinja text, or a file that contains it, in place of the checkpoint's
+    own. Code that comes with a checkpoint is never run. Raises ModelLoadError, whose one line says
+    what to do.
     """
     model, device = os.fspath(model), str(device)
     report = on_progress or (lambda _: None)
     torch_device = resolve_device(device)
-    torch_dtype = resolve_dtype(dtype, torch_device)
+    resolve_dtype(dtype, torch_device)  # refuses an unknown one before anything is downloaded
     with quiet_hugging_face():
         folder = find_folder(model, report)
         report('reading the configuration')
         config = read_config(model, folder)
+        torch_dtype = resolve_dtype(dtype, torch_device, stored_dtype(config))
         report('loading the tokenizer and the image processor')
         tokenizer, image_processor, template = load_processor(model, folder, chat_template)
         _check_template(model, config, tokenizer, template)
@@ -115,13 +118,28 @@ def resolve_device(device: str) -> torch.device:
     return torch.device('cuda', index)
 
 
-def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """Return the dtype for a name that load_vlm accepts; raises ModelLoadError."""
+def resolve_dtype(
+    dtype: str, device: torch.device, stored: torch.dtype | None = None
+) -> torch.dtype:
+    """Return the dtype for a name that load_vlm accepts; raises ModelLoadError.
+
+    'auto' is float32 on a CPU. On a GPU it is the half precision in which the checkpoint is
+    `stored`: bfloat16 if the GPU has it without emulation, else float16.
+    """
     if dtype == 'auto':
-        return torch.float16 if device.type == 'cuda' else torch.float32
+        if device.type != 'cuda':
+            return torch.float32
+        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        is_bfloat16 = stored == torch.bfloat16 and has_bfloat16
+        return torch.bfloat16 if is_bfloat16 else torch.float16
     if dtype not in DTYPES:
         raise ModelLoadError(f"unknown dtype {dtype!r}: use 'auto', {', '.join(map(repr, DTYPES))}")
     return getattr(torch, dtype)
+
+
+def stored_dtype(config: Any) -> torch.dtype | None:
+    """Return the dtype in which a checkpoint's weights are stored; None if it does not say."""
+    return config.dtype or config.text_config.dtype
 
 
 def find_local_folder(model: str) -> Path:
@@ -179,6 +197,7 @@ def _folder_of(model: str) -> Path | None:
 
 def read_config(model: str, folder: Path) -> Any:
     """Return the configuration of a checkpoint that this engine can run; refuse any other."""
+    refuse_known_formats(model, folder)
     config_json = _read_json(model, folder / 'config.json')
     family = config_json.get('model_type')
     if family not in FAMILIES:
@@ -192,8 +211,7 @@ def read_config(model: str, folder: Path) -> Any:
             )
     if not any(folder.glob('*.safetensors')):
         raise ModelLoadError(
-            f'model {model} has no safetensors weights in {folder}: repeat an incomplete download; '
-            'convert other formats, which can run code when loaded, with save_pretrained'
+            f'model {model} has no safetensors weights in {folder}: repeat an incomplete download'
         )
     with _refusals(model, 'config.json'):
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)

@@ -129,13 +129,15 @@ def check_memory(
     model, device, dtype and on_progress are load_vlm's; a hub id is fetched if necessary.
     `headroom_gib` must remain free on the device while it answers. Raises what load_vlm raises.
     """
-    from gmskip_ros.vlm.load import find_folder, quiet_hugging_face, resolve_device, resolve_dtype
+    from gmskip_ros.vlm import load
 
-    torch_device = resolve_device(device)
-    dtype = str(resolve_dtype(dtype, torch_device)).removeprefix('torch.')
+    torch_device = load.resolve_device(device)
+    load.resolve_dtype(dtype, torch_device)  # refuses an unknown one before anything is downloaded
     device = str(torch_device)
-    with quiet_hugging_face():
-        folder = find_folder(model, on_progress or (lambda _: None))
+    with load.quiet_hugging_face():
+        folder = load.find_folder(model, on_progress or (lambda _: None))
+        stored = load.stored_dtype(load.read_config(model, folder))
+    dtype = str(load.resolve_dtype(dtype, torch_device, stored)).removeprefix('torch.')
     need = memory_need(folder, dtype, max_new_tokens=max_new_tokens)
     free = free_bytes(device)
     if free is None or need.total_bytes + headroom_gib * GIB <= free:
