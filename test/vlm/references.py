@@ -49,6 +49,11 @@ class HfReference:
             for name, value in {**arguments, **options}.items():
                 setattr(self.processor, name, value)
 
+    def adopt_vision_strategy(self) -> None:
+        """Take over which tokens of the vision tower the checkpoint's config.json uses."""
+        strategy = self.model.config.vision_feature_select_strategy
+        self.processor.vision_feature_select_strategy = strategy
+
     def inputs(self, images: Sequence[np.ndarray], prompts: Sequence[str]):
         """Return the processor's own batch, left-padded, of prompts in LLaVA-1.5's template."""
         texts = [f'USER: <image>\n{prompt} ASSISTANT:' for prompt in prompts]
