@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,28 @@ from gmskip_ros.vlm.decoder import Decoder, KeyValueStore
 from gmskip_ros.vlm.errors import NonFiniteLogitsError
 
 ShouldStop = Callable[[], bool] | None
+# Settings of generation_config.json that change a greedy answer in Hugging Face's `generate`, and
+# the value of each that changes nothing.
+_CHANGES_GREEDY: dict[str, Any] = {
+    'bad_words_ids': None,
+    'begin_suppress_tokens': None,
+    'dola_layers': None,
+    'encoder_no_repeat_ngram_size': 0,
+    'encoder_repetition_penalty': 1.0,
+    'exponential_decay_length_penalty': None,
+    'forced_bos_token_id': None,
+    'forced_eos_token_id': None,
+    'guidance_scale': 1.0,
+    'min_length': 0,
+    'min_new_tokens': 0,
+    'no_repeat_ngram_size': 0,
+    'num_beams': 1,
+    'penalty_alpha': 0.0,
+    'repetition_penalty': 1.0,
+    'sequence_bias': None,
+    'stop_strings': None,
+    'suppress_tokens': None,
+}
 
 
 @dataclass
@@ -154,3 +177,19 @@ def generate(
         if not unfinished:
             break
     return Generated(token_ids, kept, prefilled_ms)
+
+
+def greedy_warnings(generation_config: Any) -> tuple[str, ...]:
+    """Return a line for each setting that changes Hugging Face's greedy answers and is not applied.
+
+    Sampling settings are not among them: answers are greedy by design.
+    """
+    warnings = []
+    for name, neutral in _CHANGES_GREEDY.items():
+        value = getattr(generation_config, name, None)
+        if value is not None and value != neutral and value != []:
+            warnings.append(
+                f'generation_config.json sets {name} to {value!r}, which is not applied: answers '
+                "can differ from those of Hugging Face's generate"
+            )
+    return tuple(warnings)

@@ -23,6 +23,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from gmskip_ros.vlm.decoder import TEXT_MODEL_TYPES
 from gmskip_ros.vlm.engine import DTYPES
 from gmskip_ros.vlm.errors import ModelLoadError
+from gmskip_ros.vlm.image_fit import FittedImageProcessor
 from gmskip_ros.vlm.recognition import refuse_known_formats
 from gmskip_ros.vlm.vlm import Vlm, is_out_of_memory
 
@@ -47,6 +48,7 @@ def load_vlm(
     dtype: str = 'auto',
     on_progress: Callable[[str], None] | None = None,
     *,
+    image_fit: str = 'auto',
     chat_template: str | None = None,
 ) -> Vlm:
     """Load a LLaVA-1.5, LLaVA-NeXT or LLaVA-OneVision checkpoint with safetensors weights.
@@ -54,9 +56,10 @@ def load_vlm(
     model: 'demo', a local folder or a hub id. device: 'auto' (the first GPU, else the CPU), 'cpu',
     'cuda' or 'cuda:N'. dtype: 'float32', 'float16', 'bfloat16' or 'auto' (float32 on the CPU, on a
     GPU the checkpoint's own half precision: see resolve_dtype). on_progress receives each step in a
-    few words. chat_template: Jinja text, or a file that contains it, in place of the checkpoint's
-    own. Code that comes with a checkpoint is never run. Raises ModelLoadError, whose one line says
-    what to do.
+    few words. image_fit: how a frame becomes the model's square, one of IMAGE_FITS (see
+    image_fit.py). chat_template: Jinja text, or a file that contains it, in place of the
+    checkpoint's own. Code that comes with a checkpoint is never run. Raises ModelLoadError, whose
+    one line says what to do.
     """
     model, device = os.fspath(model), str(device)
     report = on_progress or (lambda _: None)
@@ -70,18 +73,19 @@ def load_vlm(
         report('loading the tokenizer and the image processor')
         tokenizer, image_processor, template = load_processor(model, folder, chat_template)
         _check_template(model, config, tokenizer, template)
+        fitted = FittedImageProcessor(model, image_processor, image_fit)
         report('loading weights')
         hf_model = _load_weights(model, folder, config, torch_dtype)
         report(f'moving weights to {torch_device}')
         with _refusals(model, f'device {torch_device}', remedy='use device cpu'):
             hf_model.to(torch_device)
-        vlm = Vlm(model, hf_model, image_processor, tokenizer, template)
+        vlm = Vlm(model, hf_model, fitted, tokenizer, template)
         _try_out(vlm)
     report(f'loaded {model}: {vlm.num_blocks} blocks, {vlm.dtype} on {vlm.device}')
     return vlm
 
 
-def load_skeleton(model: str, chat_template: str | None = None) -> Vlm:
+def load_skeleton(model: str, *, image_fit: str = 'auto', chat_template: str | None = None) -> Vlm:
     """Return a checkpoint's model without its weights, from files on this machine; see load_vlm.
 
     It knows num_blocks, text_model_type, template_sha256, prompts and how many tokens an image
@@ -92,9 +96,10 @@ def load_skeleton(model: str, chat_template: str | None = None) -> Vlm:
         config = read_config(model, folder)
         tokenizer, image_processor, template = load_processor(model, folder, chat_template)
         _check_template(model, config, tokenizer, template)
+        fitted = FittedImageProcessor(model, image_processor, image_fit)
         with _refusals(model, 'config.json'), torch.device('meta'):
             hf_model = transformers.AutoModelForImageTextToText.from_config(config).eval()
-        vlm = Vlm(model, hf_model, image_processor, tokenizer, template)
+        vlm = Vlm(model, hf_model, fitted, tokenizer, template)
         _try_out(vlm)
     return vlm
 

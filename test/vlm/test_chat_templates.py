@@ -141,7 +141,7 @@ def test_a_template_that_is_given_comes_first(tmp_path, as_file) -> None:
         template = str(tmp_path / 'mine.jinja')
     vlm = load_vlm(folder, 'cpu', chat_template=template)
     assert 'helpful assistant' in vlm.render_prompt(PROMPT)
-    assert vlm.template_sha256 == load_skeleton(str(folder), template).template_sha256
+    assert vlm.template_sha256 == load_skeleton(str(folder), chat_template=template).template_sha256
     assert vlm.template_sha256 != load_skeleton(str(folder)).template_sha256
 
 

@@ -216,12 +216,16 @@ SHAPES: dict[str, tuple[str, str, int, Callable[[Path], None]]] = {
 }
 
 
-@pytest.mark.parametrize('shape', SHAPES)
-def test_a_checkpoint_of_the_hub_answers_as_hugging_face_does(tmp_path, shape) -> None:
+@pytest.mark.parametrize(
+    ('shape', 'image_fit'),
+    [*((shape, 'auto') for shape in SHAPES), ('processor_2023', 'checkpoint')],
+)
+def test_a_checkpoint_of_the_hub_answers_as_hugging_face_does(tmp_path, shape, image_fit) -> None:
     family, text, num_blocks, change = SHAPES[shape]
     folder = make_tiny_model(tmp_path, family, text, num_blocks)
     change(folder)
-    vlm, reference = load_vlm(folder, 'cpu'), HfReference(folder)
+    vlm = load_vlm(folder, 'cpu', image_fit=image_fit)
+    reference = HfReference(folder, image_fit)
     reference.adopt_vision_strategy()
     assert (vlm.num_blocks, vlm.text_model_type) == (num_blocks, text)
     assert memory_need(folder, 'float32').weights_bytes <= 4 * vlm.num_parameters
