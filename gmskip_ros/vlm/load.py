@@ -25,6 +25,7 @@ from gmskip_ros.vlm.engine import DTYPES
 from gmskip_ros.vlm.errors import ModelLoadError
 from gmskip_ros.vlm.image_fit import FittedImageProcessor
 from gmskip_ros.vlm.recognition import refuse_known_formats
+from gmskip_ros.vlm.tiles import cap_image_tokens
 from gmskip_ros.vlm.vlm import Vlm, is_out_of_memory
 
 # model_type in config.json -> the family's common name
@@ -49,6 +50,7 @@ def load_vlm(
     on_progress: Callable[[str], None] | None = None,
     *,
     image_fit: str = 'auto',
+    max_image_tokens: int = 0,
     chat_template: str | None = None,
 ) -> Vlm:
     """Load a LLaVA-1.5, LLaVA-NeXT or LLaVA-OneVision checkpoint with safetensors weights.
@@ -57,7 +59,8 @@ def load_vlm(
     'cuda' or 'cuda:N'. dtype: 'float32', 'float16', 'bfloat16' or 'auto' (float32 on the CPU, on a
     GPU the checkpoint's own half precision: see resolve_dtype). on_progress receives each step in a
     few words. image_fit: how a frame becomes the model's square, one of IMAGE_FITS (see
-    image_fit.py). chat_template: Jinja text, or a file that contains it, in place of the
+    image_fit.py). max_image_tokens: use only those grids of tiles that make at most so many image
+    tokens; 0: all. chat_template: Jinja text, or a file that contains it, in place of the
     checkpoint's own. Code that comes with a checkpoint is never run. Raises ModelLoadError, whose
     one line says what to do.
     """
@@ -73,6 +76,7 @@ def load_vlm(
         report('loading the tokenizer and the image processor')
         tokenizer, image_processor, template = load_processor(model, folder, chat_template)
         _check_template(model, config, tokenizer, template)
+        cap_image_tokens(model, config, image_processor, max_image_tokens)
         fitted = FittedImageProcessor(model, image_processor, image_fit)
         report('loading weights')
         hf_model = _load_weights(model, folder, config, torch_dtype)
@@ -85,7 +89,13 @@ def load_vlm(
     return vlm
 
 
-def load_skeleton(model: str, *, image_fit: str = 'auto', chat_template: str | None = None) -> Vlm:
+def load_skeleton(
+    model: str,
+    *,
+    image_fit: str = 'auto',
+    max_image_tokens: int = 0,
+    chat_template: str | None = None,
+) -> Vlm:
     """Return a checkpoint's model without its weights, from files on this machine; see load_vlm.
 
     It knows num_blocks, text_model_type, template_sha256, prompts and how many tokens an image
@@ -96,6 +106,7 @@ def load_skeleton(model: str, *, image_fit: str = 'auto', chat_template: str | N
         config = read_config(model, folder)
         tokenizer, image_processor, template = load_processor(model, folder, chat_template)
         _check_template(model, config, tokenizer, template)
+        cap_image_tokens(model, config, image_processor, max_image_tokens)
         fitted = FittedImageProcessor(model, image_processor, image_fit)
         with _refusals(model, 'config.json'), torch.device('meta'):
             hf_model = transformers.AutoModelForImageTextToText.from_config(config).eval()

@@ -36,6 +36,7 @@ from typing import Any
 import safetensors
 
 from gmskip_ros.vlm.errors import ModelLoadError
+from gmskip_ros.vlm.tiles import grid_tokens, tile_tokens, tower_tokens
 
 SINGLE_FILE = 'model.safetensors'
 INDEX_FILE = 'model.safetensors.index.json'
@@ -45,7 +46,6 @@ BYTES_PER_NUMBER = {'float32': 4, 'float16': 2, 'bfloat16': 2}
 GIB = 1 << 30
 RUNTIME_BYTES = GIB
 RESERVE = 0.1  # of what is allocated anew for every answer
-LAST_GRID_RATIO = 1.1  # OneVision shrinks features of more than its square times the most tiles
 
 
 @dataclass(frozen=True)
@@ -155,30 +155,12 @@ def check_memory(
 
 def _image_size(config: Any) -> tuple[int, int]:
     """Return the largest number of tiles and of image tokens that any image makes."""
-    vision = config.vision_config
-    side = vision.image_size // vision.patch_size  # patches of a tile
-    tile_tokens = _tower_tokens(config) - (config.vision_feature_select_strategy == 'default')
     if config.model_type == 'llava':
-        return 1, tile_tokens
-    most_area = float('inf')
-    if config.model_type == 'llava_onevision':
-        most_tiles = int(config.vision_aspect_ratio.removeprefix('anyres_max_'))
-        most_area = LAST_GRID_RATIO**2 * most_tiles * side**2
-    num_tiles, image_tokens = 0, 0
-    for height, width in config.image_grid_pinpoints:
-        rows, columns = height // vision.image_size, width // vision.image_size
-        # The whole image once, then its tiles, with an extra token after each row of patches.
-        patches = int(min(rows * side * columns * side, most_area))
-        num_tiles = max(num_tiles, 1 + rows * columns)
-        image_tokens = max(image_tokens, tile_tokens + patches + rows * side)
-    return num_tiles, image_tokens
-
-
-def _tower_tokens(config: Any) -> int:
-    """Return how many tokens a tile has inside the vision tower."""
-    vision = config.vision_config
-    has_class_token = vision.model_type == 'clip_vision_model'
-    return (vision.image_size // vision.patch_size) ** 2 + has_class_token
+        return 1, tile_tokens(config)
+    grids = [tuple(grid) for grid in config.image_grid_pinpoints]
+    image_size = config.vision_config.image_size
+    num_tiles = max(1 + height // image_size * (width // image_size) for height, width in grids)
+    return num_tiles, max(grid_tokens(config, *grid) for grid in grids)
 
 
 def _head_size(text: Any) -> int:
@@ -192,7 +174,7 @@ def _stored_per_token(text: Any) -> int:
 
 def _encoding_bytes(config: Any, num_tiles: int, image_tokens: int, number_bytes: int) -> int:
     vision, width = config.vision_config, config.text_config.hidden_size
-    tokens = num_tiles * _tower_tokens(config)
+    tokens = num_tiles * tower_tokens(config)
     pixels = 4 * num_tiles * 3 * vision.image_size**2  # the image processor's copies included
     hidden_states = tokens * vision.hidden_size * (vision.num_hidden_layers + 1)
     layer = tokens * (2 * vision.hidden_size + 3 * max(vision.intermediate_size, width))
