@@ -1,4 +1,4 @@
-"""What figures were measured on, and with which versions."""
+"""The machine and the software versions that measurements depend on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SOFTWARE = ('gmskip_ros', 'torch', 'transformers')
 
 
 def machine(device: str) -> dict[str, str | int | None]:
-    """Return what figures of time were measured on."""
+    """Return CPU, cores, GPU (None without one) and system, as recorded beside measured times."""
     gpu = None
     if device.startswith('cuda'):
         import torch
@@ -21,7 +21,7 @@ def machine(device: str) -> dict[str, str | int | None]:
 
 
 def software() -> dict[str, str]:
-    """Return the versions of what answers depend on."""
+    """Return the versions of the packages that answers depend on."""
     return {name: importlib.metadata.version(name) for name in SOFTWARE}
 
 

@@ -1,4 +1,4 @@
-"""`gmskip doctor`: will this machine run it? One line a check, with the remedy."""
+"""`gmskip doctor`: check whether this machine can run the node."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from gmskip_ros.cli.options import positive_float
 from gmskip_ros.doctor.examination import Check, examine
 from gmskip_ros.tasks import TASK_NAMES
 
@@ -26,10 +27,11 @@ def add_parser(subparsers: Any) -> None:
     """Add `gmskip doctor` and its options."""
     parser = subparsers.add_parser(
         'doctor',
-        help='will this machine run it? one line a check, with the remedy',
-        description='Check this machine for a drive: ROS, image transport, GPU, memory, model '
-        'files, skip lists, installed executables. Exit status: 0 all is well, 1 warnings, 2 it '
-        'will not run. Nothing is downloaded or changed.',
+        help='check whether this machine can run the node',
+        description='Check whether this machine can run the node: ROS, image transport, installed '
+        'executables, GPU, model files, memory, skip lists. One line per check, with the remedy. '
+        'Exit status: 0 no problem, 1 warnings, 2 the node will not run. Nothing is downloaded or '
+        'changed.',
     )
     parser.add_argument('--model', help="'demo' (default), a folder or a hub id")
     parser.add_argument('--device', help='auto (default), cpu or cuda:N')
@@ -40,29 +42,29 @@ def add_parser(subparsers: Any) -> None:
         action='append',
         default=[],
         metavar='TASK=FILE',
-        help='a file or a shipped name; once per task (default: as the node has it)',
+        help="a file or the name of a shipped list; once per task (default: the node's)",
     )
     parser.add_argument(
         '--params-file',
         metavar='FILE',
-        help="the node's parameters; the options here stand above it",
+        help="the node's parameters; options given here override them",
     )
     parser.add_argument(
         '--frame-size',
         type=_size,
         default=(1920, 1080),
         metavar='WxH',
-        help="the camera's (default 1920x1080)",
+        help="of the camera's frames, pixels (default 1920x1080)",
     )
     parser.add_argument('--image-transport', help='raw (default) or compressed')
     parser.add_argument('--reliability', help='best_effort (default) or reliable')
-    parser.add_argument('--no-ros', action='store_true', help='leave out what only the node needs')
+    parser.add_argument('--no-ros', action='store_true', help='skip the checks of ROS')
     parser.add_argument(
         '--timeout-sec',
-        type=_seconds,
+        type=positive_float,
         default=60.0,
         metavar='S',
-        help='how long a check may take (default 60)',
+        help='time limit per check (default 60)',
     )
     parser.add_argument('--json', action='store_true', help='print one JSON object')
     parser.set_defaults(func=run)
@@ -72,7 +74,7 @@ def _task_and_list(text: str) -> tuple[str, str]:
     task, mark, name = text.partition('=')
     if not mark or task not in TASK_NAMES:
         raise argparse.ArgumentTypeError(
-            f'{text!r} is not TASK=FILE with one of {", ".join(TASK_NAMES)}'
+            f'{text!r} is not TASK=FILE, where TASK is one of {", ".join(TASK_NAMES)}'
         )
     return task, name
 
@@ -82,26 +84,16 @@ def _size(text: str) -> tuple[int, int]:
     size = (int(match[1]), int(match[2])) if match else (0, 0)
     if not all(1 <= side <= MAX_SIDE for side in size):
         raise argparse.ArgumentTypeError(
-            f'{text!r} is no size such as 1920x1080, of sides from 1 to {MAX_SIDE}'
+            f'{text!r} is not a size such as 1920x1080 with sides from 1 to {MAX_SIDE}'
         )
     return size
 
 
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1e6:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a number of seconds above 0')
-    return value
-
-
 def run(args: argparse.Namespace) -> int:
-    """Make every check, print the lines or one JSON object, and return the exit status."""
+    """Run every check, print lines or one JSON object, and return the exit status."""
     from gmskip_ros.doctor.setup import worst_level
 
-    # A trial's processes end with this one, also at SIGTERM.
+    # Exit through Python at SIGTERM, so that a running trial's processes are stopped.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     setup, problems = make_setup(args)
     checks = []
@@ -118,9 +110,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def make_setup(args: argparse.Namespace) -> tuple[Setup, list[str]]:
-    """Return what is to be examined, and a line for every parameter that the node would refuse.
+    """Return what to check, and a line for each parameter that the node would refuse.
 
-    Such a parameter has its default meanwhile.
+    A refused parameter is replaced by its default.
     """
     from gmskip_ros.doctor.setup import Setup
     from gmskip_ros.pipeline.settings import SPECS, ParameterError, settings_from, values_from_file
@@ -154,7 +146,7 @@ def make_setup(args: argparse.Namespace) -> tuple[Setup, list[str]]:
 
 
 def as_line(check: Check, in_colours: bool = False) -> str:
-    """Return a check as one line for people."""
+    """Return a check as one line of text."""
     level = f'{check.level:<4}'
     if in_colours:
         level = f'\x1b[{COLOURS[check.level]}m{level}\x1b[0m'
@@ -164,12 +156,12 @@ def as_line(check: Check, in_colours: bool = False) -> str:
 
 def _verdict(checks: list[Check]) -> str:
     failed = [check.name for check in checks if check.level == 'FAIL']
-    doubtful = [check.name for check in checks if check.level == 'WARN']
+    warned = [check.name for check in checks if check.level == 'WARN']
     if failed:
-        return f'This machine will not run it: {", ".join(failed)}.'
-    if doubtful:
-        return f'This machine runs it, with warnings: {", ".join(doubtful)}.'
-    return 'This machine runs it.'
+        return f'This machine cannot run the node: {", ".join(failed)}.'
+    if warned:
+        return f'This machine can run the node, with warnings: {", ".join(warned)}.'
+    return 'This machine can run the node.'
 
 
 def _has_colours(stream: Any) -> bool:
@@ -177,12 +169,12 @@ def _has_colours(stream: Any) -> bool:
 
 
 class _Progress:
-    """On a terminal, what is being looked at; in a pipe nothing."""
+    """Shows the running check on a terminal, and nothing in a pipe."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream if stream.isatty() else None
 
     def __call__(self, name: str) -> None:
         if self._stream is not None:
-            self._stream.write('\r\x1b[K' + (f'looking at {name} ...' if name else ''))
+            self._stream.write('\r\x1b[K' + (f'checking {name} ...' if name else ''))
             self._stream.flush()

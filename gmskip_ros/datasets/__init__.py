@@ -1,9 +1,9 @@
 """Dataset readers, and rendered driving scenes (`gmskip_ros.datasets.scenes`)."""
 
 from gmskip_ros.datasets.errors import DatasetError
+from gmskip_ros.datasets.image_file import read_image
 from gmskip_ros.datasets.opening import open_dataset
 from gmskip_ros.datasets.overlap import may_share_pictures
-from gmskip_ros.datasets.picture import read_image
 from gmskip_ros.datasets.sample import Dataset, Sample, choose_samples, sample_hash
 from gmskip_ros.datasets.scenes_writer import write_scenes
 

@@ -1,4 +1,4 @@
-"""COCO's folders (2014, 2017 and any written like them), and Karpathy's split of the captions."""
+"""COCO's folders (2014, 2017 and others in the same layout), and Karpathy's splits."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 
 from gmskip_ros.datasets.coco_format import (
     Id,
-    Picture,
+    ImageEntry,
     make_samples,
     note_about_blank,
     read_captions,
+    read_images,
     read_labels,
-    read_pictures,
 )
 from gmskip_ros.datasets.errors import DatasetError
 from gmskip_ros.datasets.json_file import note, read_object, records
@@ -24,11 +24,13 @@ from gmskip_ros.datasets.scenes_writer import scenes_name
 _ANNOTATIONS = re.compile(r'(?:instances|captions)_(.+)\.json')
 _OFFICIAL = re.compile(r'(?:train|val)20(?:14|17)')
 _KARPATHY = 'karpathy-'
-_TRAINED_ON = 'are in the training data of LLaVA models: scores on them tell little about new ones'
+_TRAINED_ON = (
+    'are in the training data of LLaVA models: scores on them overstate those on new images'
+)
 
 
 def coco_splits(folder: Path) -> list[str]:
-    """Return the splits of which `folder`/annotations has instances or captions, sorted."""
+    """Return the splits that have instances or captions in `folder`/annotations, sorted."""
     names = [entry.name for entry in (folder / 'annotations').glob('*.json')]
     return sorted({match[1] for name in names if (match := _ANNOTATIONS.fullmatch(name))})
 
@@ -36,41 +38,41 @@ def coco_splits(folder: Path) -> list[str]:
 def open_coco(folder: Path, split: str, captions: Path | None) -> Dataset:
     """Return one split: labels from instances_<split>.json, captions from captions_<split>.json.
 
-    `captions` is another file to take them from, in the same format. A picture without annotations
-    is a sample without labels.
+    `captions` is a different captions file in the same format. An image without annotations is a
+    sample without labels.
     """
     notes: list[str] = []
-    pictures: dict[Id, Picture] = {}
+    images: dict[Id, ImageEntry] = {}
     labels: tuple[str, ...] = ()
     instances = folder / 'annotations' / f'instances_{split}.json'
     own_captions = folder / 'annotations' / f'captions_{split}.json'
-    # A link to nowhere is there: it must not pass for a split without labels.
+    # A broken link exists: it must not count as a split without labels.
     has_instances = os.path.lexists(instances)
     if has_instances:
         content = read_object(instances)
-        pictures = read_pictures(content, instances, split, notes)
-        labels = read_labels(content, instances, pictures, notes)
+        images = read_images(content, instances, split, notes)
+        labels = read_labels(content, instances, images, notes)
     if captions is not None or os.path.lexists(own_captions):
         path = captions or own_captions
         content = read_object(path)
         if not has_instances:
-            pictures = read_pictures(content, path, split, notes)
-        read_captions(content, path, pictures, notes)
-        _check_captions(captions, pictures)
+            images = read_images(content, path, split, notes)
+        read_captions(content, path, images, notes)
+        _check_captions(captions, images)
 
     folders = _image_folders(folder, split)
 
-    def find(number: Id, picture: Picture) -> Path | None:
-        return _first_file(at / picture.file_name for at in folders)
+    def find(number: Id, image: ImageEntry) -> Path | None:
+        return _first_file(at / image.file_name for at in folders)
 
-    samples = make_samples(pictures, labels, find, ' or '.join(map(str, folders)), notes)
+    samples = make_samples(images, labels, find, ' or '.join(map(str, folders)), notes)
     official = _OFFICIAL.fullmatch(split)
     name = f'coco-{split}' if official else scenes_name(folder, split) or split
     return Dataset(name, samples, labels, tuple(notes), _warnings([split] if official else []))
 
 
 def is_karpathy(content: dict[str, object]) -> bool:
-    """Return whether the file has captions in Karpathy's format: sentences in its images."""
+    """Return whether a file's content is in Karpathy's format: its images have sentences."""
     images = content.get('images')
     return isinstance(images, list) and any(
         isinstance(image, dict) and 'sentences' in image for image in images[:1]
@@ -78,18 +80,18 @@ def is_karpathy(content: dict[str, object]) -> bool:
 
 
 def karpathy_splits(content: dict[str, object], path: Path) -> list[str]:
-    """Return 'karpathy-train', ... as the file has them, sorted."""
+    """Return the names of the file's splits ('karpathy-train', ...), sorted."""
     return sorted({_KARPATHY + record.text('split') for record in records(content, 'images', path)})
 
 
 def open_karpathy(folder: Path, split: str, content: dict[str, object], path: Path) -> Dataset:
-    """Return one of Karpathy's splits, for example 'karpathy-test', in COCO's folder.
+    """Return one of Karpathy's splits, for example 'karpathy-test', of a COCO folder.
 
-    Captions come from his file, labels from the instances of 2014 or of 2017, where they are
-    there. Pictures are found under both years' names.
+    Captions come from his file, labels from the instances of 2014 or 2017 if the folder has them.
+    Images are found under the names of both years.
     """
     notes: list[str] = []
-    pictures: dict[Id, Picture] = {}
+    images: dict[Id, ImageEntry] = {}
     repeated: list[str] = []
     blank: list[str] = []
     parts: dict[str, None] = {}
@@ -101,7 +103,7 @@ def open_karpathy(folder: Path, split: str, content: dict[str, object], path: Pa
             record.text('filepath'),
             record.text('filename'),
         )
-        if number in pictures:
+        if number in images:
             repeated.append(file_name)
             continue
         texts = []
@@ -110,10 +112,10 @@ def open_karpathy(folder: Path, split: str, content: dict[str, object], path: Pa
                 blank.append(file_name)
             else:
                 texts.append(sentence.text('raw'))
-        pictures[number] = Picture(f'{part}/{file_name}', file_name, captions=texts)
+        images[number] = ImageEntry(f'{part}/{file_name}', file_name, captions=texts)
         parts[part] = None
     notes += note(
-        repeated, 'image is listed twice, taken once', 'images are listed twice, taken once'
+        repeated, 'image is listed twice, used once', 'images are listed twice, used once'
     )
     notes += note_about_blank(blank)
 
@@ -124,21 +126,21 @@ def open_karpathy(folder: Path, split: str, content: dict[str, object], path: Pa
         files = [annotations / f'instances_{part}.json' for part in ('train2017', 'val2017')]
     for file in filter(Path.exists, files):
         instances = read_object(file)
-        for number, listed in read_pictures(instances, file, split, []).items():
-            if number in pictures:
-                pictures[number].size = listed.size
-        found = read_labels(instances, file, pictures, notes, only_given=True)
+        for number, listed in read_images(instances, file, split, []).items():
+            if number in images:
+                images[number].size = listed.size
+        found = read_labels(instances, file, images, notes, only_given=True)
         labels = tuple(dict.fromkeys(labels + found))
 
-    def find(number: Id, picture: Picture) -> Path | None:
+    def find(number: Id, image: ImageEntry) -> Path | None:
         new_name = f'{number:012d}.jpg' if isinstance(number, int) else f'{number}.jpg'
-        part = picture.key.partition('/')[0]
-        named = [at / picture.file_name for at in _image_folders(folder, part)]
+        part = image.key.partition('/')[0]
+        named = [at / image.file_name for at in _image_folders(folder, part)]
         for year in ('val2017', 'train2017'):
             named += [at / new_name for at in _image_folders(folder, year)]
         return _first_file(named)
 
-    samples = make_samples(pictures, labels, find, str(folder), notes)
+    samples = make_samples(images, labels, find, str(folder), notes)
     return Dataset(f'coco-{split}', samples, labels, tuple(notes), _warnings(list(parts)))
 
 
@@ -150,9 +152,9 @@ def _first_file(paths: Iterable[Path]) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
-def _check_captions(path: Path | None, pictures: dict[Id, Picture]) -> None:
-    if path is not None and not any(picture.captions for picture in pictures.values()):
-        raise DatasetError(f'{path}: has no caption of this split; give the file of the same split')
+def _check_captions(path: Path | None, images: dict[Id, ImageEntry]) -> None:
+    if path is not None and not any(image.captions for image in images.values()):
+        raise DatasetError(f'{path}: has no captions for this split; give the file of this split')
 
 
 def _warnings(parts: list[str]) -> tuple[str, ...]:

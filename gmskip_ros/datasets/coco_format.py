@@ -1,4 +1,4 @@
-"""Files in COCO's format: pictures, boxes of classes, captions. COCO and CODA are written so."""
+"""Files in COCO's format, which CODA shares: images, boxes with classes, captions."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ Id: TypeAlias = 'int | str'
 
 
 @dataclass
-class Picture:
-    """One picture while its files are read."""
+class ImageEntry:
+    """What the annotation files say about one image."""
 
     key: str
     file_name: str
@@ -26,27 +26,27 @@ class Picture:
     captions: list[str] = field(default_factory=list)
 
     def add(self, label: str, area: float, crowd: bool) -> None:
-        """Add one instance. A crowd shows its class, but it is no single object."""
+        """Add one instance; a crowd counts for its class, but not as a single object."""
         self.areas[label] = self.areas.get(label, 0) + area
         if not crowd:
             self.largest[label] = max(self.largest.get(label, 0), area)
 
 
-def read_pictures(
+def read_images(
     content: dict[str, Any], path: Path, split: str, notes: list[str]
-) -> dict[Id, Picture]:
-    """Return the file's list of pictures by id.
+) -> dict[Id, ImageEntry]:
+    """Return the file's list of images by id.
 
-    A picture listed twice counts once. An id with two files is left out with all its annotations:
-    nobody knows which of the two they are about.
+    An image listed twice counts once. An id with two files is ignored with all its annotations,
+    since they could belong to either.
     """
-    pictures: dict[Id, Picture] = {}
+    images: dict[Id, ImageEntry] = {}
     repeated: list[str] = []
     ambiguous: dict[Id, str] = {}
     for record in records(content, 'images', path):
         number, file_name = record.identity('id'), record.text('file_name')
-        if number in pictures:
-            if pictures[number].file_name == file_name:
+        if number in images:
+            if images[number].file_name == file_name:
                 repeated.append(file_name)
             else:
                 ambiguous.setdefault(number, f'id {number}')
@@ -54,37 +54,37 @@ def read_pictures(
         size = None
         if record.has('width') or record.has('height'):
             size = (record.size('width'), record.size('height'))
-        pictures[number] = Picture(f'{split}/{file_name}', file_name, size)
-    if not pictures:
-        raise DatasetError(f'{path}: images is empty; give a file that lists pictures')
+        images[number] = ImageEntry(f'{split}/{file_name}', file_name, size)
+    if not images:
+        raise DatasetError(f'{path}: images is empty; give a file that lists images')
     for number in ambiguous:
-        del pictures[number]
+        del images[number]
     notes += note(
-        repeated, 'image is listed twice, taken once', 'images are listed twice, taken once'
+        repeated, 'image is listed twice, used once', 'images are listed twice, used once'
     )
     notes += note(
         list(ambiguous.values()),
-        'image id is given to two files, both left out',
-        'image ids are given to two files each, all left out',
+        'image id belongs to two files, both ignored',
+        'image ids belong to two files each, all ignored',
     )
-    return pictures
+    return images
 
 
 def read_labels(
     content: dict[str, Any],
     path: Path,
-    pictures: Mapping[Id, Picture],
+    images: Mapping[Id, ImageEntry],
     notes: list[str],
     *,
     renamed: Mapping[str, str] | None = None,
     nameless: Sequence[str] = (),
     only_given: bool = False,
 ) -> tuple[str, ...]:
-    """Add the file's boxes to the pictures and return its class names.
+    """Add the file's boxes to the images and return its class names.
 
-    `renamed`: other spellings for class names. `nameless`: classes to leave out. `only_given`:
-    boxes of other pictures are no peculiarity of the file. An area is the mask's where the file
-    states one, but never more than the part of the box that is inside the picture.
+    `renamed`: corrected spellings of class names. `nameless`: classes to ignore. `only_given`:
+    boxes of images that are not in `images` are expected, and not noted. An area is the mask's if
+    the file has one, but at most that of the part of the box inside the image.
     """
     label_of: dict[Id, str | None] = {}
     for record in records(content, 'categories', path):
@@ -92,66 +92,66 @@ def read_labels(
         label = None if name in nameless else (renamed or {}).get(name, name)
         number = record.identity('id')
         if label_of.setdefault(number, label) != label:
-            raise record.error('id', f'is {number}, which another class has, too; rename one')
+            raise record.error('id', f'is {number}, the id of two classes; change one')
 
     crowds: list[str] = []
-    left_out: dict[str, list[str]] = {}
+    ignored: dict[str, list[str]] = {}
     clipped: list[str] = []
     seen: dict[Id, tuple[Any, ...]] = {}
     for record in records(content, 'annotations', path):
         image_id, category = record.identity('image_id'), record.identity('category_id')
         box, crowd = record.numbers('bbox', 4), record.flag('iscrowd')
-        picture = pictures.get(image_id)
-        if picture is None:
+        image = images.get(image_id)
+        if image is None:
             if not only_given:
-                left_out.setdefault('image', []).append(f'image {image_id}')
+                ignored.setdefault('image', []).append(f'image {image_id}')
             continue
         if category not in label_of:
-            left_out.setdefault('class', []).append(f'class {category}')
+            ignored.setdefault('class', []).append(f'class {category}')
             continue
         if record.has('id'):
             number = record.identity('id')
             same = (image_id, category, tuple(box))
             if seen.setdefault(number, same) is not same and seen[number] == same:
-                left_out.setdefault('twice', []).append(f'id {number}')
+                ignored.setdefault('twice', []).append(f'id {number}')
                 continue
         if label_of[category] is None:
-            left_out.setdefault('nameless', []).append(picture.key)
+            ignored.setdefault('nameless', []).append(image.key)
             continue
-        area, cut = _visible_area(record, box, picture)
+        area, cut = _visible_area(record, box, image)
         if area <= 0:
-            left_out.setdefault('empty', []).append(picture.key)
+            ignored.setdefault('empty', []).append(image.key)
             continue
         if cut:
-            clipped.append(picture.key)
+            clipped.append(image.key)
         if crowd:
-            crowds.append(picture.key)
-        picture.add(str(label_of[category]), area, crowd)
+            crowds.append(image.key)
+        image.add(str(label_of[category]), area, crowd)
 
     for kind, one, many in (
         (
             'image',
-            'box is of an image that is not listed, left out',
-            'boxes are of images that are not listed, left out',
+            'box is in an image that is not listed, ignored',
+            'boxes are in images that are not listed, ignored',
         ),
         (
             'class',
-            'box is of a class that is not listed, left out',
-            'boxes are of classes that are not listed, left out',
+            'box has a class that is not listed, ignored',
+            'boxes have classes that are not listed, ignored',
         ),
-        ('twice', 'box is there twice, taken once', 'boxes are there twice, taken once'),
+        ('twice', 'box is listed twice, used once', 'boxes are listed twice, used once'),
         (
             'nameless',
-            f'box of class {" or ".join(nameless)}, which no answer can name, is left out',
-            f'boxes of class {" or ".join(nameless)}, which no answer can name, are left out',
+            f'box has class {" or ".join(nameless)}, which no answer can name, ignored',
+            f'boxes have class {" or ".join(nameless)}, which no answer can name, ignored',
         ),
         (
             'empty',
-            'box has no area inside its image, left out',
-            'boxes have no area inside their images, left out',
+            'box has no area inside its image, ignored',
+            'boxes have no area inside their images, ignored',
         ),
     ):
-        notes += note(left_out.get(kind, []), one, many)
+        notes += note(ignored.get(kind, []), one, many)
     notes += note(clipped, 'box is clipped to its image', 'boxes are clipped to their images')
     notes += note(
         crowds,
@@ -161,40 +161,40 @@ def read_labels(
     return tuple(dict.fromkeys(label for label in label_of.values() if label is not None))
 
 
-def _visible_area(record: Record, box: Sequence[float], picture: Picture) -> tuple[float, bool]:
-    """Return the area inside the picture, and whether the box reaches out of it."""
-    if picture.size is None:
+def _visible_area(record: Record, box: Sequence[float], image: ImageEntry) -> tuple[float, bool]:
+    """Return the area inside the image in pixels, and whether the box extends beyond it."""
+    if image.size is None:
         raise record.error(
-            'bbox', f'is in {picture.file_name}, which has no width and height in images; add them'
+            'bbox', f'is in {image.file_name}, which has no width and height in images; add them'
         )
     x, y, width, height = box
-    inside_width = min(x + width, picture.size[0]) - max(x, 0)
-    inside_height = min(y + height, picture.size[1]) - max(y, 0)
+    inside_width = min(x + width, image.size[0]) - max(x, 0)
+    inside_height = min(y + height, image.size[1]) - max(y, 0)
     if min(width, height, inside_width, inside_height) <= 0:
         return 0.0, False
-    # Boxes are written with two digits: less than a pixel is rounding.
+    # Coordinates are rounded to two digits, so less than a pixel does not count.
     cut = inside_width < width - 1 or inside_height < height - 1
     area = inside_width * inside_height
     return (min(area, record.number('area')) if record.has('area') else area), cut
 
 
 def read_captions(
-    content: dict[str, Any], path: Path, pictures: Mapping[Id, Picture], notes: list[str]
+    content: dict[str, Any], path: Path, images: Mapping[Id, ImageEntry], notes: list[str]
 ) -> None:
-    """Add the file's captions to the pictures."""
+    """Add the file's captions to the images."""
     seen: dict[Id, str] = {}
     blank: list[str] = []
     twice: list[str] = []
-    strange: list[str] = []
+    unlisted: list[str] = []
     for record in records(content, 'annotations', path):
         image_id = record.identity('image_id')
         if record.is_blank('caption'):
             blank.append(f'image {image_id}')
             continue
         caption = record.text('caption')
-        picture = pictures.get(image_id)
-        if picture is None:
-            strange.append(f'image {image_id}')
+        image = images.get(image_id)
+        if image is None:
+            unlisted.append(f'image {image_id}')
             continue
         if record.has('id'):
             same = f'{image_id} {caption}'
@@ -203,81 +203,81 @@ def read_captions(
                 twice.append(f'id {number}')
                 continue
             seen[number] = same
-        picture.captions.append(caption)
+        image.captions.append(caption)
     notes += note_about_blank(blank)
     notes += note(
-        twice, 'caption is there twice, taken once', 'captions are there twice, taken once'
+        twice, 'caption is listed twice, used once', 'captions are listed twice, used once'
     )
     notes += note(
-        strange,
-        'caption is of an image that is not listed, left out',
-        'captions are of images that are not listed, left out',
+        unlisted,
+        'caption belongs to an image that is not listed, ignored',
+        'captions belong to images that are not listed, ignored',
     )
 
 
 def note_about_blank(names: Sequence[str]) -> list[str]:
-    """Return the note about captions without a word, by their pictures' names."""
-    return note(names, 'caption says nothing, left out', 'captions say nothing, left out')
+    """Return the note about captions without a letter or digit; `names` are their images."""
+    return note(names, 'caption has no word, ignored', 'captions have no word, ignored')
 
 
 def make_samples(
-    pictures: Mapping[Id, Picture],
+    images: Mapping[Id, ImageEntry],
     labels: Sequence[str],
-    find: Callable[[Id, Picture], Path | None],
+    find: Callable[[Id, ImageEntry], Path | None],
     where: str,
     notes: list[str],
 ) -> tuple[Sample, ...]:
-    """Return a sample for every picture whose file `find` gives, in the order of their keys.
+    """Return a sample for every image whose file `find` returns, in the order of their keys.
 
-    Several ids of one file are one picture. Raises DatasetError where no picture is left; `where`
-    says where they were looked for.
+    Several ids of one file are one image. `where` names the folders that `find` searches, for the
+    DatasetError if no image is found.
     """
-    by_key: dict[str, Picture] = {}
+    by_key: dict[str, ImageEntry] = {}
     paths: dict[str, Path] = {}
     twins: list[str] = []
     missing: list[str] = []
-    for number, picture in pictures.items():
-        if picture.key in by_key:
-            twins.append(picture.key)
-            _merge(by_key[picture.key], picture)
+    for number, image in images.items():
+        if image.key in by_key:
+            twins.append(image.key)
+            _merge(by_key[image.key], image)
             continue
-        path = find(number, picture)
+        path = find(number, image)
         if path is None:
-            missing.append(picture.key)
+            missing.append(image.key)
             continue
-        by_key[picture.key], paths[picture.key] = picture, path
+        by_key[image.key], paths[image.key] = image, path
     if not by_key:
-        raise DatasetError(f'{where}: none of {len(pictures):,} images is there; unpack them there')
+        raise DatasetError(f'{where}: none of {len(images):,} images was found; unpack them there')
     notes += note(
         twins,
-        'image is listed under two ids, taken as one',
-        'images are listed under two ids, taken as one each',
+        'image is listed under two ids, which are merged',
+        'images are listed under two ids each, which are merged',
     )
-    notes += note(missing, 'image is missing, left out', 'images are missing, left out')
-    bare = [key for key, picture in by_key.items() if not picture.areas]
+    notes += note(missing, 'image is missing, ignored', 'images are missing, ignored')
+    bare = [key for key, image in by_key.items() if not image.areas]
     if labels:
         notes += note(bare, 'image has no labels', 'images have no labels')
 
     order = {label: index for index, label in enumerate(labels)}
     samples = []
-    for key, picture in sorted(by_key.items()):
-        ranked = sorted(picture.areas, key=lambda label: (-picture.areas[label], order[label]))
-        single = sorted(picture.largest, key=lambda label: (-picture.largest[label], order[label]))
+    for key, image in sorted(by_key.items()):
+        ranked = sorted(image.areas, key=lambda label: (-image.areas[label], order[label]))
+        single = sorted(image.largest, key=lambda label: (-image.largest[label], order[label]))
         samples.append(
             Sample(
                 key=key,
                 image_path=paths[key],
                 labels=tuple(ranked),
                 main_object=single[0] if single else None,
-                captions=tuple(picture.captions),
+                captions=tuple(image.captions),
             )
         )
     return tuple(samples)
 
 
-def _merge(picture: Picture, twin: Picture) -> None:
+def _merge(image: ImageEntry, twin: ImageEntry) -> None:
     for label, area in twin.areas.items():
-        picture.areas[label] = max(picture.areas.get(label, 0), area)
+        image.areas[label] = max(image.areas.get(label, 0), area)
     for label, area in twin.largest.items():
-        picture.largest[label] = max(picture.largest.get(label, 0), area)
-    picture.captions += [text for text in twin.captions if text not in picture.captions]
+        image.largest[label] = max(image.largest.get(label, 0), area)
+    image.captions += [text for text in twin.captions if text not in image.captions]

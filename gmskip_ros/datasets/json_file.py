@@ -1,4 +1,4 @@
-"""JSON files of others, read with a line about what is wrong and where."""
+"""JSON files of datasets, read with errors that name the place and the problem."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from gmskip_ros.datasets.errors import DatasetError, one_line
+from gmskip_ros.numbers import is_number, is_whole_number
 
 _SHOWN = 5  # names in a note
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object that the file holds; DatasetError if it holds none."""
+    """Return the JSON object in the file; raise DatasetError if it contains anything else."""
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8
-        raise DatasetError(f'{path}: is not JSON ({error}); get the file again') from error
+        raise DatasetError(f'{path}: is not JSON ({error}); fetch the file again') from error
     if not isinstance(content, dict):
-        raise DatasetError(f'{path}: holds {kind_of(content)}; it must hold an object')
+        raise DatasetError(f'{path}: contains {kind_of(content)}; it must contain an object')
     return content
 
 
 def records(content: dict[str, Any], name: str, path: Path) -> Iterator[Record]:
-    """Give the entries of the list `name`, each a Record; DatasetError if it is no such list."""
+    """Yield the entries of the list `name` as Records; raise DatasetError if it is not a list."""
     if name not in content:
         raise DatasetError(f'{path}: {name} is missing; it must be a list of objects')
     if not isinstance(content[name], list):
@@ -35,7 +36,7 @@ def records(content: dict[str, Any], name: str, path: Path) -> Iterator[Record]:
 
 
 class Record:
-    """One object of a file. Its fields are checked when they are asked for."""
+    """One object of a file; its fields are checked when they are read."""
 
     __slots__ = ('_path', '_place', '_values')
 
@@ -50,16 +51,16 @@ class Record:
         return DatasetError(f'{self._path}: {self._place}.{name} {what}')
 
     def has(self, name: str) -> bool:
-        """Return whether the field is there and not null."""
+        """Return whether the field exists and is not null."""
         return self._values.get(name) is not None
 
     def is_blank(self, name: str) -> bool:
-        """Return whether the field is a text that says nothing: no metric could use it."""
+        """Return whether the field is a text without a letter or digit, useless to any metric."""
         value = self._values.get(name)
-        return isinstance(value, str) and not says_something(value)
+        return isinstance(value, str) and not has_word(value)
 
     def value(self, name: str, needed: str) -> Any:
-        """Return the field as it is; `needed` says what it must be where it is missing."""
+        """Return the field unchecked; `needed` is what the error for a missing one asks for."""
         if name not in self._values:
             raise self.error(name, f'is missing; it must be {needed}')
         return self._values[name]
@@ -67,12 +68,12 @@ class Record:
     def identity(self, name: str) -> int | str:
         """Return an id: a whole number or a text."""
         value = self.value(name, 'a whole number')
-        if isinstance(value, bool) or not isinstance(value, int | str):
+        if not (is_whole_number(value) or isinstance(value, str)):
             raise self.error(name, f'is {short(value)}; it must be a whole number or a text')
         return value
 
     def text(self, name: str) -> str:
-        """Return a text that says something, without white space around it."""
+        """Return a text that is not blank, without surrounding white space."""
         value = self.value(name, 'a text')
         if not isinstance(value, str) or not value.strip():
             raise self.error(name, f'is {short(value)}; it must be a text')
@@ -81,7 +82,7 @@ class Record:
     def number(self, name: str) -> float:
         """Return a finite number."""
         value = self.value(name, 'a number')
-        if not is_number(value):
+        if not _is_finite(value):
             raise self.error(name, f'is {short(value)}; it must be a number')
         return value
 
@@ -93,7 +94,7 @@ class Record:
         return value
 
     def flag(self, name: str) -> bool:
-        """Return 0, 1, false or true as a bool; a field that is not there is false."""
+        """Return 0, 1, false or true as a bool; a missing field is false."""
         value = self._values.get(name, False)
         if value not in (0, 1):
             raise self.error(name, f'is {short(value)}; it must be 0, 1, false or true')
@@ -102,52 +103,50 @@ class Record:
     def numbers(self, name: str, count: int) -> Sequence[float]:
         """Return a list of `count` finite numbers."""
         value = self.value(name, f'a list of {count} numbers')
-        if not isinstance(value, list) or len(value) != count or not all(map(is_number, value)):
+        if not isinstance(value, list) or len(value) != count or not all(map(_is_finite, value)):
             raise self.error(name, f'is {short(value)}; it must be a list of {count} numbers')
         return value
 
     def list_of(self, name: str) -> list[Any]:
-        """Return a list, whatever is in it."""
+        """Return a list; its entries are not checked."""
         value = self.value(name, 'a list')
         if not isinstance(value, list):
             raise self.error(name, f'is {short(value)}; it must be a list')
         return value
 
     def objects(self, name: str) -> Iterator[Record]:
-        """Give the objects of a list."""
+        """Yield the objects of a list as Records."""
         for index, values in enumerate(self.list_of(name)):
             yield Record(values, self._path, f'{self._place}.{name}[{index}]')
 
 
-def is_number(value: object) -> bool:
-    """Return whether it is an int or a float, finite as a float, and no bool."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
+def _is_finite(value: object) -> bool:
+    """Return whether the value is a number that a finite float can represent."""
     try:
-        return math.isfinite(value)
-    except OverflowError:  # an int that no float can hold
+        return is_number(value) and math.isfinite(value)
+    except OverflowError:  # an int too large for a float
         return False
 
 
-def says_something(text: str) -> bool:
-    """Return whether the text has a letter or a digit."""
+def has_word(text: str) -> bool:
+    """Return whether the text has a letter or digit."""
     return any(char.isalnum() for char in text)
 
 
 def kind_of(value: object) -> str:
-    """Return JSON's word for the type of a value, with its article."""
+    """Return JSON's name for the type of a value, with an article."""
     names = {dict: 'an object', list: 'a list', str: 'a text', bool: 'a boolean'}
     return 'null' if value is None else names.get(type(value), 'a number')
 
 
 def short(value: object) -> str:
-    """Return the value as JSON for an error: one line of 60 characters at most."""
+    """Return the value as JSON for an error message: one line, at most 60 characters."""
     text = json.dumps(value, ensure_ascii=True)
     return text if len(text) <= 60 else text[:57] + '...'
 
 
 def note(names: Sequence[object], one: str, many: str) -> list[str]:
-    """Return ['<count> <one or many>: <the first names>'], or [] where there is none."""
+    """Return ['<count> <one or many>: <the first names>'], or [] without names."""
     if not names:
         return []
     shown = one_line(', '.join(str(name) for name in names[:_SHOWN]))

@@ -1,4 +1,4 @@
-"""Which datasets may have pictures in common, as far as their names tell."""
+"""Whether datasets may have images in common, judged by their names."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import re
 _SCENES = re.compile(r'scenes-(\d+)-(\d+)')  # first seed, number of scenes
 _COCO = re.compile(r'coco-(?:train|val|(karpathy)-.*)(2014|2017|)')
 _CODA = 'coda-'
-_APART = {'coda-val', 'coda-test'}
+_DISJOINT = {'coda-val', 'coda-test'}
 
 
 def may_share_pictures(one: str, other: str) -> bool:
-    """Return whether datasets of these names (Dataset.name) may have a picture in common.
+    """Return whether datasets with these names (Dataset.name) may have images in common.
 
-    Scenes are told apart by their seeds. COCO's splits of one year are apart, and so are
-    Karpathy's; between them and between the years the same pictures were dealt out anew. Of CODA,
-    only val and test are known to be apart.
+    Scenes are compared by their seeds. COCO's splits of one year are disjoint, and so are
+    Karpathy's; between those and between the years, the same images were split differently. Of
+    CODA, only val and test are known to be disjoint.
     """
     if one == other:
         return True
@@ -23,4 +23,4 @@ def may_share_pictures(one: str, other: str) -> bool:
         return int(a[1]) < int(b[1]) + int(b[2]) and int(b[1]) < int(a[1]) + int(a[2])
     if (a := _COCO.fullmatch(one)) and (b := _COCO.fullmatch(other)):
         return a.groups() != b.groups()
-    return one.startswith(_CODA) and other.startswith(_CODA) and {one, other} != _APART
+    return one.startswith(_CODA) and other.startswith(_CODA) and {one, other} != _DISJOINT

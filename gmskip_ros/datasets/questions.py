@@ -1,4 +1,4 @@
-"""Questions of one's own: a file with one JSON object per line."""
+"""Custom questions: a file with one JSON object per line."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import json
 from pathlib import Path
 
 from gmskip_ros.datasets.errors import DatasetError
-from gmskip_ros.datasets.json_file import Record, note, says_something
+from gmskip_ros.datasets.json_file import Record, has_word, note
 from gmskip_ros.datasets.sample import Dataset, Sample
 
 
 def open_questions(path: Path) -> Dataset:
-    """Return the questions of a .jsonl file; the dataset has the file's name.
+    """Return the questions in a .jsonl file; the dataset is named after the file.
 
-    A line has `image` (a path, relative to the file), `question`, `references` (a text or a list
-    of texts) and, if it likes, `id`. Without an id the key is '<image>:<line number>'.
+    A line has `image` (a path relative to the file), `question`, `references` (a text or a list of
+    texts) and optionally `id`. Without an id the key is '<image>:<line number>'.
     """
     try:
         text = path.read_bytes().decode('utf-8-sig')
@@ -36,7 +36,7 @@ def open_questions(path: Path) -> Dataset:
         image = record.text('image')
         key = str(record.identity('id')) if record.has('id') else f'{image}:{number}'
         if key in lines:
-            raise record.error('id', f'is {key}, as on line {lines[key]}; give each its own')
+            raise record.error('id', f'is {key}, as on line {lines[key]}; make it unique')
         lines[key] = number
         sample = Sample(
             key=key,
@@ -49,9 +49,9 @@ def open_questions(path: Path) -> Dataset:
         else:
             missing.append(image)
     if not samples:
-        what = f'none of {len(lines):,} images is there' if lines else 'has no line'
-        raise DatasetError(f'{path}: {what}; image is a path relative to this file')
-    notes = note(missing, 'image is missing, left out', 'images are missing, left out')
+        problem = f'none of {len(lines):,} images was found' if lines else 'has no questions'
+        raise DatasetError(f'{path}: {problem}; image is a path relative to this file')
+    notes = note(missing, 'image is missing, ignored', 'images are missing, ignored')
     ordered = tuple(samples[key] for key in sorted(samples))
     return Dataset(path.stem, ordered, (), tuple(notes), ())
 
@@ -65,6 +65,6 @@ def _references(record: Record) -> tuple[str, ...]:
         or not all(isinstance(text, str) and text.strip() for text in texts)
     ):
         raise record.error('references', 'must be a text or a list of texts; put numbers in quotes')
-    if not any(map(says_something, texts)):  # no metric could use them
-        raise record.error('references', 'has no letter or digit; leave the line out')
+    if not any(map(has_word, texts)):  # no metric could use them
+        raise record.error('references', 'has no letter or digit; remove the line')
     return tuple(texts)

@@ -1,4 +1,4 @@
-"""What a reader gives: samples, the dataset they are from, and a choice of them."""
+"""Datasets and their samples, and a seeded choice of samples."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from gmskip_ros.datasets.errors import DatasetError
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture, and what is known of it; what is not known is empty or None."""
+    """One image and its annotations; unknown ones are empty or None."""
 
-    key: str  # unique in its dataset; '<split>/<file name>', so val/0001.jpg is not test/0001.jpg
+    key: str  # unique in its dataset: '<split>/<file name>'
     image_path: Path
     labels: tuple[str, ...] = ()  # classes present, each once, largest total visible area first
-    main_object: str | None = None  # class of the largest single instance, crowds left out
+    main_object: str | None = None  # class of the largest single instance; crowds do not count
     captions: tuple[str, ...] = ()
     question: str | None = None  # generic task only
     references: tuple[str, ...] = ()  # generic task only
@@ -31,8 +31,8 @@ class Dataset:
     name: str  # 'coco-val2017', 'coda-base-val-1500', 'scenes-0-1000', ...
     samples: tuple[Sample, ...]
     labels: tuple[str, ...]  # class names in the file's order
-    notes: tuple[str, ...]  # one line for each kind of thing that was left out or put right
-    warnings: tuple[str, ...]  # what a reader of the scores must know
+    notes: tuple[str, ...]  # one line per kind of entry that was ignored or corrected
+    warnings: tuple[str, ...]  # needed to interpret scores
 
 
 def choose_samples(
@@ -40,21 +40,21 @@ def choose_samples(
 ) -> tuple[list[Sample], list[Sample]]:
     """Return `count` samples to calibrate on and `test_count` others, chosen by the seed.
 
-    No picture is in both, even where it has several questions. The choice depends on the keys only
-    and not on the order of `samples`; with the same seed, fewer samples are the first of more. If
-    there are fewer than asked for, both shrink in proportion, to 1 or more each. Raises
-    DatasetError where even that cannot be.
+    No image is in both, even if it has several questions. The choice depends on the keys and not
+    on the order of `samples`; with the same seed, a smaller choice is the beginning of a larger
+    one. If there are too few samples, both parts shrink in proportion, to at least 1 each. Raises
+    DatasetError if that is impossible.
     """
     if count < 0 or test_count < 0 or count + test_count == 0:
-        raise DatasetError(f'{count} and {test_count} samples cannot be chosen: ask for 1 or more')
+        raise DatasetError(f'{count} and {test_count} samples cannot be chosen: request 1 or more')
     groups: dict[Path, list[Sample]] = {}
     for sample in sorted(samples, key=lambda sample: sample.key):
         groups.setdefault(sample.image_path, []).append(sample)
     wanted_groups = (count > 0) + (test_count > 0)
     if len(groups) < wanted_groups:
         raise DatasetError(
-            f'{len(groups)} pictures are too few for {count} samples and {test_count} others: '
-            f'at least {wanted_groups} are needed'
+            f'{len(groups)} images are too few for {count} samples and {test_count} others: '
+            f'provide at least {wanted_groups}'
         )
     if len(samples) < count + test_count:
         share = count / (count + test_count)
@@ -70,14 +70,14 @@ def choose_samples(
 
 
 def _shuffled(key: str, seed: int) -> bytes:
-    # A key may hold what is no Unicode: half of a surrogate pair, as JSON can spell it.
+    # JSON allows half a surrogate pair, which is not valid Unicode, in a key.
     return hashlib.sha256(f'{seed}\n{key}'.encode('utf-8', 'surrogatepass')).digest()
 
 
 def sample_hash(samples: Sequence[Sample]) -> str:
-    """Return the SHA-256 (hex) of the samples' keys, image bytes and references, in this order.
+    """Return the SHA-256 (hex) of the samples' keys, image bytes and annotations, in order.
 
-    Raises DatasetError if a picture cannot be read.
+    Raises DatasetError if an image cannot be read.
     """
     total = hashlib.sha256()
     for sample in samples:
@@ -85,7 +85,7 @@ def sample_hash(samples: Sequence[Sample]) -> str:
             image = hashlib.sha256(sample.image_path.read_bytes()).hexdigest()
         except OSError as error:
             raise DatasetError(
-                f'{sample.image_path}: cannot be read ({error.strerror}); put it back'
+                f'{sample.image_path}: cannot be read ({error.strerror}); restore it'
             ) from error
         content = [
             sample.key,

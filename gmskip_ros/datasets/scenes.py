@@ -1,20 +1,19 @@
 """Rendered driving scenes with exact labels, so that everything runs without a download.
 
-A scene is a road with one to four objects of ten of CODA's classes in varied weather and light.
-Everything follows from the seed. Objects are drawn as vector shapes, far to near, into the picture
-and into a map of instances at once, so that what is visible of each is known to the pixel.
+A scene is a road with one to four objects from ten of CODA's classes, in varied weather and light.
+Everything follows from the seed. Objects are drawn as vector shapes, far to near, into the image
+and into an instance map, so that the visible part of each is known to the pixel.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
 
 import cv2
 import numpy as np
+
+from gmskip_ros.datasets.scene_shapes import DRAW, Brush, Colour, Point
 
 CLASSES = (
     'pedestrian',
@@ -28,21 +27,17 @@ CLASSES = (
     'traffic_light',
     'dog',
 )
-MAIN_OBJECT_RATIO = 1.5  # the main object's visible area over every other one's, at least
-MIN_VISIBLE_AREA = 0.006  # of the picture
-MIN_VISIBLE_FRACTION = 0.5  # of the object's own area, the rest may be hidden or cut off
-
-Colour: TypeAlias = 'Sequence[float] | np.ndarray'  # RGB, 0 to 255
-Number: TypeAlias = 'float | np.floating[Any]'
-Point: TypeAlias = 'tuple[Number, Number]'
+MAIN_OBJECT_RATIO = 1.5  # minimum of the main object's visible area / any other's
+MIN_VISIBLE_AREA = 0.006  # of the image
+MIN_VISIBLE_FRACTION = 0.5  # of the object's own area; the rest may be hidden or outside
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One visible object: its class, its visible part's box in pixels, its visible pixels."""
+    """One visible object: class, box of its visible part, number of visible pixels."""
 
     name: str
-    box: tuple[int, int, int, int]  # x, y, width, height
+    box: tuple[int, int, int, int]  # x, y, width, height in pixels
     visible_area: int
 
 
@@ -50,8 +45,8 @@ class SceneObject:
 class Scene:
     """A rendered scene.
 
-    `image`: uint8 RGB (H, W, 3). `instances`: uint8 (H, W), 0 for none, i + 1 where `objects[i]` is
-    visible. `objects`: in the order of `CLASSES`, every class at most once.
+    `image`: uint8 RGB (H, W, 3). `instances`: uint8 (H, W), i + 1 where `objects[i]` is visible,
+    otherwise 0. `objects`: in the order of `CLASSES`, each class at most once.
     """
 
     image: np.ndarray
@@ -62,12 +57,12 @@ class Scene:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The classes in the picture, in the order of `CLASSES`."""
+        """The classes in the image, in the order of `CLASSES`."""
         return tuple(thing.name for thing in self.objects)
 
     @property
     def main_object(self) -> str:
-        """The class with the largest visible area (by MAIN_OBJECT_RATIO or more)."""
+        """The class with the largest visible area (by at least MAIN_OBJECT_RATIO)."""
         return max(self.objects, key=lambda thing: thing.visible_area).name
 
     @property
@@ -82,12 +77,12 @@ class Scene:
 def render_scene(seed: int, width: int = 640, height: int = 480) -> Scene:
     """Return the scene of this seed; the same arguments give the same pixels.
 
-    Raises ValueError for a picture smaller than 64 x 64.
+    Raises ValueError for an image smaller than 64 x 64.
     """
     if width < 64 or height < 64:
         raise ValueError(f'a scene of {width} x {height} pixels is too small: use 64 x 64 or more')
     rng = np.random.default_rng(seed)
-    while True:  # until a draw in which the objects do not hide one another too much
+    while True:  # until the objects do not hide each other too much
         scene = _try_scene(rng, width, height)
         if scene is not None:
             return scene
@@ -108,9 +103,9 @@ def _try_scene(rng: np.random.Generator, width: int, height: int) -> Scene | Non
     placed = _place(rng, classes, width, height, horizon)
     own_area = {}
     for index, (x, ground, size, flip) in sorted(placed.items(), key=lambda item: item[1][1]):
-        brush = _Brush(image, instances, index + 1, x, ground, size, flip)
+        brush = Brush(image, instances, index + 1, x, ground, size, flip)
         brush.shadow(0.5 if light == 'day' else 0.3)
-        _DRAW[CLASSES[index]](brush, rng)
+        DRAW[CLASSES[index]](brush, rng)
         own_area[index] = brush.area()
     _atmosphere(rng, image, horizon, weather, light)
 
@@ -129,7 +124,7 @@ def _try_scene(rng: np.random.Generator, width: int, height: int) -> Scene | Non
     return Scene(image, renumbered, tuple(objects), weather, light)
 
 
-# Height in metres-like units and the range of places across the road (-1 left kerb, 1 right kerb).
+# Heights, roughly in metres.
 _HEIGHT = {
     'pedestrian': 1.75,
     'cyclist': 1.8,
@@ -147,16 +142,16 @@ _HEIGHT = {
 def _place(
     rng: np.random.Generator, classes: np.ndarray, width: int, height: int, horizon: float
 ) -> dict[int, tuple[float, float, float, bool]]:
-    """Return class index -> (x of the middle, y of the ground, height, mirrored), all in pixels.
+    """Return class index -> (x of the centre, y of the ground, height, mirrored), in pixels.
 
-    The first class is the main one: it comes nearer than the others.
+    The first class is the main one: it is nearer than the others.
     """
     placed = {}
     slots = rng.permutation(np.linspace(-0.85, 0.85, max(3, len(classes) + 1)))
     for order, index in enumerate(classes):
         low, high = (0.3, 0.62) if order == 0 else (0.14, 0.36)
         size = height * rng.uniform(low, high) * _HEIGHT[CLASSES[index]] ** 0.35 / 1.25
-        # A larger thing stands nearer, so its feet are lower in the picture.
+        # A larger object is nearer, so it stands lower in the image.
         nearness = min(1.0, size / (height * 0.55) / _HEIGHT[CLASSES[index]] ** 0.3 + 0.1)
         ground = (
             horizon + (height - horizon) * (0.12 + 0.84 * nearness) + rng.normal(0, 0.01) * height
@@ -303,7 +298,7 @@ def _background(
 def _atmosphere(
     rng: np.random.Generator, image: np.ndarray, horizon: float, weather: str, light: str
 ) -> None:
-    """Draw light and weather over the finished picture, in place."""
+    """Draw light and weather over the image, in place."""
     height, width = image.shape[:2]
     out = image.astype(np.float32)
     if light == 'night':
@@ -351,343 +346,3 @@ def _atmosphere(
         )
     noise = rng.normal(0, rng.uniform(1, 5), (height, width, 1))
     image[:] = (image + noise).clip(0, 255).astype(np.uint8)
-
-
-# ------------------------------------------------------------------------------------- objects
-
-
-class _Brush:
-    """Draws one object's shapes: x to the right and y up, from the ground point, in its heights."""
-
-    def __init__(
-        self,
-        image: np.ndarray,
-        instances: np.ndarray,
-        number: int,
-        x: float,
-        ground: float,
-        size: float,
-        flip: bool,
-    ) -> None:
-        self.image, self.instances, self.number = image, instances, number
-        self.x, self.ground, self.size, self.flip = x, ground, size, flip
-        pad = int(size * 3) + 8  # the object's own area is counted off the picture, too
-        self._pad = pad
-        self._own = np.zeros((image.shape[0] + 2 * pad, image.shape[1] + 2 * pad), np.uint8)
-
-    def _pixels(self, points: Sequence[Point]) -> np.ndarray:
-        sign = -1.0 if self.flip else 1.0
-        array = np.array(points, np.float64) * self.size
-        return np.stack([self.x + sign * array[:, 0], self.ground - array[:, 1]], axis=1)
-
-    def poly(self, points: Sequence[Point], colour: Colour) -> None:
-        """Fill a polygon."""
-        pixels = np.round(self._pixels(points) * 16).astype(np.int32)
-        shade = tuple(float(np.clip(c, 0, 255)) for c in colour)
-        cv2.fillPoly(self.image, [pixels], shade, cv2.LINE_AA, 4)
-        cv2.fillPoly(self.instances, [pixels], (self.number,), cv2.LINE_8, 4)
-        cv2.fillPoly(self._own, [pixels + self._pad * 16], (1,), cv2.LINE_8, 4)
-
-    def rect(self, x0: float, y0: float, x1: float, y1: float, colour: Colour) -> None:
-        """Fill an upright rectangle."""
-        self.poly([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], colour)
-
-    def disc(self, x: float, y: float, rx: float, colour: Colour, ry: float | None = None) -> None:
-        """Fill an ellipse."""
-        ry = rx if ry is None else ry
-        angles = np.linspace(0, 2 * math.pi, 24, endpoint=False)
-        self.poly([(x + rx * math.cos(a), y + ry * math.sin(a)) for a in angles], colour)
-
-    def limb(self, a: Point, b: Point, thick: float, colour: Colour) -> None:
-        """Fill a bar from a to b."""
-        dx, dy = b[0] - a[0], b[1] - a[1]
-        norm = math.hypot(dx, dy) or 1.0
-        ox, oy = -dy / norm * thick / 2, dx / norm * thick / 2
-        self.poly(
-            [
-                (a[0] + ox, a[1] + oy),
-                (b[0] + ox, b[1] + oy),
-                (b[0] - ox, b[1] - oy),
-                (a[0] - ox, a[1] - oy),
-            ],
-            colour,
-        )
-
-    def wheel(self, x: float, radius: float) -> None:
-        """Draw a tyre that stands on the ground, with its rim."""
-        self.disc(x, radius, radius, (26, 26, 28))
-        self.disc(x, radius, radius * 0.52, (150, 152, 156))
-
-    def ring(self, x: float, radius: float) -> None:
-        """Draw a bicycle's wheel."""
-        angles = np.linspace(0, 2 * math.pi, 17)
-        rim = [(x + radius * math.cos(a), radius + radius * math.sin(a)) for a in angles]
-        for a, b in itertools.pairwise(rim):
-            self.limb(a, b, radius * 0.24, (24, 24, 26))
-
-    def shadow(self, strength: float) -> None:
-        """Darken the ground under the object; the shadow is not the object."""
-        layer = self.image.copy()
-        centre = (int(self.x * 16), int(self.ground * 16))
-        axes = (int(self.size * 0.55 * 16), int(self.size * 0.05 * 16))
-        cv2.ellipse(layer, centre, axes, 0, 0, 360, (20, 20, 24), -1, cv2.LINE_AA, 4)
-        cv2.addWeighted(layer, strength, self.image, 1 - strength, 0, self.image)
-
-    def area(self) -> int:
-        """Return the object's own pixels, hidden and cut-off ones included."""
-        return int(np.count_nonzero(self._own))
-
-
-def _paint(rng: np.random.Generator) -> np.ndarray:
-    """Return a vehicle's or garment's colour."""
-    palette = [
-        (196, 36, 40),
-        (36, 72, 168),
-        (238, 238, 240),
-        (40, 42, 48),
-        (150, 154, 160),
-        (238, 196, 44),
-        (36, 128, 82),
-        (120, 56, 132),
-        (226, 120, 40),
-        (96, 160, 206),
-    ]
-    return np.array(palette[int(rng.integers(len(palette)))]) * rng.uniform(0.8, 1.08)
-
-
-_GLASS = (120, 160, 184)
-_SKIN = ((236, 194, 162), (198, 146, 110), (126, 86, 62))
-
-
-def _pedestrian(b: _Brush, rng: np.random.Generator) -> None:
-    shirt, trousers, skin = _paint(rng), _paint(rng) * 0.6, _SKIN[int(rng.integers(3))]
-    stride = rng.uniform(0.03, 0.13)
-    b.limb((0, 0.5), (-stride, 0.0), 0.11, trousers)
-    b.limb((0, 0.5), (stride, 0.0), 0.11, trousers * 0.85)
-    b.limb((-0.1, 0.8), (-0.15 - stride * 0.4, 0.46), 0.075, shirt * 0.8)
-    b.limb((0.1, 0.8), (0.15 + stride * 0.4, 0.46), 0.075, shirt * 0.8)
-    b.poly([(-0.1, 0.46), (0.1, 0.46), (0.14, 0.82), (-0.14, 0.82)], shirt)
-    b.disc(0, 0.91, 0.085, skin)
-    b.poly([(-0.088, 0.91), (0.088, 0.91), (0.06, 1.0), (-0.06, 1.0)], (44, 34, 30))
-
-
-def _cyclist(b: _Brush, rng: np.random.Generator) -> None:
-    shirt, trousers, skin, frame = (
-        _paint(rng),
-        _paint(rng) * 0.5,
-        _SKIN[int(rng.integers(3))],
-        _paint(rng),
-    )
-    b.ring(-0.33, 0.21)
-    b.ring(0.33, 0.21)
-    for a, c in (
-        ((-0.33, 0.21), (-0.1, 0.5)),
-        ((-0.1, 0.5), (0.22, 0.5)),
-        ((-0.33, 0.21), (0.0, 0.2)),
-        ((0.0, 0.2), (0.22, 0.5)),
-        ((0.22, 0.55), (0.33, 0.21)),
-    ):
-        b.limb(a, c, 0.045, frame)
-    b.limb((-0.12, 0.57), (0.08, 0.42), 0.1, trousers)
-    b.limb((0.08, 0.42), (0.0, 0.18), 0.085, trousers)
-    b.poly([(-0.2, 0.56), (-0.05, 0.54), (0.15, 0.82), (0.0, 0.88)], shirt)
-    b.limb((0.08, 0.8), (0.27, 0.58), 0.065, shirt * 0.8)
-    b.disc(0.13, 0.91, 0.075, skin)
-    b.poly([(0.03, 0.92), (0.23, 0.92), (0.18, 1.0), (0.07, 1.0)], _paint(rng))
-
-
-def _car(b: _Brush, rng: np.random.Generator) -> None:
-    paint = _paint(rng)
-    if rng.random() < 0.5:  # from the side
-        b.poly(
-            [
-                (-1.4, 0.2),
-                (1.4, 0.2),
-                (1.42, 0.48),
-                (1.3, 0.58),
-                (0.75, 0.63),
-                (-1.3, 0.63),
-                (-1.42, 0.5),
-            ],
-            paint,
-        )
-        b.poly([(-0.95, 0.62), (-0.62, 0.98), (0.3, 1.0), (0.78, 0.62)], paint * 0.92)
-        b.poly([(-0.78, 0.65), (-0.54, 0.92), (-0.16, 0.92), (-0.16, 0.65)], _GLASS)
-        b.poly([(-0.08, 0.65), (-0.08, 0.92), (0.27, 0.92), (0.6, 0.65)], _GLASS)
-        b.rect(1.26, 0.42, 1.41, 0.53, (250, 236, 170))
-        b.rect(-1.41, 0.42, -1.3, 0.55, (200, 30, 30))
-        b.wheel(-0.85, 0.25)
-        b.wheel(0.88, 0.25)
-    else:  # from behind
-        b.rect(-0.52, 0.0, -0.32, 0.25, (24, 24, 26))
-        b.rect(0.32, 0.0, 0.52, 0.25, (24, 24, 26))
-        b.poly(
-            [(-0.6, 0.14), (0.6, 0.14), (0.62, 0.55), (0.55, 0.66), (-0.55, 0.66), (-0.62, 0.55)],
-            paint,
-        )
-        b.poly([(-0.52, 0.64), (0.52, 0.64), (0.4, 1.0), (-0.4, 1.0)], paint * 0.92)
-        b.poly([(-0.42, 0.67), (0.42, 0.67), (0.33, 0.93), (-0.33, 0.93)], _GLASS)
-        b.rect(-0.58, 0.43, -0.38, 0.56, (214, 30, 34))
-        b.rect(0.38, 0.43, 0.58, 0.56, (214, 30, 34))
-        b.rect(-0.17, 0.3, 0.17, 0.42, (232, 232, 226))
-        b.rect(-0.6, 0.14, 0.6, 0.22, paint * 0.55)
-
-
-def _truck(b: _Brush, rng: np.random.Generator) -> None:
-    paint, cargo = _paint(rng), np.array([228, 228, 224]) * rng.uniform(0.6, 1.0)
-    if rng.random() < 0.35:
-        cargo = _paint(rng)
-    if rng.random() < 0.6:  # from the side: a cab before a long closed box
-        b.rect(-1.1, 0.12, 0.95, 0.22, (46, 46, 50))
-        b.rect(-1.12, 0.2, 0.42, 1.0, cargo)
-        for x in (-0.72, -0.34, 0.04):
-            b.rect(x, 0.22, x + 0.025, 0.98, cargo * 0.78)
-        b.poly([(0.47, 0.14), (0.98, 0.14), (0.98, 0.44), (0.86, 0.76), (0.47, 0.78)], paint)
-        b.poly([(0.62, 0.46), (0.92, 0.46), (0.83, 0.71), (0.62, 0.71)], _GLASS)
-        for x in (-0.88, -0.6, 0.72):
-            b.wheel(x, 0.13)
-    else:  # from behind: two tall doors
-        b.rect(-0.34, 0.0, -0.18, 0.16, (24, 24, 26))
-        b.rect(0.18, 0.0, 0.34, 0.16, (24, 24, 26))
-        b.rect(-0.39, 0.16, 0.39, 1.0, cargo)
-        b.rect(-0.36, 0.2, -0.012, 0.96, cargo * 0.84)
-        b.rect(0.012, 0.2, 0.36, 0.96, cargo * 0.84)
-        b.rect(-0.06, 0.25, -0.03, 0.9, (70, 70, 74))
-        b.rect(0.03, 0.25, 0.06, 0.9, (70, 70, 74))
-        b.rect(-0.39, 0.1, 0.39, 0.17, (60, 60, 64))
-        b.rect(-0.37, 0.11, -0.25, 0.16, (220, 30, 30))
-        b.rect(0.25, 0.11, 0.37, 0.16, (220, 30, 30))
-
-
-def _bus(b: _Brush, rng: np.random.Generator) -> None:
-    paint, stripe = _paint(rng), _paint(rng)
-    if rng.random() < 0.6:  # from the side: a row of windows
-        b.poly(
-            [(-1.35, 0.1), (1.35, 0.1), (1.37, 0.9), (1.28, 1.0), (-1.3, 1.0), (-1.37, 0.92)], paint
-        )
-        b.rect(-1.36, 0.3, 1.36, 0.38, stripe)
-        for k in range(6):
-            b.rect(-1.27 + k * 0.37, 0.52, -0.97 + k * 0.37, 0.86, _GLASS)
-        b.rect(0.97, 0.14, 1.2, 0.86, (84, 116, 138))
-        b.rect(1.08, 0.14, 1.095, 0.86, paint * 0.7)
-        b.wheel(-0.85, 0.15)
-        b.wheel(0.72, 0.15)
-    else:  # from the front: one wide windscreen and a sign above it
-        b.rect(-0.36, 0.0, -0.2, 0.15, (24, 24, 26))
-        b.rect(0.2, 0.0, 0.36, 0.15, (24, 24, 26))
-        b.poly(
-            [(-0.42, 0.1), (0.42, 0.1), (0.43, 0.92), (0.36, 1.0), (-0.36, 1.0), (-0.43, 0.92)],
-            paint,
-        )
-        b.rect(-0.38, 0.42, 0.38, 0.82, _GLASS)
-        b.rect(-0.01, 0.42, 0.01, 0.82, paint * 0.6)
-        b.rect(-0.3, 0.86, 0.3, 0.95, (30, 30, 32))
-        b.rect(-0.22, 0.885, 0.22, 0.93, (250, 176, 40))
-        b.disc(-0.31, 0.25, 0.055, (250, 240, 190))
-        b.disc(0.31, 0.25, 0.055, (250, 240, 190))
-        b.rect(-0.42, 0.1, 0.42, 0.15, paint * 0.55)
-
-
-def _tricycle(b: _Brush, rng: np.random.Generator) -> None:
-    paint, roof = _paint(rng), _paint(rng)
-    b.poly(
-        [
-            (-0.62, 0.2),
-            (0.38, 0.2),
-            (0.6, 0.34),
-            (0.5, 0.52),
-            (0.3, 0.52),
-            (0.2, 0.4),
-            (-0.08, 0.4),
-            (-0.1, 0.56),
-            (-0.64, 0.56),
-        ],
-        paint,
-    )
-    b.poly(
-        [(-0.66, 0.84), (-0.5, 0.99), (0.22, 1.0), (0.44, 0.86), (0.4, 0.82), (-0.66, 0.8)], roof
-    )
-    b.limb((-0.6, 0.55), (-0.6, 0.85), 0.05, roof * 0.7)
-    b.limb((-0.1, 0.55), (-0.1, 0.85), 0.04, roof * 0.7)
-    b.limb((0.5, 0.5), (0.36, 0.85), 0.05, roof * 0.7)
-    b.disc(0.06, 0.68, 0.07, _SKIN[int(rng.integers(3))])
-    b.poly([(-0.04, 0.4), (0.14, 0.4), (0.13, 0.62), (-0.02, 0.62)], _paint(rng))
-    b.wheel(-0.42, 0.16)
-    b.wheel(0.5, 0.16)
-
-
-def _traffic_cone(b: _Brush, rng: np.random.Generator) -> None:
-    orange = np.array([246, 104, 30]) * rng.uniform(0.88, 1.05)
-    b.poly([(-0.4, 0.0), (0.4, 0.0), (0.36, 0.1), (-0.36, 0.1)], orange * 0.8)
-    b.poly([(-0.28, 0.1), (0.28, 0.1), (0.06, 1.0), (-0.06, 1.0)], orange)
-    b.poly([(-0.21, 0.38), (0.21, 0.38), (0.165, 0.56), (-0.165, 0.56)], (244, 244, 240))
-    if rng.random() < 0.6:
-        b.poly([(-0.125, 0.72), (0.125, 0.72), (0.09, 0.86), (-0.09, 0.86)], (244, 244, 240))
-
-
-def _barrier(b: _Brush, rng: np.random.Generator) -> None:
-    half = rng.uniform(0.8, 1.25)
-    red = np.array(
-        [[212, 34, 38], [236, 120, 30], [220, 180, 30]][int(rng.integers(3))]
-    ) * rng.uniform(0.9, 1.05)
-    for x in (-half * 0.72, half * 0.72):
-        b.limb((x - 0.16, 0.0), (x, 0.9), 0.07, (80, 80, 84))
-        b.limb((x + 0.16, 0.0), (x, 0.9), 0.07, (80, 80, 84))
-    for low, high in ((0.66, 0.98), (0.24, 0.46)):
-        b.rect(-half, low, half, high, (244, 244, 240))
-        stripes = max(4, round(half * 5))
-        wide = 2 * half / stripes
-        slant = (high - low) * 0.5
-        for k in range(0, stripes, 2):
-            x0 = -half + k * wide
-            x1 = min(x0 + wide, half)
-            b.poly(
-                [
-                    (x0, low),
-                    (x1, low),
-                    (min(x1 + slant, half), high),
-                    (min(x0 + slant, half), high),
-                ],
-                red,
-            )
-
-
-def _traffic_light(b: _Brush, rng: np.random.Generator) -> None:
-    b.rect(-0.022, 0.0, 0.022, 0.62, (86, 88, 92))
-    b.rect(-0.07, 0.0, 0.07, 0.035, (70, 72, 76))
-    b.rect(-0.13, 0.56, 0.13, 1.0, (30, 32, 34))
-    b.rect(-0.11, 0.575, 0.11, 0.985, (48, 50, 52))
-    lit = int(rng.integers(3))
-    lamps = ((250, 40, 36), (252, 196, 40), (44, 230, 110))
-    for k, y in enumerate((0.915, 0.78, 0.645)):
-        colour = np.array(lamps[k]) if k == lit else np.array(lamps[k]) * 0.22
-        b.disc(0, y, 0.058, colour)
-
-
-def _dog(b: _Brush, rng: np.random.Generator) -> None:
-    coats = ((166, 112, 62), (70, 52, 42), (226, 208, 176), (42, 40, 42), (206, 150, 84))
-    coat = np.array(coats[int(rng.integers(len(coats)))]) * rng.uniform(0.85, 1.05)
-    for x in (-0.46, -0.32, 0.3, 0.44):
-        b.limb((x, 0.44), (x + rng.uniform(-0.07, 0.07), 0.0), 0.1, coat * 0.85)
-    b.poly([(-0.56, 0.4), (-0.5, 0.66), (0.34, 0.72), (0.54, 0.6), (0.5, 0.38), (0.0, 0.32)], coat)
-    b.limb((-0.5, 0.6), (-0.76, rng.uniform(0.72, 0.95)), 0.09, coat)
-    b.poly([(0.3, 0.6), (0.5, 0.5), (0.66, 0.8), (0.46, 0.9)], coat)
-    b.disc(0.6, 0.84, 0.15, coat)
-    b.poly([(0.64, 0.74), (0.88, 0.74), (0.88, 0.84), (0.66, 0.9)], coat * 0.92)
-    b.poly([(0.46, 0.92), (0.6, 0.94), (0.5, 0.68)], coat * 0.6)
-    b.disc(0.87, 0.81, 0.035, (20, 18, 18))
-    b.rect(0.32, 0.62, 0.5, 0.68, (200, 40, 44))
-
-
-_DRAW: dict[str, Callable[[_Brush, np.random.Generator], None]] = {
-    'pedestrian': _pedestrian,
-    'cyclist': _cyclist,
-    'car': _car,
-    'truck': _truck,
-    'tricycle': _tricycle,
-    'bus': _bus,
-    'traffic_cone': _traffic_cone,
-    'barrier': _barrier,
-    'traffic_light': _traffic_light,
-    'dog': _dog,
-}

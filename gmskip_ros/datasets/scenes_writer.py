@@ -1,4 +1,4 @@
-"""Rendered driving scenes as a folder in COCO's layout."""
+"""Rendered driving scenes, written as a folder in COCO's layout."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ def write_scenes(
 ) -> bool:
     """Write the scenes of seeds `seed` to `seed` + `count` - 1; open_dataset reads the folder.
 
-    Pictures are scenes/<seed as 12 digits>.jpg, so those of other seeds have other keys. Areas are
-    visible pixels. An interrupted job is taken up where it was; returns False if it was complete.
-    `on_progress` is called with the number of scenes done. Raises DatasetError if the folder holds
-    anything else or cannot be written.
+    Images are scenes/<seed as 12 digits>.jpg, so different seeds have different keys. Areas are
+    visible pixels. An interrupted job is resumed; returns False if it was already complete.
+    `on_progress` is called with the number of scenes done. Raises DatasetError if the folder
+    contains anything else or cannot be written.
     """
     if count < 1 or seed < 0 or seed + count > 10**12:
         raise DatasetError(
-            f'{count} scenes from seed {seed}: give 1 or more, and a seed from 0 to 999999999999'
+            f'{count} scenes from seed {seed}: use 1 or more, and seeds from 0 to 999999999999'
         )
     root = Path(os.path.expanduser(folder))
     job = {'format': _FORMAT, 'scenes': count, 'seed': seed, 'gmskip_ros': __version__}
     try:
         _claim(root, job)
-        # Written last: where it is, all else is.
+        # Written last: if it exists, the job is complete.
         instances = root / 'annotations' / f'instances_{SPLIT}.json'
         partial = root / 'annotations' / f'{SPLIT}.partial.jsonl'
         if instances.exists():
@@ -61,7 +61,7 @@ def write_scenes(
 
 
 def scenes_name(folder: Path, split: str) -> str | None:
-    """Return 'scenes-<first seed>-<count>' for a folder of write_scenes, None for another."""
+    """Return 'scenes-<first seed>-<count>' for a folder of write_scenes, None for others."""
     described = folder / _JOB_FILE
     if split != SPLIT or not described.is_file():
         return None
@@ -72,7 +72,7 @@ def scenes_name(folder: Path, split: str) -> str | None:
 
 
 def _claim(root: Path, job: dict[str, Any]) -> None:
-    """Make the folder and leave the job's description there, or find the same one."""
+    """Create the folder with the job's description, or check that it has the same one."""
     root.mkdir(parents=True, exist_ok=True)
     described = root / _JOB_FILE
     if described.exists():
@@ -82,19 +82,20 @@ def _claim(root: Path, job: dict[str, Any]) -> None:
             found = None
         if found == job:
             return
-        asked = ', '.join(f'{name} {value}' for name, value in job.items())
+        description = ', '.join(f'{name} {value}' for name, value in job.items())
         raise DatasetError(
-            f'{described}: is of another job than {asked}; give the same numbers or another folder'
+            f'{described}: belongs to a different job than {description}; use its numbers or a '
+            'different folder'
         )
     if any(not entry.name.endswith('.tmp') for entry in root.iterdir()):
-        raise DatasetError(f'{root}: is not empty; give a new or an empty folder')
+        raise DatasetError(f'{root}: is not empty; use a new or an empty folder')
     write_atomically(described, (json.dumps(job) + '\n').encode())
 
 
 def _render(
     root: Path, seeds: range, partial: Path, on_progress: Callable[[int], None] | None
 ) -> list[dict[str, Any]]:
-    """Write the pictures that `partial` does not describe; return the descriptions of all."""
+    """Render the images that `partial` does not describe yet; return all descriptions."""
     import cv2
 
     from gmskip_ros.datasets.scenes import render_scene

@@ -1,1 +1,1 @@
-"""Will this machine run it? Checks of the set-up, ROS and the model."""
+"""Checks whether this machine can run the node: setup, ROS, GPU and model."""

@@ -1,4 +1,4 @@
-"""Which checks there are, and in which order."""
+"""The checks and their order."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Check:
-    """A finding with the name of the check that made it."""
+    """A finding and the name of its check."""
 
     name: str
     level: str
@@ -23,27 +23,31 @@ class Check:
 def examine(
     setup: Setup, problems: list[str], on_check: Callable[[str], None] = lambda name: None
 ) -> Iterator[Check]:
-    """Yield the checks' findings, each as soon as it is made; `on_check` is told the next name."""
+    """Yield each check's result as soon as it is known.
+
+    `problems` are those of the parameters, a line each. `on_check` is called with a check's name
+    before it runs and with '' after it.
+    """
     from gmskip_ros.doctor.setup import Finding, ok
 
     if problems:
-        remedy = 'correct them; the checks below take their defaults'
+        remedy = 'correct them; the checks below use their defaults'
         yield Check('parameters', 'FAIL', '; '.join(problems), remedy)
     else:
-        yield Check('parameters', **asdict(ok(_described(setup))))
+        yield Check('parameters', **asdict(ok(_describe(setup))))
     for name, check in checks_of(setup):
         on_check(name)
         try:
             finding = check(setup)
-        except Exception as error:  # a check that breaks is one line, too, and not the last
-            what = ' '.join(f'{type(error).__name__}: {error}'.split())
-            finding = Finding('FAIL', f'the check itself failed: {what}', 'please report this')
+        except Exception as error:  # a bug in one check must not stop the others
+            problem = ' '.join(f'{type(error).__name__}: {error}'.split())
+            finding = Finding('FAIL', f'the check itself failed: {problem}', 'please report this')
         on_check('')
         yield Check(name, **asdict(finding))
 
 
 def checks_of(setup: Setup) -> list[tuple[str, Callable[[Setup], Finding]]]:
-    """Return the checks by name, in the order in which what they find is best put right."""
+    """Return (name, check) in the order in which problems are best fixed."""
     from gmskip_ros.doctor import model_checks, ros_checks
 
     python = [('python', ros_checks.check_python)]
@@ -51,7 +55,6 @@ def checks_of(setup: Setup) -> list[tuple[str, Callable[[Setup], Finding]]]:
         ('rclpy', ros_checks.check_rclpy),
         ('cv_bridge', ros_checks.check_cv_bridge),
         ('dds', ros_checks.check_dds),
-        ('kernel', ros_checks.check_kernel),
         ('executables', ros_checks.check_executables),
     ]
     model = [
@@ -64,7 +67,7 @@ def checks_of(setup: Setup) -> list[tuple[str, Callable[[Setup], Finding]]]:
     return [*python, *(ros if setup.with_ros else ()), *model]
 
 
-def _described(setup: Setup) -> str:
+def _describe(setup: Setup) -> str:
     settings = setup.settings
     text = f'model {settings.model}, device {settings.device}, dtype {settings.dtype}'
     if setup.with_ros:

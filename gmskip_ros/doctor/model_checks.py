@@ -1,14 +1,15 @@
-"""The doctor's checks of the model on this machine: libraries, GPU, files, memory, skip lists."""
+"""The doctor's checks of PyTorch, GPU, model files, memory and skip lists."""
 
 from __future__ import annotations
 
 import re
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from gmskip_ros.doctor.processes import run_program
+from gmskip_ros.doctor.processes import Trial
 from gmskip_ros.doctor.setup import FAIL, Finding, Setup, fail, failed, joined, ok, warn
 from gmskip_ros.pipeline.pipeline import plan_frame
 from gmskip_ros.pipeline.settings import (
@@ -20,26 +21,28 @@ from gmskip_ros.pipeline.settings import (
 from gmskip_ros.skipping import SkipListError
 from gmskip_ros.vlm.memory import GIB, free_bytes
 
-# From the first version on and before the second; None = no end.
+# The oldest version tested, and the first one that is too new (None: no limit).
 VERSIONS = {'torch': ((2, 8), None), 'transformers': ((5, 10), (6,))}
 INSTALL = "pip install 'torch>=2.8' 'transformers>=5.10,<6'"
 PYTORCH = 'https://pytorch.org/get-started'
-# The oldest driver for Linux that runs programs of a CUDA release, by its major number.
+# CUDA release (major number) -> the oldest Linux driver that runs its programs.
 OLDEST_DRIVERS = {11: (450, 80), 12: (525, 60), 13: (580, 65)}
 
 
 def check_engine(setup: Setup) -> Finding:
-    """Import PyTorch and Transformers and compare their versions with those in use here."""
+    """Import PyTorch and Transformers and compare their versions with the supported ones."""
     trial = setup.torch
     findings = []
-    for name, (first, end) in VERSIONS.items():
+    for name, (oldest, too_new) in VERSIONS.items():
         version = trial[name]
         if version is None:
             problem = trial[f'{name}_problem'] or trial.problem
             return failed(trial, f'{name} cannot be imported: {problem}', INSTALL)
         numbers = _numbers(version)
-        if numbers < first or (end is not None and numbers >= end):
-            findings.append(warn(f'{name} {version} has not been tried with this package', INSTALL))
+        if numbers < oldest or (too_new is not None and numbers >= too_new):
+            findings.append(
+                warn(f'{name} {version} has not been tested with this package', INSTALL)
+            )
         else:
             findings.append(ok(f'{name} {version}'))
     return joined(findings)
@@ -50,36 +53,35 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def check_gpu(setup: Setup) -> Finding:
-    """See whether the device is there and computes, and whether the driver fits PyTorch."""
+    """Check that the device exists and computes, and that the driver suits PyTorch."""
     trial, device = setup.torch, setup.settings.device
     if trial['torch'] is None:
-        return fail('not known: see engine', 'put that right first')
+        return fail('skipped: the engine check failed', 'fix that first')
     if trial['gpus'] is None:
-        message = f'PyTorch cannot look for GPUs: {trial.problem}'
-        return failed(trial, message, 'see that nvidia-smi works')
+        message = f'PyTorch cannot search for GPUs: {trial.problem}'
+        return failed(trial, message, 'check that nvidia-smi works')
     driver = _driver_version()
     build = f"PyTorch's CUDA {trial['cuda']}" if trial['cuda'] else 'PyTorch without CUDA'
     if trial['gpu'] is not None:
         name = trial['gpus'][trial['gpu']]
-        what = f'{name} as cuda:{trial["gpu"]}, driver {driver or "not known"}, {build}'
+        gpu = f'{name} as cuda:{trial["gpu"]}, driver {driver or "unknown"}, {build}'
         if trial['works']:
-            return ok(what)
-        remedy = 'see that nvidia-smi works in this shell, and end what else uses the GPU'
+            return ok(gpu)
+        remedy = 'check that nvidia-smi works in this shell, and stop other users of the GPU'
         if 'kernel image' in trial.problem:
             capability = trial['capability']
             remedy = f'install a PyTorch built for compute capability {capability} ({PYTORCH})'
-        message = f'{what}: it does not compute: {trial.problem}'
+        message = f'{gpu}: a test computation failed: {trial.problem}'
         return failed(trial, message, f'{remedy}; or use device cpu')
+    reasons = [_why_no_gpu(trial, driver)] if driver and not trial['gpus'] else []
     if device.startswith('cuda'):
         found = ', '.join(trial['gpus']) or 'none'
         refusal = f'device {device!r} does not exist: PyTorch sees {found}'
-        return joined([fail(refusal, "use 'cpu' or 'auto'"), *_why_no_gpu(trial, driver)])
-    if device == 'auto' and driver:  # it was meant to be used
-        reasons = _why_no_gpu(trial, driver)
-        if reasons:
-            return joined(reasons)
+        return joined([fail(refusal, "use 'cpu' or 'auto'"), *reasons])
+    if device == 'auto' and reasons:
+        return joined(reasons)
     if setup.is_demo:
-        return ok('the CPU: enough for the demo model')
+        return ok('the CPU: sufficient for the demo model')
     return warn(
         f'no GPU in use (device {device}): a model of billions of parameters takes seconds per '
         'answer',
@@ -87,58 +89,48 @@ def check_gpu(setup: Setup) -> Finding:
     )
 
 
-def _why_no_gpu(trial: Any, driver: str) -> list[Finding]:
-    """Say why PyTorch sees no GPU although there is a driver."""
-    if trial['gpus'] or not driver:
-        return []
+def _why_no_gpu(trial: Trial, driver: str) -> Finding:
+    """Return why PyTorch sees no GPU although a driver is installed."""
     if trial['cuda'] is None:
-        return [
-            warn(
-                f'driver {driver} is there, but PyTorch {trial["torch"]} is built without CUDA',
-                f'install a build with CUDA ({PYTORCH})',
-            )
-        ]
+        return warn(
+            f'driver {driver} is installed, but PyTorch {trial["torch"]} is built without CUDA',
+            f'install a build with CUDA ({PYTORCH})',
+        )
     oldest = OLDEST_DRIVERS.get(_numbers(trial['cuda'])[0], (0, 0))
     if _numbers(driver) < oldest:
-        return [
-            warn(
-                f"driver {driver} is too old for PyTorch's CUDA {trial['cuda']}",
-                f'install driver {oldest[0]}.{oldest[1]} or newer, or a PyTorch for an older CUDA',
-            )
-        ]
-    said = f': {trial["warning"]}' if trial['warning'] else ''
-    return [
-        warn(
-            f'driver {driver} is there, but PyTorch sees no GPU{said}',
-            'see that nvidia-smi works in this shell (in a container: --gpus all), and that '
-            'CUDA_VISIBLE_DEVICES is not empty',
+        return warn(
+            f"driver {driver} is too old for PyTorch's CUDA {trial['cuda']}",
+            f'install driver {oldest[0]}.{oldest[1]} or newer, or a PyTorch for an older CUDA',
         )
-    ]
+    warning = f': {trial["warning"]}' if trial['warning'] else ''
+    return warn(
+        f'driver {driver} is installed, but PyTorch sees no GPU{warning}',
+        'check that nvidia-smi works in this shell (in a container: --gpus all) and that '
+        'CUDA_VISIBLE_DEVICES is not empty',
+    )
 
 
 def _driver_version() -> str:
-    """Return the version of NVIDIA's driver, '' if none is found."""
-    command = [
-        'sh',
-        '-c',
-        'v=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader | head -n 1) && '
-        'printf \'{"driver": "%s"}\\n\' "$v" >> "$GMSKIP_DOCTOR_REPORT"',
-    ]
-    said = run_program(command, timeout_s=10.0)['driver'] or ''
-    if re.match(r'\d+\.\d', said):
-        return said
+    """Return the version of NVIDIA's driver, '' if there is none."""
+    command = ['nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader']
     try:
-        text = Path('/proc/driver/nvidia/version').read_text()
+        printed = subprocess.run(command, capture_output=True, text=True, timeout=10.0).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        printed = ''
+    if match := re.match(r'\d+\.[\d.]+', printed):
+        return match[0]
+    try:  # a container without --gpus has no nvidia-smi and still sees the host's driver
+        printed = Path('/proc/driver/nvidia/version').read_text()
     except OSError:
         return ''
-    match = re.search(r'Kernel Module\D*(\d+\.[\d.]+)', text)
+    match = re.search(r'Kernel Module\D*(\d+\.[\d.]+)', printed)
     return match[1] if match else ''
 
 
 def check_model(setup: Setup) -> Finding:
-    """See whether the model's files are on this machine, whole and of a kind that can be run."""
+    """Check that the model's files are on this machine, complete and supported."""
     if check_engine(setup).level == FAIL:
-        return fail('not known: see engine', 'put that right first')
+        return fail('skipped: the engine check failed', 'fix that first')
     trial = setup.model
     if trial['refusals']:
         return joined([_refusal(line) for line in trial['refusals']])
@@ -148,28 +140,28 @@ def check_model(setup: Setup) -> Finding:
     weights = _gib(trial['need']['weights_bytes'])
     return ok(
         f'{setup.settings.model}: {trial["num_blocks"]} blocks ({trial["text_model_type"]}), '
-        f'{weights} of weights in {trial["dtype"]}, all files here'
+        f'{weights} of weights in {trial["dtype"]}, all files found'
     )
 
 
 def _refusal(line: str) -> Finding:
-    """Return load_vlm's own line, of which the last clause says what to do."""
+    """Split the message of a ModelLoadError, whose last clause is the remedy."""
     at = max(line.rfind(': '), line.rfind('; '))
     return fail(line[:at], line[at + 2 :])
 
 
 def check_memory(setup: Setup, proc: Path = Path('/proc')) -> Finding:
-    """Compare the memory that is free with what the model will want."""
+    """Compare the free memory with the memory that the model needs."""
     trial, need = setup.model, setup.model['need']
     if need is None:
-        return warn('not known: see model', 'put that right first')
-    wanted = (
-        f'{_gib(need["total_bytes"])} wanted (weights {_gib(need["weights_bytes"])}, '
-        f'key/value store {_gib(need["kv_bytes"])}, activations '
-        f'{_gib(need["activation_bytes"])}, the rest reserve; {trial["dtype"]})'
+        return warn('skipped: the model check failed', 'fix that first')
+    needed = (
+        f'{_gib(need["total_bytes"])} needed (weights {_gib(need["weights_bytes"])}, '
+        f'key/value cache {_gib(need["kv_bytes"])}, activations '
+        f'{_gib(need["activation_bytes"])}, the rest is reserve; {trial["dtype"]})'
     )
     host_bytes = free_bytes('cpu', proc)
-    remedy = 'end what else takes it, use a smaller model'
+    remedy = 'stop other users of this memory, use a smaller model'
     remedy += ', or dtype: float16' if trial['dtype'] == 'float32' else ''
     if trial['device'].startswith('cuda'):
         free, where = setup.torch['free_bytes'], f'on {trial["device"]}'
@@ -177,19 +169,19 @@ def check_memory(setup: Setup, proc: Path = Path('/proc')) -> Finding:
     else:
         free, where = host_bytes, 'of main memory'
     if free is None:
-        return warn(f'{wanted}; what is free {where} is not known', 'see gpu')
+        return warn(f'{needed}; free memory {where} unknown', 'see the gpu check')
     headroom_gib = setup.settings.memory_headroom_gib
-    message = f'{wanted}; {_gib(free)} free {where}'
+    message = f'{needed}; {_gib(free)} free {where}'
     if free < need['total_bytes'] + headroom_gib * GIB:
         return fail(
-            f'{message}, of which {headroom_gib:g} GiB are to stay free (memory_headroom_gib): the '
-            'node refuses it',
+            f'{message}, of which {headroom_gib:g} GiB must stay free (memory_headroom_gib): the '
+            'node refuses to load it',
             remedy,
         )
-    if host_bytes is not None and host_bytes < need['weights_bytes']:  # they go through it
+    if host_bytes is not None and host_bytes < need['weights_bytes']:
         return warn(
-            f'{message}; {_gib(host_bytes)} of main memory, through which the weights are loaded',
-            'end what else takes it, or add swap',
+            f'{message}; weights are loaded through main memory, {_gib(host_bytes)} free',
+            'stop other users of main memory, or add swap',
         )
     return ok(message)
 
@@ -201,7 +193,7 @@ def _gib(num_bytes: int) -> str:
 
 
 def check_skip_lists(setup: Setup) -> Finding:
-    """See whether each task's skip list can be read, fits the model and has the operating point."""
+    """Check that each task's skip list is readable, fits the model and has the operating point."""
     settings = setup.settings
     if 'skip' not in settings.branches:
         return ok('none needed: no skip branch')
@@ -211,20 +203,20 @@ def check_skip_lists(setup: Setup) -> Finding:
 
 
 def _check_skip_list(setup: Setup, settings: Settings) -> Finding:
-    """Check one task's list, with the node's own code; `settings` has that task only."""
+    """Check one task's list with the node's own code; `settings` has only that task."""
     task, trial = settings.tasks[0], setup.model
-    calibrate = 'calibrate one for this model (gmskip calibrate), or name another in skip_list.TASK'
+    calibrate = 'calibrate one for this model (gmskip calibrate), or choose one in skip_list.TASK'
     try:
         skip_lists = load_skip_lists(settings)
         check_operating_point(settings, skip_lists)
     except ParameterError as error:
         return fail(str(error), f'correct skip_list.{task} or operating_point')
     if not skip_lists:
-        reason = f'{task} has no skip list: its skip branch leaves out nothing'
+        reason = f'{task} has no skip list: its skip branch runs all blocks'
         return warn(reason, calibrate)
     num_skipped = len(skip_lists[task].blocks_at(settings.operating_point))
     if trial['num_blocks'] is None:
-        return warn(f'{task}: not compared with the model: see model', 'put that right first')
+        return warn(f'{task}: not compared: the model check failed', 'fix that first')
     vlm: Any = SimpleNamespace(
         name=settings.model,
         num_blocks=trial['num_blocks'],

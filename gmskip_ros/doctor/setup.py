@@ -10,14 +10,14 @@ from gmskip_ros.doctor.processes import Trial, run_trial
 from gmskip_ros.pipeline.settings import Settings
 
 OK, WARN, FAIL = LEVELS = ('OK', 'WARN', 'FAIL')  # from good to bad
-# Nothing is fetched, not even asked for: a drive may have no network.
+# Nothing is downloaded and no server is asked: a vehicle may have no network.
 OFFLINE = {'HF_HUB_OFFLINE': '1'}
-TOO_SLOW = 'end what else loads this machine, or allow more time: --timeout-sec'
+TOO_SLOW = 'stop other heavy processes, or allow more time with --timeout-sec'
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found: level, one line, and for WARN and FAIL what to do about it."""
+    """The result of a check: level, one line, and the remedy for WARN and FAIL."""
 
     level: str
     message: str
@@ -37,36 +37,36 @@ def fail(message: str, remedy: str) -> Finding:
 
 
 def failed(trial: Trial, message: str, remedy: str) -> Finding:
-    """Return what a trial's failure means; one that was too slow has a remedy of its own."""
+    """Return the FAIL of a failed trial; a timeout has its own remedy."""
     return fail(message, TOO_SLOW if trial.timed_out else remedy)
 
 
 def worst_level(levels: Sequence[str]) -> str:
-    """Return the worst of these levels, OK of none."""
+    """Return the worst of these levels, OK if there are none."""
     return max(levels, key=LEVELS.index, default=OK)
 
 
 def joined(findings: Sequence[Finding]) -> Finding:
-    """Return findings as one line: of the bad ones if there are any, each remedy once."""
+    """Return findings as one line: only the bad ones if there are any, each remedy once."""
     level = worst_level([finding.level for finding in findings])
-    told = [finding for finding in findings if finding.level != OK] or list(findings)
-    remedies = dict.fromkeys(finding.remedy for finding in told if finding.remedy)
-    return Finding(level, '; '.join(f.message for f in told), '; '.join(remedies))
+    shown = [finding for finding in findings if finding.level != OK] or list(findings)
+    remedies = dict.fromkeys(finding.remedy for finding in shown if finding.remedy)
+    return Finding(level, '; '.join(f.message for f in shown), '; '.join(remedies))
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What is to run here: the node's settings and the camera. Each trial runs once, when asked."""
+    """The node's settings and the camera to check; each trial runs once, on first access."""
 
     settings: Settings
-    width: int
+    width: int  # of the camera's frames, pixels
     height: int
     with_ros: bool = True
-    timeout_s: float = 60.0
+    timeout_s: float = 60.0  # per trial
 
     @property
     def is_demo(self) -> bool:
-        """Whether it is the embedded model, small enough for any machine."""
+        """Whether the model is the embedded one, small enough for any machine."""
         return self.settings.model == 'demo'
 
     @cached_property
@@ -95,11 +95,11 @@ class Setup:
     @cached_property
     def model(self) -> Trial:
         settings = self.settings
-        question = {
+        arguments = {
             'model': settings.model,
             'device': settings.device,
             'dtype': settings.dtype,
             'prompts': [settings.prompt[task] for task in settings.tasks],
             'max_new_tokens': max(settings.max_new_tokens[task] for task in settings.tasks),
         }
-        return run_trial('model', question, self.timeout_s, OFFLINE)
+        return run_trial('model', arguments, self.timeout_s, OFFLINE)

@@ -7,14 +7,13 @@ from importlib.resources import files
 
 
 def fastdds_environment() -> dict[str, str]:
-    """
-    Return the environment variables with which raw images arrive between processes of one machine.
+    """Return the environment variables that make raw images arrive between local processes.
 
-    They have to be set before a process calls `rclpy.init()`. What the profile does, and what it
-    costs, is written in the profile (gmskip_ros/assets/fastdds_profile.xml).
+    Set them before a process calls `rclpy.init()`. The profile itself
+    (gmskip_ros/assets/fastdds_profile.xml) describes what it does and costs.
     """
-    # Humble does not know the discovery range. What it has is deprecated in later distributions,
-    # where every process would warn of it.
+    # Humble does not support the discovery range. Its own variable is deprecated in later
+    # distributions, where every process would warn about it.
     is_humble = os.environ.get('ROS_DISTRO') == 'humble'
     return {
         'RMW_IMPLEMENTATION': 'rmw_fastrtps_cpp',

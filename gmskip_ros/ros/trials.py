@@ -1,6 +1,6 @@
-"""What `gmskip doctor` tries of ROS; each in a process of its own, because a step may crash it.
+"""Trials of ROS, which `gmskip doctor` runs in child processes because a step may crash.
 
-A trial yields what it has found as soon as it has it. What it raises is its problem, in one line.
+A trial yields its findings as soon as they are known. An exception is its problem, in one line.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
-# What the node and the camera take from each of their packages: loading it loads its C library.
+# One interface that the node or the camera uses from each package; loading it loads the C library.
 INTERFACES = {
     'diagnostic_msgs': 'msg.DiagnosticArray',
     'rcl_interfaces': 'msg.ParameterDescriptor',
@@ -24,14 +25,13 @@ INTERFACES = {
 
 
 class TrialError(Exception):
-    """Something answered, and wrongly; the message is one line."""
+    """A result is wrong; the message is one line."""
 
 
 def examine_rclpy() -> Iterator[dict[str, Any]]:
-    """
-    Find `where` rclpy is, whether it is `loaded`, and what is `missing` beside it.
+    """Yield `where` rclpy is, whether it is `loaded`, and `missing` message packages.
 
-    The last is {package: problem} of the message packages that the node needs.
+    `missing` is {package: problem} of the message packages that the node needs.
     """
     spec = importlib.util.find_spec('rclpy')
     yield {'where': os.path.dirname(spec.origin) if spec is not None and spec.origin else None}
@@ -42,8 +42,8 @@ def examine_rclpy() -> Iterator[dict[str, Any]]:
     assert rclpy and rclpy_implementation
     yield {'loaded': True}
     missing = {}
-    for package, what in INTERFACES.items():
-        kind, name = what.split('.')
+    for package, interface_name in INTERFACES.items():
+        kind, name = interface_name.split('.')
         try:
             interface = getattr(importlib.import_module(f'{package}.{kind}'), name)
             check_for_type_support(interface)
@@ -53,7 +53,7 @@ def examine_rclpy() -> Iterator[dict[str, Any]]:
 
 
 def examine_cv_bridge() -> Iterator[dict[str, Any]]:
-    """Find the versions of `numpy`, `opencv` and `cv_bridge`; convert, and compare pixels."""
+    """Yield the versions of `numpy`, `opencv`, `cv_bridge`; convert images and compare pixels."""
     import numpy as np
 
     yield {'numpy': np.__version__}
@@ -69,47 +69,54 @@ def examine_cv_bridge() -> Iterator[dict[str, Any]]:
     from gmskip_ros.ros.conversions import image_to_rgb, rgb_to_image
 
     rgb = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
-    bayer = np.empty((48, 64), np.uint8)  # of one colour
+    bayer = np.empty((48, 64), np.uint8)  # one colour
     bayer[0::2, 0::2], bayer[1::2, 1::2] = 200, 50
     bayer[0::2, 1::2] = bayer[1::2, 0::2] = 100
-    pictures = {'rgb8': rgb, 'mono8': rgb[:, :, 0].copy(), 'bayer_rggb8': bayer}
+    images = {'rgb8': rgb, 'mono8': rgb[:, :, 0].copy(), 'bayer_rggb8': bayer}
     as_rgb = {
         'rgb8': rgb,
         'mono8': np.repeat(rgb[:, :, :1], 3, axis=2),
         'bayer_rggb8': np.broadcast_to(np.array([200, 100, 50], np.uint8), rgb.shape),
     }
     bridge = CvBridge()
-    for encoding, pixels in pictures.items():
+    for encoding, pixels in images.items():
         message = Image(height=48, width=64, encoding=encoding, step=pixels[0].nbytes)
         message.data = pixels.tobytes()
-        # cv_bridge: to OpenCV and back.
+        # Convert to OpenCV and back with cv_bridge.
         wanted = 'bgr8' if encoding == 'rgb8' else encoding
         opencv = bridge.imgmsg_to_cv2(message, wanted)
         _compare(opencv, pixels[..., ::-1] if encoding == 'rgb8' else pixels, f'{encoding} image')
         back = np.frombuffer(bridge.cv2_to_imgmsg(opencv, wanted).data, np.uint8)
         _compare(back, opencv.ravel(), f'{wanted} message')
-        # The node's own conversion, and the message that it makes of the picture.
-        picture = image_to_rgb(message)
-        _compare(picture, as_rgb[encoding], f'{encoding} picture')
-        _compare(image_to_rgb(rgb_to_image(picture, Header())), picture, 'rgb8 picture')
+        # Convert with the node's functions, to RGB and back to a message.
+        converted = image_to_rgb(message)
+        _compare(converted, as_rgb[encoding], f'{encoding} image as RGB')
+        _compare(image_to_rgb(rgb_to_image(converted, Header())), converted, 'rgb8 message')
 
 
-def _compare(found: Any, expected: Any, what: str) -> None:
+def _compare(found: Any, expected: Any, name: str) -> None:
     import numpy as np
 
     if not np.array_equal(found, expected):
-        raise TrialError(f'cv_bridge: the pixels of an {what} came out wrong')
+        raise TrialError(f'cv_bridge converts the pixels of a test image wrongly ({name})')
+
+
+def examine_dds(**camera: Any) -> Iterator[dict[str, Any]]:
+    """Yield the fields of a RoundTrip; the arguments are those of measure_round_trip."""
+    from gmskip_ros.ros.dds_round_trip import measure_round_trip
+
+    yield asdict(measure_round_trip(**camera))
 
 
 def _version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return 'version not known'
+        return 'of unknown version'
 
 
 def first_line(error: Exception | Warning | str) -> str:
-    """Return the first line of an error, with its type where it is not ours."""
+    """Return the first line of an error, with its type unless it is ours or a warning."""
     lines = [' '.join(line.split()) for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else ''
     if isinstance(error, Exception) and not isinstance(error, (TrialError, Warning)):

@@ -1,7 +1,7 @@
-"""Tasks: prompts, how answers are read, and how they are scored.
+"""Tasks: their prompts, and how answers are read, compared and scored.
 
-Standard library only, but for gmskip_ros.tasks.statistics, which needs NumPy and is imported by
-its own path.
+Uses the standard library only, except gmskip_ros.tasks.statistics, which needs NumPy and must be
+imported by its full name.
 """
 
 from gmskip_ros.tasks.cider import Cider

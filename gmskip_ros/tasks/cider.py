@@ -1,4 +1,4 @@
-"""CIDEr as COCO's caption scorer computes it (its code calls CIDEr-D so)."""
+"""CIDEr as COCO's caption scorer computes it (the variant that the literature calls CIDEr-D)."""
 
 from __future__ import annotations
 
@@ -19,30 +19,33 @@ NGram = tuple[str, ...]
 @dataclass(frozen=True)
 class _Reference:
     counts: Mapping[NGram, int]
-    norms: tuple[float, ...]  # of its tf-idf vector, for each length of n-gram
-    length: int
+    norms: tuple[float, ...]  # of the tf-idf vector, one for each length of n-gram
+    length: int  # tokens
 
 
 class Cider:
     """CIDEr-D of captions against fixed references (Vedantam et al. 2015, arXiv:1411.5726).
 
     A caption and a reference are compared by the tf-idf vectors of their n-grams, n = 1..4: the
-    cosine with the caption's counts clipped to the reference's, times exp(-d^2 / (2 x 6^2)) for d
-    tokens more or less; the mean over n and the references, x10. An n-gram's document frequency
-    is the number of images of which a reference has it, so scores depend on which images are
-    there, and those of image lists of different size must not be compared.
+    cosine, with the caption's counts clipped to the reference's, times exp(-d^2 / (2 x 6^2)) if
+    their lengths differ by d tokens. The score is 10 times the mean over n and the references.
+    The document frequency of an n-gram is the number of images with a reference that contains it.
+    Scores therefore depend on the set of images, and scores from lists of different size must not
+    be compared.
     """
 
     def __init__(self, references: Sequence[Sequence[Sequence[str]]]) -> None:
-        """Take, for each image, the tokens of its references; TaskError if an image has none."""
+        """Take the tokens of each image's references; raise TaskError if an image has none."""
         if not references:
-            raise TaskError('references: there is no image; CIDEr needs at least one')
+            raise TaskError('references: the list is empty; CIDEr needs at least one image')
         for index, of_image in enumerate(references):
             if not of_image:
-                raise TaskError(f'references of image {index}: there is none; CIDEr needs one')
+                raise TaskError(
+                    f'references of image {index}: the list is empty; CIDEr needs at least one'
+                )
         counted = [[_ngrams(tokens) for tokens in of_image] for of_image in references]
         frequency = Counter(ngram for image in counted for ngram in {g for r in image for g in r})
-        # An n-gram that no reference has counts as if one image had it.
+        # An n-gram that is in no reference is weighted as if it were in those of one image.
         self._rarest = math.log(len(references))
         self._idf = {ngram: self._rarest - math.log(n) for ngram, n in frequency.items()}
         self._references = [
@@ -58,17 +61,18 @@ class Cider:
         """Return CIDEr-D of a caption for image `index`, in 0..10."""
         counts = _ngrams(candidate_tokens)
         norms = self._norms(counts)
-        # COCO's code counts bigrams, the same difference: without a token nothing is similar.
+        # COCO's code counts bigrams: the same difference, except for empty texts, which score 0.
         length = len(candidate_tokens)
         references = self._references[index]
         total = 0.0
         for reference in references:
             products = [0.0] * _LONGEST
             for ngram, count in counts.items():
-                there = reference.counts.get(ngram)
-                if there:
+                reference_count = reference.counts.get(ngram)
+                if reference_count:
                     weight = self._idf[ngram]
-                    products[len(ngram) - 1] += min(count, there) * there * weight * weight
+                    clipped = min(count, reference_count)
+                    products[len(ngram) - 1] += clipped * reference_count * weight * weight
             similarity = sum(
                 product / (norm * reference_norm)
                 for product, norm, reference_norm in zip(
@@ -77,15 +81,16 @@ class Cider:
                 if product
             )
             total += similarity * math.exp(-((length - reference.length) ** 2) / (2 * _SIGMA**2))
-        # Rounding alone could lift a perfect caption above the bound.
+        # Rounding could lift a perfect caption above the bound.
         return min(_SCALE * total / (_LONGEST * len(references)), self._best[index])
 
     def best(self, index: int) -> float:
-        """Return a score that no caption for image `index` exceeds.
+        """Return an upper bound of the score of any caption for image `index`.
 
-        10 x mean_n |mean_r r_n|, r_n the unit-length tf-idf vector of reference r for n-grams of
-        length n: without clipping and penalty, which only lower a score, the score is the mean
-        over n of the product of the caption's own unit vector with mean_r r_n.
+        The bound is 10 x mean_n |mean_r r_n|, where r_n is the unit-length tf-idf vector of
+        reference r for n-grams of length n. Clipping and the length penalty only lower a score;
+        without them it is the mean over n of the dot product of the caption's unit vector with
+        mean_r r_n.
         """
         return self._best[index]
 

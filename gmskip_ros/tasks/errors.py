@@ -1,4 +1,4 @@
-"""The one exception of this package."""
+"""The error that tasks and scorers raise."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from gmskip_ros.errors import UserError
 
 
 class TaskError(UserError, ValueError):
-    """A task's settings or references are unusable; one line with the thing, value and remedy."""
+    """Settings or references of a task are unusable; one line with name, value and remedy."""

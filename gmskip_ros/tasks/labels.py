@@ -1,4 +1,4 @@
-"""Label sets: the words a task may answer with, and other words for the same things."""
+"""Label sets: the words that count as answers, and their synonyms."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from gmskip_ros.tasks.errors import TaskError
 from gmskip_ros.tasks.normalisation import normalise
 
 LABEL_SETS: dict[str, tuple[str, ...]] = {
-    # The classes of CODA and CODA2022 without 'misc', which no answer can name, and without the
-    # rarities of CODA's base split (phone_booth, basket, ...).
-    # CODA itself writes 'suitcace'; a model says 'suitcase', so the label is spelt right here.
+    # The classes of CODA and CODA2022, except 'misc', which no answer can name, and the rare
+    # classes of CODA's base split (phone_booth, basket, ...).
+    # CODA spells 'suitcace'; a model answers 'suitcase', so the spelling is corrected here.
     'coda': (
         'pedestrian',
         'cyclist',
@@ -126,7 +126,7 @@ LABEL_SETS: dict[str, tuple[str, ...]] = {
         'hair drier',
         'toothbrush',
     ),
-    # What the scenes rendered by this package show.
+    # The classes in the scenes that this package renders.
     'scenes': (
         'pedestrian',
         'cyclist',
@@ -141,8 +141,8 @@ LABEL_SETS: dict[str, tuple[str, ...]] = {
     ),
 }
 
-# Groups of words for one thing: (words, the labels they may stand for, the first one that the
-# label set has wins). Used only with synonyms=True: the paper's protocol does without.
+# (synonyms, the labels they may stand for: the first one in the label set is used). Applied only
+# with synonyms=True; the paper's protocol does not use synonyms.
 SYNONYMS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (
         (
@@ -252,11 +252,11 @@ SYNONYMS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
 
 
 def resolve_labels(labels: Sequence[str]) -> tuple[str, ...]:
-    """Return the labels of a named set (['coda'], ['coco'], ['scenes']) or the labels themselves.
+    """Return the labels of a named set (['coda'], ['coco'], ['scenes']), or the given labels.
 
-    Raises TaskError for an empty list, a label without a letter or digit, the same label twice
-    (after normalisation: 'traffic_light' and 'Traffic light'), a label that holds a list of
-    labels, and a set's name among labels.
+    Raises TaskError for an empty list, a label without a letter or digit, a label that is listed
+    twice (after normalisation: 'traffic_light' and 'Traffic light'), a label that contains
+    several labels, and the name of a set among labels.
     """
     if isinstance(labels, str) or not isinstance(labels, Sequence):
         raise TaskError(f"labels: {labels!r} is not a list; write ['coda'] or ['car', 'bus', ...]")
@@ -264,22 +264,22 @@ def resolve_labels(labels: Sequence[str]) -> tuple[str, ...]:
         return LABEL_SETS[labels[0]]
     if not labels:
         raise TaskError(
-            f'labels: the list is empty; name a set ({", ".join(LABEL_SETS)}) or give the labels'
+            f'labels: the list is empty; name a set ({", ".join(LABEL_SETS)}) or list the labels'
         )
     seen: dict[str, str] = {}
     for label in labels:
         if not isinstance(label, str):
-            raise TaskError(f'labels: {label!r} is not a text; put it in quotes')
+            raise TaskError(f'labels: {label!r} is not a string; put it in quotes')
         if label in LABEL_SETS:
             raise TaskError(
                 f'labels: {label!r} names a whole set; give it alone, or list the labels themselves'
             )
         if any(separator in label for separator in ',;\n'):
-            raise TaskError(f'labels: {label!r} holds several labels; make each one an entry')
+            raise TaskError(f'labels: {label!r} contains several labels; make each one an entry')
         normal = normalise(label)
         if not normal:
             raise TaskError(f'labels: {label!r} has no letter or digit; remove it')
         if normal in seen:
-            raise TaskError(f'labels: {label!r} is there twice (as {seen[normal]!r}); remove one')
+            raise TaskError(f'labels: {label!r} is listed twice (as {seen[normal]!r}); remove one')
         seen[normal] = label
     return tuple(labels)

@@ -1,9 +1,10 @@
-"""Scores of one answer against its references. All are in 0..1, higher is better."""
+"""Scores of one answer against its references, all in 0..1; higher is better."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
+from fractions import Fraction
 
 from gmskip_ros.tasks.errors import TaskError
 
@@ -13,25 +14,35 @@ def accuracy(answer: str, truth: str) -> float:
     return float(answer == truth)
 
 
+# (answered labels, labels in the image) -> score; exact, so that equal scores compare as equal.
+SET_METRICS: dict[str, Callable[[AbstractSet[str], AbstractSet[str]], Fraction]] = {
+    'set_precision': lambda answer, truth: Fraction(len(answer & truth), len(answer) or 1),
+    'set_recall': lambda answer, truth: Fraction(len(answer & truth), len(truth) or 1),
+    'set_f1': lambda answer, truth: Fraction(
+        2 * len(answer & truth), len(answer) + len(truth) or 1
+    ),
+    'set_exact_match': lambda answer, truth: Fraction(answer == truth),
+}
+
+
 def set_precision(answer: AbstractSet[str], truth: AbstractSet[str]) -> float:
     """Return |P & G| / |P|; an empty answer scores 0."""
-    return len(answer & truth) / len(answer) if answer else 0.0
+    return float(SET_METRICS['set_precision'](answer, truth))
 
 
 def set_recall(answer: AbstractSet[str], truth: AbstractSet[str]) -> float:
     """Return |P & G| / |G|; an empty truth scores 0."""
-    return len(answer & truth) / len(truth) if truth else 0.0
+    return float(SET_METRICS['set_recall'](answer, truth))
 
 
 def set_f1(answer: AbstractSet[str], truth: AbstractSet[str]) -> float:
     """Return 2 |P & G| / (|P| + |G|); 0 if both are empty, like precision and recall."""
-    total = len(answer) + len(truth)
-    return 2 * len(answer & truth) / total if total else 0.0
+    return float(SET_METRICS['set_f1'](answer, truth))
 
 
 def set_exact_match(answer: AbstractSet[str], truth: AbstractSet[str]) -> float:
     """Return 1.0 if the two sets are equal (both empty included), else 0.0."""
-    return float(answer == truth)
+    return float(SET_METRICS['set_exact_match'](answer, truth))
 
 
 def jaccard(a: AbstractSet[str], b: AbstractSet[str]) -> float:
@@ -43,15 +54,15 @@ def jaccard(a: AbstractSet[str], b: AbstractSet[str]) -> float:
 def rouge_l(
     candidate: Sequence[str], references: Sequence[Sequence[str]], beta: float = 1.2
 ) -> float:
-    """Return ROUGE-L of tokens against tokens, as COCO's caption scorer computes it.
+    """Return ROUGE-L of a token sequence, as COCO's caption scorer computes it.
 
-    F-measure of the longest common subsequence, recall weighted by beta; the best precision and
-    the best recall are taken over the references separately (Lin 2004; Chen et al. 2015,
-    arXiv:1504.00325). 0 if the candidate or every reference is empty. Raises TaskError without
-    references.
+    It is the F-measure of the longest common subsequence with recall weighted by beta; the best
+    precision and the best recall over the references are taken separately (Lin 2004; Chen et al.
+    2015, arXiv:1504.00325). 0 if the candidate or every reference is empty. Raises TaskError
+    without references.
     """
     if not references:
-        raise TaskError('references: there is none; ROUGE-L needs at least one')
+        raise TaskError('references: the list is empty; ROUGE-L needs at least one')
     if not candidate:
         return 0.0
     precision = recall = 0.0
@@ -66,7 +77,7 @@ def rouge_l(
 
 
 def _longest_common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
-    lengths = [0] * (len(b) + 1)  # of a's tokens so far against each prefix of b
+    lengths = [0] * (len(b) + 1)  # of the tokens of a so far and each prefix of b
     for token in a:
         diagonal = 0
         for j, other in enumerate(b, start=1):

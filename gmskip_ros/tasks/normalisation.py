@@ -1,4 +1,4 @@
-"""Text of an answer brought to one form, and the plurals under which a label is recognised."""
+"""Normalisation of answers, and the plurals under which labels are recognised."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 _NOT_WORD = re.compile(r'[\W_]+')
 ARTICLES = ('a', 'an', 'the')
-# Nouns whose plural is not made by the rules below; only the last word of a label matters.
+# Nouns whose plural does not follow the rules below; only the last word of a label matters.
 _IRREGULAR_PLURALS = {
     'child': 'children',
     'foot': 'feet',
@@ -27,15 +27,15 @@ _IRREGULAR_PLURALS = {
 
 
 def words(text: str) -> list[str]:
-    """Return the words of a text in lower case, without punctuation, underscores and hyphens."""
+    """Return the words of a text in lower case, without punctuation, underscores or hyphens."""
     return _NOT_WORD.sub(' ', text.casefold()).split()
 
 
 def normalise(text: str) -> str:
     """Return the words of a text without its leading articles, joined by single spaces.
 
-    'The traffic-light.' and 'traffic_light' both give 'traffic light'. An article that is all
-    there is stays, so that labels such as 'A' and 'B' can be answered.
+    'The traffic-light.' and 'traffic_light' both give 'traffic light'. A text that is only an
+    article keeps it, so that labels such as 'A' and 'B' can be answered.
     """
     parts = words(text)
     while len(parts) > 1 and parts[0] in ARTICLES:
@@ -65,9 +65,9 @@ def plurals(noun: str) -> tuple[str, ...]:
 
 
 def singulars(noun: str) -> tuple[str, ...]:
-    """Return the noun phrases of which a normalised one is the plural ('cars': 'car').
+    """Return the noun phrases whose plural is the given normalised one ('cars': 'car').
 
-    Words in -us, -ss and -is ('bus', 'glass', 'debris') are taken for singulars.
+    Words ending in -us, -ss or -is ('bus', 'glass', 'debris') count as singulars.
     """
     head, _, last = noun.rpartition(' ')
     head += ' ' if head else ''

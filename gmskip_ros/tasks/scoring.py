@@ -1,4 +1,4 @@
-"""Scores of answers under one metric, against the references of a fixed list of images."""
+"""Scorers: one metric over the references of a fixed list of images."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any, Protocol
 
 from gmskip_ros.tasks.cider import Cider
 from gmskip_ros.tasks.errors import TaskError
-from gmskip_ros.tasks.metrics import rouge_l
+from gmskip_ros.tasks.metrics import SET_METRICS, rouge_l
 from gmskip_ros.tasks.normalisation import ARTICLES, normalise, words
 from gmskip_ros.tasks.task import Task
 from gmskip_ros.tasks.tokenizer import caption_tokens
 
-# A count or a ratio of counts is a Fraction, so that a tie is a tie; CIDEr and ROUGE-L are floats.
+# Counts and ratios of counts are Fractions, so that ties are exact; CIDEr and ROUGE-L are floats.
 Score = Fraction | float
 
-# Task -> its metrics; the first is the paper's. 'generic' is any question with reference texts.
+# Task -> its metrics, the paper's first. 'generic' stands for any question with reference texts.
 METRICS: dict[str, tuple[str, ...]] = {
     'single_object': ('accuracy',),
     'multi_object': ('set_precision', 'set_recall', 'set_f1', 'set_exact_match'),
@@ -28,10 +28,10 @@ METRICS: dict[str, tuple[str, ...]] = {
     'generic': ('exact', 'vqa', 'relaxed', 'contains', 'rouge_l', 'cider'),
 }
 
-_REMEMBERED = 1 << 16  # answers whose score is kept, per scorer
+_MAX_CACHED = 1 << 16  # answers whose score is cached, per scorer
 _NOT_ASCII_AT_END = re.compile(r'[^\x00-\x7f]+\Z')
-_VQA_REFERENCES = 10  # that VQA has for each question
-_VQA_ENOUGH = 3  # equal ones, for a score of 1
+_VQA_REFERENCES = 10  # per question in VQA
+_VQA_ENOUGH = 3  # equal references for a score of 1
 _APOSTROPHE = re.compile("['\u2019]")
 _DIGITS = {
     'none': '0',
@@ -47,8 +47,8 @@ _DIGITS = {
     'nine': '9',
     'ten': '10',
 }
-_RELAXED = Fraction(5, 100)
-# Bounded, so that no text makes a number of a million digits.
+_TOLERANCE = Fraction(5, 100)  # of relaxed accuracy
+# Digits are limited, so that no text becomes a number of a million digits.
 _NUMBER = re.compile(
     r'([+-]?(?:[0-9]{1,30}(?:\.[0-9]{0,30})?|\.[0-9]{1,30})(?:[eE][+-]?[0-9]{1,2})?)(%?)\.?'
 )
@@ -56,74 +56,72 @@ _NUMBER = re.compile(
 
 @dataclass(frozen=True)
 class Absent:
-    """The reference of an image that does not show `label`: any other answer is right."""
+    """Reference of an image without `label`: any other answer is right."""
 
     label: str
 
 
 class Scorer(Protocol):
-    """One metric over one list of references; made by make_scorer. `index` is an image's place."""
+    """One metric over one list of references, indexed by image; created by make_scorer."""
 
     metric: str
 
     def score(self, index: int, raw_text: str) -> Score:
-        """Return the score of the model's own words, in 0..best(index); any text has a score."""
+        """Return the score of a model's raw answer, in 0..best(index); any text has a score."""
 
     def best(self, index: int) -> Score:
-        """Return a score that no text exceeds."""
+        """Return an upper bound of the score of any text."""
 
     def is_decided(self, index: int, text_so_far: str) -> bool:
-        """Return whether every text that begins so has the same score; False where not known.
+        """Return whether every text that begins like this has the same score; False if unknown.
 
-        `text_so_far` is what a tokenizer makes of the first tokens of an answer. It may end
-        within a word or a character: replacement characters and other characters outside ASCII
-        at its end count as not yet said.
+        `text_so_far` is the decoded first tokens of an answer. It may end within a word or a
+        character: trailing characters outside ASCII, replacement characters among them, are
+        treated as not yet generated.
         """
 
 
 def make_scorer(metric: str, references: Sequence[Any], task: Task | None = None) -> Scorer:
     """Return the scorer of a metric of a task (None: the generic task) for these references.
 
-    references[i], of image i, is for single_object the right label, or Absent(label) where any
-    answer but that label is right; for multi_object the labels in the image; for captioning and
-    generic the texts that are right. A single label or text may stand for a list of one.
+    references[i], of image i, is the right label for single_object, or Absent(label) if any
+    answer except that label is right; the labels in the image for multi_object; the right texts
+    for captioning and generic. A list of one label or text may be given as the label or text.
 
     - accuracy: 1 if the answer is the label, else 0.
     - set_precision, set_recall, set_f1, set_exact_match: see gmskip_ros.tasks.metrics. A label
-      outside the task's label set stays among the references, and no answer finds it.
+      outside the task's label set remains among the references, and no answer can match it.
     - cider: CIDEr-D, 0..10 (see Cider); rouge_l: see there; both on caption_tokens.
     - exact: 1 if the answer equals a reference after normalisation, else 0.
-    - contains: 1 if a normalised reference is in the normalised answer as whole words, else 0.
-    - vqa: consensus accuracy of VQA (Antol et al. 2015, arXiv:1505.00468, as its evaluation code
-      does it): min(equal references / 3, 1), averaged over the lists with one reference left
-      out. With fewer than 10 references none is left out and the 3 is 3 or their number, the
-      smaller. Texts are equal after normalisation, with 'zero' to 'ten' as digits ('none' is 0)
-      and without articles and apostrophes.
+    - contains: 1 if the normalised answer contains a normalised reference as whole words, else 0.
+    - vqa: consensus accuracy of VQA (Antol et al. 2015, arXiv:1505.00468, as in its evaluation
+      code): min(equal references / 3, 1), averaged over the lists without one of the references.
+      With fewer than 10 references all are used, and the 3 is their number if that is smaller.
+      Texts are compared after normalisation, with 'zero' to 'ten' as digits ('none' is 0) and
+      without articles and apostrophes.
     - relaxed: relaxed accuracy of ChartQA (Masry et al. 2022, arXiv:2203.10244): a number within
-      5 % of a reference is right, 7 % is the number 0.07; other texts as under exact.
+      5 % of a reference is right, 7 % is the number 0.07; other texts are compared as in exact.
 
-    Raises TaskError for a metric that the task does not have, no references, and references from
-    which nothing could be scored.
+    Raises TaskError for a metric that the task does not have, an empty list, and references that
+    cannot be scored.
     """
     name = 'generic' if task is None else task.name
     if metric not in METRICS[name]:
-        raise TaskError(
-            f'metric: {metric!r} is none of {name}; use one of {", ".join(METRICS[name])}'
-        )
+        raise TaskError(f'metric: {name} has no {metric!r}; use one of {", ".join(METRICS[name])}')
     if not references:
-        raise TaskError('references: there is no image; give at least one')
+        raise TaskError('references: the list is empty; give at least one image')
     if task is not None and metric == 'accuracy':
         return _accuracy(references, task)
-    if task is not None and metric in _SET_METRICS:
+    if task is not None and metric in SET_METRICS:
         return _set_metric(metric, references, task)
     texts = [_texts(index, reference) for index, reference in enumerate(references)]
     return _TEXT_METRICS[metric](texts)
 
 
 class _Scorer:
-    """A Scorer made of a function and each image's best score.
+    """A Scorer made from a function and each image's best score.
 
-    `spellings`, for each image: the texts that decide between the only two scores there are.
+    `spellings` is for metrics with only two scores: the texts that decide between them, per image.
     """
 
     def __init__(
@@ -134,7 +132,7 @@ class _Scorer:
         spellings: Sequence[_Spellings] | None = None,
     ) -> None:
         self.metric = metric
-        self._score = lru_cache(maxsize=_REMEMBERED)(score)  # most candidates answer the same
+        self._score = lru_cache(maxsize=_MAX_CACHED)(score)  # most candidates answer the same
         self._best = best
         self._spellings = spellings
 
@@ -151,41 +149,40 @@ class _Scorer:
 
 
 class _Spellings:
-    """Normalised texts, and whether what is still being said can become one of them."""
+    """Normalised texts, and whether an unfinished answer can still become one of them."""
 
     def __init__(self, spellings: Iterable[str]) -> None:
         self.all = frozenset(spellings)
         self._beginnings = frozenset(text[:n] for text in self.all for n in range(len(text) + 1))
 
     def can_be_reached(self, text_so_far: str) -> bool:
-        # A tokenizer that falls back to bytes takes a character back when the next byte makes no
-        # character with it; ASCII stays.
-        said = _NOT_ASCII_AT_END.sub('', text_so_far)
-        parts = words(said)
+        # A byte-level tokenizer may change trailing characters outside ASCII with the next byte.
+        certain = _NOT_ASCII_AT_END.sub('', text_so_far)
+        parts = words(certain)
         while len(parts) > 1 and parts[0] in ARTICLES:
             parts = parts[1:]
-        goes_on = said[-1:].isalnum()  # the last word may become a longer one
+        in_word = certain[-1:].isalnum()  # the last word may become longer
         if len(parts) < 2 and (
             not parts
             or parts[0] in ARTICLES
-            or (goes_on and any(article.startswith(parts[0]) for article in ARTICLES))
+            or (in_word and any(article.startswith(parts[0]) for article in ARTICLES))
         ):
-            return True  # there may be nothing but an article yet: 't' becomes 'the car'
+            return True  # perhaps only an article so far: 't' may become 'the car'
         beginning = ' '.join(parts)
-        if goes_on:
+        if in_word:
             return beginning in self._beginnings
         return beginning in self.all or f'{beginning} ' in self._beginnings
 
 
 def _accuracy(references: Sequence[str | Absent], task: Task) -> Scorer:
-    truths: list[tuple[str, bool]] = []  # a label, and whether it is the right or the wrong one
+    truths: list[tuple[str, bool]] = []  # (label, whether it is the right one or the wrong one)
     for index, reference in enumerate(references):
         name = reference.label if isinstance(reference, Absent) else reference
         label = task.vocabulary.match(name) if isinstance(name, str) else None
         if label is None:
             raise TaskError(
                 f'reference of image {index}: {name!r} is not in the label set; '
-                'add it to the labels or leave the image out'
+                'add it to the labels or remove the image'
             )
         truths.append((label, not isinstance(reference, Absent)))
     spellings = {
@@ -201,32 +198,19 @@ def _accuracy(references: Sequence[str | Absent], task: Task) -> Scorer:
     )
 
 
-# Labels right, labels answered, labels there -> score, as in gmskip_ros.tasks.metrics.
-_SET_METRICS: dict[str, Callable[[int, int, int], Fraction]] = {
-    'set_precision': lambda right, answered, there: Fraction(right, answered or 1),
-    'set_recall': lambda right, answered, there: Fraction(right, there or 1),
-    'set_f1': lambda right, answered, there: Fraction(2 * right, answered + there or 1),
-    'set_exact_match': lambda right, answered, there: Fraction(right == answered == there),
-}
-
-
 def _set_metric(metric: str, references: Sequence[str | Iterable[str]], task: Task) -> Scorer:
-    formula = _SET_METRICS[metric]
+    score_sets = SET_METRICS[metric]
     truths = [
         frozenset(
             task.vocabulary.match(name) or normalise(name) for name in _listed(index, reference)
         )
         for index, reference in enumerate(references)
     ]
-    labels = frozenset(task.labels)
-    best = []
-    for truth in truths:  # the best answer names the labels that are there and have a name
-        nameable = len(truth & labels)
-        best.append(formula(nameable, nameable, len(truth)))
+    # The best answer names all labels in the image that are in the label set.
+    best = [score_sets(truth & frozenset(task.labels), truth) for truth in truths]
 
     def score(index: int, raw_text: str) -> Fraction:
-        answer, truth = task.parse(raw_text).labels, truths[index]
-        return formula(len(answer & truth), len(answer), len(truth))
+        return score_sets(task.parse(raw_text).labels, truths[index])
 
     return _Scorer(metric, score, best)
 
@@ -254,7 +238,7 @@ def _contains(references: Sequence[Sequence[str]]) -> Scorer:
 
 
 def _vqa(references: Sequence[Sequence[str]]) -> Scorer:
-    tables: list[dict[str, Fraction]] = []  # of the answers that score, per image
+    tables: list[dict[str, Fraction]] = []  # per image: answers that score above 0
     for texts in references:
         counts = Counter(map(_vqa_form, texts))
         tables.append({form: _consensus(n, len(texts)) for form, n in counts.items() if form})
@@ -267,12 +251,12 @@ def _vqa(references: Sequence[Sequence[str]]) -> Scorer:
 
 
 def _consensus(equal: int, references: int) -> Fraction:
-    """Return VQA's score of an answer that `equal` of the references give."""
+    """Return VQA's score of an answer that equals `equal` of the references."""
     if references < _VQA_REFERENCES:
         return min(Fraction(equal, min(_VQA_ENOUGH, references)), Fraction(1))
-    left_out_is_equal = min(Fraction(equal - 1, _VQA_ENOUGH), Fraction(1))
-    left_out_is_other = min(Fraction(equal, _VQA_ENOUGH), Fraction(1))
-    return (equal * left_out_is_equal + (references - equal) * left_out_is_other) / references
+    without_equal = min(Fraction(equal - 1, _VQA_ENOUGH), Fraction(1))
+    without_other = min(Fraction(equal, _VQA_ENOUGH), Fraction(1))
+    return (equal * without_equal + (references - equal) * without_other) / references
 
 
 def _vqa_form(text: str) -> str:
@@ -291,7 +275,7 @@ def _relaxed(references: Sequence[Sequence[str]]) -> Scorer:
             if number is None or right_number is None:
                 if normal and normal == right_normal:
                     return Fraction(1)
-            elif abs(number - right_number) <= _RELAXED * abs(right_number):
+            elif abs(number - right_number) <= _TOLERANCE * abs(right_number):
                 return Fraction(1)
         return Fraction(0)
 
@@ -299,7 +283,7 @@ def _relaxed(references: Sequence[Sequence[str]]) -> Scorer:
 
 
 def _number(text: str) -> Fraction | None:
-    """Return the number that a text is: '12', '-1.5e3', '.5', '7%' (0.07) and '12.', or None."""
+    """Return the number that a text represents ('12', '-1.5e3', '.5', '7%', '12.'), or None."""
     match = _NUMBER.fullmatch(text.strip())
     if match is None:
         return None
@@ -322,7 +306,7 @@ def _rouge_l(references: Sequence[Sequence[str]]) -> Scorer:
     return _Scorer(
         'rouge_l',
         lambda index, raw_text: rouge_l(caption_tokens(raw_text), tokens[index]),
-        [1.0] * len(tokens),  # of a reference itself
+        [1.0] * len(tokens),  # the score of a reference
     )
 
 
@@ -343,17 +327,19 @@ def _tokenised(references: Sequence[Sequence[str]]) -> list[list[list[str]]]:
 
 
 def _listed(index: int, reference: object) -> list[str]:
-    """Return a reference as a list of texts; one text alone is a list of one."""
+    """Return a reference as a list of texts; a single text becomes a list of one."""
     listed = [reference] if isinstance(reference, str) else reference
     if not isinstance(listed, Iterable) or not all(isinstance(text, str) for text in listed):
-        raise TaskError(f'references of image {index}: {reference!r} is no text or list of texts')
+        raise TaskError(
+            f'references of image {index}: {reference!r} is neither a text nor a list of texts'
+        )
     return list(listed)
 
 
 def _texts(index: int, reference: object) -> list[str]:
     texts = _listed(index, reference)
     if not texts:
-        raise TaskError(f'references of image {index}: there is none; leave the image out')
+        raise TaskError(f'references of image {index}: the list is empty; remove the image')
     return texts
 
 
@@ -361,5 +347,5 @@ def _check_usable(references: Iterable[Sized]) -> None:
     for index, of_image in enumerate(references):
         if not of_image:
             raise TaskError(
-                f'references of image {index}: none has a letter or digit; leave the image out'
+                f'references of image {index}: none has a letter or digit; remove the image'
             )

@@ -1,15 +1,16 @@
-"""The three tasks: what is asked, how an answer is read, compared and scored."""
+"""The three tasks: their prompts, and how answers are read and compared."""
 
 from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from gmskip_ros.numbers import is_whole_number
 from gmskip_ros.tasks.errors import TaskError
 from gmskip_ros.tasks.labels import resolve_labels
-from gmskip_ros.tasks.metrics import accuracy, jaccard, rouge_l, set_precision
+from gmskip_ros.tasks.metrics import jaccard, rouge_l
 from gmskip_ros.tasks.normalisation import normalise, words
 from gmskip_ros.tasks.vocabulary import Vocabulary
 
@@ -25,7 +26,7 @@ UNKNOWN = 'unknown'
 
 @dataclass(frozen=True)
 class ParsedAnswer:
-    """One answer, read: `text` is for people, `labels` for scores, `raw_text` is what was said."""
+    """An answer: `text` for people, `labels` for scores, `raw_text` as the model gave it."""
 
     text: str
     labels: frozenset[str]
@@ -35,14 +36,14 @@ class ParsedAnswer:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Whether the skip and the full branch said the same, and how near they came (0..1)."""
+    """Whether the skip and the full branch agree, and measures of similarity (0..1)."""
 
     agree: bool
     values: dict[str, float] = field(default_factory=dict)
 
 
 class Task(ABC):
-    """One of the three tasks with its settings; made by make_task."""
+    """A task with its settings; created by make_task."""
 
     name: str
 
@@ -56,7 +57,7 @@ class Task(ABC):
 
     @abstractmethod
     def parse(self, raw_text: str) -> ParsedAnswer:
-        """Return the answer as read from the model's text; any text can be read."""
+        """Read an answer from the model's text; never fails."""
 
     @abstractmethod
     def agreement(
@@ -67,20 +68,6 @@ class Task(ABC):
         full_token_ids: Sequence[int],
     ) -> Agreement:
         """Return whether both branches' answers to one frame agree."""
-
-    @abstractmethod
-    def score(self, answer: ParsedAnswer, references: str | Iterable[str]) -> float:
-        """Return the task's default metric for one answer, in 0..1.
-
-        `references` are single_object: the label, or several that are all right; multi_object:
-        the labels in the image; captioning: one or more captions. Labels are read as answers are.
-        Raises TaskError where a task needs a reference and has none.
-        """
-
-    def _reference_labels(self, references: str | Iterable[str]) -> frozenset[str]:
-        """Return the references as labels; one outside the set stays, and no answer equals it."""
-        listed = [references] if isinstance(references, str) else references
-        return frozenset(self.vocabulary.match(text) or normalise(text) for text in listed)
 
 
 class SingleObject(Task):
@@ -104,21 +91,12 @@ class SingleObject(Task):
         skip_token_ids: Sequence[int],
         full_token_ids: Sequence[int],
     ) -> Agreement:
-        """Agree on the same label; two answers outside the set, if they say the same."""
-        return Agreement(_name_the_same(skip, full))
-
-    def score(self, answer: ParsedAnswer, references: str | Iterable[str]) -> float:
-        """Return the accuracy: 1.0 or 0.0."""
-        truths = self._reference_labels(references)
-        if not truths:
-            raise TaskError('references: there is none; single_object needs the right label')
-        return max(
-            (accuracy(label, truth) for label in answer.labels for truth in truths), default=0.0
-        )
+        """Agree if the labels are equal or, without labels, the normalised texts."""
+        return Agreement(_have_same_answer(skip, full))
 
 
 class MultiObject(Task):
-    """All objects: a set of labels, read from a list; what is not in the label set is left out."""
+    """All objects: a set of labels, read from a list; items outside the label set are ignored."""
 
     name = 'multi_object'
     _SEPARATORS = re.compile(r'[,;:\n]|\b\d+[.)]|\.(?=\s|$)')
@@ -127,7 +105,7 @@ class MultiObject(Task):
     def parse(self, raw_text: str) -> ParsedAnswer:
         labels: dict[str, None] = {}  # in the order answered, each once
         for item in self._SEPARATORS.split(raw_text):
-            whole = self.vocabulary.match(item)  # a label may contain an 'and' of its own
+            whole = self.vocabulary.match(item)  # a label may contain 'and'
             found = [whole] if whole else map(self.vocabulary.match, self._AND.split(item))
             labels.update((label, None) for label in found if label)
         return ParsedAnswer(', '.join(labels) or UNKNOWN, frozenset(labels), bool(labels), raw_text)
@@ -139,20 +117,16 @@ class MultiObject(Task):
         skip_token_ids: Sequence[int],
         full_token_ids: Sequence[int],
     ) -> Agreement:
-        """Agree on the same set; without any label, if they say the same; value 'jaccard'."""
-        agree = _name_the_same(skip, full)
+        """Agree if the sets are equal or, without labels, the normalised texts; value 'jaccard'."""
+        agree = _have_same_answer(skip, full)
         has_labels = skip.labels or full.labels
         return Agreement(
             agree, {'jaccard': jaccard(skip.labels, full.labels) if has_labels else float(agree)}
         )
 
-    def score(self, answer: ParsedAnswer, references: str | Iterable[str]) -> float:
-        """Return the set precision; an empty answer scores 0."""
-        return set_precision(answer.labels, self._reference_labels(references))
-
 
 class Captioning(Task):
-    """One sentence; its labels are those of the set that it mentions."""
+    """One sentence; its labels are those that it mentions."""
 
     name = 'captioning'
 
@@ -167,18 +141,13 @@ class Captioning(Task):
         skip_token_ids: Sequence[int],
         full_token_ids: Sequence[int],
     ) -> Agreement:
-        """Agree on the same tokens; value 'rouge_l' of skip against full (1 if both are empty)."""
-        said, reference = words(skip.text), words(full.text)
-        value = 1.0 if said == reference else rouge_l(said, [reference])
+        """Agree if the tokens are equal; value 'rouge_l' of skip against full (1 if both empty)."""
+        candidate, reference = words(skip.text), words(full.text)
+        value = 1.0 if candidate == reference else rouge_l(candidate, [reference])
         return Agreement(tuple(skip_token_ids) == tuple(full_token_ids), {'rouge_l': value})
 
-    def score(self, answer: ParsedAnswer, references: str | Iterable[str]) -> float:
-        """Return ROUGE-L over lower-case words without punctuation."""
-        listed = [references] if isinstance(references, str) else references
-        return rouge_l(words(answer.text), [words(reference) for reference in listed])
 
-
-def _name_the_same(skip: ParsedAnswer, full: ParsedAnswer) -> bool:
+def _have_same_answer(skip: ParsedAnswer, full: ParsedAnswer) -> bool:
     if skip.labels or full.labels:
         return skip.labels == full.labels
     return normalise(skip.raw_text) == normalise(full.raw_text)
@@ -199,21 +168,23 @@ def make_task(
     max_new_tokens: int | None = None,
     synonyms: bool = False,
 ) -> Task:
-    """Return the task of that name; None stands for the task's default.
+    """Return the task of this name; None selects the task's default.
 
     `labels` is the name of a set or the labels themselves (see resolve_labels); `synonyms` also
-    accepts other words for a label. Raises TaskError for settings that cannot work.
+    accepts synonyms of a label. Raises TaskError for invalid settings.
     """
     if name not in _TASKS:
         raise TaskError(f'task: {name!r} is unknown; use one of {", ".join(TASK_NAMES)}')
     if prompt is None:
         prompt = DEFAULT_PROMPTS[name]
     if not isinstance(prompt, str) or not prompt.strip():
-        raise TaskError(f'prompt of {name}: {prompt!r} is empty; write a question or leave it out')
+        raise TaskError(
+            f'prompt of {name}: {prompt!r} is not a question; write one, or omit it for the default'
+        )
     if max_new_tokens is None:
         max_new_tokens = DEFAULT_MAX_NEW_TOKENS[name]
-    if type(max_new_tokens) is not int or max_new_tokens < 1:
+    if not is_whole_number(max_new_tokens) or max_new_tokens < 1:
         raise TaskError(
-            f'max_new_tokens of {name}: {max_new_tokens!r} must be a whole number of at least 1'
+            f'max_new_tokens of {name}: {max_new_tokens!r} is not a whole number of 1 or more'
         )
     return _TASKS[name](prompt, max_new_tokens, resolve_labels(labels), synonyms)

@@ -1,12 +1,12 @@
-"""Words of a caption as COCO's caption scorer counts them, without its Java tokenizer."""
+"""Tokens of captions as in COCO's caption scorer, without its Java tokenizer."""
 
 from __future__ import annotations
 
 import re
 
 # COCO's scorer runs the PTB tokenizer of Stanford CoreNLP 3.4.1 (-preserveLines -lowerCase) and
-# leaves out the tokens of its PUNCTUATIONS. Those in capitals ('-LRB-') never match what was
-# lower-cased, so brackets stay, as do '&', '??' and '!!'.
+# removes the tokens in its list PUNCTUATIONS. Entries in capitals ('-LRB-') never match the
+# lower-cased tokens, so brackets remain, as do '&', '??' and '!!'.
 _PUNCTUATION = frozenset(
     ("''", "'", '``', '`', '.', '?', '!', ',', ':', '-', '--', '...', ';', '"')
 )
@@ -18,7 +18,7 @@ _BRACKETS = {
     '{': '-lcb-',
     '}': '-rcb-',
 }
-# Words that are written together and count as two.
+# One written word that counts as two.
 _CONTRACTED = {
     'cannot': ('can', 'not'),
     'gonna': ('gon', 'na'),
@@ -27,8 +27,8 @@ _CONTRACTED = {
     'gimme': ('gim', 'me'),
     'lemme': ('lem', 'me'),
 }
-# Abbreviations keep their full stop; found by giving the PTB tokenizer all words of one to four
-# letters and some longer ones.
+# Abbreviations that keep their full stop; found by running the PTB tokenizer on all words of one
+# to four letters and some longer ones.
 _ABBREVIATIONS = frozenset(
     (
         'adj adm adv al ala alex apr ariz assn assoc asst atty attys aug ave bhd bldg blvd brig '
@@ -49,9 +49,9 @@ _TOKEN = re.compile(
     '|'.join(
         (
             r'\d+(?:[,:/]\d+)+(?:\.\d+)?(?!\w)',  # 1,000.5; 8:25; 3/4
-            r'\d+(?::\d+)+',  # of 8:25pm
+            r'\d+(?::\d+)+',  # the start of 8:25pm
             r'[A-Z]+(?:&[A-Z]+)+',  # AT&T
-            # Words: t-shirt, and/or, dog's, 4x4, -5; a full stop may belong to them.
+            # Words: t-shirt, and/or, dog's, 4x4, -5; may include a trailing full stop.
             r"(?:(?<!\S)[-+]?\.?(?=\d))?\w+(?:[-./']\w+)*(?:\.(?![\w.]))?",
             r'[@#][^\W\d]\w*',
             r"'\d+s?\b",  # '90s

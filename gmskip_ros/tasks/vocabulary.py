@@ -1,4 +1,4 @@
-"""A label set with every spelling under which its labels are recognised."""
+"""A label set with all spellings under which its labels are recognised."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from gmskip_ros.tasks.normalisation import normalise, plurals, singulars, words
 
 
 class Vocabulary:
-    """Finds the labels of a set in text: exactly, in the plural, and by synonym if asked to.
+    """Finds labels in text: as spelt, in the plural, and by synonym if `synonyms` is set.
 
-    A label's own spelling always wins over another label's plural, and that over a synonym.
+    A label's own spelling takes precedence over a plural of another label, and plurals over
+    synonyms.
     """
 
     def __init__(self, labels: Sequence[str], synonyms: bool = False) -> None:
@@ -33,18 +34,18 @@ class Vocabulary:
             self._label_of.setdefault(form, label)
 
     def match(self, text: str) -> str | None:
-        """Return the label that the whole text names once normalised, or None."""
+        """Return the label that the whole text names after normalisation, or None."""
         return self._label_of.get(normalise(text))
 
     def spellings(self, label: str) -> frozenset[str]:
-        """Return the normalised texts that match takes for a label; none for an unknown one."""
+        """Return the normalised texts that `match` reads as a label; none for an unknown label."""
         return frozenset(form for form, named in self._label_of.items() if named == label)
 
     def find(self, text: str) -> frozenset[str]:
         """Return the labels mentioned in running text, as whole words.
 
-        Longer names come first and use up their words: 'a traffic light' mentions traffic_light
-        and neither 'light' nor 'traffic'. No name reaches across punctuation.
+        Longer names are matched first and consume their words: 'a traffic light' mentions
+        traffic_light, but neither 'light' nor 'traffic'. No name extends across punctuation.
         """
         found: set[str] = set()
         for clause in re.split(r'[.,;:!?()\n]', text):

@@ -260,7 +260,8 @@ def _read_index(model: str, path: Path) -> dict[str, str]:
 def _read_header(model: str, path: Path) -> list[StoredTensor]:
     """Return the tensors of one file, whose header must cover it exactly."""
     try:
-        with safetensors.safe_open(path, 'pt') as file:
+        # 'np' maps the file read-only; 'pt' fails for files larger than main memory.
+        with safetensors.safe_open(path, 'np') as file:
             slices = {name: file.get_slice(name) for name in file.keys()}
             return [
                 StoredTensor(name, stored.get_dtype(), tuple(stored.get_shape()))

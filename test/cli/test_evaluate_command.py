@@ -214,7 +214,7 @@ def test_a_full_score_of_0_is_told(gmskip, scenes):
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (['--dataset', '/nowhere'], 'no such file or folder'),
+        (['--dataset', '/nowhere'], 'does not exist'),
         (['--target', 'unicorn'], "target 'unicorn' is not in the label set"),
         (['--task', 'captioning', '--target', 'car'], '--target is for'),
         (['--metric', 'cider'], "metric 'cider' is none of single_object"),

@@ -94,7 +94,7 @@ def test_another_job_is_refused(gmskip, tmp_path, job):
     gmskip('--out', tmp_path, '-n', 12, '--seed', 40)
     before = contents(tmp_path)
     status, _, errors = gmskip('--out', tmp_path, '-n', job[0], '--seed', job[1])
-    assert status == 2 and errors.count('\n') == 1 and 'another job' in errors
+    assert status == 2 and errors.count('\n') == 1 and 'different job' in errors
     assert contents(tmp_path) == before
 
 

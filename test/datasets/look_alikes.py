@@ -1,4 +1,4 @@
-"""Small folders written like COCO's and CODA's, with pictures of this package's own making."""
+"""Small folders in the layouts of COCO and CODA, with images made here."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from gmskip_ros.datasets import Sample
 WIDTH, HEIGHT = 64, 48
 
 
-def write_pictures(folder: Path, names: Sequence[str]) -> None:
-    """Write a small JPEG under each name, every one with pixels of its own."""
+def write_images(folder: Path, names: Sequence[str]) -> None:
+    """Write a small JPEG under each name, each with different pixels."""
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         pixels = np.random.default_rng(sum(name.encode())).integers(0, 256, (6, 8, 3), np.uint8)
@@ -36,7 +36,7 @@ def image(number: int, file_name: str, **more: Any) -> dict[str, Any]:
 
 
 def box(number: int, image_id: int, category: int, bbox: Sequence[float], **more: Any) -> dict:
-    """Return an entry of `annotations`; the area is the box's."""
+    """Return an entry of `annotations`; its area is that of the box."""
     entry = {'id': number, 'image_id': image_id, 'category_id': category, 'bbox': list(bbox)}
     return {**entry, 'area': bbox[2] * bbox[3], 'iscrowd': 0, **more}
 
@@ -54,6 +54,6 @@ def by_key(samples: Sequence[Sample]) -> dict[str, Sample]:
 
 
 def note_about(notes: Sequence[str], word: str) -> str:
-    """Return the one note with that word."""
+    """Return the only note that contains the word."""
     (found,) = [note for note in notes if word in note]
     return found

@@ -1,4 +1,4 @@
-"""COCO's layouts: what a sample holds, what is left out and told, and what is refused."""
+"""COCO's layouts: contents of samples, ignored entries and their notes, and errors."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import re
 from pathlib import Path
 
 import pytest
-from look_alikes import box, by_key, classes, image, note_about, write_json, write_pictures
+from look_alikes import box, by_key, classes, image, note_about, write_images, write_json
 
 from gmskip_ros.datasets import DatasetError, open_dataset
 
 COCO_MINI = Path(__file__).resolve().parents[3] / 'shared/data/coco-mini'
-needs_coco_mini = pytest.mark.skipif(not COCO_MINI.is_dir(), reason=f'{COCO_MINI} is not there')
+needs_coco_mini = pytest.mark.skipif(not COCO_MINI.is_dir(), reason=f'{COCO_MINI} does not exist')
 
 CLASSES = classes(person=1, car=3, dog=18)
 
 
 def write_coco(folder: Path, boxes=(), *, images=None, split='val2017', categories=CLASSES):
-    """Write pictures a.jpg to c.jpg with the boxes given and return the folder."""
+    """Write images a.jpg to c.jpg with these boxes and return the folder."""
     listed = images or [image(1, 'a.jpg'), image(2, 'b.jpg'), image(3, 'c.jpg')]
-    write_pictures(folder / split, sorted({entry['file_name'] for entry in listed}))
+    write_images(folder / split, sorted({entry['file_name'] for entry in listed}))
     content = {'images': listed, 'annotations': list(boxes), 'categories': categories}
     write_json(folder / 'annotations' / f'instances_{split}.json', content)
     return folder
@@ -34,7 +34,7 @@ def edit(folder: Path, change, name='instances_val2017.json') -> None:
     path.write_text(json.dumps(content))
 
 
-# ------------------------------------------------------------------------- what a sample holds
+# ------------------------------------------------------------------------- contents of samples
 
 
 def test_labels_are_ordered_by_total_area_and_the_main_object_is_the_largest_single(tmp_path):
@@ -100,8 +100,7 @@ def test_a_crowd_is_a_label_and_never_the_main_object(tmp_path):
     assert samples['val2017/a.jpg'].main_object == 'car'
     assert samples['val2017/b.jpg'].labels == ('person',)
     assert samples['val2017/b.jpg'].main_object is None
-    told = note_about(dataset.notes, 'crowd')
-    assert told == (
+    assert note_about(dataset.notes, 'crowd') == (
         '2 crowd regions count as labels, never as the main object: val2017/a.jpg, val2017/b.jpg'
     )
 
@@ -112,8 +111,8 @@ def test_captions_come_from_the_captions_of_the_split(tmp_path):
     texts = [
         {'id': 1, 'image_id': 1, 'caption': ' A car. '},
         {'id': 2, 'image_id': 1, 'caption': 'A red car.'},
-        {'id': 2, 'image_id': 1, 'caption': 'A red car.'},  # there twice
-        {'id': 3, 'image_id': 1, 'caption': 'A red car.'},  # said by another person
+        {'id': 2, 'image_id': 1, 'caption': 'A red car.'},  # listed twice
+        {'id': 3, 'image_id': 1, 'caption': 'A red car.'},  # by a different person
         {'id': 4, 'image_id': 99, 'caption': 'Nothing.'},
         {'id': 5, 'image_id': 2, 'caption': ' \n'},
         {'id': 6, 'image_id': 2, 'caption': '...'},
@@ -124,9 +123,9 @@ def test_captions_come_from_the_captions_of_the_split(tmp_path):
     samples = by_key(dataset.samples)
     assert samples['val2017/a.jpg'].captions == ('A car.', 'A red car.', 'A red car.')
     assert samples['val2017/b.jpg'].captions == ()
-    assert '1 caption is there twice' in note_about(dataset.notes, 'caption is there')
-    assert note_about(dataset.notes, 'caption is of').endswith(': image 99')
-    assert note_about(dataset.notes, '2 captions say nothing').endswith(': image 2, image 2')
+    assert '1 caption is listed twice' in note_about(dataset.notes, 'caption is listed')
+    assert note_about(dataset.notes, 'caption belongs').endswith(': image 99')
+    assert note_about(dataset.notes, '2 captions have no word').endswith(': image 2, image 2')
 
     elsewhere = path.rename(tmp_path / 'mine.json')
     assert open_dataset(folder).samples[0].captions == ()
@@ -134,7 +133,7 @@ def test_captions_come_from_the_captions_of_the_split(tmp_path):
 
 
 def test_captions_alone_are_a_dataset_without_labels(tmp_path):
-    write_pictures(tmp_path / 'images', ['a.jpg'])
+    write_images(tmp_path / 'images', ['a.jpg'])
     write_json(
         tmp_path / 'annotations' / 'captions_val2014.json',
         {
@@ -157,7 +156,7 @@ def test_captions_alone_are_a_dataset_without_labels(tmp_path):
     ],
 )
 def test_the_layouts_of_2014_and_2017(tmp_path, place, split, name):
-    write_pictures(tmp_path / place.format(split=split), [name])
+    write_images(tmp_path / place.format(split=split), [name])
     boxes = [box(1, 42, 3, (0, 0, 9, 9))]
     content = {'images': [image(42, name)], 'annotations': boxes, 'categories': CLASSES}
     write_json(tmp_path / 'annotations' / f'instances_{split}.json', content)
@@ -170,39 +169,39 @@ def test_the_layouts_of_2014_and_2017(tmp_path, place, split, name):
 def test_train_images_are_flagged(tmp_path):
     for split in ('train2014', 'train2017', 'val2014', 'val2017'):
         write_coco(tmp_path, split=split)
-    told = {
+    warnings = {
         split: open_dataset(tmp_path, split=split).warnings
         for split in ('train2014', 'train2017', 'val2014', 'val2017')
     }
     for split in ('train2014', 'train2017'):
-        (warning,) = told[split]
+        (warning,) = warnings[split]
         assert 'training data of LLaVA' in warning
-    assert 'most COCO val2014 images' in told['val2014'][0]  # they are in train2017
-    assert told['val2017'] == ()
+    assert 'most COCO val2014 images' in warnings['val2014'][0]  # they are in train2017
+    assert warnings['val2017'] == ()
 
 
-def test_a_split_of_one_s_own_is_not_called_coco(tmp_path):
+def test_a_custom_split_is_not_called_coco(tmp_path):
     assert open_dataset(write_coco(tmp_path, split='garage')).name == 'garage'
 
 
-# -------------------------------------------------------- what is left out or put right, and told
+# ------------------------------------------------------ ignored and corrected entries, and notes
 
 
-def test_missing_images_are_left_out_and_counted(tmp_path):
+def test_missing_images_are_ignored_and_counted(tmp_path):
     folder = write_coco(tmp_path)
     (folder / 'val2017' / 'b.jpg').unlink()
     dataset = open_dataset(folder)
     assert list(by_key(dataset.samples)) == ['val2017/a.jpg', 'val2017/c.jpg']
-    assert note_about(dataset.notes, 'missing') == '1 image is missing, left out: val2017/b.jpg'
+    assert note_about(dataset.notes, 'missing') == '1 image is missing, ignored: val2017/b.jpg'
 
 
 def test_long_lists_are_counted_and_shortened(tmp_path):
     images = [image(number, f'{number:04d}.jpg') for number in range(1200)]
     folder = write_coco(tmp_path, images=images[:1])
     edit(folder, lambda content: content.update(images=images))
-    told = note_about(open_dataset(folder).notes, 'missing')
-    assert told.startswith('1,199 images are missing, left out: val2017/0001.jpg, ')
-    assert told.endswith('val2017/0005.jpg, ...')
+    note = note_about(open_dataset(folder).notes, 'missing')
+    assert note.startswith('1,199 images are missing, ignored: val2017/0001.jpg, ')
+    assert note.endswith('val2017/0005.jpg, ...')
 
 
 def test_boxes_are_clipped_to_their_image(tmp_path):
@@ -233,26 +232,26 @@ def test_an_image_listed_twice_is_one_sample(tmp_path):
     samples = by_key(dataset.samples)
     assert list(samples) == ['val2017/a.jpg', 'val2017/b.jpg']
     assert samples['val2017/b.jpg'].labels == ('person', 'dog')  # of both its ids
-    assert note_about(dataset.notes, 'listed twice') == '1 image is listed twice, taken once: a.jpg'
-    assert note_about(dataset.notes, 'two ids').endswith('taken as one: val2017/b.jpg')
+    assert note_about(dataset.notes, 'listed twice') == '1 image is listed twice, used once: a.jpg'
+    assert note_about(dataset.notes, 'two ids').endswith('which are merged: val2017/b.jpg')
 
 
-def test_an_image_id_of_two_files_is_left_out(tmp_path):
+def test_an_image_id_of_two_files_is_ignored(tmp_path):
     images = [image(1, 'a.jpg'), image(1, 'b.jpg'), image(2, 'c.jpg')]
     dataset = open_dataset(write_coco(tmp_path, [box(1, 1, 3, (0, 0, 9, 9))], images=images))
     assert list(by_key(dataset.samples)) == ['val2017/c.jpg']
     assert note_about(dataset.notes, 'two files').endswith(': id 1')
 
 
-def test_a_box_that_is_there_twice_counts_once_and_another_with_its_id_is_kept(tmp_path):
+def test_a_box_listed_twice_counts_once_and_a_different_one_with_its_id_is_kept(tmp_path):
     dog = box(1, 1, 18, (0, 0, 10, 6))
     boxes = [dog, dog, box(2, 1, 3, (0, 0, 10, 9)), box(2, 1, 1, (0, 0, 5, 5))]
     dataset = open_dataset(write_coco(tmp_path, boxes))
     assert dataset.samples[0].labels == ('car', 'dog', 'person')  # 90, 60 (not 120) and 25
-    assert note_about(dataset.notes, 'twice') == '1 box is there twice, taken once: id 1'
+    assert note_about(dataset.notes, 'twice') == '1 box is listed twice, used once: id 1'
 
 
-def test_boxes_of_unknown_images_and_classes_are_left_out(tmp_path):
+def test_boxes_of_unknown_images_and_classes_are_ignored(tmp_path):
     boxes = [box(1, 77, 3, (0, 0, 9, 9)), box(2, 1, 55, (0, 0, 9, 9)), box(3, 1, 3, (0, 0, 9, 9))]
     dataset = open_dataset(write_coco(tmp_path, boxes))
     assert dataset.samples[0].labels == ('car',)
@@ -260,11 +259,11 @@ def test_boxes_of_unknown_images_and_classes_are_left_out(tmp_path):
     assert note_about(dataset.notes, 'class that').endswith(': class 55')
 
 
-# ------------------------------------------------------------------------------ what is refused
+# --------------------------------------------------------------------------------------- errors
 
 
 def set_in(*path, value):
-    """Return a change that puts the value there; without a value, that takes it away."""
+    """Return a change that sets the value at a path, or deletes it if the value is None."""
 
     def change(content):
         *way, last = path
@@ -296,7 +295,10 @@ def set_in(*path, value):
         ),
         (set_in('categories', value=None), r'categories is missing'),
         (set_in('categories', 0, 'name', value=' '), r'categories\[0\]\.name is " "'),
-        (set_in('categories', 1, 'id', value=1), r'categories\[1\]\.id is 1, which another class'),
+        (
+            set_in('categories', 1, 'id', value=1),
+            r'categories\[1\]\.id is 1, the id of two classes',
+        ),
         (set_in('annotations', value=None), r'annotations is missing'),
         (set_in('annotations', 0, value=[]), r'annotations\[0\] is a list'),
         (
@@ -328,46 +330,46 @@ def test_a_bad_field_is_one_line_with_file_and_field(tmp_path, change, field):
     assert re.search(field, message)
     assert message.startswith(str(folder / 'annotations' / 'instances_val2017.json'))
     assert '\n' not in message
-    assert re.search('; (it must|rename)', message)  # the remedy
+    assert re.search('; (it must|change)', message)  # the remedy
 
 
 def test_boxes_need_the_size_of_their_image(tmp_path):
     folder = write_coco(tmp_path, [box(1, 1, 3, (0, 0, 9, 9))])
 
-    def forget(content):
+    def remove_size(content):
         del content['images'][0]['width'], content['images'][0]['height']
 
-    edit(folder, forget)
+    edit(folder, remove_size)
     with pytest.raises(DatasetError, match=r'annotations\[0\]\.bbox .*a\.jpg.* width and height'):
         open_dataset(folder)
 
 
 @pytest.mark.parametrize(
-    'content, what',
+    'content, problem',
     [
         ('{"images": [', 'is not JSON'),
-        ('[]', 'holds a list'),
+        ('[]', 'contains a list'),
         ('', 'is not JSON'),
         ('\xff', 'is not JSON'),
     ],
 )
-def test_a_broken_file_is_one_line(tmp_path, content, what):
+def test_a_broken_file_is_one_line(tmp_path, content, problem):
     path = tmp_path / 'annotations' / 'instances_val2017.json'
     path.parent.mkdir()
     path.write_bytes(content.encode('latin-1'))
-    with pytest.raises(DatasetError, match=what) as error:
+    with pytest.raises(DatasetError, match=problem) as error:
         open_dataset(tmp_path)
     assert str(path) in str(error.value) and '\n' not in str(error.value)
 
 
-def test_a_file_without_images_is_not_said_to_miss_them(tmp_path):
+def test_a_file_that_lists_no_images_is_refused(tmp_path):
     folder = write_coco(tmp_path)
     edit(folder, set_in('images', value=[]))
     with pytest.raises(DatasetError, match=r'instances_val2017\.json: images is empty'):
         open_dataset(folder)
 
 
-def test_annotations_that_are_a_link_to_nowhere_are_named(tmp_path):
+def test_annotations_that_are_a_broken_link_are_named(tmp_path):
     folder = write_coco(tmp_path)
     path = folder / 'annotations' / 'instances_val2017.json'
     path.unlink()
@@ -376,28 +378,30 @@ def test_annotations_that_are_a_link_to_nowhere_are_named(tmp_path):
         open_dataset(folder)
 
 
-def test_no_images_left_names_where_they_were_looked_for(tmp_path):
+def test_the_error_without_images_names_the_folders_searched(tmp_path):
     folder = write_coco(tmp_path)
     (folder / 'val2017').rename(folder / 'elsewhere')
-    with pytest.raises(DatasetError, match='none of 3 images is there') as error:
+    with pytest.raises(DatasetError, match='none of 3 images was found') as error:
         open_dataset(folder)
     assert str(folder / 'val2017') in str(error.value)
     assert str(folder / 'images' / 'val2017') in str(error.value)
 
 
-def test_splits_are_named_where_none_or_a_wrong_one_is_given(tmp_path):
+def test_the_error_about_the_split_names_all_splits(tmp_path):
     write_coco(tmp_path, split='train2017')
     write_coco(tmp_path, split='val2017')
     with pytest.raises(DatasetError, match='several splits; choose one of train2017, val2017'):
         open_dataset(tmp_path)
-    with pytest.raises(DatasetError, match=r"no split 'test2017'; there is train2017, val2017"):
+    with pytest.raises(
+        DatasetError, match=r"no split 'test2017'; choose one of train2017, val2017"
+    ):
         open_dataset(tmp_path, split='test2017')
     assert open_dataset(tmp_path, split='val2017').name == 'coco-val2017'
 
 
-def test_a_folder_of_no_known_layout_names_those_that_are_known(tmp_path):
+def test_the_error_about_the_layout_names_those_supported(tmp_path):
     (tmp_path / 'annotations').mkdir()
-    file = tmp_path / 'pictures.zip'
+    file = tmp_path / 'images.zip'
     file.write_bytes(b'PK')
     for path in (tmp_path, file, tmp_path / 'nowhere', tmp_path / 'a\0b'):
         with pytest.raises(DatasetError, match=r'COCO.*CODA.*\.jsonl') as error:
@@ -405,21 +409,21 @@ def test_a_folder_of_no_known_layout_names_those_that_are_known(tmp_path):
         assert '\n' not in str(error.value) and '\0' not in str(error.value)
 
 
-def test_captions_that_are_not_there_name_what_captions_can_be(tmp_path):
+def test_the_error_about_missing_captions_names_the_formats(tmp_path):
     folder = write_coco(tmp_path)
-    with pytest.raises(DatasetError, match='no such file or folder; captions are a file like'):
+    with pytest.raises(DatasetError, match='does not exist; captions are a file such as'):
         open_dataset(folder, captions=tmp_path / 'captions.json')
 
 
-def test_captions_of_another_split_are_refused(tmp_path):
+def test_captions_of_a_different_split_are_refused(tmp_path):
     folder = write_coco(tmp_path)
     texts = [{'id': 1, 'image_id': 500, 'caption': 'A car.'}]
     other = write_json(tmp_path / 'captions_val2014.json', {'images': [], 'annotations': texts})
-    with pytest.raises(DatasetError, match='no caption of this split'):
+    with pytest.raises(DatasetError, match='no captions for this split'):
         open_dataset(folder, captions=other)
     with pytest.raises(DatasetError, match='cannot be read'):
         open_dataset(folder, captions=folder)
-    with pytest.raises(DatasetError, match='no such file'):
+    with pytest.raises(DatasetError, match='does not exist'):
         open_dataset(folder, captions=tmp_path / 'nothing.json')
 
 
@@ -427,7 +431,7 @@ def test_captions_of_another_split_are_refused(tmp_path):
 
 
 def write_karpathy(path: Path) -> Path:
-    """Write a file like dataset_coco.json about images 1 to 4, one of each of its splits."""
+    """Write a file like dataset_coco.json about images 1 to 4, one in each split."""
     images = []
     for number, split in enumerate(('train', 'restval', 'val', 'test'), start=1):
         part = 'train2014' if split == 'train' else 'val2014'
@@ -447,10 +451,10 @@ def write_karpathy(path: Path) -> Path:
     return write_json(path, {'dataset': 'coco', 'images': images})
 
 
-def test_karpathy_s_splits_are_his_file_s(tmp_path):
+def test_karpathy_s_splits_come_from_his_file(tmp_path):
     captions = write_karpathy(tmp_path / 'dataset_coco.json')
-    write_pictures(tmp_path / 'val2014', [f'COCO_val2014_{n:012d}.jpg' for n in (2, 3, 4)])
-    write_pictures(tmp_path / 'train2014', ['COCO_train2014_000000000001.jpg'])
+    write_images(tmp_path / 'val2014', [f'COCO_val2014_{n:012d}.jpg' for n in (2, 3, 4)])
+    write_images(tmp_path / 'train2014', ['COCO_train2014_000000000001.jpg'])
     with pytest.raises(DatasetError, match='karpathy-restval, karpathy-test, karpathy-train, '):
         open_dataset(tmp_path, captions=captions)
     with pytest.raises(DatasetError, match="no split 'val2014'"):
@@ -460,15 +464,15 @@ def test_karpathy_s_splits_are_his_file_s(tmp_path):
     (sample,) = dataset.samples
     assert sample.key == 'val2014/COCO_val2014_000000000004.jpg'  # as in COCO's own val2014
     assert sample.captions == ('Caption 1 of 4 .', 'Caption 2 of 4 .')
-    assert (sample.labels, dataset.labels) == ((), ())  # no instances here
+    assert (sample.labels, dataset.labels) == ((), ())  # no instances file
     assert 'val2014' in dataset.warnings[0]
     train = open_dataset(tmp_path, captions=captions, split='karpathy-train')
     assert 'training data of LLaVA' in train.warnings[0]
 
 
 @pytest.mark.parametrize('year', [2014, 2017])
-def test_karpathy_s_captions_meet_the_labels_and_images_of_either_year(tmp_path, year):
-    """The ids are the same in both years; the images of his test were in train or val of 2017."""
+def test_karpathy_s_captions_combine_with_labels_and_images_of_either_year(tmp_path, year):
+    """Both years use the same ids; his test images are in train2017 or val2017."""
     captions = write_karpathy(tmp_path / 'karpathy' / 'dataset_coco.json')
     root = tmp_path / 'coco'
     if year == 2014:
@@ -487,11 +491,11 @@ def test_karpathy_s_captions_meet_the_labels_and_images_of_either_year(tmp_path,
     assert sample.image_path.is_file()
     assert (sample.labels, sample.main_object) == (('car',), 'car')
     assert dataset.labels == ('person', 'car', 'dog')
-    (note,) = dataset.notes  # the other images are no peculiarity
-    assert note.startswith('1 caption says nothing, left out: COCO_val2014')
+    (note,) = dataset.notes  # nothing about the other images
+    assert note.startswith('1 caption has no word, ignored: COCO_val2014')
 
 
-def test_another_of_karpathy_s_files_is_refused(tmp_path):
+def test_karpathy_s_file_for_a_different_dataset_is_refused(tmp_path):
     """dataset_flickr8k.json has no cocoid."""
     captions = write_karpathy(tmp_path / 'dataset_flickr8k.json')
     content = json.loads(captions.read_text())

@@ -1,4 +1,4 @@
-"""CODA's layouts and CODA-LM, on look-alikes: the licence lets nothing of theirs be here."""
+"""CODA's layouts and CODA-LM, on imitations: the licence forbids redistribution."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from look_alikes import box, by_key, image, note_about, write_json, write_pictures
+from look_alikes import box, by_key, image, note_about, write_images, write_json
 
 from gmskip_ros.datasets import DatasetError, open_dataset
 
-# Ids have gaps, one name is misspelt, one names nothing, as in CODA's files.
+# As in CODA's files, ids have gaps, one name is misspelt, and 'misc' names nothing.
 CATEGORIES = [
     {'id': 1, 'name': 'pedestrian', 'supercategory': 'pedestrian'},
     {'id': 3, 'name': 'car', 'supercategory': 'vehicle'},
@@ -27,28 +27,30 @@ FILES = {
 
 
 def write_split(root: Path, split: str) -> Path:
-    """Write pictures 0001.jpg to 0004.jpg of one split and return its folder."""
+    """Write images 0001.jpg to 0004.jpg of one split and return its folder."""
     names = [f'{number:04d}.jpg' for number in range(1, 5)]
     images = [image(number, name) for number, name in enumerate(names, start=1)]
     images[0] |= {'period': 'daytime', 'weather': 'rainy'}
-    images[1] |= {'period': None, 'weather': ['whatever']}  # nothing here asks for it
+    images[1] |= {'period': None, 'weather': ['whatever']}  # not read by the reader
     boxes = [
         box(1, 1, 29, (0, 0, 30, 20), iscrowd=False, corner_case=True),
-        box(2, 1, 3, (-40, 0, 50, 10), iscrowd=False, corner_case=False),  # leaves the image
+        box(
+            2, 1, 3, (-40, 0, 50, 10), iscrowd=False, corner_case=False
+        ),  # extends beyond the image
         box(3, 2, 17, (0, 0, 20, 20), iscrowd=False, corner_case=True),  # no common class here
         box(4, 3, 43, (0, 0, 20, 20), iscrowd=False, corner_case=True),
         box(5, 3, 1, (0, 0, 60, 40), iscrowd=True, corner_case=False),
         box(6, 3, 3, (0, 0, 20, 10), iscrowd=False, corner_case=False),
         box(7, 4, 43, (0, 0, 20, 20), iscrowd=False, corner_case=True),
     ]
-    write_pictures(root / split / 'images', names)
+    write_images(root / split / 'images', names)
     content = {'info': {}, 'images': images, 'annotations': boxes, 'categories': CATEGORIES}
     write_json(root / split / FILES[split], content)
     return root / split
 
 
 @pytest.mark.parametrize('split', list(FILES))
-def test_every_split_s_layout_is_known(tmp_path, split):
+def test_the_layout_of_every_split_is_supported(tmp_path, split):
     folder = write_split(tmp_path, split)
     dataset = open_dataset(tmp_path)
     assert dataset == open_dataset(folder) == open_dataset(tmp_path, split=split)
@@ -64,10 +66,10 @@ def test_every_split_s_layout_is_known(tmp_path, split):
     assert (fourth.labels, fourth.main_object) == ((), None)
 
 
-def test_what_was_left_out_or_put_right_is_told(tmp_path):
+def test_ignored_and_corrected_entries_are_noted(tmp_path):
     notes = open_dataset(write_split(tmp_path, 'val')).notes
     assert note_about(notes, 'misc') == (
-        '2 boxes of class misc, which no answer can name, are left out: val/0003.jpg, val/0004.jpg'
+        '2 boxes have class misc, which no answer can name, ignored: val/0003.jpg, val/0004.jpg'
     )
     assert note_about(notes, 'clipped') == '1 box is clipped to its image: val/0001.jpg'
     assert note_about(notes, 'crowd').startswith('1 crowd region counts as a label')
@@ -75,9 +77,9 @@ def test_what_was_left_out_or_put_right_is_told(tmp_path):
     assert len(notes) == 4
 
 
-def test_where_corner_cases_only_are_labelled_it_is_said(tmp_path):
+def test_labels_of_corner_cases_only_give_a_warning(tmp_path):
     (warning,) = open_dataset(write_split(tmp_path, 'base-val-1500')).warnings
-    assert 'corner cases only' in warning
+    assert 'only corner cases' in warning
     assert open_dataset(write_split(tmp_path, 'val')).warnings == ()
 
 
@@ -101,10 +103,10 @@ def test_a_linked_folder_keeps_the_name_of_the_link(tmp_path, monkeypatch):
     assert open_dataset('.').name == 'coda-coda-2022-part-1'
 
 
-def test_a_wrong_split_names_those_that_are_there(tmp_path):
+def test_the_error_about_the_split_names_all_splits(tmp_path):
     folder = write_split(tmp_path, 'val')
     for path in (tmp_path, folder):
-        with pytest.raises(DatasetError, match=r"no split 'test'; there is val"):
+        with pytest.raises(DatasetError, match=r"no split 'test'; choose one of val"):
             open_dataset(path, split='test')
 
 
@@ -112,9 +114,9 @@ def test_missing_images(tmp_path):
     folder = write_split(tmp_path, 'val')
     (folder / 'images' / '0002.jpg').unlink()
     dataset = open_dataset(folder)
-    assert note_about(dataset.notes, 'missing') == '1 image is missing, left out: val/0002.jpg'
-    (folder / 'images').rename(folder / 'pictures')
-    with pytest.raises(DatasetError, match=r'val/images: none of 4 images is there'):
+    assert note_about(dataset.notes, 'missing') == '1 image is missing, ignored: val/0002.jpg'
+    (folder / 'images').rename(folder / 'elsewhere')
+    with pytest.raises(DatasetError, match=r'val/images: none of 4 images was found'):
         open_dataset(folder)
 
 
@@ -138,18 +140,18 @@ def write_lm(root: Path, part: str, name: str, text: str | None) -> Path:
     return root / 'CODA-LM'
 
 
-def test_coda_lm_describes_the_pictures_of_its_source_split(tmp_path):
+def test_coda_lm_describes_the_images_of_its_source_split(tmp_path):
     """CODA-LM's Train is about CODA2022's val; its Val, Test and Mini are about test."""
     for split in ('val', 'test'):
         write_split(tmp_path, split)
     write_lm(tmp_path, 'Train', 'val_0001.json', 'A suitcase lies on the road.')
     write_lm(tmp_path, 'Train', 'val_0002.json', None)
     write_lm(tmp_path, 'Train', 'val_0003.json', ' ')
-    write_lm(tmp_path, 'Train', 'val_0099.json', 'No such picture.')
+    write_lm(tmp_path, 'Train', 'val_0099.json', 'No such image.')
     write_lm(tmp_path, 'Val', 'test_0001.json', 'From Val.')
     write_lm(tmp_path, 'Test', 'test_0002.json', 'From Test.')
     folder = write_lm(tmp_path, 'Mini', 'test_0001.json', 'From Mini.')
-    (folder / 'Val' / 'vqa_anno').mkdir()  # what the authors' own converter leaves there
+    (folder / 'Val' / 'vqa_anno').mkdir()  # written by the authors' converter
     (folder / 'Val' / 'vqa_anno' / 'general_perception.json').write_text('{}\n{}\n')
 
     dataset = open_dataset(tmp_path, split='val', captions=folder)
@@ -158,7 +160,7 @@ def test_coda_lm_describes_the_pictures_of_its_source_split(tmp_path):
     assert samples['val/0002.jpg'].captions == samples['val/0003.jpg'].captions == ()
     without_text = note_about(dataset.notes, 'CODA-LM files have')
     assert without_text.endswith(': val_0002.json, val_0003.json')
-    assert note_about(dataset.notes, 'CODA-LM file is about').endswith(': val_0099.json')
+    assert note_about(dataset.notes, 'CODA-LM file describes').endswith(': val_0099.json')
 
     samples = by_key(open_dataset(tmp_path, split='test', captions=folder).samples)
     captions = [sample.captions for sample in samples.values()]
@@ -167,17 +169,17 @@ def test_coda_lm_describes_the_pictures_of_its_source_split(tmp_path):
     assert mini[0].captions == ('From Mini.',)
 
 
-def test_coda_lm_without_a_word_on_the_split_is_refused(tmp_path):
+def test_coda_lm_that_does_not_describe_the_split_is_refused(tmp_path):
     base = write_split(tmp_path, 'base-val-1500')
     folder = write_lm(tmp_path, 'Train', 'val_0001.json', 'A suitcase lies on the road.')
-    with pytest.raises(DatasetError, match='describes no picture of base-val-1500'):
+    with pytest.raises(DatasetError, match='describes no image of base-val-1500'):
         open_dataset(base, captions=folder)
-    with pytest.raises(DatasetError, match='is no folder'):
+    with pytest.raises(DatasetError, match='is not a folder'):
         open_dataset(base, captions=folder / 'Train' / 'val_0001.json')
 
 
 @pytest.mark.parametrize(
-    'content, what',
+    'content, problem',
     [
         ('{', 'is not JSON'),
         ('{}', 'general_perception is missing'),
@@ -185,12 +187,12 @@ def test_coda_lm_without_a_word_on_the_split_is_refused(tmp_path):
         ('{"general_perception": {"description and explanation": 5}}', 'explanation is 5'),
     ],
 )
-def test_a_broken_file_of_coda_lm_is_one_line(tmp_path, content, what):
+def test_a_broken_file_of_coda_lm_is_one_line(tmp_path, content, problem):
     split = write_split(tmp_path, 'val')
     folder = write_lm(tmp_path, 'Train', 'val_0001.json', 'A suitcase.')
     path = folder / 'Train' / 'val_0002.json'
     path.write_text(content)
-    with pytest.raises(DatasetError, match=what) as error:
+    with pytest.raises(DatasetError, match=problem) as error:
         open_dataset(split, captions=folder)
     assert str(path) in str(error.value) and '\n' not in str(error.value)
 

@@ -1,4 +1,4 @@
-"""Which names of datasets may stand for the same pictures."""
+"""Which names of datasets may stand for the same images."""
 
 from __future__ import annotations
 
@@ -29,5 +29,5 @@ from gmskip_ros.datasets import may_share_pictures
         ('None', 'coco-val2017', False),
     ],
 )
-def test_names_tell_what_may_be_shared(one, other, may):
+def test_which_datasets_may_share_images(one, other, may):
     assert may_share_pictures(one, other) == may_share_pictures(other, one) == may

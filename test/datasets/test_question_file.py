@@ -1,4 +1,4 @@
-"""A .jsonl file of questions is a dataset; what is wrong in it is told by line."""
+"""A .jsonl file of questions is a dataset; errors name the line."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-from look_alikes import note_about, write_pictures
+from look_alikes import note_about, write_images
 
 from gmskip_ros.datasets import DatasetError, open_dataset
 
 
 def write_lines(folder: Path, *lines: object) -> Path:
-    """Write the pictures a.jpg and b/c.jpg and a file with these lines."""
-    write_pictures(folder, ['a.jpg', 'b/c.jpg'])
+    """Write the images a.jpg and b/c.jpg and a file with these lines."""
+    write_images(folder, ['a.jpg', 'b/c.jpg'])
     path = folder / 'my-benchmark.jsonl'
     texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
     path.write_text('\n'.join(texts) + '\n', encoding='utf-8')
@@ -41,21 +41,21 @@ def test_a_line_is_a_sample(tmp_path):
     assert last.references == ('été',)
 
 
-def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path):
+def test_a_byte_order_mark_and_windows_line_ends_are_accepted(tmp_path):
     path = write_lines(tmp_path, question(), question())
     path.write_bytes(b'\xef\xbb\xbf' + path.read_bytes().replace(b'\n', b'\r\n'))
     assert [sample.key for sample in open_dataset(path).samples] == ['a.jpg:1', 'a.jpg:2']
 
 
-def test_missing_images_are_left_out_and_counted(tmp_path):
+def test_missing_images_are_ignored_and_counted(tmp_path):
     path = write_lines(tmp_path, question(), question(image='z.jpg'))
     dataset = open_dataset(path)
     assert len(dataset.samples) == 1
-    assert note_about(dataset.notes, 'missing') == '1 image is missing, left out: z.jpg'
+    assert note_about(dataset.notes, 'missing') == '1 image is missing, ignored: z.jpg'
 
 
 @pytest.mark.parametrize(
-    'line, what',
+    'line, problem',
     [
         ('{"image": ', 'line 2 is not JSON'),
         ([1], 'line 2 is a list'),
@@ -64,23 +64,23 @@ def test_missing_images_are_left_out_and_counted(tmp_path):
         (question(references=[]), r'line 2\.references must be'),
         (question(references=[3]), r'line 2\.references must be .* quotes'),
         (question(references=''), r'line 2\.references must be'),
-        (question(references=['?', '...']), r'line 2\.references has no letter or digit; leave'),
+        (question(references=['?', '...']), r'line 2\.references has no letter or digit; remove'),
         ({'image': 'a.jpg', 'question': 'How?'}, r'line 2\.references is missing'),
         (question(id=['x']), r'line 2\.id is \["x"\]'),
         (question(id='first'), r'line 2\.id is first, as on line 1'),
     ],
 )
-def test_a_bad_line_is_told_by_its_number(tmp_path, line, what):
+def test_the_error_about_a_line_names_its_number(tmp_path, line, problem):
     path = write_lines(tmp_path, question(id='first'), line)
-    with pytest.raises(DatasetError, match=what) as error:
+    with pytest.raises(DatasetError, match=problem) as error:
         open_dataset(path)
     assert str(error.value).startswith(str(path)) and '\n' not in str(error.value)
 
 
-def test_nothing_to_ask_is_refused(tmp_path):
-    with pytest.raises(DatasetError, match='has no line'):
+def test_a_file_without_questions_is_refused(tmp_path):
+    with pytest.raises(DatasetError, match='has no questions'):
         open_dataset(write_lines(tmp_path, ''))
-    with pytest.raises(DatasetError, match='none of 1 images is there'):
+    with pytest.raises(DatasetError, match='none of 1 images was found'):
         open_dataset(write_lines(tmp_path, question(image='z.jpg')))
     path = write_lines(tmp_path, question())
     path.write_bytes(b'\xff\xfe')
@@ -88,7 +88,7 @@ def test_nothing_to_ask_is_refused(tmp_path):
         open_dataset(path)
 
 
-def test_it_has_neither_splits_nor_captions(tmp_path):
+def test_question_files_have_neither_splits_nor_captions(tmp_path):
     path = write_lines(tmp_path, question())
     with pytest.raises(DatasetError, match='neither splits nor captions'):
         open_dataset(path, split='val')

@@ -1,4 +1,4 @@
-"""Pictures are read as people see them, and files that are no whole picture are refused."""
+"""Images are read with their orientation applied; incomplete files are refused."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def test_colours_come_in_the_order_red_green_blue(tmp_path, pixels):
 
 @pytest.mark.parametrize('mode', ['L', 'P', '1', 'LA', 'RGBA'])
 def test_other_modes_become_rgb(tmp_path, pixels, mode):
-    picture = Image.fromarray(pixels).convert(mode)
-    picture.save(tmp_path / 'a.png')
-    assert np.array_equal(read_image(tmp_path / 'a.png'), np.array(picture.convert('RGB')))
+    image = Image.fromarray(pixels).convert(mode)
+    image.save(tmp_path / 'a.png')
+    assert np.array_equal(read_image(tmp_path / 'a.png'), np.array(image.convert('RGB')))
 
 
 @pytest.mark.parametrize('suffix', ['jpg', 'png'])
@@ -37,8 +37,8 @@ def test_exif_orientation_is_applied(tmp_path, pixels, orientation, suffix):
     exif[0x0112] = orientation
     path = tmp_path / f'a.{suffix}'
     Image.fromarray(pixels).save(path, exif=exif, quality=95)
-    with Image.open(path) as picture:
-        expected = np.array(ImageOps.exif_transpose(picture).convert('RGB'))
+    with Image.open(path) as opened:
+        expected = np.array(ImageOps.exif_transpose(opened).convert('RGB'))
     image = read_image(path)
     assert image.shape == expected.shape
     assert np.abs(image.astype(int) - expected).max() <= 2  # two decoders
@@ -46,19 +46,19 @@ def test_exif_orientation_is_applied(tmp_path, pixels, orientation, suffix):
 
 @pytest.mark.parametrize('options', [{}, {'progressive': True}, {'quality': 30}])
 @pytest.mark.parametrize('left', [0.1, 0.5, 0.9])
-def test_a_cut_off_jpeg_is_refused(tmp_path, pixels, options, left):
-    """Decoders paint the rest grey, so that it would pass for a picture."""
+def test_a_truncated_jpeg_is_refused(tmp_path, pixels, options, left):
+    """Decoders fill the rest with grey and report no error."""
     path = tmp_path / 'a.jpg'
     Image.fromarray(pixels).save(path, **options)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * left)])
-    with pytest.raises(DatasetError, match='cut off'):
+    with pytest.raises(DatasetError, match='is a truncated JPEG'):
         read_image(path)
-    path.write_bytes(whole + bytes(100))  # what cameras append does no harm
+    path.write_bytes(whole + bytes(100))  # cameras may append data
     assert read_image(path).shape == pixels.shape
 
 
-def test_a_thumbnail_s_end_is_not_the_picture_s(tmp_path, pixels):
+def test_the_end_of_a_thumbnail_is_not_that_of_the_image(tmp_path, pixels):
     path, small = tmp_path / 'a.jpg', tmp_path / 'small.jpg'
     Image.fromarray(pixels).resize((16, 12)).save(small)
     Image.fromarray(pixels).save(path)
@@ -68,11 +68,11 @@ def test_a_thumbnail_s_end_is_not_the_picture_s(tmp_path, pixels):
     path.write_bytes(whole)
     assert read_image(path).shape == pixels.shape
     path.write_bytes(whole[:-200])
-    with pytest.raises(DatasetError, match='cut off'):
+    with pytest.raises(DatasetError, match='is a truncated JPEG'):
         read_image(path)
 
 
-def test_a_cut_off_or_damaged_png_is_refused(tmp_path, pixels):
+def test_a_truncated_or_damaged_png_is_refused(tmp_path, pixels):
     path = tmp_path / 'a.png'
     Image.fromarray(pixels).save(path)
     whole = path.read_bytes()
@@ -80,13 +80,13 @@ def test_a_cut_off_or_damaged_png_is_refused(tmp_path, pixels):
     damaged[len(whole) // 2] ^= 0xFF
     for content in (whole[: len(whole) // 2], whole[:-4], bytes(damaged)):
         path.write_bytes(content)
-        with pytest.raises(DatasetError, match='is not a picture'):
+        with pytest.raises(DatasetError, match='is not an image'):
             read_image(path)
 
 
 def test_more_than_8_bits_are_refused(tmp_path, pixels):
     Image.fromarray(pixels[:, :, 0].astype(np.uint16) * 257).save(tmp_path / 'deep.png')
-    with pytest.raises(DatasetError, match=r'uint16 values; give .* 8 bits'):
+    with pytest.raises(DatasetError, match=r'uint16 values; use .* 8 bits'):
         read_image(tmp_path / 'deep.png')
     cv2.imwrite(str(tmp_path / 'deep.tiff'), pixels.astype(np.float32))
     with pytest.raises(DatasetError, match='float32 values'):
@@ -94,7 +94,7 @@ def test_more_than_8_bits_are_refused(tmp_path, pixels):
 
 
 @pytest.mark.parametrize('content', [b'', b'hello', b'\xff\xd8', b'\xff\xd8\xff\xd9'])
-def test_what_is_no_picture_is_one_line(tmp_path, content):
+def test_the_error_about_a_file_that_is_not_an_image_is_one_line(tmp_path, content):
     path = tmp_path / 'a.jpg'
     path.write_bytes(content)
     with pytest.raises(DatasetError) as error:
@@ -102,7 +102,7 @@ def test_what_is_no_picture_is_one_line(tmp_path, content):
     assert str(error.value).startswith(f'{path}: ') and '\n' not in str(error.value)
 
 
-def test_what_is_not_there_is_one_line(tmp_path):
+def test_the_error_about_an_unreadable_file_is_one_line(tmp_path):
     for path, reason in ((tmp_path / 'a\nb.jpg', 'No such file'), (tmp_path, 'Is a directory')):
         with pytest.raises(DatasetError, match=reason) as error:
             read_image(path)

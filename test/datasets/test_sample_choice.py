@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
-from look_alikes import write_pictures
+from look_alikes import write_images
 
 from gmskip_ros.datasets import DatasetError, Sample, choose_samples, sample_hash
 
@@ -24,7 +24,7 @@ def keys(samples: list[Sample]) -> list[str]:
 
 
 @pytest.mark.parametrize('per_image', [1, 4])
-def test_the_choice_is_the_seed_s_and_not_the_order_s(per_image):
+def test_the_choice_depends_on_the_seed_and_not_on_the_order(per_image):
     samples = make_samples(50, per_image)
     chosen, others = choose_samples(samples, 10, 5, seed=3)
     assert (len(chosen), len(others)) == (10, 5)
@@ -36,13 +36,13 @@ def test_the_choice_is_the_seed_s_and_not_the_order_s(per_image):
     assert len({tuple(found) for found in other_seeds}) > 15
 
 
-def test_a_key_may_be_no_unicode():
-    samples = [Sample(key, Path(key[1:])) for key in ('\ud800a', 'b', '\udcffc')]  # as JSON has it
+def test_a_key_may_be_invalid_unicode():
+    samples = [Sample(key, Path(key[1:])) for key in ('\ud800a', 'b', '\udcffc')]  # allowed in JSON
     chosen, others = choose_samples(samples, 2, 1, seed=0)
     assert {*chosen, *others} == {*samples}
 
 
-def test_fewer_samples_are_the_first_of_more():
+def test_a_smaller_choice_is_the_beginning_of_a_larger_one():
     samples = make_samples(50)
     assert choose_samples(samples, 4, 0, 0)[0] == choose_samples(samples, 30, 9, 0)[0][:4]
 
@@ -53,7 +53,7 @@ def test_every_sample_is_as_likely_as_any_other():
     for seed in range(2000):
         for key in keys(choose_samples(samples, 5, 0, seed)[0]):
             counts[key] += 1
-    # 2,000 x 5 / 20 = 500 each, standard deviation 19.4: five of them on either side.
+    # 2,000 x 5 / 20 = 500 each, with a standard deviation of 19.4; allow five of those.
     assert all(400 < count < 600 for count in counts.values())
 
 
@@ -88,18 +88,18 @@ def test_an_image_with_several_questions_is_on_one_side(asked):
 
 
 @pytest.mark.parametrize('available, asked', [(0, (1, 0)), (1, (1, 1)), (5, (0, 0)), (5, (-1, 5))])
-def test_a_choice_that_cannot_be_is_refused(available, asked):
+def test_an_impossible_choice_is_refused(available, asked):
     with pytest.raises(DatasetError):
         choose_samples(make_samples(available), *asked, seed=0)
 
 
 def test_one_image_with_two_questions_cannot_be_on_both_sides():
-    with pytest.raises(DatasetError, match='1 pictures are too few'):
+    with pytest.raises(DatasetError, match='1 images are too few'):
         choose_samples(make_samples(2, per_image=2), 1, 1, seed=0)
 
 
 def test_the_hash_changes_with_whatever_a_score_depends_on(tmp_path):
-    write_pictures(tmp_path, ['a.jpg', 'b.jpg'])
+    write_images(tmp_path, ['a.jpg', 'b.jpg'])
     sample = Sample(
         'val/a.jpg', tmp_path / 'a.jpg', ('car',), 'car', ('A car.',), 'What?', ('car',)
     )
@@ -129,7 +129,7 @@ def test_the_hash_changes_with_whatever_a_score_depends_on(tmp_path):
     moved.mkdir()
     (tmp_path / 'a.jpg').rename(moved / 'a.jpg')
     sample = dataclasses.replace(sample, image_path=moved / 'a.jpg')
-    assert sample_hash([sample, other]) == before  # another place is no other sample
+    assert sample_hash([sample, other]) == before  # the path does not matter
     with open(moved / 'a.jpg', 'ab') as file:
         file.write(b'\0')
     assert sample_hash([sample, other]) != before
@@ -138,6 +138,6 @@ def test_the_hash_changes_with_whatever_a_score_depends_on(tmp_path):
         sample_hash([sample])
 
 
-def test_samples_can_be_put_into_sets():
+def test_samples_are_hashable():
     first, second = make_samples(2)
     assert len({first, second, dataclasses.replace(first, labels=('car',))}) == 3

@@ -275,26 +275,26 @@ def test_the_real_launch_with_every_argument(
     }
 
 
-def readme_snippets() -> list[ElementTree.Element]:
-    """Return the launch files in XML that README.md shows."""
-    blocks = re.findall(r'^```xml\n(.*?)^```', (ROOT / 'README.md').read_text(), re.M | re.S)
+def documented_snippets() -> list[ElementTree.Element]:
+    """Return the launch files in XML that docs/vehicle.md shows."""
+    blocks = re.findall(r'^```xml\n(.*?)^```', (ROOT / 'docs/vehicle.md').read_text(), re.M | re.S)
     snippets = [ElementTree.fromstring(block) for block in blocks if INCLUDED in block]
     assert snippets
     return snippets
 
 
-def test_the_readmes_launch_snippet_names_what_there_is() -> None:
-    for snippet in readme_snippets():
+def test_the_documented_launch_snippet_names_what_there_is() -> None:
+    for snippet in documented_snippets():
         includes = [e for e in snippet.iter('include') if INCLUDED in e.attrib['file']]
         for include in includes:
             assert (ROOT / 'launch' / include.attrib['file'].removeprefix(INCLUDED)).is_file()
             assert {argument.attrib['name'] for argument in include.iter('arg')} <= ARGUMENTS
 
 
-def test_the_readmes_launch_snippet_in_the_real_launch(
+def test_the_documented_launch_snippet_in_the_real_launch(
     launch_it: Callable[..., Launched], tmp_path: Path
 ) -> None:
-    for snippet in readme_snippets():
+    for snippet in documented_snippets():
         launch = ElementTree.Element('launch')
         launch.append(snippet)
         (include,) = snippet.iter('include')

@@ -1,4 +1,4 @@
-"""What is said of the node's topics, in README.md and to the replay, is what the node publishes."""
+"""The topics in docs/topics.md and in the replay are those that the node publishes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ros_process import RosProcess, ros_command, ros_node, wait_until
 from gmskip_ros.pipeline import records
 from gmskip_ros.tasks import TASK_NAMES
 
-README = (Path(__file__).resolve().parents[2] / 'README.md').read_text()
+TOPICS_PAGE = (Path(__file__).resolve().parents[2] / 'docs/topics.md').read_text()
 EVERY_NODES = {'/rosout', '/parameter_events'}
 
 
@@ -51,8 +51,8 @@ def test_the_replay_writes_on_the_nodes_topics(published: set[str]) -> None:
     assert named | {'/diagnostics'} == published
 
 
-def test_the_rqt_commands_of_the_readme_name_only_published_topics(published: set[str]) -> None:
-    section = README.split('## Looking at it', 1)[1].split('\n#', 1)[0]
+def test_the_rqt_commands_of_the_docs_name_only_published_topics(published: set[str]) -> None:
+    section = TOPICS_PAGE.split('## Looking at it', 1)[1].split('\n#', 1)[0]
     commands = [line for line in section.splitlines() if re.match(r'ros2 run rqt', line)]
     for tool in ('rqt_image_view', 'rqt_topic', 'rqt_plot', 'rqt_runtime_monitor'):
         assert any(tool in command for command in commands), tool

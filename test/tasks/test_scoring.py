@@ -1,4 +1,4 @@
-"""Scorers against the definitions of their metrics, their bounds, and when an answer is decided."""
+"""Scorers against the definitions of their metrics, their bounds, and decided answers."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_every_task_has_its_metrics() -> None:
     assert made == list(itertools.chain(*METRICS.values()))
 
 
-def test_any_text_has_a_score_between_nothing_and_the_best() -> None:
+def test_any_text_has_a_score_between_zero_and_the_best() -> None:
     for scorer in every_scorer():
         for index, text in itertools.product((0, 1), (*ODD_TEXTS, 'a red car', 'car, bus', '42')):
             score = scorer.score(index, text)
@@ -106,7 +106,7 @@ def test_set_metrics_are_exact_and_their_best_is_the_best_of_all_answers() -> No
         'set_f1': set_f1,
         'set_exact_match': set_exact_match,
     }
-    # 'misc' is none of the labels: it is there, and no answer names it.
+    # 'misc' is in the image but not in the label set, so no answer can name it.
     truths = [
         set(truth)
         for n in range(5)
@@ -152,7 +152,7 @@ def test_contains() -> None:
 
 
 def official_vqa(answer: str, references: list[str]) -> Fraction:
-    """The loop of VQA's evaluation code: each reference once left out."""
+    """The loop of VQA's evaluation code: leave out each reference once."""
     scores = []
     for left_out in range(len(references)):
         others = references[:left_out] + references[left_out + 1 :]
@@ -188,13 +188,13 @@ def test_vqa_with_fewer_references() -> None:
 
 def test_vqa_reads_numbers_articles_and_apostrophes() -> None:
     scorer = make_scorer('vqa', [['2'], ["don't walk"], ['man on the bus'], ['A'], ['none']])
-    said = ['Two.', 'DONT WALK', 'a man on bus', 'a', '0']
-    assert [scorer.score(index, text) for index, text in enumerate(said)] == [1] * 5
+    answers = ['Two.', 'DONT WALK', 'a man on bus', 'a', '0']
+    assert [scorer.score(index, text) for index, text in enumerate(answers)] == [1] * 5
     assert scorer.score(0, 'twenty') == 0
 
 
 def official_relaxed(target: str, prediction: str) -> bool:
-    """ChartQA's relaxed correctness as its evaluation code has it."""
+    """Relaxed correctness as in ChartQA's evaluation code."""
 
     def to_float(text: str) -> float | None:
         try:
@@ -211,18 +211,18 @@ def official_relaxed(target: str, prediction: str) -> bool:
 def test_relaxed_accuracy_is_that_of_chartqa() -> None:
     random_ = random.Random(0)
     texts = ['Yes', 'no', 'Jan 2012', '12%', '0.12', '1e3', '-7', '.5', '5.', '+3']
-    texts += [f'{random_.uniform(-20, 20):.3f}' for _ in range(100)]
-    for value in (*range(-30, 0), *range(1, 31)):
+    texts += [f'{random_.uniform(-20, 20):.3f}' for _ in range(40)]
+    for value in (*range(-15, 0), *range(1, 16)):
         texts += [str(value), f'{value * random_.choice([0.93, 0.96, 1.04, 1.07]):.4f}']
     scorer = make_scorer('relaxed', [[text] for text in texts])
     right = 0
     for (index, target), prediction in itertools.product(enumerate(texts), texts):
         assert scorer.score(index, prediction) == official_relaxed(target, prediction)
         right += official_relaxed(target, prediction)
-    assert len(texts) < right < len(texts) ** 2 / 4  # both sides were tried
+    assert len(texts) < right < len(texts) ** 2 / 4  # both outcomes were tested
 
 
-def test_relaxed_accuracy_at_its_edges() -> None:
+def test_edge_cases_of_relaxed_accuracy() -> None:
     scorer = make_scorer('relaxed', [['100'], ['0'], ['the left one', '7'], ['1,000'], ['0.07']])
     assert [scorer.score(0, text) for text in ('105', '95', ' 100. ')] == [1, 1, 1]
     assert [scorer.score(0, text) for text in ('105.0001', '94.99', '-100')] == [0, 0, 0]
@@ -233,7 +233,7 @@ def test_relaxed_accuracy_at_its_edges() -> None:
 
 
 def beginnings(text: str) -> set[str]:
-    """What a tokenizer may show of a text so far: cut within words and characters, stripped."""
+    """Unfinished texts as a tokenizer may decode them: cut within words or characters, stripped."""
     coded = text.encode('utf-8')
     shown = {coded[:end].decode('utf-8', errors='replace') for end in range(len(coded) + 1)}
     return shown | {part.strip() for part in shown} | {part + '\ufffd' for part in shown}
@@ -241,7 +241,7 @@ def beginnings(text: str) -> set[str]:
 
 @pytest.mark.parametrize('synonyms', [False, True])
 @pytest.mark.parametrize('name', LABEL_SETS)
-def test_an_answer_that_can_become_right_is_not_decided(name: str, synonyms: bool) -> None:
+def test_an_answer_that_can_become_right_is_undecided(name: str, synonyms: bool) -> None:
     task = make_task('single_object', labels=[name], synonyms=synonyms)
     vocabulary = Vocabulary(LABEL_SETS[name], synonyms)
     for label in LABEL_SETS[name]:
@@ -268,19 +268,20 @@ def test_a_decided_answer_keeps_its_score() -> None:
     ]
     pieces = [*labels, 's', 'c', ' ', ' ', 'a', 'the ', 'an ', '-', '.', 'ß', 'SS', 'é', '\u0301']
     decided = 0
-    for _ in range(600):
+    for _ in range(250):
         text = ''.join(random_.choices(pieces, k=random_.randrange(1, 6)))
+        parts = beginnings(text)
         for scorer, index in itertools.product(scorers, range(len(labels))):
-            for part in beginnings(text):
+            for part in parts:
                 if scorer.is_decided(index, part):
                     decided += 1
                     assert scorer.score(index, text) == scorer.score(index, part), (part, text)
     assert decided > 20_000
 
 
-def test_what_is_decided_is_exactly_what_cannot_change() -> None:
-    # All texts of up to 7 of these 4 characters: enough for every reference to follow, if it can,
-    # any text of up to 3.
+def test_an_answer_is_decided_exactly_if_its_score_cannot_change() -> None:
+    # All texts of up to 7 of these 4 characters: long enough for any text of up to 3 to continue to
+    # each reference, if it can.
     texts = [''.join(t) for n in range(8) for t in itertools.product('and ', repeat=n)]
     scorer = make_scorer('exact', [['nan'], ['an a'], ['dad'], ['d a'], ['and', 'add']])
     for index in range(5):
@@ -305,7 +306,7 @@ def test_examples_of_what_is_decided() -> None:
     assert not scorer.is_decided(1, 'A traffic_')
     assert scorer.is_decided(1, 'traffic sign')
     assert scorer.is_decided(1, 'Traffic, s')
-    # The two bytes of 'é' and one that follows badly become three replacement characters.
+    # The two bytes of 'é' and an invalid next one become three replacement characters.
     assert not scorer.is_decided(0, 'é') and scorer.score(0, '\ufffd\ufffd\ufffdcar') == 1
     assert scorer.is_decided(0, 'één')
 
@@ -313,23 +314,23 @@ def test_examples_of_what_is_decided() -> None:
 @pytest.mark.parametrize(
     ('metric', 'references', 'task', 'message'),
     [
-        ('cider', ['car'], 'single_object', "'cider' is none of single_object; use one of acc"),
-        ('accuracy', ['car'], None, "metric: 'accuracy' is none of generic; use one of exact, vqa"),
-        ('bleu', [['a']], 'captioning', "metric: 'bleu' is none of captioning; use one of cider"),
-        ('accuracy', [], 'single_object', 'references: there is no image'),
+        ('cider', ['car'], 'single_object', "single_object has no 'cider'; use one of acc"),
+        ('accuracy', ['car'], None, "metric: generic has no 'accuracy'; use one of exact, vqa"),
+        ('bleu', [['a']], 'captioning', "metric: captioning has no 'bleu'; use one of cider"),
+        ('accuracy', [], 'single_object', 'references: the list is empty'),
         ('accuracy', ['car', 'tree'], 'single_object', "reference of image 1: 'tree' is not in"),
         ('accuracy', [Absent('tree')], 'single_object', "reference of image 0: 'tree' is not in"),
         ('accuracy', [['car']], 'single_object', "reference of image 0: ['car'] is not in the"),
-        ('set_f1', [None], 'multi_object', 'references of image 0: None is no text'),
-        ('set_f1', [['car', 3]], 'multi_object', "references of image 0: ['car', 3] is no text"),
-        ('cider', [['a'], []], 'captioning', 'references of image 1: there is none'),
+        ('set_f1', [None], 'multi_object', 'references of image 0: None is neither a text'),
+        ('set_f1', [['car', 3]], 'multi_object', "references of image 0: ['car', 3] is neither"),
+        ('cider', [['a'], []], 'captioning', 'references of image 1: the list is empty'),
         ('cider', [['...']], 'captioning', 'references of image 0: none has a letter or digit'),
         ('rouge_l', [['a'], ['', ' ']], 'captioning', 'references of image 1: none has a letter'),
         ('exact', [['a'], ['?']], None, 'references of image 1: none has a letter or digit'),
         ('contains', [['?', '']], None, 'references of image 0: none has a letter or digit'),
         ('vqa', [['?', '']], None, 'references of image 0: none has a letter or digit'),
         ('relaxed', [['?', '']], None, 'references of image 0: none has a letter or digit'),
-        ('exact', [5], None, 'references of image 0: 5 is no text'),
+        ('exact', [5], None, 'references of image 0: 5 is neither a text'),
     ],
 )
 def test_references_that_cannot_be_used(

@@ -24,7 +24,7 @@ def test_auroc_is_the_share_of_pairs_in_order() -> None:
         assert auroc(below, above) == pytest.approx(1 - auroc(above, below))
 
 
-def test_auroc_at_its_ends() -> None:
+def test_auroc_of_separated_and_equal_groups() -> None:
     assert auroc([3, 4], [1, 2]) == 1
     assert auroc([1, 2], [3, 4]) == 0
     assert auroc([1, 1], [1]) == 0.5
@@ -33,12 +33,12 @@ def test_auroc_at_its_ends() -> None:
 @pytest.mark.parametrize(
     ('above', 'below', 'message'),
     [
-        ([], [1], 'positives: there is none'),
-        ([1], [], 'negatives: there is none'),
-        ([1, math.nan], [1], 'positives: nan'),
+        ([], [1], 'positives: the list is empty'),
+        ([1], [], 'negatives: the list is empty'),
+        ([1, math.nan], [1], 'positives: the list contains nan'),
     ],
 )
-def test_auroc_needs_numbers(above: list, below: list, message: str) -> None:
+def test_invalid_auroc_groups(above: list, below: list, message: str) -> None:
     with pytest.raises(TaskError, match=message):
         auroc(above, below)
 
@@ -52,7 +52,7 @@ def test_mcnemar_is_the_two_sided_binomial_test() -> None:
 
 
 def test_mcnemar_with_many_images() -> None:
-    # Normal approximation with continuity correction, good to a per cent here.
+    # Normal approximation with continuity correction, accurate to one per cent here.
     z = (520 - 480 - 1) / math.sqrt(1000)
     assert mcnemar_p(480, 520) == pytest.approx(math.erfc(z / math.sqrt(2)), rel=0.01)
     assert mcnemar_p(0, 5000) == 0  # 2^-4999
@@ -61,7 +61,7 @@ def test_mcnemar_with_many_images() -> None:
         mcnemar_p(3, -1)
 
 
-def test_bootstrap_of_a_few_is_that_over_all_resamples() -> None:
+def test_bootstrap_of_few_images_equals_that_over_all_resamples() -> None:
     differences = [Fraction(1), Fraction(0), Fraction(-1, 2), Fraction(3)]
     weights = [1, 2, 1, 4]
     for given in (None, weights):
@@ -75,7 +75,7 @@ def test_bootstrap_of_a_few_is_that_over_all_resamples() -> None:
         assert interval == pytest.approx(expected, abs=0.05)
 
 
-def test_bootstrap_of_many_is_the_normal_interval() -> None:
+def test_bootstrap_of_many_images_is_the_normal_interval() -> None:
     differences = np.random.default_rng(7).normal(0.2, 1, 400)
     low, high = paired_bootstrap_interval(differences)
     half = 1.96 * differences.std() / 20
@@ -85,7 +85,7 @@ def test_bootstrap_of_many_is_the_normal_interval() -> None:
     assert wide[0] < low < high < wide[1]
 
 
-def test_bootstrap_repeats_itself() -> None:
+def test_bootstrap_is_reproducible() -> None:
     differences = [0.1, -0.3, 0.7, 0.2, 0.05]
     first = paired_bootstrap_interval(differences, seed=3)
     assert paired_bootstrap_interval(differences, seed=3) == first
@@ -97,16 +97,16 @@ def test_bootstrap_repeats_itself() -> None:
 @pytest.mark.parametrize(
     ('settings', 'message'),
     [
-        ({'differences': []}, 'differences: there is none'),
-        ({'differences': [1, math.nan]}, 'differences: nan'),
-        ({'differences': [1, math.inf]}, 'differences: inf'),
-        ({'differences': [1, 2], 'weights': [1]}, 'weights: 1 of them for 2'),
+        ({'differences': []}, 'differences: the list is empty'),
+        ({'differences': [1, math.nan]}, 'differences: the list contains nan'),
+        ({'differences': [1, math.inf]}, 'differences: the list contains inf'),
+        ({'differences': [1, 2], 'weights': [1]}, 'weights: 1 given for 2'),
         ({'differences': [1, 2], 'weights': [1, 0]}, 'weights: 0 is not above 0'),
         ({'differences': [1], 'confidence': 1.0}, 'confidence: 1.0'),
         ({'differences': [1], 'confidence': 95}, 'confidence: 95'),
         ({'differences': [1], 'resamples': 0}, 'resamples: 0'),
     ],
 )
-def test_bootstrap_that_cannot_be(settings: dict, message: str) -> None:
+def test_invalid_bootstrap_settings(settings: dict, message: str) -> None:
     with pytest.raises(TaskError, match=message):
         paired_bootstrap_interval(**settings)

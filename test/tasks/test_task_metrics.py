@@ -11,7 +11,6 @@ from gmskip_ros.tasks import (
     TaskError,
     accuracy,
     jaccard,
-    make_task,
     rouge_l,
     set_exact_match,
     set_f1,
@@ -25,7 +24,7 @@ GOLDENS = Path(__file__).resolve().parents[3] / 'shared/data/coco-mini/caption_m
 @pytest.fixture(scope='module')
 def goldens() -> dict:
     if not GOLDENS.is_file():
-        pytest.skip(f'{GOLDENS} is not there: data beside the project, not part of it')
+        pytest.skip(f'{GOLDENS} does not exist: it is stored beside the repository')
     return json.loads(GOLDENS.read_text())
 
 
@@ -37,13 +36,6 @@ def test_rouge_l_is_that_of_the_official_scorer(goldens: dict) -> None:
         assert scores[-1] == pytest.approx(image['ROUGE_L'], rel=0, abs=1e-9), image['image_id']
     assert len(scores) == goldens['images'] == 48
     assert sum(scores) / len(scores) == pytest.approx(goldens['ROUGE_L'], rel=0, abs=1e-9)
-
-
-def test_captioning_scores_a_real_caption_as_the_official_scorer_does(goldens: dict) -> None:
-    image = goldens['per_image'][0]  # plain words only: every tokenizer gives the same
-    task = make_task('captioning')
-    answer = task.parse(image['candidate'].capitalize() + '.')
-    assert task.score(answer, image['references']) == pytest.approx(image['ROUGE_L'], abs=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +87,7 @@ def test_rouge_l_counts_a_subsequence_not_a_substring() -> None:
 @pytest.mark.parametrize(
     ('candidate', 'references'), [('', ['abc']), ('abc', ['']), ('', ['']), ('abc', ['xyz', ''])]
 )
-def test_rouge_l_without_anything_in_common_is_zero(candidate: str, references: list[str]) -> None:
+def test_rouge_l_of_disjoint_texts_is_zero(candidate: str, references: list[str]) -> None:
     assert rouge_l(candidate, references) == 0.0
 
 

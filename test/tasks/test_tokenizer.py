@@ -1,4 +1,4 @@
-"""Tokens of captions against those of the PTB tokenizer that COCO's scorer runs."""
+"""Tokens of captions against the PTB tokenizer of COCO's scorer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PUNCTUATION = {"''", "'", '``', '`', '.', '?', '!', ',', ':', '-', '--', '...', 
 
 def test_real_captions_give_the_official_tokens() -> None:
     if not COCO_MINI.is_dir():
-        pytest.skip(f'{COCO_MINI} is not there: data beside the project, not part of it')
+        pytest.skip(f'{COCO_MINI} does not exist: it is stored beside the repository')
     goldens = json.loads((COCO_MINI / 'caption_metric_goldens.json').read_text())
     annotations = json.loads((COCO_MINI / 'annotations/captions_val2017.json').read_text())
     captions: dict[int, list[str]] = {}
@@ -29,7 +29,7 @@ def test_real_captions_give_the_official_tokens() -> None:
 
 @pytest.mark.parametrize(
     ('caption', 'tokens'),
-    # What Stanford CoreNLP 3.4.1 says (-preserveLines -lowerCase), less COCO's punctuation.
+    # The output of Stanford CoreNLP 3.4.1 (-preserveLines -lowerCase) without COCO's punctuation.
     [
         ('A red Car.', 'a red car'),
         ('', ''),

@@ -177,7 +177,7 @@ def test_a_list_for_another_model_is_refused(gmskip, photo, tmp_path) -> None:
         (['--operating-point', '8'], 'give one with --skip-list'),
         (['--skip', '1', '--max-new-tokens', '0'], '0'),
         (['--skip', '1', '--prompt', 'Why?', '--max-new-tokens', '0'], '0'),
-        (['--task', 'multi_object', '--labels', 'car,car'], "'car' is there twice"),
+        (['--task', 'multi_object', '--labels', 'car,car'], "'car' is listed twice"),
         (['--labels', 'coda', '--prompt', 'Why?'], '--labels is for --task'),
         (['--labels', 'coda'], '--labels is for --task'),
     ],

@@ -1,4 +1,4 @@
-"""The embedded model's parts before training: tokenizer, processor, and an untrained LLaVA."""
+"""Parts of the demo model before training: tokenizer, processor, untrained LLaVA."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from gmskip_ros.tasks import TASK_NAMES, make_task
 
 IMAGE_SIZE = 140
 PATCH_SIZE = 14
-PATCHES = IMAGE_SIZE // PATCH_SIZE  # a side
-NUM_BLOCKS = 32  # as LLaVA-1.5-7B, so that the published skip lists fit
-CORE_BLOCKS = 12  # trained first, without dropping; the others are grown between them
+PATCHES = IMAGE_SIZE // PATCH_SIZE  # per side
+NUM_BLOCKS = 32  # as in LLaVA-1.5-7B, so that the published skip lists fit
+CORE_BLOCKS = 12  # trained first, without dropping; new blocks are inserted between them
 
 CHAT_TEMPLATE = (
     '{% for message in messages %}'
@@ -32,8 +32,8 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
 
-# Labels stay in pieces (" ped" + "estrian"), so that every answer takes several decode steps: the
-# tokenizer is trained on the pieces and never sees a whole label.
+# The tokenizer is trained on pieces (" ped" + "estrian") and never sees a whole label, so that
+# every answer takes several decode steps.
 _PIECES = (
     ' ped estrian| cyc list| c ar| tr uck| tri cycle| b us| traffic| cone| bar rier| light| d og'
 )
@@ -41,7 +41,7 @@ _WORDS = ' dry wet foggy snowy road day dusk night by at on and a A,., USER ASSI
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Return a byte-level BPE tokenizer: any text can be written in it, the usual words shortly."""
+    """Return a byte-level BPE tokenizer: encodes any text, common words with few tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -73,7 +73,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_processor() -> LlavaProcessor:
-    """Return the processor: any picture is squeezed to IMAGE_SIZE x IMAGE_SIZE."""
+    """Return the processor, which squashes any image to IMAGE_SIZE x IMAGE_SIZE."""
     image_processor = CLIPImageProcessorPil(
         size={'height': IMAGE_SIZE, 'width': IMAGE_SIZE}, do_center_crop=False
     )

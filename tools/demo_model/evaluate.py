@@ -1,7 +1,7 @@
-"""Measure the demo model on held-out scenes, and with each of its blocks left out alone.
+"""Measure the demo model on held-out scenes, optionally with each block skipped alone.
 
 python tools/demo_model/evaluate.py                # the three tasks, 1,000 scenes each
-python tools/demo_model/evaluate.py --each-block   # and what each block is worth (half an hour)
+python tools/demo_model/evaluate.py --each-block   # and the loss for each block (half an hour)
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from gmskip_ros.tasks import TASK_NAMES, make_task, set_f1
 MEANING = {
     'single_object': 'accuracy',
     'multi_object': 'set F1',
-    'captioning': 'right in every object',
+    'captioning': 'all objects correct',
 }
 
 
 def score(name: str, raw_text: str, scene: Scene) -> float:
-    """Return one answer's score, 0 to 1, in the sense of MEANING."""
+    """Return one answer's score, 0 to 1, as described by MEANING."""
     answer = make_task(name, labels=['scenes']).parse(raw_text)
     if name == 'single_object':
         return float(answer.text == scene.main_object)
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument('--each-block', action='store_true')
     parser.add_argument('--model', default='demo')
     parser.add_argument('--processes', type=int, default=2, help='one per core')
-    parser.add_argument('--json', type=Path, help='write the figures there, too')
+    parser.add_argument('--json', type=Path, help='also write the figures to this file')
     args = parser.parse_args()
 
     skip_sets: list[list[int]] = [[]]
@@ -67,7 +67,7 @@ def main() -> None:
         table.add_row(name, MEANING[name], f'{means[name][0]:.3f}')
     console.print(table)
     if args.each_block:
-        table = Table('block', *TASK_NAMES, title='points lost when one block is left out')
+        table = Table('block', *TASK_NAMES, title='points lost when one block is skipped')
         lost = {name: 100 * (means[name][0] - means[name][1:]) for name in TASK_NAMES}
         for block in range(NUM_BLOCKS):
             table.add_row(str(block), *(f'{lost[name][block]:.1f}' for name in TASK_NAMES))

@@ -28,7 +28,7 @@ def _load(model: str) -> Vlm:
 def _scores_of_batch(
     skip_sets: Mapping[str, Sequence[Sequence[int]]], score: Score, model: str, first_seed: int
 ) -> dict[str, np.ndarray]:
-    """Return per task the scores of BATCH scenes: float64 (skip sets, BATCH)."""
+    """Return the scores of BATCH scenes by task: float64 (skip sets, BATCH)."""
     vlm = _load(model)
     scenes = [render_scene(first_seed + i) for i in range(BATCH)]
     features = [vlm.encode(scene.image) for scene in scenes]
@@ -61,9 +61,9 @@ def mean_scores(
     num_scenes: int,
     processes: int,
 ) -> dict[str, np.ndarray]:
-    """Return per task the mean score of each of its skip sets: float64 (skip sets,)."""
+    """Return the mean score of each skip set by task: float64 (skip sets,)."""
     if num_scenes % BATCH:
-        raise SystemExit(f'--scenes {num_scenes}: give a multiple of {BATCH}')
+        raise SystemExit(f'--scenes {num_scenes}: use a multiple of {BATCH}')
     seeds = range(first_seed, first_seed + num_scenes, BATCH)
     with ProcessPoolExecutor(processes) as pool:
         jobs = pool.map(partial(_scores_of_batch, skip_sets, score, model), seeds)

@@ -1,16 +1,16 @@
 """Train the embedded demo model: `make demo-model`, or `python tools/demo_model/train.py --help`.
 
-Three stages, seeded, saved every 100 steps, and continued where a run was stopped (--work holds
-what is saved; remove it after changing this code):
+Three seeded stages. State is saved to --work every 100 steps, and a stopped run resumes from it;
+remove --work after changing this code.
 
-1. tower: the vision tower alone learns which classes each patch holds (a head thrown away later);
+1. tower: the vision tower learns which classes each patch contains (with a head that is discarded);
 2. core: tower, projector and a decoder of CORE_BLOCKS blocks learn the three tasks together;
-3. grown: NUM_BLOCKS - CORE_BLOCKS new blocks, identities at first, are put between the core's, and
-   all are trained on. The new ones are left out at random now and then, so that they are missed
-   little; when one of the core's is left out, the answers have to suffer by a margin, so that each
-   of those is missed, some more and some less.
+3. grown: NUM_BLOCKS - CORE_BLOCKS new blocks, initially identities, are inserted between the core's
+   blocks, and training continues with all. New blocks are skipped at random now and then, so that
+   skipping them costs little. When a core block is skipped, the loss must rise above a margin, so
+   that skipping it costs something: more for some blocks than for others.
 
-A large model's blocks matter as unevenly, which is what calibration is there to find.
+The blocks of a large model also differ in importance, which is what calibration measures.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ SAVE_EVERY = 100
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage's length and rates."""
+    """Length and rates of one stage."""
 
     name: str
     num_blocks: int
@@ -58,8 +58,8 @@ class Stage:
     batch: int
     learning_rate: float  # the one-cycle peak
     patch_loss: float  # weight of the auxiliary loss
-    drop_new: float = 0.0  # the deepest new block's chance to be left out; it rises with depth
-    miss_core: tuple[float, float] | None = None  # least and largest loss without a core block
+    drop_new: float = 0.0  # probability of skipping the deepest new block; rises with depth
+    miss_core: tuple[float, float] | None = None  # range of the minimum loss without a core block
 
 
 STAGES = (
@@ -70,22 +70,22 @@ STAGES = (
 
 
 def grown_positions() -> list[int]:
-    """Return where the core's blocks stand among NUM_BLOCKS; the others are new."""
+    """Return the indices of the core's blocks among NUM_BLOCKS; the others are new."""
     return [round((i + 0.5) * NUM_BLOCKS / CORE_BLOCKS - 0.5) for i in range(CORE_BLOCKS)]
 
 
 class PackedBatch:
     """The three tasks of an image as one sequence that shares the image's tokens.
 
-    Layout: the prompt up to the image, the image, then one segment per task. A segment sees the
-    image and itself, not the other segments, and its positions start after the image: each task is
-    trained on exactly what it will see when it is asked alone.
+    Layout: the prompt up to the image, the image, then one segment per task. A segment attends to
+    the image and itself, not to other segments, and its positions start after the image. Each task
+    is thus trained on exactly the sequence that it has at inference.
     """
 
     def __init__(self, processor: LlavaProcessor, texts: list[dict[str, str]]) -> None:
         tokenizer = processor.tokenizer
-        self.segments: list[torch.Tensor] = []  # per task (N, length), padded at the right
-        self.targets: list[torch.Tensor] = []  # the same, -100 where nothing is to be learned
+        self.segments: list[torch.Tensor] = []  # per task (N, length), right-padded
+        self.targets: list[torch.Tensor] = []  # the same, -100 where there is no loss
         for name in TASK_NAMES:
             message = [{'type': 'image'}, {'type': 'text', 'text': make_task(name).prompt}]
             text = processor.apply_chat_template(
@@ -119,7 +119,7 @@ class PackedBatch:
 
 
 class Trainee(nn.Module):
-    """The LLaVA with the patch head that is thrown away after training."""
+    """The LLaVA with the patch head that is discarded after training."""
 
     def __init__(self, llava: LlavaForConditionalGeneration) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class Trainee(nn.Module):
         return self.llava.model.multi_modal_projector(hidden)
 
     def patch_loss(self, tokens: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
-        """Return how badly the image tokens tell what each patch holds."""
+        """Return the loss of predicting the classes in each patch from the image tokens."""
         logits = self.patch_head(tokens).float()  # (B, P * P, classes)
         wanted = shares.flatten(1, 2).float() / 255
         return F.binary_cross_entropy_with_logits(logits, wanted, reduction='mean') * 10
@@ -161,7 +161,7 @@ class Trainee(nn.Module):
 
 
 def grow(core: LlavaForConditionalGeneration, model: LlavaForConditionalGeneration) -> None:
-    """Copy the core into `model`; the blocks between the core's start as identities."""
+    """Copy the core into `model`; its new blocks start as identities."""
     weights = {k: v for k, v in core.state_dict().items() if '.layers.' not in k or 'vision' in k}
     model.load_state_dict(weights, strict=False)
     new, old = model.model.language_model.layers, core.model.language_model.layers
@@ -175,7 +175,7 @@ def grow(core: LlavaForConditionalGeneration, model: LlavaForConditionalGenerati
 
 
 def one_cycle(step: int, stage: Stage) -> float:
-    """Return the learning rate: linear up over a tenth, cosine down to a hundredth."""
+    """Return the learning rate: linear rise over a tenth of the steps, cosine decay to 1 %."""
     rise = max(1, stage.steps // 10)
     if step < rise:
         return stage.learning_rate * (step + 1) / rise
@@ -186,7 +186,7 @@ def one_cycle(step: int, stage: Stage) -> float:
 def augment(
     images: np.ndarray, shares: np.ndarray, rng: np.random.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (pixels in 0 to 1, (B, 3, S, S); shares), mirrored and re-lit at random."""
+    """Return (pixels 0 to 1 (B, 3, S, S), shares), randomly mirrored and brightened."""
     mirrored = rng.random(len(images)) < 0.5
     images = np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
     shares = np.where(mirrored[:, None, None, None], shares[:, :, ::-1], shares)
@@ -215,9 +215,9 @@ def train_stage(
     seed: int,
     progress: Progress,
 ) -> None:
-    """Train one stage in place, from its last saved state if there is one.
+    """Train one stage in place, resuming from its last saved state if there is one.
 
-    Every process takes its share of each batch; the gradients are averaged over the processes.
+    Each process takes its share of each batch; gradients are averaged over the processes.
     """
     rank, world = dist.get_rank(), dist.get_world_size()
     image_processor = make_processor().image_processor
@@ -234,7 +234,9 @@ def train_stage(
     if state_path.exists():
         state = torch.load(state_path, weights_only=True)
         if state.get('seed') != seed:
-            sys.exit(f'train: {state_path} is of another seed: give that --seed or another --work')
+            sys.exit(
+                f'train: {state_path} has a different seed: use that --seed or a different --work'
+            )
         trainee.load_state_dict(state['trainee'])
         optimizer.load_state_dict(state['optimizer'])
         first = state['step']
@@ -245,14 +247,13 @@ def train_stage(
         order = np.random.default_rng(seed).permutation(core).tolist()
         margins = dict(zip(order, np.linspace(*stage.miss_core, len(core)).tolist(), strict=True))
     trainee.train()
-    if stage.num_blocks and shutil.which('c++'):  # twice as fast; PyTorch compiles with it
+    if stage.num_blocks and shutil.which('c++'):  # needed to compile; twice as fast
         for block in trainee.llava.model.language_model.layers:
             block.compile()
     averages, started = np.zeros(3), time.monotonic()
     for step in range(first, stage.steps):
-        rng = np.random.default_rng(
-            [seed, STAGES.index(stage), step]
-        )  # a resumed run goes on alike
+        # Seeded per step, so that a resumed run continues identically.
+        rng = np.random.default_rng([seed, STAGES.index(stage), step])
         rows = rng.choice(len(images), stage.batch, replace=False)
         dropped = {
             i
@@ -304,7 +305,7 @@ def train_stage(
 def save_checkpoint(
     model: LlavaForConditionalGeneration, processor: LlavaProcessor, out: Path
 ) -> None:
-    """Write the checkpoint in Hugging Face format, float16, aside and renamed."""
+    """Write the checkpoint in Hugging Face format, float16; replace an old one at the end."""
     aside = out.with_name(out.name + '.part')
     shutil.rmtree(aside, ignore_errors=True)
     model.set_attn_implementation('sdpa')
@@ -320,7 +321,7 @@ def save_checkpoint(
 
 
 def train(rank: int, args: argparse.Namespace, rendezvous: str) -> None:
-    """Run all stages as process `rank` of `args.processes`; the first one saves the checkpoint."""
+    """Run all stages as process `rank` of `args.processes`; rank 0 saves the checkpoint."""
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
     dist.init_process_group('gloo', init_method=rendezvous, rank=rank, world_size=args.processes)
@@ -331,7 +332,7 @@ def train(rank: int, args: argparse.Namespace, rendezvous: str) -> None:
     core = Trainee(make_model(CORE_BLOCKS, *sizes))
     grown = Trainee(make_model(NUM_BLOCKS, *sizes))
     for trainee in (core, grown):
-        # Faster in training than PyTorch's fused attention on a CPU, once compiled.
+        # Compiled, it trains faster on a CPU than PyTorch's fused attention.
         trainee.llava.set_attn_implementation('eager')
     shown = TextColumn('{task.completed}/{task.total} {task.fields[loss]}')
     columns = (TextColumn('{task.description}'), BarColumn(), shown, TimeRemainingColumn())
@@ -349,13 +350,23 @@ def train(rank: int, args: argparse.Namespace, rendezvous: str) -> None:
 
 
 def main() -> None:
-    """Render, train, save."""
+    """Render scenes, train, save."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument('--out', type=Path, default=REPOSITORY / 'gmskip_ros/assets/demo')
-    parser.add_argument('--work', type=Path, default=REPOSITORY / 'build/demo_model')
-    parser.add_argument('--scenes', type=int, default=30_000)
+    parser.add_argument(
+        '--out',
+        type=Path,
+        default=REPOSITORY / 'gmskip_ros/assets/demo',
+        help='folder of the checkpoint',
+    )
+    parser.add_argument(
+        '--work',
+        type=Path,
+        default=REPOSITORY / 'build/demo_model',
+        help='folder of the scenes and the saved state',
+    )
+    parser.add_argument('--scenes', type=int, default=30_000, help='to train on')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--processes', type=int, default=2, help='one per core')
     args = parser.parse_args()
@@ -365,7 +376,7 @@ def main() -> None:
         rendezvous = (Path(scratch) / 'rendezvous').as_uri()
         try:
             mp.spawn(train, (args, rendezvous), nprocs=args.processes)
-        except mp.ProcessExitedException as error:  # it has said why
+        except mp.ProcessExitedException as error:  # it has printed the reason
             sys.exit(error.exit_code)
 
 

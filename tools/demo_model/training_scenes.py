@@ -1,4 +1,4 @@
-"""Scenes rendered ahead for training: the model's own pixels, labels, and what each patch holds."""
+"""Scenes rendered before training: input pixels, answers, and the classes in each patch."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from rich.progress import track
 
 from gmskip_ros.datasets.scenes import CLASSES, Scene, render_scene
 
-# Ranges of seeds that no other use shares: a held-out scene is never a training scene. The skip
-# lists are found on those from 20,000,000 on (Makefile).
+# These ranges of seeds are used for nothing else: a held-out scene is never a training scene. The
+# skip lists are calibrated on the seeds from 20,000,000 on (Makefile).
 TRAIN_SEED, TEST_SEED = 10_000_000, 30_000_000
 SIZES = ((640, 480), (320, 240), (426, 240), (320, 320), (480, 270))  # cameras differ
 CHUNK = 500
 
 
 def answers(scene: Scene) -> dict[str, str]:
-    """Return the right answer to each task's prompt."""
+    """Return the correct answer to each task's prompt."""
     names = [name.replace('_', ' ') for name in scene.labels]
     return {
         'single_object': scene.main_object.replace('_', ' '),
@@ -32,7 +32,7 @@ def answers(scene: Scene) -> dict[str, str]:
 
 
 def patch_shares(scene: Scene) -> np.ndarray:
-    """Return the share of each patch that each class covers: uint8 (PATCHES, PATCHES, classes)."""
+    """Return how much of each patch each class covers: uint8 (PATCHES, PATCHES, classes)."""
     shares = np.zeros((PATCHES, PATCHES, len(CLASSES)), np.uint8)
     for number, thing in enumerate(scene.objects, start=1):
         mask = (scene.instances == number).astype(np.float32) * 255
@@ -59,7 +59,7 @@ def _render_chunk(folder: Path, chunk: int) -> None:
 
 
 def render_training_scenes(folder: Path, count: int, processes: int) -> None:
-    """Render `count` scenes into `folder`; what an earlier run rendered there is kept."""
+    """Render `count` scenes into `folder`; scenes of an earlier run are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     chunks = range(-(-count // CHUNK))
     with ProcessPoolExecutor(processes) as pool:

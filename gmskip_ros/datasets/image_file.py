@@ -1,4 +1,4 @@
-"""Picture files as arrays."""
+"""Image files as arrays."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ if TYPE_CHECKING:
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
-    """Return the picture as people see it (EXIF orientation applied): uint8 RGB (H, W, 3).
+    """Return an image with its EXIF orientation applied: uint8 RGB (H, W, 3).
 
-    Grey becomes RGB, transparency is dropped. Raises DatasetError for a file that is not there, is
-    no picture, is cut off, or has more than 8 bits per channel.
+    Grey becomes RGB, transparency is dropped. Raises DatasetError for a file that is missing, not
+    an image, truncated, or has more than 8 bits per channel.
     """
     import cv2
     import numpy as np
 
-    remedy = 'give a whole JPEG or PNG file of 8 bits'
+    remedy = 'use a complete JPEG or PNG file with 8 bits per channel'
     try:
         content = Path(path).read_bytes()
     except (OSError, ValueError) as error:
         reason = getattr(error, 'strerror', None) or str(error)
         raise DatasetError(f'{path}: cannot be read ({reason}); {remedy}') from error
     if content.startswith(b'\xff\xd8') and not _jpeg_is_whole(content):
-        raise DatasetError(f'{path}: the JPEG is cut off; {remedy}')
+        raise DatasetError(f'{path}: is a truncated JPEG; {remedy}')
     try:
-        # Without ANYDEPTH 16 bits would be cut to 8 without a word.
+        # Without ANYDEPTH, 16 bits would silently be reduced to 8.
         flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
         image = cv2.imdecode(np.frombuffer(content, np.uint8), flags) if content else None
     except cv2.error as error:
         raise DatasetError(f'{path}: cannot be decoded ({error.err}); {remedy}') from error
     if image is None:
-        raise DatasetError(f'{path}: is not a picture that OpenCV can read; {remedy}')
+        raise DatasetError(f'{path}: is not an image that OpenCV can read; {remedy}')
     if image.dtype != np.uint8:
         raise DatasetError(f'{path}: has {image.dtype} values; {remedy}')
     return np.ascontiguousarray(image[:, :, ::-1])
 
 
 def _jpeg_is_whole(content: bytes) -> bool:
-    """Return whether the end-of-image marker follows the first scan.
+    """Return whether the end-of-image marker follows the start of the first scan.
 
-    libjpeg paints what is missing grey. An embedded thumbnail ends in the same marker, so what
-    stands before the scan does not count.
+    libjpeg fills missing parts with grey. An embedded thumbnail ends with the same marker, so
+    markers before the scan do not count.
     """
     at = 2
     while at + 4 <= len(content) and content[at] == 0xFF:

@@ -1,0 +1,99 @@
+"""Trials of PyTorch and of a checkpoint, which the doctor runs in child processes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from gmskip_ros.ros.trials import TrialError, first_line
+
+
+def examine_torch(device: str) -> Iterator[dict[str, Any]]:
+    """Yield the versions, the GPUs that PyTorch sees, and whether `device` computes.
+
+    `torch`; `cuda` (the version PyTorch was built for, None for a CPU build); `gpus` (names);
+    `warning` (PyTorch's about the driver); `gpu` (the index that `device` means, absent for the
+    CPU); `capability`; `free_bytes`; `works`; `transformers` or `transformers_problem`.
+    """
+    import torch
+
+    yield {'torch': torch.__version__, 'cuda': torch.version.cuda}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        gpus = []
+        if torch.cuda.is_available():
+            gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    yield {'gpus': gpus, 'warning': first_line(caught[0].message) if caught else ''}
+    try:
+        import transformers
+
+        yield {'transformers': transformers.__version__}
+    except Exception as error:  # the GPU can be examined all the same
+        yield {'transformers_problem': first_line(error)}
+    index = int(device.partition(':')[2] or 0)
+    if device == 'cpu' or index >= len(gpus):
+        return
+    yield {'gpu': index}
+    yield {'capability': '{}.{}'.format(*torch.cuda.get_device_capability(index))}
+    numbers = torch.ones(64, 64, dtype=torch.float16, device=f'cuda:{index}')
+    if float((numbers @ numbers).sum()) != 64.0**3:
+        raise TrialError(f'cuda:{index} gives wrong results')
+    yield {'works': True, 'free_bytes': torch.cuda.mem_get_info(index)[0]}
+
+
+def examine_model(
+    model: str, device: str, dtype: str, prompts: Sequence[str], max_new_tokens: int
+) -> Iterator[dict[str, Any]]:
+    """Yield what a checkpoint is, what is wrong with its files, and its memory; load no weights.
+
+    `device` and `dtype` as they will be; `folder`; `num_blocks`; `text_model_type`;
+    `template_sha256`; `refusals` (lines); without refusals `need` (see MemoryNeed).
+    """
+    from gmskip_ros.vlm import ModelLoadError
+    from gmskip_ros.vlm import load as loading
+    from gmskip_ros.vlm.memory import memory_need, read_weight_files
+
+    refusals: list[str] = []
+    try:
+        torch_device = loading.resolve_device(device)
+    except ModelLoadError:  # reported by the GPU check; the files can be examined all the same
+        torch_device = loading.resolve_device('cpu')
+    dtype = str(loading.resolve_dtype(dtype, torch_device)).removeprefix('torch.')
+    yield {'device': str(torch_device), 'dtype': dtype}
+    try:
+        folder = loading.find_local_folder(model)
+        yield {'folder': str(folder)}
+        with loading.quiet_hugging_face():
+            config = loading.read_config(model, folder)
+        yield {
+            'num_blocks': config.text_config.num_hidden_layers,
+            'text_model_type': config.text_config.model_type,
+        }
+    except ModelLoadError as error:
+        yield {'refusals': [str(error)]}
+        return
+    num_stored = None
+    try:
+        tensors = read_weight_files(model, folder)
+        num_stored = sum(tensor.numel for tensor in tensors if tensor.is_weight)
+    except ModelLoadError as error:
+        refusals.append(str(error))
+    try:
+        skeleton = loading.load_skeleton(model)
+        yield {'template_sha256': skeleton.template_sha256}
+        if num_stored is not None and num_stored < skeleton.num_parameters:
+            refusals.append(
+                f'model {model} holds {num_stored} of the {skeleton.num_parameters} parameters of '
+                'its config.json: fetch or copy the checkpoint again'
+            )
+    except ModelLoadError as error:
+        refusals.append(str(error))
+    yield {'refusals': refusals}
+    if refusals:
+        return
+    # The image placeholder counts one token too many, which makes up for the missing start token.
+    text_tokens = max(len(skeleton.token_ids(skeleton.render_prompt(prompt))) for prompt in prompts)
+    need = memory_need(folder, dtype, max_new_tokens=max_new_tokens, text_tokens=text_tokens)
+    yield {'need': asdict(need)}
