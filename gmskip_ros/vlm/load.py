@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.resources
+import functools
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from gmskip_ros.vlm.decoder import TEXT_MODEL_TYPES
 from gmskip_ros.vlm.engine import DTYPES
 from gmskip_ros.vlm.errors import ModelLoadError
+from gmskip_ros.vlm.hub import find_folder, find_local_folder
 from gmskip_ros.vlm.image_fit import FittedImageProcessor
 from gmskip_ros.vlm.recognition import refuse_known_formats
 from gmskip_ros.vlm.tiles import cap_image_tokens
@@ -34,7 +35,6 @@ FAMILIES = {
     'llava_next': 'LLaVA-NeXT',
     'llava_onevision': 'LLaVA-OneVision',
 }
-HUB_FILES = ['*.json', '*.jinja', '*.model', '*.txt', '*.safetensors']
 JSON_FILES = (  # beside config.json; any of them may be absent
     'generation_config.json',
     'preprocessor_config.json',
@@ -55,21 +55,21 @@ def load_vlm(
 ) -> Vlm:
     """Load a LLaVA-1.5, LLaVA-NeXT or LLaVA-OneVision checkpoint with safetensors weights.
 
-    model: 'demo', a local folder or a hub id. device: 'auto' (the first GPU, else the CPU), 'cpu',
-    'cuda' or 'cuda:N'. dtype: 'float32', 'float16', 'bfloat16' or 'auto' (float32 on the CPU, on a
-    GPU the checkpoint's own half precision: see resolve_dtype). on_progress receives each step in a
-    few words. image_fit: how a frame becomes the model's square, one of IMAGE_FITS (see
-    image_fit.py). max_image_tokens: use only those grids of tiles that make at most so many image
-    tokens; 0: all. chat_template: Jinja text, or a file that contains it, in place of the
-    checkpoint's own. Code that comes with a checkpoint is never run. Raises ModelLoadError, whose
-    one line says what to do.
+    model: 'demo', a local folder, or a hub id: 'owner/name' or 'owner/name@revision'. device:
+    'auto' (the first GPU, else the CPU), 'cpu', 'cuda' or 'cuda:N'. dtype: 'float32', 'float16',
+    'bfloat16' or 'auto' (float32 on the CPU, on a GPU the checkpoint's own half precision: see
+    resolve_dtype). on_progress receives each step in a few words. image_fit: how a frame becomes
+    the model's square, one of IMAGE_FITS (see image_fit.py). max_image_tokens: use only those grids
+    of tiles that make at most so many image tokens; 0: all. chat_template: Jinja text, or a file
+    that contains it, in place of the checkpoint's own. Code that comes with a checkpoint is never
+    run. Raises ModelLoadError, whose one line says what to do.
     """
     model, device = os.fspath(model), str(device)
     report = on_progress or (lambda _: None)
     torch_device = resolve_device(device)
     resolve_dtype(dtype, torch_device)  # refuses an unknown one before anything is downloaded
     with quiet_hugging_face():
-        folder = find_folder(model, report)
+        folder = find_folder(model, report, functools.partial(read_config, model))
         report('reading the configuration')
         config = read_config(model, folder)
         torch_dtype = resolve_dtype(dtype, torch_device, stored_dtype(config))
@@ -158,62 +158,13 @@ def stored_dtype(config: Any) -> torch.dtype | None:
     return config.dtype or config.text_config.dtype
 
 
-def find_local_folder(model: str) -> Path:
-    """Return the folder on this machine that holds the checkpoint; nothing is downloaded.
+def read_config(model: str, folder: Path, names: Collection[str] | None = None) -> Any:
+    """Return the configuration of a checkpoint that this engine can run; refuse any other.
 
-    Raises ModelLoadError if it is neither a folder nor in the cache of the Hugging Face hub.
+    `names` are its files, if they are not all in `folder` yet.
     """
-    folder = _folder_of(model)
-    if folder is not None:
-        return folder
-    try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                model, allow_patterns=HUB_FILES, local_files_only=True
-            )
-        )
-    except Exception as error:  # the hub client raises its own, ValueError, the system's errors
-        raise ModelLoadError(
-            f'model {model!r} is neither a local folder nor in the cache of the Hugging Face hub '
-            f'({huggingface_hub.constants.HF_HUB_CACHE}): download it while there is a network '
-            f'connection (`hf download {model}`), or give a local folder'
-        ) from error
-
-
-def find_folder(model: str, on_progress: Callable[[str], None]) -> Path:
-    """Return the folder that holds the checkpoint; it is downloaded if necessary."""
-    folder = _folder_of(model)
-    if folder is not None:
-        return folder
-    on_progress(f'looking for {model} in the cache and on the hub (a first download takes a while)')
-    try:
-        return Path(huggingface_hub.snapshot_download(model, allow_patterns=HUB_FILES))
-    except Exception as error:  # the hub client raises its own, httpx's and the system's errors
-        raise ModelLoadError(
-            f'model {model!r} is not a local folder and cannot be downloaded from the Hugging Face '
-            f'hub ({_first_line(error)}): check the name and the network, give a local folder, or '
-            'set HF_HUB_OFFLINE=1 if the cache already contains it'
-        ) from error
-
-
-def _folder_of(model: str) -> Path | None:
-    """Return the folder of 'demo' or of a path, None for a hub id; refuse anything else."""
-    if model == 'demo':
-        return Path(str(importlib.resources.files('gmskip_ros') / 'assets' / 'demo'))
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder
-    if not re.fullmatch(r'[\w.-]+/[\w.-]+', model) or model.startswith('.'):
-        raise ModelLoadError(
-            f"model {model!r} is neither a folder nor a hub id: give 'demo', a folder or "
-            "'owner/name'"
-        )
-    return None
-
-
-def read_config(model: str, folder: Path) -> Any:
-    """Return the configuration of a checkpoint that this engine can run; refuse any other."""
-    refuse_known_formats(model, folder)
+    names = {path.name for path in folder.iterdir()} if names is None else names
+    refuse_known_formats(model, folder, names)
     config_json = _read_json(model, folder / 'config.json')
     family = config_json.get('model_type')
     if family not in FAMILIES:
@@ -225,7 +176,7 @@ def read_config(model: str, folder: Path) -> Any:
                 f'model {model} requires code of its own (auto_map in {name}), which is never run: '
                 'use a checkpoint in Hugging Face format without code'
             )
-    if not any(folder.glob('*.safetensors')):
+    if not any(name.endswith('.safetensors') for name in names):
         raise ModelLoadError(
             f'model {model} has no safetensors weights in {folder}: repeat an incomplete download'
         )

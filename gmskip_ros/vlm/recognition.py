@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ LFS_POINTER = b'version https://git-lfs.github.com/spec/'
 ORIGINAL_TYPES = ('llava_llama', 'llava_mistral', 'llava_qwen', 'llava_mpt')
 
 
-def refuse_known_formats(model: str, folder: Path) -> None:
-    """Raise ModelLoadError for a folder whose files show that it is something else.
+def refuse_known_formats(model: str, folder: Path, names: Collection[str]) -> None:
+    """Raise ModelLoadError for a checkpoint whose files show that it is something else.
+
+    `names` are its files, of which the JSON files at least are in `folder`.
 
     A Git LFS pointer, a LoRA adapter, GGUF, an original LLaVA checkpoint, quantised weights, or
     PyTorch's .bin weights alone. Files that are missing or broken are left to whoever reads them.
@@ -45,7 +47,7 @@ def refuse_known_formats(model: str, folder: Path) -> None:
             f'model {model} has weights quantised with {method} (quantization_config), which are '
             'not supported: use the checkpoint without quantisation'
         )
-    suffixes = {path.suffix for path in folder.iterdir()}
+    suffixes = {Path(name).suffix for name in names}
     if '.safetensors' in suffixes:
         return
     if '.gguf' in suffixes:
