@@ -65,6 +65,7 @@ class Engine(Protocol):
         skip: SkipSet | Iterable[int] = (),
         max_new_tokens: int = 16,
         *,
+        first_token_ids: Sequence[int] = (),
         should_stop: Callable[[], bool] | None = None,
     ) -> Answer:
         """Return the greedy answer with the blocks of `skip` skipped."""

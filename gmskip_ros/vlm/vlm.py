@@ -145,14 +145,16 @@ class Vlm:
         max_new_tokens: int = 16,
         *,
         forced_length: int | None = None,
+        first_token_ids: Sequence[int] = (),
         should_stop: Callable[[], bool] | None = None,
         return_logits: bool = False,
     ) -> Answer:
         """Return the greedy answer to `prompt` about one image, with the blocks of `skip` skipped.
 
         It ends at the end-of-sequence token or after max_new_tokens; with forced_length, after
-        exactly that many tokens (for fair timing). `should_stop` is polled before every block of
-        every token. Raises SkipSetError, ImageError, PromptError, NonFiniteLogitsError,
+        exactly that many tokens (for fair timing). `first_token_ids`: tokens whose probabilities as
+        the first one are wanted (Answer.first_probabilities). `should_stop` is polled before every
+        block of every token. Raises SkipSetError, ImageError, PromptError, NonFiniteLogitsError,
         VlmOutOfMemoryError, Stopped.
         """
         return self.answer_batch(
@@ -161,6 +163,7 @@ class Vlm:
             skip,
             max_new_tokens,
             forced_length=forced_length,
+            first_token_ids=first_token_ids,
             should_stop=should_stop,
             return_logits=return_logits,
         )[0]
@@ -175,6 +178,7 @@ class Vlm:
         max_new_tokens: int = 16,
         *,
         forced_length: int | None = None,
+        first_token_ids: Sequence[int] = (),
         should_stop: Callable[[], bool] | None = None,
         return_logits: bool = False,
     ) -> list[Answer]:
@@ -204,6 +208,7 @@ class Vlm:
             length,
             self.end_ids if forced_length is None else (),
             self._clock_ms,
+            first_token_ids=first_token_ids,
             should_stop=should_stop,
             keep_logits=return_logits,
         )
@@ -222,6 +227,8 @@ class Vlm:
                     total_ms=image.preprocess_ms + image.vision_ms + (done_ms - start_ms),
                 ),
                 vision_shared=isinstance(images_or_features[row], ImageFeatures),
+                confidence=generated.confidences[row],
+                first_probabilities=generated.first_probabilities[row],
                 logits=np.stack(generated.logits[row]) if return_logits else None,
             )
             for row, image in enumerate(features)
