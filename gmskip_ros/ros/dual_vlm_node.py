@@ -1,4 +1,4 @@
-"""The executable `dual_vlm_node`: it listens to signals before it imports what takes long."""
+"""The executable `dual_vlm_node`; it handles signals before the slow imports."""
 
 from __future__ import annotations
 

@@ -35,7 +35,6 @@ from gmskip_ros.pipeline.pixels import JPEG_FORMAT
 from gmskip_ros.pipeline.records import Status
 from gmskip_ros.pipeline.replay import AnsweredFrame
 
-LEVELS = {OK: 0, WARN: 1, ERROR: 2}  # of diagnostic_msgs/DiagnosticStatus
 # As the node publishes: reliable, depth 1.
 _FOREVER = QosTime(9_223_372_036, 854_775_807)  # as rosbag2 records it
 _QOS = Qos(
@@ -50,9 +49,12 @@ _QOS = Qos(
     False,
 )
 _TYPES = get_typestore(Stores.ROS2_HUMBLE)  # of these messages, Jazzy's are the same
-_Array = _TYPES.types['diagnostic_msgs/msg/DiagnosticArray']
-_Status = _TYPES.types['diagnostic_msgs/msg/DiagnosticStatus']
-_KeyValue = _TYPES.types['diagnostic_msgs/msg/KeyValue']
+_DIAGNOSTIC_TYPES = records.DiagnosticTypes(
+    _TYPES.types['diagnostic_msgs/msg/DiagnosticArray'],
+    _TYPES.types['diagnostic_msgs/msg/DiagnosticStatus'],
+    _TYPES.types['diagnostic_msgs/msg/KeyValue'],
+    {OK: 0, WARN: 1, ERROR: 2},
+)
 _String = _TYPES.types['std_msgs/msg/String']
 _Floats = _TYPES.types['std_msgs/msg/Float64MultiArray']
 _Layout = _TYPES.types['std_msgs/msg/MultiArrayLayout']
@@ -161,19 +163,7 @@ class ResultBag:
     def _write_array(
         self, node: str, topic: str, time_ns: int, header: Any, statuses: Sequence[Status]
     ) -> None:
-        array = _Array(
-            header=header,
-            status=[
-                _Status(
-                    level=LEVELS[status.level],
-                    name=status.name,
-                    message=status.message,
-                    hardware_id=status.hardware_id,
-                    values=[_KeyValue(key=key, value=text) for key, text in status.values.items()],
-                )
-                for status in statuses
-            ],
-        )
+        array = records.diagnostic_array(_DIAGNOSTIC_TYPES, header, statuses)
         self._write(node, topic, time_ns, array)
 
     def _write(self, node: str, topic: str, time_ns: int, message: Any) -> None:

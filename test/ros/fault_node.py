@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from gmskip_ros.pipeline.settings import Settings
+from gmskip_ros.pipeline.worker import load_engine
 from gmskip_ros.ros import node
 from gmskip_ros.signals import stop_event_on_signals
 from gmskip_ros.vlm import SkipSet, Stopped, VlmOutOfMemoryError
@@ -95,7 +96,7 @@ def main() -> int:
     folder = Path(sys.argv.pop(1))
 
     def load(settings: Settings, on_progress: Callable[[str], None]) -> Any:
-        return FaultyVlm(node._load_vlm(settings, on_progress), folder)
+        return FaultyVlm(load_engine(settings, on_progress), folder)
 
     node.DIAGNOSTICS_PERIOD_S = REPORT_S
     return node.run(stop, load=load)

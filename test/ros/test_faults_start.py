@@ -69,7 +69,7 @@ REFUSED_STARTS: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
     'no_task': (parameter('tasks:=[]'), ['tasks', 'at least one']),
     'task_twice': (
         parameter('tasks:=[captioning, captioning]'),
-        ['tasks', 'names something twice'],
+        ['tasks', 'has an entry twice'],
     ),
     'unknown_device': (parameter('device:=gpu'), ['device', "'gpu'", 'cuda:N']),
     'image_token_in_prompt': (
