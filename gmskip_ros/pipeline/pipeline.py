@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from gmskip_ros.pipeline.confidence import FirstTokens, first_tokens, margin
 from gmskip_ros.skipping import SkipList
 from gmskip_ros.tasks import Agreement, ParsedAnswer, Task
 from gmskip_ros.vlm import SkipSet, VlmOutOfMemoryError
@@ -33,6 +34,7 @@ class TaskPlan:
     skip_set: SkipSet
     removed_blocks: tuple[int, ...]  # the skip set's blocks in their order of removal
     operating_point: str  # 'high_performance', 'high_sparsity' or a number of blocks
+    first_tokens: FirstTokens | None = None  # of the labels, where the answer is one of them
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class TaskResult:
     removed_blocks: tuple[int, ...]
     operating_point: str
     num_blocks: int
+    confidence_margin: float | None = None  # to the best other label; see confidence.py
 
     @property
     def sparsity(self) -> float:
@@ -119,9 +122,10 @@ def plan_frame(
     plans = []
     warnings = []
     for task in tasks:
+        first = first_tokens(engine, task.labels) if task.name == 'single_object' else None
         skip_list = skip_lists.get(task.name) if 'skip' in branches else None
         if skip_list is None:
-            plans.append(TaskPlan(task, SkipSet(), (), '0'))
+            plans.append(TaskPlan(task, SkipSet(), (), '0', first))
             if 'skip' in branches:
                 warnings.append(f'{task.name} has no skip list: its skip branch skips nothing')
             continue
@@ -137,7 +141,7 @@ def plan_frame(
         )
         blocks = tuple(skip_list.blocks_at(operating_point))
         skip_set = SkipSet.of(blocks, skip_list.phases)
-        plans.append(TaskPlan(task, skip_set, blocks, str(operating_point)))
+        plans.append(TaskPlan(task, skip_set, blocks, str(operating_point), first))
     ordered = tuple(branch for branch in BRANCHES if branch in branches)
     return FramePlan(tuple(plans), ordered, tuple(warnings))
 
@@ -240,16 +244,23 @@ class FramePipeline:
             plan.task.prompt,
             skip=plan.skip_set if skips else SkipSet(),
             max_new_tokens=plan.task.max_new_tokens,
+            first_token_ids=plan.first_tokens.all_ids if plan.first_tokens else (),
             should_stop=None if should_stop is None else lambda: should_stop(branch),
         )
+        parsed = plan.task.parse(answer.text)
         return TaskResult(
             task=plan.task.name,
             branch=branch,
-            parsed=plan.task.parse(answer.text),
+            parsed=parsed,
             answer=answer,
             removed_blocks=plan.removed_blocks if skips else (),
             operating_point=plan.operating_point if skips else '0',
             num_blocks=self.engine.num_blocks,
+            confidence_margin=(
+                margin(self.engine, plan.first_tokens, parsed, answer)
+                if plan.first_tokens
+                else None
+            ),
         )
 
 

@@ -5,6 +5,7 @@ Nothing here imports ROS: the node publishes these values, a replay writes them 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -100,9 +101,23 @@ def _result_status(result: TaskResult, schedule: str, hardware_id: str) -> Statu
                 'operating_point': result.operating_point,
                 'full_branch': FULL_BRANCH,
                 'schedule': schedule,
+                **_confidence(result),
             }
         ),
     )
+
+
+def _confidence(result: TaskResult) -> dict[str, float | str]:
+    """Return the keys of confidence, '' where a value does not exist."""
+    values: dict[str, float | None] = {
+        'confidence_mean': result.answer.confidence.mean,
+        'confidence_min': result.answer.confidence.min,
+    }
+    if result.task == 'single_object':
+        values['confidence_margin'] = result.confidence_margin
+    return {
+        key: '' if value is None or math.isnan(value) else value for key, value in values.items()
+    }
 
 
 def comparison_statuses(comparison: Comparison, hardware_id: str) -> list[Status]:
@@ -207,6 +222,7 @@ def _overlay_answer(result: TaskResult | None) -> OverlayAnswer | None:
         text=result.parsed.text if result.parsed.in_vocabulary else result.parsed.raw_text,
         total_ms=result.answer.timing.total_ms,
         in_vocabulary=result.parsed.in_vocabulary,
+        confidence=result.answer.confidence.mean,
     )
 
 

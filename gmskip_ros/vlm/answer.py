@@ -41,13 +41,14 @@ class Timing:
 
 
 class Confidence(NamedTuple):
-    """How sure the model was of an answer's tokens: the mean and the least of their probabilities.
+    """How sure the model was of an answer's tokens: mean, least and first of their probabilities.
 
     The end-of-sequence token does not count, except in an answer that has no other token.
     """
 
     mean: float
     min: float
+    first: float = float('nan')
 
 
 NOT_MEASURED = Confidence(float('nan'), float('nan'))

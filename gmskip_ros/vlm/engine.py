@@ -70,6 +70,9 @@ class Engine(Protocol):
     ) -> Answer:
         """Return the greedy answer with the blocks of `skip` skipped."""
 
+    def token_ids(self, text: str) -> tuple[int, ...]:
+        """Return the tokens of a text alone."""
+
     def free_memory(self) -> None:
         """Return unused memory to the device."""
 
@@ -124,9 +127,6 @@ class CalibrationEngine(Engine, Protocol):
 
     def num_parameters_run(self, skip: SkipSet | Iterable[int] = ()) -> int:
         """Return how many parameters remain without the blocks that both phases skip."""
-
-    def token_ids(self, text: str) -> tuple[int, ...]:
-        """Return the tokens of a text alone."""
 
     def weights_sha256(self) -> str:
         """Return a hash that tells one set of weights from another."""

@@ -198,8 +198,9 @@ def generate(
 
 
 def confidence_of(probabilities: Sequence[float]) -> Confidence:
-    """Return the mean and the least of the probabilities, of which there is at least one."""
-    return Confidence(sum(probabilities) / len(probabilities), min(probabilities))
+    """Return the mean, the least and the first of the probabilities, at least one."""
+    mean = sum(probabilities) / len(probabilities)
+    return Confidence(mean, min(probabilities), probabilities[0])
 
 
 def greedy_warnings(generation_config: Any) -> tuple[str, ...]:

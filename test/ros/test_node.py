@@ -39,6 +39,8 @@ RESULT_KEYS = [
     'operating_point',
     'full_branch',
     'schedule',
+    'confidence_mean',
+    'confidence_min',
 ]
 PHASES = ('preprocess_ms', 'vision_ms', 'prefill_ms', 'decode_ms')
 TITLE_HEIGHT = 16  # px, of the overlay on the probe's picture
@@ -85,7 +87,11 @@ def test_a_frame_gets_both_branches_and_a_comparison_under_its_own_header(probe:
         assert [status.name for status in result.status] == [f'{t}/{branch}' for t in TASK_NAMES]
         for status in result.status:
             values = keys(status)
-            assert [entry.key for entry in status.values] == RESULT_KEYS
+            single = ['confidence_margin'] if status.name.startswith('single_object/') else []
+            assert [entry.key for entry in status.values] == RESULT_KEYS + single
+            assert 0 < float(values['confidence_min']) <= float(values['confidence_mean']) <= 1
+            if values.get('confidence_margin'):  # empty where labels share their first token
+                assert -1 <= float(values['confidence_margin']) <= 1
             assert values['format'] == 'gmskip/result/1'
             assert values['answer'] == status.message
             total_ms = sum(float(values[phase]) for phase in PHASES)
