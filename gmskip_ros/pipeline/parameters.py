@@ -36,6 +36,7 @@ from gmskip_ros.tasks import (
 from gmskip_ros.vlm.engine import DTYPES
 
 AUTO = 'auto'  # as a skip list: the demo model's own
+AUTOWARE_DEBUG_MSGS = ('autoware_internal_debug_msgs', 'tier4_debug_msgs')  # with Float64Stamped
 IMAGE_TOKEN = '<image>'  # LLaVA's chat templates place it themselves
 
 
@@ -217,6 +218,23 @@ _TABLE = (
         DEFAULT_MAX_NEW_TOKENS,
         integer(1, 512),
         'Longest answer to the task, tokens.',
+    ),
+    Spec(
+        'caption_agreement',
+        1.0,
+        number(0.0, 1.0),
+        'Captions agree when the ROUGE-L of skip against full is at least this; 1.0: only when '
+        'their tokens are equal.',
+        read_only=False,
+    ),
+    Spec(
+        'debug_time_type',
+        'auto',
+        one_of(['auto', 'std_msgs', *AUTOWARE_DEBUG_MSGS]),
+        'Package of the messages on ~/debug/processing_time_ms, '
+        '~/debug/{skip,full}/processing_time_ms and ~/debug/pipeline_latency_ms. std_msgs: '
+        "Float64; the others: Autoware's Float64Stamped; auto: the first of these that can be "
+        'imported, else std_msgs.',
     ),
 )
 

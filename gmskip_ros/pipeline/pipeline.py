@@ -44,6 +44,7 @@ class FramePlan:
     tasks: tuple[TaskPlan, ...]
     branches: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+    caption_agreement: float = 1.0  # the least ROUGE-L of captions that agree; 1.0: equal tokens
 
     @property
     def schedule(self) -> str:
@@ -112,6 +113,7 @@ def plan_frame(
     skip_lists: Mapping[str, SkipList],
     operating_point: str | int = 'high_performance',
     branches: Sequence[str] = BRANCHES,
+    caption_agreement: float = 1.0,
 ) -> FramePlan:
     """Return the plan for these tasks and this model.
 
@@ -143,7 +145,7 @@ def plan_frame(
         skip_set = SkipSet.of(blocks, skip_list.phases)
         plans.append(TaskPlan(task, skip_set, blocks, str(operating_point), first))
     ordered = tuple(branch for branch in BRANCHES if branch in branches)
-    return FramePlan(tuple(plans), ordered, tuple(warnings))
+    return FramePlan(tuple(plans), ordered, tuple(warnings), caption_agreement)
 
 
 @dataclass(frozen=True)
@@ -215,6 +217,7 @@ class FramePipeline:
             agreement = plan.task.agreement(
                 a.parsed, b.parsed, a.answer.token_ids, b.answer.token_ids
             )
+            agreement = _with_caption_agreement(agreement, self.plan.caption_agreement)
             comparisons.append(TaskComparison(a, b, agreement))
         return Comparison(tuple(comparisons))
 
@@ -262,6 +265,15 @@ class FramePipeline:
                 else None
             ),
         )
+
+
+def _with_caption_agreement(agreement: Agreement, least_rouge_l: float) -> Agreement:
+    """Return the agreement of two texts by their ROUGE-L; of other answers, what it was."""
+    if 'rouge_l' not in agreement.values:
+        return agreement
+    rouge_l = agreement.values['rouge_l']
+    agree = agreement.agree if least_rouge_l == 1.0 else rouge_l >= least_rouge_l
+    return Agreement(agree, {**agreement.values, 'caption_agreement': least_rouge_l})
 
 
 def _ms_since(start: float) -> float:

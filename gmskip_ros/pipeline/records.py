@@ -28,6 +28,8 @@ COMPARISON_TOPIC = '~/output/comparison'
 TEXT_TOPIC = '~/debug/{branch}/{task}/text'
 LATENCY_TOPIC = '~/debug/{branch}/{task}/latency_ms'
 PIPELINE_LATENCY_TOPIC = '~/debug/pipeline_latency_ms'
+PROCESSING_TIME_TOPIC = '~/debug/processing_time_ms'  # of a frame
+BRANCH_PROCESSING_TIME_TOPIC = '~/debug/{branch}/processing_time_ms'
 PICTURE_TOPIC = '~/debug/image'
 JPEG_TOPIC = '~/debug/image/compressed'
 

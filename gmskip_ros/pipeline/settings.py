@@ -42,6 +42,8 @@ class Settings:
     memory_headroom_gib: float
     watchdog_sec: float
     start_enabled: bool
+    caption_agreement: float
+    debug_time_type: str
 
     @property
     def period_ns(self) -> int:

@@ -54,6 +54,7 @@ class FinishedFrame:
     rgb: np.ndarray  # uint8, (H, W, 3)
     branches: tuple[BranchResult, ...]
     comparison: Comparison | None  # None unless both branches have answered
+    elapsed_ms: float  # since the frame was taken
 
 
 FrameResult: TypeAlias = 'BranchResult | Comparison | FinishedFrame'
@@ -291,6 +292,7 @@ class InferenceWorker:
                 self._skip_lists,
                 settings.operating_point,
                 settings.branches,
+                settings.caption_agreement,
             )
             self._planned = settings
             for warning in self.plan.warnings:
@@ -365,7 +367,8 @@ class InferenceWorker:
             if not gave_way:
                 raise
         if is_wanted():
-            yield FinishedFrame(rgb, tuple(branches), comparison)
+            elapsed_ms = (time.monotonic() - start_s) * 1e3
+            yield FinishedFrame(rgb, tuple(branches), comparison, elapsed_ms)
         period_ms = settings.period_ns / 1e6
         elapsed_ms = (time.monotonic() - start_s) * 1e3
         overload = ''

@@ -39,7 +39,7 @@ from gmskip_ros.pipeline.parameters import SPECS
 from gmskip_ros.pipeline.records import NODE_NAME
 from gmskip_ros.pipeline.settings import check_operating_point, load_skip_lists, settings_from
 from gmskip_ros.pipeline.worker import InferenceWorker, LoadEngine, load_engine
-from gmskip_ros.ros import parameters
+from gmskip_ros.ros import debug_times, parameters
 from gmskip_ros.ros.conversions import image_to_rgb
 from gmskip_ros.ros.publishing import Publishing
 from gmskip_ros.signals import STOP_POLL_S
@@ -62,12 +62,16 @@ class DualVlmNode(Node):
         self._settings = settings_from(parameters.values(self, SPECS))
         self._skip_lists = load_skip_lists(self._settings)
         check_operating_point(self._settings, self._skip_lists)
+        self._debug_times = debug_times.resolve(self._settings.debug_time_type)
+        self.get_logger().info(f'debug times are published as {self._debug_times.name}')
         for name in parameters.unknown_names(self):
             self.get_logger().warning(f'unknown parameter {name}: check its spelling')
         self._settings_changed = False
         self.add_on_set_parameters_callback(self._check_parameters)
 
-        self._publishing = Publishing(self, self._settings.branches, self._settings.tasks)
+        self._publishing = Publishing(
+            self, self._settings.branches, self._settings.tasks, self._debug_times
+        )
         self._worker = InferenceWorker(
             load=load,
             to_rgb=image_to_rgb,
@@ -232,6 +236,7 @@ class DualVlmNode(Node):
             'input': self._input,
             'input_age_ms': age_ms,
             'rate_hz': settings.rate_hz,
+            'debug_time_type': self._debug_times.name,
             'memory_mib': resident_mib(),
         }
         gpu_bytes = engine.device_memory_bytes() if engine else None

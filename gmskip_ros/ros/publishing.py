@@ -9,7 +9,7 @@ from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
-from std_msgs.msg import Float64, Float64MultiArray, Header, MultiArrayDimension, String
+from std_msgs.msg import Float64MultiArray, Header, MultiArrayDimension, String
 
 from gmskip_ros.pipeline import records
 from gmskip_ros.pipeline.gate import Frame
@@ -19,6 +19,7 @@ from gmskip_ros.pipeline.pipeline import BRANCHES, BranchResult, Comparison, Tas
 from gmskip_ros.pipeline.records import LATENCY_PARTS, Status
 from gmskip_ros.pipeline.worker import FinishedFrame, FrameResult
 from gmskip_ros.ros.conversions import rgb_to_compressed, rgb_to_image
+from gmskip_ros.ros.debug_times import DebugTimes
 
 DIAGNOSTIC_TYPES = records.DiagnosticTypes(
     DiagnosticArray,
@@ -31,8 +32,11 @@ DIAGNOSTIC_TYPES = records.DiagnosticTypes(
 class Publishing:
     """The node's publishers; results are published by the inference thread, health by the other."""
 
-    def __init__(self, node: Node, branches: Iterable[str], tasks: Sequence[str]) -> None:
+    def __init__(
+        self, node: Node, branches: Iterable[str], tasks: Sequence[str], debug_times: DebugTimes
+    ) -> None:
         """Create the publishers of these branches and tasks on the node."""
+        self._debug_times = debug_times
         self._node = node
         self._hardware_id = node.get_fully_qualified_name()
         running = [branch for branch in BRANCHES if branch in branches]
@@ -53,7 +57,13 @@ class Publishing:
             )
             for branch, task in answers
         }
-        self._pipeline_latency = self._publisher(Float64, records.PIPELINE_LATENCY_TOPIC)
+        time_type = debug_times.message_type
+        self._pipeline_latency = self._publisher(time_type, records.PIPELINE_LATENCY_TOPIC)
+        self._processing_time = self._publisher(time_type, records.PROCESSING_TIME_TOPIC)
+        self._branch_times = {
+            branch: self._publisher(time_type, records.BRANCH_PROCESSING_TIME_TOPIC, branch=branch)
+            for branch in running
+        }
         self._image = self._publisher(Image, records.PICTURE_TOPIC)
         self._image_jpeg = self._publisher(CompressedImage, records.JPEG_TOPIC)
         self._image_error = ''
@@ -67,6 +77,7 @@ class Publishing:
             statuses = records.comparison_statuses(result, self._hardware_id)
             self._publish_statuses(self._comparison, frame.message.header, statuses)
         else:
+            self._publish_time(self._processing_time, result.elapsed_ms)
             self._publish_overlay(frame, result)
 
     def publish_health(self, header: Header, status: Status) -> None:
@@ -80,7 +91,8 @@ class Publishing:
         # Simulated time is 0 until the first /clock message: there is no latency then.
         if result.branch == self._first_branch and now_ns:
             latency_ms = (now_ns - frame.stamp_ns) / 1e6
-            self._publish(self._pipeline_latency, Float64(data=latency_ms))
+            self._publish_time(self._pipeline_latency, latency_ms)
+        self._publish_time(self._branch_times[result.branch], result.elapsed_ms)
         for task in result.tasks:
             key = (result.branch, task.task)
             self._publish(self._texts[key], String(data=task.parsed.text))
@@ -109,6 +121,10 @@ class Publishing:
         self, publisher: Publisher, header: Header, statuses: Sequence[Status]
     ) -> None:
         self._publish(publisher, records.diagnostic_array(DIAGNOSTIC_TYPES, header, statuses))
+
+    def _publish_time(self, publisher: Publisher, milliseconds: float) -> None:
+        now = self._node.get_clock().now().to_msg()
+        self._publish(publisher, self._debug_times.message(milliseconds, now))
 
     def _publish(self, publisher: Publisher, message: object) -> None:
         try:

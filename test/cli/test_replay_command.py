@@ -246,6 +246,11 @@ def test_one_operating_point_has_the_nodes_own_names(
         '/dual_vlm/debug/skip/captioning/text',
         '/dual_vlm/debug/full/captioning/latency_ms',
     } <= {topic for topic, _, _ in messages}
+    # Processing times are std_msgs/Float64 whatever a node would publish.
+    times = {t: m for t, _, m in messages if t.endswith('/processing_time_ms')}
+    assert {m.__msgtype__ for m in times.values()} == {'std_msgs/msg/Float64'}
+    branches = [times[f'/dual_vlm/debug/{b}/processing_time_ms'].data for b in ('skip', 'full')]
+    assert max(branches) < times['/dual_vlm/debug/processing_time_ms'].data < sum(branches) + 1e3
     (picture,) = [m for topic, _, m in messages if topic.endswith('/compressed')]
     drawn = cv2.imdecode(picture.data, cv2.IMREAD_COLOR)
     height = drawn.shape[0]

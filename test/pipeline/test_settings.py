@@ -85,7 +85,9 @@ def test_the_schema_says_which_parameters_can_be_changed_at_run_time() -> None:
         assert ('Read-only.' in description) == spec.read_only, name
         assert ('May be changed at run time.' in description) != spec.read_only, name
     changeable = {name for name, spec in SPECS.items() if not spec.read_only}
-    assert changeable == {'rate_hz', 'operating_point'} | {f'prompt.{task}' for task in TASK_NAMES}
+    assert changeable == {'rate_hz', 'operating_point', 'caption_agreement'} | {
+        f'prompt.{task}' for task in TASK_NAMES
+    }
 
 
 GOOD = [

@@ -137,6 +137,41 @@ def test_debug_topics_agree_with_the_result(probe: Probe) -> None:
     assert math.isfinite(probe.on('debug/pipeline_latency_ms')[-1].data)
 
 
+def test_processing_times_are_published_per_frame_and_per_branch(probe: Probe) -> None:
+    topics = [f'debug/{branch}processing_time_ms' for branch in ('', 'skip/', 'full/')]
+    before = [len(probe.on(topic)) for topic in topics]
+    header = probe.ask()
+    probe.wait(
+        lambda: all(len(probe.on(t)) == n + 1 for t, n in zip(topics, before, strict=True)),
+        'one time of the frame and one of each branch',
+    )
+    frame_ms, skip_ms, full_ms = (probe.on(topic)[-1].data for topic in topics)
+    assert max(skip_ms, full_ms) < frame_ms
+    for branch, elapsed_ms in (('skip', skip_ms), ('full', full_ms)):
+        (result,) = probe.results_of(header, f'output/{branch}/result')
+        # A branch's time holds what its answers share once, and each answer's own.
+        values = [keys(status) for status in result.status]
+        own_ms = sum(float(v['prefill_ms']) + float(v['decode_ms']) for v in values)
+        assert own_ms + float(values[0]['vision_ms']) < elapsed_ms
+    assert probe.health()['debug_time_type'] == 'std_msgs/msg/Float64'
+    assert 'debug times are published as std_msgs/msg/Float64' in probe.process.output()
+
+
+def test_caption_agreement_can_be_changed_at_run_time(probe: Probe) -> None:
+    def captions(least: float) -> dict[str, str]:
+        assert probe.set_parameter('caption_agreement', least).successful
+        (comparison,) = probe.results_of(probe.ask(), 'output/comparison')
+        (values,) = (keys(s) for s in comparison.status if s.name == 'captioning/comparison')
+        assert float(values['caption_agreement']) == least
+        return values
+
+    assert captions(0.0)['agree'] == 'true'
+    values = captions(0.5)
+    assert (values['agree'] == 'true') == (float(values['rouge_l']) >= 0.5)
+    captions(1.0)
+    assert not probe.set_parameter('caption_agreement', 1.5).successful
+
+
 def test_the_overlay_is_made_while_it_has_subscribers(probe: Probe) -> None:
     raw = probe.read('/dual_vlm/debug/image', Image)
     jpeg = probe.read('/dual_vlm/debug/image/compressed', CompressedImage)
