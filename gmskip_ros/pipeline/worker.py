@@ -67,7 +67,7 @@ def load_engine(settings: Settings, on_progress: Callable[[str], None]) -> Engin
     except ModuleNotFoundError as error:
         raise ModelLoadError(
             f'{error.name} is not installed for {sys.executable}: activate the virtual environment '
-            'of README.md (On a vehicle) where the node is started'
+            'of docs/vehicle.md where the node is started'
         ) from error
 
     on_progress('checking the free memory')
@@ -79,7 +79,9 @@ def load_engine(settings: Settings, on_progress: Callable[[str], None]) -> Engin
         max_new_tokens=max(settings.max_new_tokens.values()),
         on_progress=on_progress,
     )
-    return load_vlm(settings.model, settings.device, settings.dtype, on_progress)
+    return load_vlm(
+        settings.model, settings.device, settings.dtype, on_progress, **settings.model_options
+    )
 
 
 class InferenceWorker:

@@ -23,6 +23,11 @@ class ImageFeatures:
     preprocess_ms: float
     vision_ms: float
 
+    @property
+    def num_tokens(self) -> int:
+        """How many image tokens the decoder sees."""
+        return len(self.tokens)
+
 
 @dataclass(frozen=True)
 class Timing:
