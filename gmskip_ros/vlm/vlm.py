@@ -131,6 +131,7 @@ class Vlm:
             model=self.name,
             preprocess_ms=preprocessed_ms - start_ms,
             vision_ms=done_ms - preprocessed_ms,
+            num_tiles=pixels['pixel_values'].shape[-4],  # ([1,] tiles, 3, height, width)
         )
 
     def visible_box(self, width: int, height: int) -> Box:
