@@ -25,6 +25,8 @@ class FakeVlm(Engine):
     device = 'cpu'
     dtype = 'float32'
     template_sha256 = '0' * 64
+    image_fit = 'checkpoint'
+    warnings: tuple[str, ...] = ()
 
     def __init__(self, on_token: Callable[[bool], None] = lambda skips: None) -> None:
         self.on_token = on_token
@@ -34,8 +36,14 @@ class FakeVlm(Engine):
 
     def encode(self, image: np.ndarray) -> ImageFeatures:
         self.calls.append(('encode', image.shape))
-        no_tokens = cast(Any, None)  # torch takes seconds to import
-        return ImageFeatures(tokens=no_tokens, model=self.name, preprocess_ms=1.0, vision_ms=1.0)
+        tokens = cast(Any, np.zeros((4, 8)))  # torch takes seconds to import
+        return ImageFeatures(tokens=tokens, model=self.name, preprocess_ms=1.0, vision_ms=1.0)
+
+    def visible_share(self, width: int, height: int) -> float:
+        return 1.0
+
+    def render_prompt(self, prompt: str) -> str:
+        return f'<image> {prompt}'
 
     def token_ids(self, text: str) -> tuple[int, ...]:
         """Return made-up tokens: the same for the same text."""

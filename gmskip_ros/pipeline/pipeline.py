@@ -65,6 +65,8 @@ class TaskResult:
     removed_blocks: tuple[int, ...]
     operating_point: str
     num_blocks: int
+    image_fit: str  # how the frame became the model's square
+    image_tokens: int  # that the frame makes
     confidence_margin: float | None = None  # to the best other label; see confidence.py
 
     @property
@@ -122,7 +124,7 @@ def plan_frame(
     a list does not have.
     """
     plans = []
-    warnings = []
+    warnings = list(engine.warnings)
     for task in tasks:
         first = first_tokens(engine, task.labels) if task.name == 'single_object' else None
         skip_list = skip_lists.get(task.name) if 'skip' in branches else None
@@ -259,6 +261,8 @@ class FramePipeline:
             removed_blocks=plan.removed_blocks if skips else (),
             operating_point=plan.operating_point if skips else '0',
             num_blocks=self.engine.num_blocks,
+            image_fit=self.engine.image_fit,
+            image_tokens=features.num_tokens,
             confidence_margin=(
                 margin(self.engine, plan.first_tokens, parsed, answer)
                 if plan.first_tokens

@@ -27,6 +27,9 @@ class Settings:
     model: str
     device: str
     dtype: str
+    image_fit: str
+    max_image_tokens: int
+    chat_template: str  # '' = the checkpoint's own
     tasks: tuple[str, ...]
     branches: tuple[str, ...]
     rate_hz: float
@@ -44,6 +47,15 @@ class Settings:
     start_enabled: bool
     caption_agreement: float
     debug_time_type: str
+
+    @property
+    def model_options(self) -> dict[str, Any]:
+        """How load_vlm prepares images and prompts: its keyword arguments."""
+        return {
+            'image_fit': self.image_fit,
+            'max_image_tokens': self.max_image_tokens,
+            'chat_template': self.chat_template or None,
+        }
 
     @property
     def period_ns(self) -> int:

@@ -16,12 +16,19 @@ class ImageFeatures:
     """One image as the language decoder sees it, for any number of prompts and skip sets.
 
     tokens has shape (image tokens, hidden size), on the model's device in the model's dtype.
+    num_tiles: how many squares went through the vision tower.
     """
 
     tokens: torch.Tensor = field(repr=False)
     model: str
     preprocess_ms: float
     vision_ms: float
+    num_tiles: int = 1
+
+    @property
+    def num_tokens(self) -> int:
+        """How many image tokens the decoder sees."""
+        return len(self.tokens)
 
 
 @dataclass(frozen=True)

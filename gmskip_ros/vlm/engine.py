@@ -52,6 +52,9 @@ class Engine(Protocol):
     def warnings(self) -> tuple[str, ...]:
         """What a user should know about the checkpoint, a line each."""
 
+    def visible_share(self, width: int, height: int) -> float:
+        """Return which share of a frame of this size (pixels) the model sees."""
+
     def render_prompt(self, prompt: str) -> str:
         """Return `prompt` in the model's chat template."""
 

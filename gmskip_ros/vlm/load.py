@@ -110,6 +110,9 @@ def load_skeleton(
         fitted = FittedImageProcessor(model, image_processor, image_fit)
         with _refusals(model, 'config.json'), torch.device('meta'):
             hf_model = transformers.AutoModelForImageTextToText.from_config(config).eval()
+        if (folder / 'generation_config.json').is_file():
+            with _refusals(model, 'generation_config.json'):
+                hf_model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
         vlm = Vlm(model, hf_model, fitted, tokenizer, template)
         _try_out(vlm)
     return vlm

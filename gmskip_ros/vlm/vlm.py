@@ -131,11 +131,16 @@ class Vlm:
             model=self.name,
             preprocess_ms=preprocessed_ms - start_ms,
             vision_ms=done_ms - preprocessed_ms,
+            num_tiles=pixels['pixel_values'].shape[-4],  # ([1,] tiles, 3, height, width)
         )
 
     def visible_box(self, width: int, height: int) -> Box:
         """Return which part of a frame of this size (pixels) the model sees."""
         return self._image_processor.visible_box(width, height)
+
+    def visible_share(self, width: int, height: int) -> float:
+        """Return which share of the area of a frame of this size (pixels) the model sees."""
+        return self.visible_box(width, height).share
 
     def answer(
         self,

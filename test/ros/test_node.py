@@ -39,6 +39,8 @@ RESULT_KEYS = [
     'operating_point',
     'full_branch',
     'schedule',
+    'image_fit',
+    'image_tokens',
     'confidence_mean',
     'confidence_min',
 ]
