@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from builtin_interfaces.msg import Time
 from std_msgs.msg import Float64
 
 from gmskip_ros.pipeline.parameter_kinds import ParameterError
 from gmskip_ros.pipeline.parameters import AUTOWARE_DEBUG_MSGS
+
+if TYPE_CHECKING:
+    from builtin_interfaces.msg import Time
 
 
 @dataclass(frozen=True)

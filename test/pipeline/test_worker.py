@@ -745,6 +745,7 @@ def test_what_the_model_sees_of_a_frame_is_logged_once_per_size(bench, caplog) -
             return height / width
 
     b = bench(Cropping()).start()
+    b.wait(lambda: b.state() == 'ready')
     shapes = [(90, 160), (90, 160), (100, 100)]
     b.to_rgb = lambda stamp: np.zeros((*shapes[int(stamp)], 3), np.uint8)
     for stamp in range(len(shapes)):
