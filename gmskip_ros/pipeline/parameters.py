@@ -24,7 +24,7 @@ from gmskip_ros.pipeline.parameter_kinds import (
     some_of,
     text,
 )
-from gmskip_ros.pipeline.pipeline import BRANCHES
+from gmskip_ros.pipeline.pipeline import BRANCHES, QUESTION
 from gmskip_ros.skipping import OPERATING_POINTS
 from gmskip_ros.tasks import (
     DEFAULT_MAX_NEW_TOKENS,
@@ -35,6 +35,7 @@ from gmskip_ros.tasks import (
 )
 from gmskip_ros.vlm.engine import DTYPES, IMAGE_FITS
 
+QUESTION_MAX_NEW_TOKENS = 64
 AUTO = 'auto'  # as a skip list: the demo model's own
 AUTOWARE_DEBUG_MSGS = ('autoware_internal_debug_msgs', 'tier4_debug_msgs')  # with Float64Stamped
 IMAGE_TOKEN = '<image>'  # LLaVA's chat templates place it themselves
@@ -201,6 +202,14 @@ _TABLE = (
         'false: load the model, then wait for the service ~/enable.',
     ),
     Spec(
+        'unload_when_paused',
+        False,
+        boolean(),
+        'true: a pause (~/enable false) gives the memory of the model back, all but the CUDA '
+        'context; ~/enable true loads it again, without a network. With start_enabled false, files '
+        'are downloaded at the start, and nothing is loaded until then.',
+    ),
+    Spec(
         'image_transport',
         'raw',
         one_of(['raw', 'compressed']),
@@ -219,7 +228,15 @@ _TABLE = (
         text(),
         'Skip list of the task: an absolute path, or the name of one that ships with the package '
         "(demo_<task>, gmskip_<task>); auto: the demo model's own for demo, none for any other "
-        'model; empty: the skip branch skips nothing.',
+        'model; empty: the skip branch skips nothing. For question (see ~/input/question), auto: a '
+        "joint list among those of the tasks, else captioning's.",
+    ),
+    Spec(
+        f'skip_list.{QUESTION}',
+        AUTO,
+        text(),
+        'Skip list for questions on ~/input/question, as for a task; auto: a joint list among '
+        "those of the tasks, else captioning's.",
     ),
     Spec(
         'operating_point',
@@ -241,6 +258,12 @@ _TABLE = (
         DEFAULT_MAX_NEW_TOKENS,
         integer(1, 512),
         'Longest answer to the task, tokens.',
+    ),
+    Spec(
+        f'max_new_tokens.{QUESTION}',
+        QUESTION_MAX_NEW_TOKENS,
+        integer(1, 512),
+        'Longest answer to a question, tokens.',
     ),
     Spec(
         'caption_agreement',

@@ -21,6 +21,7 @@ from gmskip_ros.vlm import SkipSet, VlmOutOfMemoryError
 if TYPE_CHECKING:
     from gmskip_ros.vlm import Answer, Engine, ImageFeatures
 
+QUESTION = 'question'  # the task that is asked live, on ~/input/question
 BRANCHES = ('skip', 'full')  # in the order in which they run
 WARM_UP_SHAPE = (480, 640, 3)
 Result = TypeVar('Result')
@@ -68,6 +69,7 @@ class TaskResult:
     image_fit: str  # how the frame became the model's square
     image_tokens: int  # that the frame makes
     confidence_margin: float | None = None  # to the best other label; see confidence.py
+    question: str = ''  # that was asked about the frame; '' for the tasks of every frame
 
     @property
     def sparsity(self) -> float:
@@ -86,6 +88,11 @@ class BranchResult:
     schedule: str
     tasks: tuple[TaskResult, ...]
     elapsed_ms: float
+
+    @property
+    def is_question(self) -> bool:
+        """Return whether this answers a question, and not the tasks of every frame."""
+        return any(task.question for task in self.tasks)
 
 
 @dataclass(frozen=True)
@@ -268,6 +275,7 @@ class FramePipeline:
                 if plan.first_tokens
                 else None
             ),
+            question=plan.task.prompt if plan.task.name == QUESTION else '',
         )
 
 

@@ -23,6 +23,7 @@ from gmskip_ros.pipeline.pipeline import (
 
 NODE_NAME = 'dual_vlm'
 # Relative to the node.
+QUESTION_INPUT = '~/input/question'
 RESULT_TOPIC = '~/output/{branch}/result'
 COMPARISON_TOPIC = '~/output/comparison'
 TEXT_TOPIC = '~/debug/{branch}/{task}/text'
@@ -106,6 +107,7 @@ def _result_status(result: TaskResult, schedule: str, hardware_id: str) -> Statu
                 'image_fit': result.image_fit,
                 'image_tokens': result.image_tokens,
                 **_confidence(result),
+                **_question(result),
             }
         ),
     )
@@ -122,6 +124,11 @@ def _confidence(result: TaskResult) -> dict[str, float | str]:
     return {
         key: '' if value is None or math.isnan(value) else value for key, value in values.items()
     }
+
+
+def _question(result: TaskResult) -> dict[str, str]:
+    """Return the key of a question, for the answer to one."""
+    return {'question': result.question} if result.question else {}
 
 
 def comparison_statuses(comparison: Comparison, hardware_id: str) -> list[Status]:
@@ -147,6 +154,7 @@ def _comparison_status(comparison: TaskComparison, hardware_id: str) -> Status:
                 'full_total_ms': full.answer.timing.total_ms,
                 'speedup': comparison.speedup,
                 'sparsity': skip.sparsity,
+                **_question(skip),
             }
         ),
     )

@@ -12,7 +12,13 @@ from gmskip_ros.pipeline import records
 from gmskip_ros.pipeline.records import NODE_NAME
 from gmskip_ros.pipeline.rows import FrameRow, row_from_values
 from gmskip_ros.report.replay_report import Gallery, GalleryFrame
-from gmskip_ros.ros.listener import absolute, key_values, ros_node, stamp_ns_of
+from gmskip_ros.ros.listener import (
+    absolute,
+    answers_question,
+    key_values,
+    ros_node,
+    stamp_ns_of,
+)
 
 
 @dataclass
@@ -100,6 +106,8 @@ class Listener:
 
     def _receiver(self, what: str) -> Callable[[Any], None]:
         def receive(message: Any) -> None:
+            if answers_question(message):
+                return
             stamp_ns = stamp_ns_of(message.header)
             frame = self._unfinished.setdefault(stamp_ns, Frame(stamp_ns))
             by_task = getattr(frame, what)

@@ -10,7 +10,7 @@ from typing import Any
 
 from gmskip_ros.pipeline import records
 from gmskip_ros.pipeline.health import FRAME_COUNTERS
-from gmskip_ros.pipeline.pipeline import BRANCHES
+from gmskip_ros.pipeline.pipeline import BRANCHES, QUESTION
 from gmskip_ros.pipeline.records import NODE_NAME
 
 COMPARISON = 'comparison'
@@ -85,6 +85,8 @@ class Listener:
 
     def _receiver(self, what: str) -> Callable[[Any], None]:
         def receive(message: Any) -> None:
+            if answers_question(message):
+                return
             stamp_ns = stamp_ns_of(message.header)
             self.answers.append(
                 Answer(
@@ -146,6 +148,11 @@ def absolute(topic: str) -> str:
 def stamp_ns_of(header: Any) -> int:
     """Return a header's stamp in ns."""
     return header.stamp.sec * 1_000_000_000 + header.stamp.nanosec
+
+
+def answers_question(message: Any) -> bool:
+    """Return whether results or a comparison are of a question, not of every frame's tasks."""
+    return any(status.name.startswith(f'{QUESTION}/') for status in message.status)
 
 
 def key_values(status: Any) -> dict[str, str]:

@@ -15,7 +15,13 @@ from gmskip_ros.pipeline import records
 from gmskip_ros.pipeline.gate import Frame
 from gmskip_ros.pipeline.health import ERROR, OK, WARN
 from gmskip_ros.pipeline.overlay import draw_overlay
-from gmskip_ros.pipeline.pipeline import BRANCHES, BranchResult, Comparison, TaskResult
+from gmskip_ros.pipeline.pipeline import (
+    BRANCHES,
+    QUESTION,
+    BranchResult,
+    Comparison,
+    TaskResult,
+)
 from gmskip_ros.pipeline.records import LATENCY_PARTS, Status
 from gmskip_ros.pipeline.worker import FinishedFrame, FrameResult
 from gmskip_ros.ros.conversions import rgb_to_compressed, rgb_to_image
@@ -46,7 +52,7 @@ class Publishing:
             for branch in running
         }
         self._comparison = self._publisher(DiagnosticArray, records.COMPARISON_TOPIC)
-        answers = [(branch, task) for branch in running for task in tasks]
+        answers = [(branch, task) for branch in running for task in (*tasks, QUESTION)]
         self._texts = {
             (branch, task): self._publisher(String, records.TEXT_TOPIC, branch=branch, task=task)
             for branch, task in answers
@@ -87,16 +93,20 @@ class Publishing:
     def _publish_branch(self, frame: Frame, result: BranchResult) -> None:
         statuses = records.result_statuses(result, self._hardware_id)
         self._publish_statuses(self._results[result.branch], frame.message.header, statuses)
+        if not result.is_question:
+            self._publish_branch_times(frame, result)
+        for task in result.tasks:
+            key = (result.branch, task.task)
+            self._publish(self._texts[key], String(data=task.parsed.text))
+            self._publish(self._latencies[key], latency_array(task))
+
+    def _publish_branch_times(self, frame: Frame, result: BranchResult) -> None:
         now_ns = self._node.get_clock().now().nanoseconds
         # Simulated time is 0 until the first /clock message: there is no latency then.
         if result.branch == self._first_branch and now_ns:
             latency_ms = (now_ns - frame.stamp_ns) / 1e6
             self._publish_time(self._pipeline_latency, latency_ms)
         self._publish_time(self._branch_times[result.branch], result.elapsed_ms)
-        for task in result.tasks:
-            key = (result.branch, task.task)
-            self._publish(self._texts[key], String(data=task.parsed.text))
-            self._publish(self._latencies[key], latency_array(task))
 
     def _publish_overlay(self, frame: Frame, finished: FinishedFrame) -> None:
         """Draw and publish the overlay image if it has subscribers."""

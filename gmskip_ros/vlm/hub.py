@@ -27,6 +27,7 @@ SMALL_FILES = [*JSON_FILES, '*.model', '*.txt']
 SINGLE_FILE = 'model.safetensors'
 INDEX_FILE = 'model.safetensors.index.json'
 PROGRESS_EVERY_S = 1.0
+_remembered: dict[str, Path] = {}  # folders of hub ids whose checkpoints are whole, by model
 
 # Sees the folder with the JSON files and the size in bytes of every file of the repository; raises
 # ModelLoadError to refuse the checkpoint before its weights are downloaded.
@@ -59,6 +60,16 @@ def find_local_folder(model: str) -> Path:
         ) from error
 
 
+def remember_folder(model: str, folder: Path) -> None:
+    """Let `find_folder` return this folder, as long as it exists, without asking the hub again."""
+    _remembered[model] = folder
+
+
+def forget_folder(model: str) -> None:
+    """Let `find_folder` ask the hub again."""
+    _remembered.pop(model, None)
+
+
 def find_folder(
     model: str, on_progress: Callable[[str], None], inspect: Inspect | None = None
 ) -> Path:
@@ -67,6 +78,8 @@ def find_folder(
     `inspect` is called before weights are downloaded. Raises ModelLoadError, and what it raises.
     """
     folder = _folder_of(model)
+    if folder is None and model in _remembered and _remembered[model].is_dir():
+        folder = _remembered[model]
     if folder is not None:
         return folder
     on_progress(f'looking for {model} in the cache and on the hub')

@@ -23,7 +23,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from gmskip_ros.vlm.decoder import TEXT_MODEL_TYPES
 from gmskip_ros.vlm.engine import DTYPES
 from gmskip_ros.vlm.errors import ModelLoadError
-from gmskip_ros.vlm.hub import find_folder, find_local_folder
+from gmskip_ros.vlm.hub import find_folder, find_local_folder, forget_folder, remember_folder
 from gmskip_ros.vlm.image_fit import FittedImageProcessor
 from gmskip_ros.vlm.recognition import refuse_known_formats
 from gmskip_ros.vlm.tiles import cap_image_tokens
@@ -41,6 +41,16 @@ JSON_FILES = (  # beside config.json; any of them may be absent
     'processor_config.json',
     'tokenizer_config.json',
 )
+
+
+def fetch_files(model: str, on_progress: Callable[[str], None]) -> None:
+    """Download the checkpoint, if necessary, so that load_vlm needs no network; load nothing.
+
+    Raises ModelLoadError, also if the model cannot be run.
+    """
+    with quiet_hugging_face():
+        inspect = functools.partial(read_config, model)
+        remember_folder(model, find_folder(model, on_progress, inspect))
 
 
 def load_vlm(
@@ -70,6 +80,7 @@ def load_vlm(
     resolve_dtype(dtype, torch_device)  # refuses an unknown one before anything is downloaded
     with quiet_hugging_face():
         folder = find_folder(model, report, functools.partial(read_config, model))
+        forget_folder(model)  # unless it can be loaded
         report('reading the configuration')
         config = read_config(model, folder)
         torch_dtype = resolve_dtype(dtype, torch_device, stored_dtype(config))
@@ -85,6 +96,7 @@ def load_vlm(
             hf_model.to(torch_device)
         vlm = Vlm(model, hf_model, fitted, tokenizer, template)
         _try_out(vlm)
+        remember_folder(model, folder)
     report(f'loaded {model}: {vlm.num_blocks} blocks, {vlm.dtype} on {vlm.device}')
     return vlm
 

@@ -179,7 +179,12 @@ def test_the_snapshot_holds_values_of_their_own_types() -> None:
     assert settings.rate_hz == 4.0 and isinstance(settings.rate_hz, float)
     assert settings.period_ns == 250_000_000
     assert settings.operating_point == 7
-    assert settings.max_new_tokens == {'single_object': 8, 'multi_object': 32, 'captioning': 64}
+    assert settings.max_new_tokens == {
+        'single_object': 8,
+        'multi_object': 32,
+        'captioning': 64,
+        'question': 64,
+    }
     with pytest.raises(AttributeError):
         settings.rate_hz = 2.0  # type: ignore[misc]
 

@@ -16,7 +16,12 @@ from fake_vlm import FakeVlm
 from gmskip_ros.pipeline.gate import Frame
 from gmskip_ros.pipeline.parameters import SPECS
 from gmskip_ros.pipeline.pipeline import BranchResult, Comparison
-from gmskip_ros.pipeline.settings import Settings, load_skip_lists, settings_from
+from gmskip_ros.pipeline.settings import (
+    Settings,
+    load_skip_lists,
+    question_skip_list,
+    settings_from,
+)
 from gmskip_ros.pipeline.worker import (
     MAX_FAILURES_IN_A_ROW,
     FinishedFrame,
@@ -60,11 +65,13 @@ class Bench:
         self.now_ns = 0
         self.load: Callable[[], FakeVlm] = lambda: self.vlm
         self.to_rgb: Callable[[Any], np.ndarray] = lambda message: GREY
+        skip_lists = load_skip_lists(self.settings)
         self.worker = InferenceWorker(
             load=self._load,
             to_rgb=lambda message: self.to_rgb(message),
             settings=lambda: self.settings,
-            skip_lists=load_skip_lists(self.settings),
+            skip_lists=skip_lists,
+            question_skip_list=question_skip_list(self.settings, skip_lists),
             now_ns=lambda: self.now_ns,
             log=logging.getLogger('bench'),
         )
@@ -113,8 +120,8 @@ class Bench:
             time.sleep(0.002)
 
 
-@pytest.fixture
-def bench() -> Iterator[Callable[..., Bench]]:
+def make_benches() -> Iterator[Callable[..., Bench]]:
+    """Give a function that makes benches; all are stopped at the end."""
     benches: list[Bench] = []
 
     def make(*args: Any, **kwargs: Any) -> Bench:
@@ -124,6 +131,9 @@ def bench() -> Iterator[Callable[..., Bench]]:
     yield make
     for made in benches:
         assert made.stop(DEADLINE_S)
+
+
+bench = pytest.fixture(name='bench')(make_benches)
 
 
 class Gate:

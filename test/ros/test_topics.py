@@ -13,6 +13,7 @@ import pytest
 from ros_process import RosProcess, ros_command, ros_node, wait_until
 
 from gmskip_ros.pipeline import records
+from gmskip_ros.pipeline.pipeline import QUESTION
 from gmskip_ros.tasks import TASK_NAMES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,7 +63,7 @@ def test_the_replay_writes_on_the_nodes_topics(published: set[str]) -> None:
         for name, pattern in vars(records).items()
         if name.endswith('_TOPIC')
         for branch in ('skip', 'full')
-        for task in TASK_NAMES
+        for task in (*TASK_NAMES, QUESTION)
     }
     assert named | {'/diagnostics'} == published
 

@@ -16,6 +16,7 @@ from tiny_models import make_tiny_model
 
 from gmskip_ros.vlm import ModelLoadError, load_vlm, memory
 from gmskip_ros.vlm.hub import find_folder
+from gmskip_ros.vlm.load import fetch_files
 
 NAME = 'owner/name'
 COMMITS = {'main': '1' * 40, 'v1.0': '2' * 40, 'pr/7': '3' * 40}
@@ -116,6 +117,7 @@ def hub(tmp_path, monkeypatch) -> Iterator[FakeHub]:
     )
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(tmp_path / 'cache'))
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', False)
+    monkeypatch.setattr('gmskip_ros.vlm.hub._remembered', {})
     yield served
     served.server.shutdown()
     served.server.server_close()
@@ -151,6 +153,26 @@ def test_without_the_network_the_cache_is_enough(hub) -> None:
     hub.server.shutdown()
     hub.server.server_close()
     assert load_vlm(NAME, 'cpu').num_blocks == 2
+
+
+@pytest.mark.parametrize('first', [load_vlm, fetch_files])
+def test_what_was_loaded_or_fetched_is_loaded_without_asking_the_hub(hub, first) -> None:
+    first(NAME, on_progress=lambda text: None)
+    hub.requests.clear()
+    hub.server.shutdown()
+    hub.server.server_close()
+    memory.check_memory(NAME, 'cpu', 'auto', headroom_gib=0.0)
+    assert load_vlm(NAME, 'cpu').num_blocks == 2
+    assert hub.requests == []
+
+
+def test_what_cannot_be_loaded_is_asked_for_anew(hub) -> None:
+    load_vlm(NAME, 'cpu')
+    with pytest.raises(ModelLoadError):
+        load_vlm(NAME, 'cpu', chat_template='{{ broken')
+    hub.requests.clear()
+    load_vlm(NAME, 'cpu')
+    assert hub.requests
 
 
 @pytest.mark.parametrize(
