@@ -241,6 +241,7 @@ def _check_skip_list(setup: Setup, settings: Settings) -> Finding:
         template_sha256=trial['template_sha256'],
         dtype=trial['dtype'],
         warnings=(),  # the view check reports them
+        token_ids=lambda text: (0,),  # nothing is answered
     )
     try:
         plan = plan_frame(vlm, settings.make_tasks(), skip_lists, settings.operating_point)
