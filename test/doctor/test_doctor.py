@@ -204,6 +204,7 @@ def test_options_override_the_parameter_file(tmp_path) -> None:
         'single_object': 'auto',
         'multi_object': 'mine.yaml',
         'captioning': 'gmskip_captioning',
+        'question': 'auto',
     }
     assert settings.max_new_tokens['captioning'] == 99
 
