@@ -47,7 +47,7 @@ from gmskip_ros.pipeline.worker import InferenceWorker, LoadEngine, load_engine
 from gmskip_ros.ros import debug_times, parameters
 from gmskip_ros.ros.conversions import image_to_rgb
 from gmskip_ros.ros.publishing import Publishing
-from gmskip_ros.signals import STOP_POLL_S
+from gmskip_ros.signals import STOP_POLL_S, StopSignals
 
 DIAGNOSTICS_PERIOD_S = 1.0
 WARN_AGAIN_S = 30.0
@@ -266,7 +266,7 @@ class DualVlmNode(Node):
 
 
 def run(
-    stop: threading.Event,
+    stop: StopSignals,
     args: list[str] | None = None,
     load: LoadEngine = load_engine,
 ) -> int:

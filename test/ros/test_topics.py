@@ -36,7 +36,7 @@ def subscribed(topics_of_node: tuple[set[str], set[str]]) -> set[str]:
 @pytest.fixture(scope='module')
 def topics_of_node() -> Iterator[tuple[set[str], set[str]]]:
     command = ros_command('dual_vlm_node', start_enabled=False)
-    with RosProcess(command) as process, ros_node() as node:
+    with RosProcess(command, warm=True) as process, ros_node() as node:
 
         def topics() -> set[str]:
             try:
