@@ -18,6 +18,23 @@ OVERRIDES = {
     'use_sim_time': (bool, 'true while a bag is played with --clock'),
 }
 
+LOG_LEVELS = ('debug', 'info', 'warn', 'error', 'fatal')
+
+
+def respawn_of(context):
+    """Return the respawn arguments of Node; Humble takes no substitution for the delay."""
+    respawn = LaunchConfiguration('respawn').perform(context)
+    if respawn.lower() not in ('true', 'false'):
+        raise ValueError(f"respawn: '{respawn}' is not true or false")
+    delay = LaunchConfiguration('respawn_delay').perform(context)
+    try:
+        seconds = float(delay)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float('inf'):
+        raise ValueError(f"respawn_delay: '{delay}' is not a number of seconds, 0 or more")
+    return {'respawn': respawn.lower() == 'true', 'respawn_delay': seconds}
+
 
 def launch_setup(context):
     parameters = [LaunchConfiguration('param_file').perform(context)]
@@ -26,6 +43,9 @@ def launch_setup(context):
         if value.perform(context):
             # Typed, so that YAML does not read a model named `on` as a boolean.
             parameters.append({name: ParameterValue(value, value_type=value_type)})
+    log_level = LaunchConfiguration('log_level').perform(context)
+    if log_level.lower() not in LOG_LEVELS:
+        raise ValueError(f"log_level: '{log_level}' is not one of {', '.join(LOG_LEVELS)}")
     return [
         Node(
             package='gmskip_ros',
@@ -35,7 +55,9 @@ def launch_setup(context):
             parameters=parameters,
             # The node derives the compressed topic from the remapped name.
             remappings=[('~/input/image', LaunchConfiguration('input_image').perform(context))],
+            ros_arguments=['--log-level', log_level],
             output='screen',
+            **respawn_of(context),
         )
     ]
 
@@ -56,6 +78,17 @@ def generate_launch_description():
             ),
             DeclareLaunchArgument(
                 'namespace', default_value='', description="the node's namespace"
+            ),
+            DeclareLaunchArgument(
+                'respawn',
+                default_value='false',
+                description='true: start the node again whenever its process ends by itself',
+            ),
+            DeclareLaunchArgument(
+                'respawn_delay', default_value='5.0', description='before that, s'
+            ),
+            DeclareLaunchArgument(
+                'log_level', default_value='info', description=', '.join(LOG_LEVELS)
             ),
             *(
                 DeclareLaunchArgument(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import numpy as np
 
-from gmskip_ros.vlm import Answer, Engine, ImageFeatures, SkipSet, Stopped, Timing
+from gmskip_ros.vlm import Answer, Confidence, Engine, ImageFeatures, SkipSet, Stopped, Timing
+
+TOKENS = {'dog': (7,), 'car': (8, 9)}
 
 
 class FakeVlm(Engine):
@@ -23,15 +25,29 @@ class FakeVlm(Engine):
     device = 'cpu'
     dtype = 'float32'
     template_sha256 = '0' * 64
+    image_fit = 'checkpoint'
+    warnings: tuple[str, ...] = ()
 
     def __init__(self, on_token: Callable[[bool], None] = lambda skips: None) -> None:
         self.on_token = on_token
+        self.confidence = Confidence(0.75, 0.5, 1.0)
+        self.probabilities: dict[int, float] = {}  # of tokens as the first one of an answer
         self.calls: list[tuple[Any, ...]] = []
 
     def encode(self, image: np.ndarray) -> ImageFeatures:
         self.calls.append(('encode', image.shape))
-        no_tokens = cast(Any, None)  # torch takes seconds to import
-        return ImageFeatures(tokens=no_tokens, model=self.name, preprocess_ms=1.0, vision_ms=1.0)
+        tokens = cast(Any, np.zeros((4, 8)))  # torch takes seconds to import
+        return ImageFeatures(tokens=tokens, model=self.name, preprocess_ms=1.0, vision_ms=1.0)
+
+    def visible_share(self, width: int, height: int) -> float:
+        return 1.0
+
+    def render_prompt(self, prompt: str) -> str:
+        return f'<image> {prompt}'
+
+    def token_ids(self, text: str) -> tuple[int, ...]:
+        """Return made-up tokens: the same for the same text."""
+        return TOKENS.get(text) or tuple(1000 + ord(character) for character in text)
 
     def free_memory(self) -> None:
         self.calls.append(('free_memory',))
@@ -46,6 +62,7 @@ class FakeVlm(Engine):
         skip: SkipSet | Iterable[int] = (),
         max_new_tokens: int = 16,
         *,
+        first_token_ids: Sequence[int] = (),
         should_stop: Callable[[], bool] | None = None,
     ) -> Answer:
         self.calls.append(('answer', prompt, skip, max_new_tokens))
@@ -54,4 +71,11 @@ class FakeVlm(Engine):
                 raise Stopped('asked to')
             self.on_token(bool(skip))
         timing = Timing(1.0, 1.0, 1.0, 1.0, 4.0)
-        return Answer('dog' if skip else 'car', (7,) if skip else (8, 9), timing, True)
+        return Answer(
+            'dog' if skip else 'car',
+            TOKENS['dog'] if skip else TOKENS['car'],
+            timing,
+            True,
+            confidence=self.confidence,
+            first_probabilities=tuple(self.probabilities.get(id, 0.0) for id in first_token_ids),
+        )

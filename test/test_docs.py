@@ -21,6 +21,8 @@ from fake_vlm import FakeVlm
 from gmskip_ros.cli.main import COMMANDS, build_parser
 from gmskip_ros.pipeline import health, records
 from gmskip_ros.pipeline.pipeline import FramePipeline, plan_frame
+from gmskip_ros.pipeline.question import plan_question
+from gmskip_ros.pipeline.settings import settings_from
 from gmskip_ros.tasks import TASK_NAMES, make_task
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -257,6 +259,10 @@ def test_the_keys_of_results_and_comparisons_are_documented() -> None:
     skip, full, comparison = FramePipeline(vlm, plan).run(image)
     results = [*records.result_statuses(skip, ''), *records.result_statuses(full, '')]
     compared = records.comparison_statuses(comparison, '')
+    question = plan_question(vlm, 'What?', settings_from({}), None, is_own=False)
+    skip, full, comparison = FramePipeline(vlm, question).run(image)
+    results += [*records.result_statuses(skip, ''), *records.result_statuses(full, '')]
+    compared += records.comparison_statuses(comparison, '')
     assert documented_keys('**Result.**', '**Comparison.**') == {
         key for status in results for key in status.values
     }

@@ -82,7 +82,7 @@ class Health:
         self._failed_since_report = False
 
     def set_phase(self, phase: str, now_s: float, reason: str = '') -> None:
-        """Enter 'loading', 'warming_up', 'running' or 'error'."""
+        """Enter 'loading', 'warming_up', 'running', 'unloaded' (while paused) or 'error'."""
         with self._lock:
             self._phase, self._phase_reason = phase, reason
             if phase == 'running':

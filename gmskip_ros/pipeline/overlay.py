@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import functools
+import math
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ PANEL_OPACITY = 0.84
 MIN_FONT_PX = 9  # smaller letters are illegible
 MAX_TEXT_CHARS = 2000
 MAX_ANSWER_LINES = 2
+MIN_ANSWER_FONTS = 12  # width of the answers, in font sizes, that the confidence leaves them
 TRANSLITERATED = str.maketrans(
     {
         '–': '-',
@@ -63,7 +65,8 @@ class OverlayAnswer:
     """One branch's answer to one task.
 
     `text` is the answer for people, or the model's own words if they are not `in_vocabulary`;
-    `total_ms` counts preprocessing to the last token.
+    `total_ms` counts preprocessing to the last token; `confidence` is the mean probability of the
+    answer's tokens, NaN if not measured.
     """
 
     task: str
@@ -71,6 +74,7 @@ class OverlayAnswer:
     text: str
     total_ms: float
     in_vocabulary: bool = True
+    confidence: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,7 @@ def draw_overlay(image: np.ndarray, tasks: Sequence[OverlayTask], *, title: str 
         )
     result = np.array(image, order='C')  # a copy: the camera's image is not changed
     height, width = result.shape[:2]
-    layout = _Layout.of(height, width)
+    layout = _Layout.of(height, width, any(_confidence(a) for t in tasks for a in (t.skip, t.full)))
     if layout.answer_width < 4 * layout.font_px or not tasks:
         return result
 
@@ -136,9 +140,10 @@ class _Layout:
     tag_left: int  # 'skip' / 'full'
     answer_left: int
     answer_width: int
+    confidence_width: int  # 0 if no answer has one or there is no room for it
 
     @classmethod
-    def of(cls, height: int, width: int) -> _Layout:
+    def of(cls, height: int, width: int, has_confidence: bool) -> _Layout:
         reference = min(height, width * 3 / 4)  # no huge letters on a wide strip
         font_px = max(MIN_FONT_PX, round(reference * 0.0275))
         gap = max(2, round(font_px * 0.4))
@@ -148,6 +153,10 @@ class _Layout:
         tag_left = name_left + name_width + 2 * gap
         answer_left = tag_left + round(font_px * 2.5)
         latency_width = round(font_px * 4.6)
+        text_width = width - answer_left - latency_width - 2 * gap
+        confidence_width = round(font_px * 3.0) if has_confidence else 0
+        if text_width - confidence_width < MIN_ANSWER_FONTS * font_px:
+            confidence_width = 0
         return cls(
             width=width,
             font_px=font_px,
@@ -159,7 +168,8 @@ class _Layout:
             name_width=name_width,
             tag_left=tag_left,
             answer_left=answer_left,
-            answer_width=width - answer_left - latency_width - 2 * gap,
+            answer_width=text_width - confidence_width,
+            confidence_width=confidence_width,
         )
 
 
@@ -245,6 +255,10 @@ def _draw_row(canvas: _Canvas, layout: _Layout, row: _Row, top: int) -> None:
         latency = '-' if answer is None else f'{answer.total_ms:.0f} ms'
         latency_left = layout.width - 2 * layout.gap - round(_length(latency, layout.font_px))
         canvas.text(latency_left, line_top, latency, TEXT_RGB if answer else DIM_RGB)
+        confidence = _confidence(answer) if layout.confidence_width else ''
+        confidence_right = layout.answer_left + layout.answer_width + layout.confidence_width
+        confidence_left = confidence_right - layout.gap - round(_length(confidence, layout.font_px))
+        canvas.text(confidence_left, line_top, confidence, DIM_RGB)
         for text in lines:
             canvas.text(layout.answer_left, line_top, text, answer_rgb)
             line_top += layout.line
@@ -357,6 +371,13 @@ def _answer_text(answer: OverlayAnswer | None) -> str:
     if not text:
         return '(empty answer)'
     return text if answer.in_vocabulary else f'not in the label set: {text}'  # cut at its end
+
+
+def _confidence(answer: OverlayAnswer | None) -> str:
+    """Return the confidence in percent, '' if there is none."""
+    if answer is None or math.isnan(answer.confidence):
+        return ''
+    return f'{100 * answer.confidence:.0f}%'
 
 
 def _printable(text: str) -> str:

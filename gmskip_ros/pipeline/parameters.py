@@ -24,7 +24,7 @@ from gmskip_ros.pipeline.parameter_kinds import (
     some_of,
     text,
 )
-from gmskip_ros.pipeline.pipeline import BRANCHES
+from gmskip_ros.pipeline.pipeline import BRANCHES, QUESTION
 from gmskip_ros.skipping import OPERATING_POINTS
 from gmskip_ros.tasks import (
     DEFAULT_MAX_NEW_TOKENS,
@@ -33,9 +33,11 @@ from gmskip_ros.tasks import (
     TaskError,
     resolve_labels,
 )
-from gmskip_ros.vlm.engine import DTYPES
+from gmskip_ros.vlm.engine import DTYPES, IMAGE_FITS
 
+QUESTION_MAX_NEW_TOKENS = 64
 AUTO = 'auto'  # as a skip list: the demo model's own
+AUTOWARE_DEBUG_MSGS = ('autoware_internal_debug_msgs', 'tier4_debug_msgs')  # with Float64Stamped
 IMAGE_TOKEN = '<image>'  # LLaVA's chat templates place it themselves
 
 
@@ -120,7 +122,30 @@ _TABLE = (
         'dtype',
         'auto',
         one_of(['auto', *DTYPES]),
-        'Type of weights and activations; auto: float16 on a GPU, float32 on a CPU.',
+        "Type of weights and activations; auto: float32 on a CPU, the checkpoint's own half "
+        'precision on a GPU.',
+    ),
+    Spec(
+        'image_fit',
+        'auto',
+        one_of(IMAGE_FITS),
+        "How a frame becomes the model's square. checkpoint: as the checkpoint's own processor "
+        'says, which for LLaVA-1.5 crops the centre; pad: padded to a square; squash: resized to a '
+        'square; auto: pad where the processor would crop a camera frame, else checkpoint.',
+    ),
+    Spec(
+        'max_image_tokens',
+        0,
+        integer(0, 100_000),
+        'Most image tokens of a frame: LLaVA-NeXT and OneVision then cut it into fewer tiles; '
+        '0 = no limit.',
+    ),
+    Spec(
+        'chat_template',
+        '',
+        text(),
+        "Jinja chat template, or a file that contains it, in place of the checkpoint's own; empty: "
+        "the processor's, else the tokenizer's. A model without any is refused.",
     ),
     Spec(
         'tasks',
@@ -177,6 +202,14 @@ _TABLE = (
         'false: load the model, then wait for the service ~/enable.',
     ),
     Spec(
+        'unload_when_paused',
+        False,
+        boolean(),
+        'true: a pause (~/enable false) gives the memory of the model back, all but the CUDA '
+        'context; ~/enable true loads it again, without a network. With start_enabled false, files '
+        'are downloaded at the start, and nothing is loaded until then.',
+    ),
+    Spec(
         'image_transport',
         'raw',
         one_of(['raw', 'compressed']),
@@ -195,7 +228,15 @@ _TABLE = (
         text(),
         'Skip list of the task: an absolute path, or the name of one that ships with the package '
         "(demo_<task>, gmskip_<task>); auto: the demo model's own for demo, none for any other "
-        'model; empty: the skip branch skips nothing.',
+        'model; empty: the skip branch skips nothing. For question (see ~/input/question), auto: a '
+        "joint list among those of the tasks, else captioning's.",
+    ),
+    Spec(
+        f'skip_list.{QUESTION}',
+        AUTO,
+        text(),
+        'Skip list for questions on ~/input/question, as for a task; auto: a joint list among '
+        "those of the tasks, else captioning's.",
     ),
     Spec(
         'operating_point',
@@ -217,6 +258,29 @@ _TABLE = (
         DEFAULT_MAX_NEW_TOKENS,
         integer(1, 512),
         'Longest answer to the task, tokens.',
+    ),
+    Spec(
+        f'max_new_tokens.{QUESTION}',
+        QUESTION_MAX_NEW_TOKENS,
+        integer(1, 512),
+        'Longest answer to a question, tokens.',
+    ),
+    Spec(
+        'caption_agreement',
+        1.0,
+        number(0.0, 1.0),
+        'Captions agree when the ROUGE-L of skip against full is at least this; 1.0: only when '
+        'their tokens are equal.',
+        read_only=False,
+    ),
+    Spec(
+        'debug_time_type',
+        'auto',
+        one_of(['auto', 'std_msgs', *AUTOWARE_DEBUG_MSGS]),
+        'Package of the messages on ~/debug/processing_time_ms, '
+        '~/debug/{skip,full}/processing_time_ms and ~/debug/pipeline_latency_ms. std_msgs: '
+        "Float64; the others: Autoware's Float64Stamped; auto: the first of these that can be "
+        'imported, else std_msgs.',
     ),
 )
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from gmskip_ros.pipeline.confidence import FirstTokens, first_tokens, margin
 from gmskip_ros.skipping import SkipList
 from gmskip_ros.tasks import Agreement, ParsedAnswer, Task
 from gmskip_ros.vlm import SkipSet, VlmOutOfMemoryError
@@ -20,6 +21,7 @@ from gmskip_ros.vlm import SkipSet, VlmOutOfMemoryError
 if TYPE_CHECKING:
     from gmskip_ros.vlm import Answer, Engine, ImageFeatures
 
+QUESTION = 'question'  # the task that is asked live, on ~/input/question
 BRANCHES = ('skip', 'full')  # in the order in which they run
 WARM_UP_SHAPE = (480, 640, 3)
 Result = TypeVar('Result')
@@ -33,6 +35,7 @@ class TaskPlan:
     skip_set: SkipSet
     removed_blocks: tuple[int, ...]  # the skip set's blocks in their order of removal
     operating_point: str  # 'high_performance', 'high_sparsity' or a number of blocks
+    first_tokens: FirstTokens | None = None  # of the labels, where the answer is one of them
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class FramePlan:
     tasks: tuple[TaskPlan, ...]
     branches: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+    caption_agreement: float = 1.0  # the least ROUGE-L of captions that agree; 1.0: equal tokens
 
     @property
     def schedule(self) -> str:
@@ -62,6 +66,10 @@ class TaskResult:
     removed_blocks: tuple[int, ...]
     operating_point: str
     num_blocks: int
+    image_fit: str  # how the frame became the model's square
+    image_tokens: int  # that the frame makes
+    confidence_margin: float | None = None  # to the best other label; see confidence.py
+    question: str = ''  # that was asked about the frame; '' for the tasks of every frame
 
     @property
     def sparsity(self) -> float:
@@ -80,6 +88,11 @@ class BranchResult:
     schedule: str
     tasks: tuple[TaskResult, ...]
     elapsed_ms: float
+
+    @property
+    def is_question(self) -> bool:
+        """Return whether this answers a question, and not the tasks of every frame."""
+        return any(task.question for task in self.tasks)
 
 
 @dataclass(frozen=True)
@@ -109,6 +122,7 @@ def plan_frame(
     skip_lists: Mapping[str, SkipList],
     operating_point: str | int = 'high_performance',
     branches: Sequence[str] = BRANCHES,
+    caption_agreement: float = 1.0,
 ) -> FramePlan:
     """Return the plan for these tasks and this model.
 
@@ -117,11 +131,12 @@ def plan_frame(
     a list does not have.
     """
     plans = []
-    warnings = []
+    warnings = list(engine.warnings)
     for task in tasks:
+        first = first_tokens(engine, task.labels) if task.name == 'single_object' else None
         skip_list = skip_lists.get(task.name) if 'skip' in branches else None
         if skip_list is None:
-            plans.append(TaskPlan(task, SkipSet(), (), '0'))
+            plans.append(TaskPlan(task, SkipSet(), (), '0', first))
             if 'skip' in branches:
                 warnings.append(f'{task.name} has no skip list: its skip branch skips nothing')
             continue
@@ -137,9 +152,9 @@ def plan_frame(
         )
         blocks = tuple(skip_list.blocks_at(operating_point))
         skip_set = SkipSet.of(blocks, skip_list.phases)
-        plans.append(TaskPlan(task, skip_set, blocks, str(operating_point)))
+        plans.append(TaskPlan(task, skip_set, blocks, str(operating_point), first))
     ordered = tuple(branch for branch in BRANCHES if branch in branches)
-    return FramePlan(tuple(plans), ordered, tuple(warnings))
+    return FramePlan(tuple(plans), ordered, tuple(warnings), caption_agreement)
 
 
 @dataclass(frozen=True)
@@ -211,6 +226,7 @@ class FramePipeline:
             agreement = plan.task.agreement(
                 a.parsed, b.parsed, a.answer.token_ids, b.answer.token_ids
             )
+            agreement = _with_caption_agreement(agreement, self.plan.caption_agreement)
             comparisons.append(TaskComparison(a, b, agreement))
         return Comparison(tuple(comparisons))
 
@@ -240,17 +256,36 @@ class FramePipeline:
             plan.task.prompt,
             skip=plan.skip_set if skips else SkipSet(),
             max_new_tokens=plan.task.max_new_tokens,
+            first_token_ids=plan.first_tokens.all_ids if plan.first_tokens else (),
             should_stop=None if should_stop is None else lambda: should_stop(branch),
         )
+        parsed = plan.task.parse(answer.text)
         return TaskResult(
             task=plan.task.name,
             branch=branch,
-            parsed=plan.task.parse(answer.text),
+            parsed=parsed,
             answer=answer,
             removed_blocks=plan.removed_blocks if skips else (),
             operating_point=plan.operating_point if skips else '0',
             num_blocks=self.engine.num_blocks,
+            image_fit=self.engine.image_fit,
+            image_tokens=features.num_tokens,
+            confidence_margin=(
+                margin(self.engine, plan.first_tokens, parsed, answer)
+                if plan.first_tokens
+                else None
+            ),
+            question=plan.task.prompt if plan.task.name == QUESTION else '',
         )
+
+
+def _with_caption_agreement(agreement: Agreement, least_rouge_l: float) -> Agreement:
+    """Return the agreement of two texts by their ROUGE-L; of other answers, what it was."""
+    if 'rouge_l' not in agreement.values:
+        return agreement
+    rouge_l = agreement.values['rouge_l']
+    agree = agreement.agree if least_rouge_l == 1.0 else rouge_l >= least_rouge_l
+    return Agreement(agree, {**agreement.values, 'caption_agreement': least_rouge_l})
 
 
 def _ms_since(start: float) -> float:

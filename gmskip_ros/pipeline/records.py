@@ -5,6 +5,7 @@ Nothing here imports ROS: the node publishes these values, a replay writes them 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,11 +23,14 @@ from gmskip_ros.pipeline.pipeline import (
 
 NODE_NAME = 'dual_vlm'
 # Relative to the node.
+QUESTION_INPUT = '~/input/question'
 RESULT_TOPIC = '~/output/{branch}/result'
 COMPARISON_TOPIC = '~/output/comparison'
 TEXT_TOPIC = '~/debug/{branch}/{task}/text'
 LATENCY_TOPIC = '~/debug/{branch}/{task}/latency_ms'
 PIPELINE_LATENCY_TOPIC = '~/debug/pipeline_latency_ms'
+PROCESSING_TIME_TOPIC = '~/debug/processing_time_ms'  # of a frame
+BRANCH_PROCESSING_TIME_TOPIC = '~/debug/{branch}/processing_time_ms'
 PICTURE_TOPIC = '~/debug/image'
 JPEG_TOPIC = '~/debug/image/compressed'
 
@@ -106,9 +110,31 @@ def _result_status(result: TaskResult, schedule: str, hardware_id: str) -> Statu
                 'operating_point': result.operating_point,
                 'full_branch': FULL_BRANCH,
                 'schedule': schedule,
+                'image_fit': result.image_fit,
+                'image_tokens': result.image_tokens,
+                **_confidence(result),
+                **_question(result),
             }
         ),
     )
+
+
+def _confidence(result: TaskResult) -> dict[str, float | str]:
+    """Return the keys of confidence, '' where a value does not exist."""
+    values: dict[str, float | None] = {
+        'confidence_mean': result.answer.confidence.mean,
+        'confidence_min': result.answer.confidence.min,
+    }
+    if result.task == 'single_object':
+        values['confidence_margin'] = result.confidence_margin
+    return {
+        key: '' if value is None or math.isnan(value) else value for key, value in values.items()
+    }
+
+
+def _question(result: TaskResult) -> dict[str, str]:
+    """Return the key of a question, for the answer to one."""
+    return {'question': result.question} if result.question else {}
 
 
 def comparison_statuses(comparison: Comparison, hardware_id: str) -> list[Status]:
@@ -134,6 +160,7 @@ def _comparison_status(comparison: TaskComparison, hardware_id: str) -> Status:
                 'full_total_ms': full.answer.timing.total_ms,
                 'speedup': comparison.speedup,
                 'sparsity': skip.sparsity,
+                **_question(skip),
             }
         ),
     )
@@ -213,6 +240,7 @@ def _overlay_answer(result: TaskResult | None) -> OverlayAnswer | None:
         text=result.parsed.text if result.parsed.in_vocabulary else result.parsed.raw_text,
         total_ms=result.answer.timing.total_ms,
         in_vocabulary=result.parsed.in_vocabulary,
+        confidence=result.answer.confidence.mean,
     )
 
 

@@ -7,6 +7,7 @@ frames are answered regardless.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -54,6 +55,13 @@ class AnsweredFrame:
     full: BranchResult
     skips: tuple[BranchResult, ...]  # one per operating point
     comparisons: tuple[Comparison, ...]  # of each skip result with full
+    decode_ms: float  # of the message, to the array
+    encode_ms: float  # counted in every branch's elapsed_ms
+
+    def processing_time_ms(self, index: int) -> float:
+        """Return the frame's time with the skip result of this index: what a node would take."""
+        branches_ms = self.skips[index].elapsed_ms + self.full.elapsed_ms
+        return self.decode_ms + branches_ms - self.encode_ms
 
 
 class Replay:
@@ -117,7 +125,9 @@ class Replay:
         return answered
 
     def _answer(self, frame: BagFrame, should_stop: Callable[[], bool]) -> AnsweredFrame:
+        start_s = time.perf_counter()
         rgb = message_to_rgb(frame.message)
+        decode_ms = (time.perf_counter() - start_s) * 1e3
         first = self._pipelines[0]
         encoded = first.encode(rgb)
 
@@ -135,6 +145,8 @@ class Replay:
             full=full,
             skips=tuple(skips),
             comparisons=tuple(first.compare(skip, full) for skip in skips),
+            decode_ms=decode_ms,
+            encode_ms=encoded.encode_ms,
         )
 
     def _report(self, frame: BagFrame, reason: str) -> None:

@@ -28,6 +28,7 @@ class FrameRow:
 
     `agree`, `jaccard` and `rouge_l` compare a skip row with full on the same frame; None if not
     measured. Times are in ms; `total_ms` counts preprocessing to the last token.
+    Fields with a default were added later: files without them are read.
     """
 
     frame: int  # 1, 2, ... of the answered frames
@@ -52,6 +53,10 @@ class FrameRow:
     rouge_l: float | None
     model: str
     machine: str  # 'NAME (device, dtype)'
+    # Probabilities of the answer's tokens; None in files of earlier versions.
+    confidence_mean: float | None = None
+    confidence_min: float | None = None
+    confidence_margin: float | None = None  # single_object only
 
 
 COLUMNS: tuple[str, ...] = tuple(field.name for field in dataclasses.fields(FrameRow))
@@ -99,7 +104,15 @@ def row_from_values(
         rouge_l=float(compared['rouge_l']) if 'rouge_l' in compared else None,
         model=model,
         machine=machine,
+        confidence_mean=_optional_number(values, 'confidence_mean'),
+        confidence_min=_optional_number(values, 'confidence_min'),
+        confidence_margin=_optional_number(values, 'confidence_margin'),
     )
+
+
+def _optional_number(values: Mapping[str, str], key: str) -> float | None:
+    """Return the number, or None if there is no such key or it has no value."""
+    return float(values[key]) if values.get(key) else None
 
 
 def csv_bytes(rows: Iterable[FrameRow]) -> bytes:
@@ -153,6 +166,8 @@ def _row(record: Any, path: object, number: int) -> FrameRow:
         raise _bad_line(path, number, 'is not a JSON object')
     fields = {}
     for name, (is_right, what) in _READERS.items():
+        if name not in record and name in _ADDED_LATER:
+            continue
         if name not in record:
             raise _bad_line(path, number, f'has no {name!r}')
         if not is_right(record[name]):
@@ -190,3 +205,6 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
 }
 _READERS = {field.name: _KINDS[str(field.type)] for field in dataclasses.fields(FrameRow)}
+_ADDED_LATER = {
+    field.name for field in dataclasses.fields(FrameRow) if field.default is not dataclasses.MISSING
+}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ import yaml
 
 from gmskip_ros.pipeline.parameter_kinds import ParameterError
 from gmskip_ros.pipeline.parameters import AUTO, SPECS
+from gmskip_ros.pipeline.pipeline import QUESTION
 from gmskip_ros.pipeline.records import NODE_NAME
-from gmskip_ros.skipping import SkipList, SkipListError, load_skip_list
+from gmskip_ros.skipping import JOINT, SkipList, SkipListError, load_skip_list
 from gmskip_ros.tasks import Task, make_task
 
 NODE_SECTIONS = ('**', '*', NODE_NAME)  # of a parameter file, after the namespace
@@ -27,6 +28,9 @@ class Settings:
     model: str
     device: str
     dtype: str
+    image_fit: str
+    max_image_tokens: int
+    chat_template: str  # '' = the checkpoint's own
     tasks: tuple[str, ...]
     branches: tuple[str, ...]
     rate_hz: float
@@ -42,6 +46,18 @@ class Settings:
     memory_headroom_gib: float
     watchdog_sec: float
     start_enabled: bool
+    unload_when_paused: bool
+    caption_agreement: float
+    debug_time_type: str
+
+    @property
+    def model_options(self) -> dict[str, Any]:
+        """How load_vlm prepares images and prompts: its keyword arguments."""
+        return {
+            'image_fit': self.image_fit,
+            'max_image_tokens': self.max_image_tokens,
+            'chat_template': self.chat_template or None,
+        }
 
     @property
     def period_ns(self) -> int:
@@ -58,6 +74,17 @@ class Settings:
             )
             for name in self.tasks
         )
+
+    def make_question(self, text: str) -> Task:
+        """Return the task of a question about the current frame; it is answered as a caption is."""
+        task = make_task(
+            'captioning',
+            prompt=text,
+            labels=self.labels,
+            max_new_tokens=self.max_new_tokens[QUESTION],
+        )
+        task.name = QUESTION
+        return task
 
 
 def values_from_file(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -136,13 +163,34 @@ def load_skip_lists(settings: Settings) -> dict[str, SkipList]:
 
 
 def skip_list_names(settings: Settings) -> dict[str, str]:
-    """Return the path or shipped name of each task's skip list, 'auto' resolved, '' left out."""
+    """Return the path or shipped name of each task's skip list, 'auto' resolved, '' left out.
+
+    A question has one only if it is named: see `question_skip_list`.
+    """
     if 'skip' not in settings.branches:
         return {}
     own = {task: f'demo_{task}' if settings.model == 'demo' else '' for task in settings.tasks}
     names = {task: settings.skip_list[task] for task in settings.tasks}
+    if settings.skip_list[QUESTION] != AUTO:
+        names[QUESTION] = settings.skip_list[QUESTION]
     names = {task: own[task] if name == AUTO else name for task, name in names.items()}
     return {task: name for task, name in names.items() if name}
+
+
+def question_skip_list(settings: Settings, skip_lists: Mapping[str, SkipList]) -> SkipList | None:
+    """Return the skip list of questions: their own, a joint one, captioning's, or None.
+
+    `skip_lists`: those of `load_skip_lists`. Raises ParameterError for one that cannot be used.
+    """
+    if settings.skip_list[QUESTION] != AUTO or 'skip' not in settings.branches:
+        return skip_lists.get(QUESTION)
+    for skip_list in skip_lists.values():
+        if skip_list.task == JOINT:
+            return skip_list
+    if 'captioning' not in settings.tasks:
+        settings = replace(settings, tasks=('captioning',))
+        skip_lists = load_skip_lists(settings)
+    return skip_lists.get('captioning')
 
 
 def check_operating_point(settings: Settings, skip_lists: Mapping[str, SkipList]) -> None:

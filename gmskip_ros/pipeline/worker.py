@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -13,29 +13,35 @@ import numpy as np
 
 from gmskip_ros.pipeline.gate import Frame, FrameSlot
 from gmskip_ros.pipeline.health import Health
+from gmskip_ros.pipeline.parameters import AUTO
 from gmskip_ros.pipeline.pipeline import (
+    QUESTION,
     BranchResult,
     Comparison,
     FramePipeline,
     FramePlan,
     plan_frame,
 )
+from gmskip_ros.pipeline.question import Question, Questions, plan_question, refusal_of_text
 from gmskip_ros.skipping import SkipList, SkipListError
 from gmskip_ros.tasks import TaskError
 from gmskip_ros.vlm import (
     Engine,
     ImageError,
     ModelLoadError,
+    PromptError,
     Stopped,
     VlmError,
     VlmOutOfMemoryError,
 )
+from gmskip_ros.vlm.release import release_memory
 
 if TYPE_CHECKING:
     from gmskip_ros.pipeline.settings import Settings
 
 MAX_FAILURES_IN_A_ROW = 10  # then the state is error, until ~/enable is called off and on
 
+Fetch: TypeAlias = 'Callable[[Settings, Callable[[str], None]], None]'
 LoadEngine: TypeAlias = 'Callable[[Settings, Callable[[str], None]], Engine]'
 
 
@@ -54,8 +60,10 @@ class FinishedFrame:
     rgb: np.ndarray  # uint8, (H, W, 3)
     branches: tuple[BranchResult, ...]
     comparison: Comparison | None  # None unless both branches have answered
+    elapsed_ms: float  # since the frame was taken
 
 
+NO_FRAMES_AFTER_S = 3.0  # or two periods: a question has no current frame then
 FrameResult: TypeAlias = 'BranchResult | Comparison | FinishedFrame'
 
 
@@ -65,10 +73,7 @@ def load_engine(settings: Settings, on_progress: Callable[[str], None]) -> Engin
         from gmskip_ros.vlm import load_vlm
         from gmskip_ros.vlm.memory import check_memory
     except ModuleNotFoundError as error:
-        raise ModelLoadError(
-            f'{error.name} is not installed for {sys.executable}: activate the virtual environment '
-            'of docs/vehicle.md where the node is started'
-        ) from error
+        raise _not_installed(error) from error
 
     on_progress('checking the free memory')
     check_memory(
@@ -79,13 +84,32 @@ def load_engine(settings: Settings, on_progress: Callable[[str], None]) -> Engin
         max_new_tokens=max(settings.max_new_tokens.values()),
         on_progress=on_progress,
     )
-    return load_vlm(settings.model, settings.device, settings.dtype, on_progress)
+    return load_vlm(
+        settings.model, settings.device, settings.dtype, on_progress, **settings.model_options
+    )
+
+
+def fetch_model(settings: Settings, on_progress: Callable[[str], None]) -> None:
+    """Download the model's files, so that loading it needs no network; raises ModelLoadError."""
+    try:
+        from gmskip_ros.vlm.load import fetch_files
+    except ModuleNotFoundError as error:
+        raise _not_installed(error) from error
+    fetch_files(settings.model, on_progress)
+
+
+def _not_installed(error: ModuleNotFoundError) -> ModelLoadError:
+    return ModelLoadError(
+        f'{error.name} is not installed for {sys.executable}: activate the virtual environment '
+        'of docs/vehicle.md where the node is started'
+    )
 
 
 class InferenceWorker:
     """Owns the model; one thread iterates over `results()`, all other methods are for others.
 
-    `load(settings, on_progress)` returns the engine; `to_rgb(message)` an array, or raises
+    `load(settings, on_progress)` returns the engine; `fetch(settings, on_progress)` downloads what
+    it needs; `to_rgb(message)` an array, or raises
     ValueError; `settings()` the snapshot that applies to the next frame; `now_ns()` the time of the
     clock that stamps are made with.
     """
@@ -99,8 +123,13 @@ class InferenceWorker:
         skip_lists: Mapping[str, SkipList],
         now_ns: Callable[[], int],
         log: Log,
+        fetch: Fetch = fetch_model,
+        question_skip_list: SkipList | None = None,
     ) -> None:
         self._load = load
+        self._fetch = fetch
+        self._question_skip_list = question_skip_list
+        self.questions = Questions()
         self._to_rgb = to_rgb
         self._settings = settings
         self._skip_lists = skip_lists
@@ -117,12 +146,14 @@ class InferenceWorker:
         self._running = False
         self._error = False
         self._ended = False  # `results` was ended by an exception
+        self._unloads = first.unload_when_paused
         self._stop = threading.Event()
         self._publishing_error: BaseException | None = None  # of the result yielded last
         self._failures_in_a_row = 0
         # When inference last made progress, on the steady clock; None while it has nothing to do.
         self._progress_s: float | None = None
         self._logged = ''
+        self._frame_size = (0, 0)  # of the newest answered frame, pixels
         self._warned: set[str] = set()
 
     @property
@@ -134,12 +165,17 @@ class InferenceWorker:
         """Yield each result of each frame as soon as it exists, until `stop` is called.
 
         A frame yields a BranchResult per branch, a Comparison if both ran, and a FinishedFrame,
-        unless it is abandoned or fails before. Loads the model first. A result counts as published
-        when the next one is asked for; if publishing fails, call `publishing_failed` before that.
+        unless it is abandoned or fails before; a question the same without the last. Loads the
+        model first. A result counts as published when the next one is asked for; if publishing
+        fails, call `publishing_failed` before that.
         """
         try:
+            if self._unloads and not self._may_load():
+                self._fetch_files()
             while not self._stop.is_set():
-                if not self._running and not self._error:
+                if self._unload_if_paused():
+                    continue
+                if not self._running and not self._error and self._may_load():
                     self._prepare()
                     continue
                 frame, dropped = self.slot.take(self._is_stale)
@@ -148,6 +184,11 @@ class InferenceWorker:
                 if frame is not None and not self._stop.is_set():
                     for result in self._process(frame):
                         yield frame, result
+                # After the frame: the tasks of every frame keep their turn.
+                question = self.questions.take()
+                if question is not None and not self._stop.is_set():
+                    for answer in self._process_question(question):
+                        yield question.frame, answer
         except GeneratorExit:
             raise
         except BaseException as error:  # nothing else would ever report it
@@ -168,7 +209,44 @@ class InferenceWorker:
     def receive(self, frame: Frame) -> None:
         """Accept a camera message from another thread; never blocks."""
         outcome = 'stale' if self._is_stale(frame) else self.slot.put(frame)
+        if outcome not in ('stale', 'not_ready', 'out_of_order'):
+            self.questions.note_frame(frame, time.monotonic())
         self.health.frame_received(outcome, time.monotonic())
+
+    def ask(self, text: str) -> str:
+        """Accept a question about the newest frame; return why it is refused, '' if it is not.
+
+        For another thread; never blocks.
+        """
+        with self._lock:
+            frame, arrived_s = self.questions.newest()
+            reason = (
+                refusal_of_text(text)
+                or self._not_answering()
+                or self._not_current(frame, time.monotonic() - arrived_s)
+            )
+            if reason or frame is None:
+                self.questions.refuse(reason)
+                return reason
+            self.questions.put(Question(text, frame))
+        self.slot.wake()
+        return ''
+
+    def _not_answering(self) -> str:
+        """Return why no question is answered now; '' if one is."""
+        if not self._enabled:
+            return 'the node is paused: call ~/enable with true'
+        if self._error:
+            return 'the node is in the state error: see /diagnostics'
+        return '' if self._running else 'the model is not loaded yet: ask again'
+
+    def _not_current(self, frame: Frame | None, age_s: float) -> str:
+        """Return why this is not the current frame; '' if it is."""
+        if frame is None:
+            return 'no image has arrived yet'
+        if age_s > max(NO_FRAMES_AFTER_S, 2.0 / self._settings().rate_hz):
+            return f'no image has arrived for {age_s:.0f} s'
+        return 'the newest image is older than max_frame_age_sec' if self._is_stale(frame) else ''
 
     def set_enabled(self, enabled: bool) -> tuple[bool, str]:
         """Pause or resume; return (success, message). Off then on also leaves the error state."""
@@ -184,6 +262,9 @@ class InferenceWorker:
                     return False, 'in error: call with false, then with true, to start again'
                 return True, 'already enabled' if enabled else 'already paused'
             self._enabled = enabled
+            was_loaded = self._running or not self._unloads
+            if enabled and not was_loaded and not self._error:
+                self.health.set_phase('loading', time.monotonic())
             retry = enabled and self._error
             if retry:
                 self._error = False
@@ -195,7 +276,8 @@ class InferenceWorker:
         self.slot.wake()
         if not enabled:
             return True, 'paused'
-        return True, 'resumed after an error' if retry else 'resumed'
+        message = 'resumed after an error' if retry else 'resumed'
+        return True, message if was_loaded else f'{message}: the model is being loaded'
 
     def check_progress(self) -> None:
         """Enter the error state if inference hangs; call it periodically from another thread."""
@@ -217,6 +299,8 @@ class InferenceWorker:
         is_open = self._enabled and self._running and not self._error
         if self.slot.set_open(is_open):
             self.health.count('not_ready')
+        if not is_open:
+            self.questions.close(self._not_answering())
 
     def _enter_error(self, reason: str) -> None:
         self.health.set_phase('error', time.monotonic(), reason)
@@ -234,33 +318,75 @@ class InferenceWorker:
         max_age_sec = self._settings().max_frame_age_sec
         return max_age_sec > 0 and self._now_ns() - frame.stamp_ns > max_age_sec * 1e9
 
+    def _may_load(self) -> bool:
+        return self._enabled or not self._unloads
+
+    def _is_unwanted(self) -> bool:
+        """Return whether loading should end: stopped, or paused where a pause unloads."""
+        return self._stop.is_set() or not self._may_load()
+
+    def _unload_if_paused(self) -> bool:
+        """Give the model's memory back if a pause asks for it; return whether it was there."""
+        with self._lock:
+            if self._may_load():
+                return False
+            self._running = False
+            if not self._error:
+                self.health.set_phase('unloaded', time.monotonic())
+            if self.engine is None:
+                return False
+        self._drop_model()
+        self._log.info('the model is unloaded: ~/enable with true loads it again')
+        return True
+
+    def _drop_model(self) -> None:
+        """Forget all that holds the model, and give its memory back but for the CUDA context."""
+        self.engine = self.plan = self._planned = None
+        self._publishing_error = None  # its traceback
+        release_memory()
+
+    def _fetch_files(self) -> None:
+        """Download the model's files; state error with the reason if that fails."""
+        self.health.set_phase('loading', time.monotonic())
+        try:
+            self._fetch(self._settings(), self._on_fetch_progress)
+        except Stopped:
+            return
+        except BaseException as error:  # as in _prepare
+            self._enter_error(_load_failure(error))
+            return
+
+    def _on_fetch_progress(self, text: str) -> None:
+        if self._stop.is_set():
+            raise Stopped('stopped while downloading')
+        self.health.set_phase('loading', time.monotonic(), text)
+
     def _prepare(self) -> None:
         """Load, plan and warm up, or enter the error state with the reason."""
+        failure = ''
+        pipeline: FramePipeline | None = None
         self.health.set_phase('loading', time.monotonic())
         try:
             if self.engine is None:
                 self.engine = self._load(self._settings(), self._on_progress)
             pipeline = self._pipeline(self._settings())
-            if self._stop.is_set():
+            self._plan_question('?', self._settings())  # refuses a list of a different model
+            if self._is_unwanted():
                 return
             self.health.set_phase('warming_up', time.monotonic())
             self._make_progress()
             pipeline.warm_up(self._warm_up_stops)
         except Stopped:
             return
-        except (SkipListError, TaskError) as error:  # their one line is complete
-            self._enter_error(_first_line(error))
-            return
         except BaseException as error:  # a panic in a Rust library is not an Exception
-            self.engine = self.plan = None  # the files may be repaired before the next try
-            self._enter_error(
-                _first_line(error)
-                if isinstance(error, VlmError)
-                else f'the model cannot be used: {_one_line(error)}'
-            )
-            return
+            failure = _load_failure(error)
         finally:
             self._progress_s = None
+        if failure:  # outside of the clause, where the exception is gone with all that it holds
+            pipeline = None
+            self._drop_model()  # the files may be repaired before the next try
+            self._enter_error(failure)
+            return
         if self._error:  # the watchdog has raised it meanwhile
             return
         with self._lock:
@@ -269,16 +395,17 @@ class InferenceWorker:
             self._update_slot()
         self._logged = ''
         engine = self.engine
+        assert engine is not None
         self._log.info(
             f'{engine.name} runs with {engine.num_blocks} blocks, {engine.dtype} on {engine.device}'
         )
 
     def _warm_up_stops(self) -> bool:
         self._make_progress()
-        return self._stop.is_set()
+        return self._is_unwanted()
 
     def _on_progress(self, text: str) -> None:
-        if self._stop.is_set():
+        if self._is_unwanted():
             raise Stopped('stopped while loading')
         self.health.set_phase('loading', time.monotonic(), text)
 
@@ -291,13 +418,84 @@ class InferenceWorker:
                 self._skip_lists,
                 settings.operating_point,
                 settings.branches,
+                settings.caption_agreement,
             )
             self._planned = settings
-            for warning in self.plan.warnings:
-                if warning not in self._warned:
-                    self._warned.add(warning)
-                    self._log.warning(warning)
+            self._warn_once(self.plan.warnings)
         return FramePipeline(self.engine, self.plan)
+
+    def _warn_once(self, warnings: Iterable[str]) -> None:
+        for warning in warnings:
+            if warning not in self._warned:
+                self._warned.add(warning)
+                self._log.warning(warning)
+
+    def _plan_question(self, text: str, settings: Settings) -> FramePlan:
+        assert self.engine is not None
+        is_own = settings.skip_list[QUESTION] != AUTO
+        skip_list = self._question_skip_list
+        plan = plan_question(self.engine, text, settings, skip_list, is_own=is_own)
+        self._warn_once(plan.warnings)
+        return plan
+
+    def _process_question(self, question: Question) -> Iterator[FrameResult]:
+        """Yield the answers to a question and count it; a failure refuses it with the reason."""
+        self._make_progress()
+        reason = ''
+        try:
+            for result in self._answer_question(question):
+                yield result
+                self._raise_publishing_error()
+        except GeneratorExit:
+            raise
+        except Stopped:
+            return  # counted where it was taken back
+        except (ImageError, PromptError) as error:
+            reason = _first_line(error)
+        except VlmOutOfMemoryError as error:
+            reason = _first_line(error)
+            self.questions.refuse(reason, question)
+            self._enter_error(reason)
+        except BaseException as error:  # whatever it is, the next frame is answered
+            reason = f'inference failed: {_one_line(error)}'
+        finally:
+            self._progress_s = None
+        if reason:
+            self.questions.refuse(reason, question)
+            self._log.error(f'no answer to the question {question.text!r}: {reason}')
+        else:
+            self.questions.finish(question)
+
+    def _answer_question(self, question: Question) -> Iterator[FrameResult]:
+        """Yield the results of a question; raises Stopped once it is not wanted."""
+        settings = self._settings()
+        drops_full = settings.overload_policy == 'drop_full' and 'skip' in settings.branches
+        gave_way = False
+
+        def is_wanted() -> bool:
+            return self.questions.holds(question) and not self._stop.is_set()
+
+        def should_stop(branch: str) -> bool:
+            nonlocal gave_way
+            self._make_progress()
+            gave_way = branch == 'full' and drops_full and self.slot.is_occupied()
+            return gave_way or not is_wanted()
+
+        try:
+            rgb = self._to_rgb(question.frame.message)
+        except ValueError as error:
+            raise ImageError(str(error)) from error
+        assert self.engine is not None
+        pipeline = FramePipeline(self.engine, self._plan_question(question.text, settings))
+        try:
+            for result in pipeline.run(rgb, should_stop):
+                self._make_progress()
+                if not is_wanted():
+                    raise Stopped('paused or stopped')
+                yield result
+        except Stopped:
+            if not gave_way:
+                raise
 
     def _process(self, frame: Frame) -> Iterator[FrameResult]:
         """Yield the results of one frame and count its outcome; a failure ends them early."""
@@ -359,13 +557,15 @@ class InferenceWorker:
                 if isinstance(result, Comparison):
                     comparison = result
                 else:
+                    self._log_view(rgb, result)
                     self.health.branch_done(result.branch, result.elapsed_ms)
                     branches.append(result)
         except Stopped:
             if not gave_way:
                 raise
         if is_wanted():
-            yield FinishedFrame(rgb, tuple(branches), comparison)
+            elapsed_ms = (time.monotonic() - start_s) * 1e3
+            yield FinishedFrame(rgb, tuple(branches), comparison, elapsed_ms)
         period_ms = settings.period_ns / 1e6
         elapsed_ms = (time.monotonic() - start_s) * 1e3
         overload = ''
@@ -375,6 +575,22 @@ class InferenceWorker:
             overload = f'a frame takes {elapsed_ms:.0f} ms of the {period_ms:.0f} ms it has'
         outcome = 'full_dropped' if gave_way else 'answered'
         self.health.frame_done(outcome, time.monotonic(), overload)
+
+    def _log_view(self, rgb: np.ndarray, result: BranchResult) -> None:
+        """Log what the model sees of frames of this size, when the first one is answered."""
+        height, width = rgb.shape[:2]
+        if (width, height) == self._frame_size or self.engine is None:
+            return
+        self._frame_size = (width, height)
+        share = self.engine.visible_share(width, height)
+        line = (
+            f'frames of {width}x{height}: the model sees {100 * share:.0f} % '
+            f'(image_fit {result.tasks[0].image_fit}), {result.tasks[0].image_tokens} image tokens'
+        )
+        if share < 1:
+            self._log.warning(f'{line}; image_fit: pad shows all of it')
+        else:
+            self._log.info(line)
 
     def _image_failed(self, error: ImageError) -> None:
         reason = f'no answer to this image: {_first_line(error)}'
@@ -388,6 +604,13 @@ class InferenceWorker:
         self._failures_in_a_row += 1
         if self._failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
             self._enter_error(f'{MAX_FAILURES_IN_A_ROW} frames in a row: {reason}')
+
+
+def _load_failure(error: BaseException) -> str:
+    """Return one line that says why the model cannot be used."""
+    if isinstance(error, (SkipListError, TaskError, VlmError)):  # their one line is complete
+        return _first_line(error)
+    return f'the model cannot be used: {_one_line(error)}'
 
 
 def _first_line(error: BaseException) -> str:

@@ -18,7 +18,7 @@ from std_msgs.msg import Header
 
 from gmskip_ros.pipeline import records
 from gmskip_ros.pipeline.health import ERROR, OK, WARN
-from gmskip_ros.pipeline.pipeline import BRANCHES
+from gmskip_ros.pipeline.pipeline import BRANCHES, QUESTION
 from gmskip_ros.ros.conversions import image_to_rgb
 
 COMPARISON = 'comparison'
@@ -78,9 +78,13 @@ def ros_node(name: str) -> Iterator[tuple[Node, SingleThreadedExecutor]]:
 
 def _subscribe(node: Node, observer: Observer, jpeg: bool) -> None:
     def receive_frame(topic: str) -> Callable[[DiagnosticArray], None]:
-        return lambda message: observer.frame(
-            topic, _stamp_ns(message.header), [_status(status) for status in message.status]
-        )
+        def receive(message: DiagnosticArray) -> None:
+            statuses = [_status(status) for status in message.status]
+            # Answers to questions are not those of every frame's tasks.
+            if not any(status.name.startswith(f'{QUESTION}/') for status in statuses):
+                observer.frame(topic, _stamp_ns(message.header), statuses)
+
+        return receive
 
     def receive_health(message: DiagnosticArray) -> None:
         for status in message.status:

@@ -28,7 +28,7 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage, Image
-from std_msgs.msg import Header
+from std_msgs.msg import Header, String
 from std_srvs.srv import SetBool
 
 from gmskip_ros.pipeline import records
@@ -37,9 +37,14 @@ from gmskip_ros.pipeline.health import WARN, resident_mib
 from gmskip_ros.pipeline.parameter_kinds import ParameterError
 from gmskip_ros.pipeline.parameters import SPECS
 from gmskip_ros.pipeline.records import NODE_NAME
-from gmskip_ros.pipeline.settings import check_operating_point, load_skip_lists, settings_from
+from gmskip_ros.pipeline.settings import (
+    check_operating_point,
+    load_skip_lists,
+    question_skip_list,
+    settings_from,
+)
 from gmskip_ros.pipeline.worker import InferenceWorker, LoadEngine, load_engine
-from gmskip_ros.ros import parameters
+from gmskip_ros.ros import debug_times, parameters
 from gmskip_ros.ros.conversions import image_to_rgb
 from gmskip_ros.ros.publishing import Publishing
 from gmskip_ros.signals import STOP_POLL_S, StopSignals
@@ -62,12 +67,16 @@ class DualVlmNode(Node):
         self._settings = settings_from(parameters.values(self, SPECS))
         self._skip_lists = load_skip_lists(self._settings)
         check_operating_point(self._settings, self._skip_lists)
+        self._debug_times = debug_times.resolve(self._settings.debug_time_type)
+        self.get_logger().info(f'debug times are published as {self._debug_times.name}')
         for name in parameters.unknown_names(self):
             self.get_logger().warning(f'unknown parameter {name}: check its spelling')
         self._settings_changed = False
         self.add_on_set_parameters_callback(self._check_parameters)
 
-        self._publishing = Publishing(self, self._settings.branches, self._settings.tasks)
+        self._publishing = Publishing(
+            self, self._settings.branches, self._settings.tasks, self._debug_times
+        )
         self._worker = InferenceWorker(
             load=load,
             to_rgb=image_to_rgb,
@@ -75,11 +84,18 @@ class DualVlmNode(Node):
             skip_lists=self._skip_lists,
             now_ns=lambda: self.get_clock().now().nanoseconds,
             log=self.get_logger(),
+            question_skip_list=question_skip_list(self._settings, self._skip_lists),
         )
         self._warned_zero_stamp = False
         self._warned_s: dict[str, float] = {}  # steady time by publisher
         self._newest_stamp_ns: int | None = None
         self._subscription = self._subscribe()
+        self._question_subscription = self.create_subscription(
+            String,
+            records.QUESTION_INPUT,
+            self._on_question,
+            QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE),
+        )
         self._service = self.create_service(SetBool, '~/enable', self._on_enable)
         self._reported_state = ''
         # The steady clock ticks even if use_sim_time is set and nothing publishes /clock.
@@ -140,6 +156,12 @@ class DualVlmNode(Node):
                 self.get_logger().warning('images have no stamp: the time of arrival is used')
         self._newest_stamp_ns = stamp_ns
         self._worker.receive(Frame(message, stamp_ns))
+
+    def _on_question(self, message: String) -> None:
+        self._refresh_settings()
+        refusal = self._worker.ask(message.data)
+        if refusal:
+            self.get_logger().warning(f'question refused: {refusal}')
 
     def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         response.success, response.message = self._worker.set_enabled(request.data)
@@ -228,12 +250,15 @@ class DualVlmNode(Node):
             'device': engine.device if engine else settings.device,
             'dtype': engine.dtype if engine else settings.dtype,
             'num_blocks': engine.num_blocks if engine else 0,
+            'image_fit': engine.image_fit if engine else settings.image_fit,
             'branches': ','.join(settings.branches),
             'input': self._input,
             'input_age_ms': age_ms,
             'rate_hz': settings.rate_hz,
+            'debug_time_type': self._debug_times.name,
             'memory_mib': resident_mib(),
         }
+        facts.update(self._worker.questions.facts())
         gpu_bytes = engine.device_memory_bytes() if engine else None
         if gpu_bytes is not None:
             facts['gpu_memory_mib'] = gpu_bytes / 2**20

@@ -9,16 +9,23 @@ from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
-from std_msgs.msg import Float64, Float64MultiArray, Header, MultiArrayDimension, String
+from std_msgs.msg import Float64MultiArray, Header, MultiArrayDimension, String
 
 from gmskip_ros.pipeline import records
 from gmskip_ros.pipeline.gate import Frame
 from gmskip_ros.pipeline.health import ERROR, OK, WARN
 from gmskip_ros.pipeline.overlay import draw_overlay
-from gmskip_ros.pipeline.pipeline import BRANCHES, BranchResult, Comparison, TaskResult
+from gmskip_ros.pipeline.pipeline import (
+    BRANCHES,
+    QUESTION,
+    BranchResult,
+    Comparison,
+    TaskResult,
+)
 from gmskip_ros.pipeline.records import Status
 from gmskip_ros.pipeline.worker import FinishedFrame, FrameResult
 from gmskip_ros.ros.conversions import rgb_to_compressed, rgb_to_image
+from gmskip_ros.ros.debug_times import DebugTimes
 
 DIAGNOSTIC_TYPES = records.DiagnosticTypes(
     DiagnosticArray,
@@ -31,8 +38,11 @@ DIAGNOSTIC_TYPES = records.DiagnosticTypes(
 class Publishing:
     """The node's publishers; results are published by the inference thread, health by the other."""
 
-    def __init__(self, node: Node, branches: Iterable[str], tasks: Sequence[str]) -> None:
+    def __init__(
+        self, node: Node, branches: Iterable[str], tasks: Sequence[str], debug_times: DebugTimes
+    ) -> None:
         """Create the publishers of these branches and tasks on the node."""
+        self._debug_times = debug_times
         self._node = node
         self._hardware_id = node.get_fully_qualified_name()
         running = [branch for branch in BRANCHES if branch in branches]
@@ -42,7 +52,7 @@ class Publishing:
             for branch in running
         }
         self._comparison = self._publisher(DiagnosticArray, records.COMPARISON_TOPIC)
-        answers = [(branch, task) for branch in running for task in tasks]
+        answers = [(branch, task) for branch in running for task in (*tasks, QUESTION)]
         self._texts = {
             (branch, task): self._publisher(String, records.TEXT_TOPIC, branch=branch, task=task)
             for branch, task in answers
@@ -53,7 +63,13 @@ class Publishing:
             )
             for branch, task in answers
         }
-        self._pipeline_latency = self._publisher(Float64, records.PIPELINE_LATENCY_TOPIC)
+        time_type = debug_times.message_type
+        self._pipeline_latency = self._publisher(time_type, records.PIPELINE_LATENCY_TOPIC)
+        self._processing_time = self._publisher(time_type, records.PROCESSING_TIME_TOPIC)
+        self._branch_times = {
+            branch: self._publisher(time_type, records.BRANCH_PROCESSING_TIME_TOPIC, branch=branch)
+            for branch in running
+        }
         self._image = self._publisher(Image, records.PICTURE_TOPIC)
         self._image_jpeg = self._publisher(CompressedImage, records.JPEG_TOPIC)
         self._image_error = ''
@@ -67,6 +83,7 @@ class Publishing:
             statuses = records.comparison_statuses(result, self._hardware_id)
             self._publish_statuses(self._comparison, frame.message.header, statuses)
         else:
+            self._publish_time(self._processing_time, result.elapsed_ms)
             self._publish_overlay(frame, result)
 
     def publish_health(self, header: Header, status: Status) -> None:
@@ -76,15 +93,20 @@ class Publishing:
     def _publish_branch(self, frame: Frame, result: BranchResult) -> None:
         statuses = records.result_statuses(result, self._hardware_id)
         self._publish_statuses(self._results[result.branch], frame.message.header, statuses)
-        now_ns = self._node.get_clock().now().nanoseconds
-        # Simulated time is 0 until the first /clock message: there is no latency then.
-        if result.branch == self._first_branch and now_ns:
-            latency_ms = (now_ns - frame.stamp_ns) / 1e6
-            self._publish(self._pipeline_latency, Float64(data=latency_ms))
+        if not result.is_question:
+            self._publish_branch_times(frame, result)
         for task in result.tasks:
             key = (result.branch, task.task)
             self._publish(self._texts[key], String(data=task.parsed.text))
             self._publish(self._latencies[key], latency_array(task))
+
+    def _publish_branch_times(self, frame: Frame, result: BranchResult) -> None:
+        now_ns = self._node.get_clock().now().nanoseconds
+        # Simulated time is 0 until the first /clock message: there is no latency then.
+        if result.branch == self._first_branch and now_ns:
+            latency_ms = (now_ns - frame.stamp_ns) / 1e6
+            self._publish_time(self._pipeline_latency, latency_ms)
+        self._publish_time(self._branch_times[result.branch], result.elapsed_ms)
 
     def _publish_overlay(self, frame: Frame, finished: FinishedFrame) -> None:
         """Draw and publish the overlay image if it has subscribers."""
@@ -109,6 +131,10 @@ class Publishing:
         self, publisher: Publisher, header: Header, statuses: Sequence[Status]
     ) -> None:
         self._publish(publisher, records.diagnostic_array(DIAGNOSTIC_TYPES, header, statuses))
+
+    def _publish_time(self, publisher: Publisher, milliseconds: float) -> None:
+        now = self._node.get_clock().now().to_msg()
+        self._publish(publisher, self._debug_times.message(milliseconds, now))
 
     def _publish(self, publisher: Publisher, message: object) -> None:
         try:

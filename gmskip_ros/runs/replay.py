@@ -102,7 +102,13 @@ def replay_bag(
         with stop.at_once():
             vlm = load_vlm(settings.model, settings.device, settings.dtype, listener.status)
         plans = [
-            plan_frame(vlm, settings.make_tasks(), skip_lists, point)
+            plan_frame(
+                vlm,
+                settings.make_tasks(),
+                skip_lists,
+                point,
+                caption_agreement=settings.caption_agreement,
+            )
             for point in options.operating_points
         ]
         for warning in dict.fromkeys(text for plan in plans for text in plan.warnings):

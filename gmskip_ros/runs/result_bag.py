@@ -55,6 +55,7 @@ _DIAGNOSTIC_TYPES = records.DiagnosticTypes(
     {OK: 0, WARN: 1, ERROR: 2},
 )
 _String = _TYPES.types['std_msgs/msg/String']
+_Float = _TYPES.types['std_msgs/msg/Float64']
 _Floats = _TYPES.types['std_msgs/msg/Float64MultiArray']
 _Layout = _TYPES.types['std_msgs/msg/MultiArrayLayout']
 _Dimension = _TYPES.types['std_msgs/msg/MultiArrayDimension']
@@ -119,6 +120,8 @@ class ResultBag:
                 self._write_branch(node, frame.time_ns, header, frame.full)
                 statuses = records.comparison_statuses(frame.comparisons[index], node)
                 self._write_array(node, records.COMPARISON_TOPIC, frame.time_ns, header, statuses)
+                elapsed = _Float(data=frame.processing_time_ms(index))
+                self._write(node, records.PROCESSING_TIME_TOPIC, frame.time_ns, elapsed)
                 message = _Compressed(
                     header=header,
                     format=JPEG_FORMAT,
@@ -150,6 +153,9 @@ class ResultBag:
         statuses = records.result_statuses(result, node)
         topic = records.RESULT_TOPIC.format(branch=result.branch)
         self._write_array(node, topic, time_ns, header, statuses)
+        elapsed = _Float(data=result.elapsed_ms)
+        topic = records.BRANCH_PROCESSING_TIME_TOPIC.format(branch=result.branch)
+        self._write(node, topic, time_ns, elapsed)
         for task in result.tasks:
             names = {'branch': result.branch, 'task': task.task}
             text = _String(data=task.parsed.text)

@@ -259,6 +259,11 @@ def test_one_operating_point_has_the_nodes_own_names(
         '/dual_vlm/debug/skip/captioning/text',
         '/dual_vlm/debug/full/captioning/latency_ms',
     } <= {topic for topic, _, _ in messages}
+    # Processing times are std_msgs/Float64 whatever a node would publish.
+    times = {t: m for t, _, m in messages if t.endswith('/processing_time_ms')}
+    assert {m.__msgtype__ for m in times.values()} == {'std_msgs/msg/Float64'}
+    branches = [times[f'/dual_vlm/debug/{b}/processing_time_ms'].data for b in ('skip', 'full')]
+    assert max(branches) < times['/dual_vlm/debug/processing_time_ms'].data < sum(branches) + 1e3
     (picture,) = [m for topic, _, m in messages if topic.endswith('/compressed')]
     drawn = cv2.imdecode(picture.data, cv2.IMREAD_COLOR)
     height = drawn.shape[0]
@@ -458,7 +463,7 @@ def test_a_full_disk_is_one_line_and_what_was_answered_stays(
     assert 0 < rows[-1].frame < 40
     # The bag has whole frames only, as many as the disk had space for.
     topics = Counter(topic for topic, _, _ in read_results(tmp_path / 'out/bag'))
-    assert set(topics.values()) == {rows[-1].frame - 1} and len(topics) == 8
+    assert set(topics.values()) == {rows[-1].frame - 1} and len(topics) == 11
     assert not list((tmp_path / 'out').glob('.*'))
 
 

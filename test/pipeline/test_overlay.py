@@ -336,3 +336,20 @@ def test_other_arrays_are_refused_by_name(shape, dtype):
     bad = np.zeros(shape, dtype)
     with pytest.raises(ValueError, match=r'expected uint8 of shape \(H, W, 3\), got'):
         draw_overlay(bad, [row()])
+
+
+@pytest.mark.parametrize(('height', 'width', 'shown'), [(480, 640, True), (240, 320, False)])
+def test_the_confidence_is_drawn_where_there_is_room(height: int, width: int, shown: bool) -> None:
+    def drawn(confidence: float) -> np.ndarray:
+        answers = [OverlayAnswer('t', b, 'bus', 512.0, True, confidence) for b in ('skip', 'full')]
+        task = OverlayTask('t', answers[0], answers[1], True, (), 32)
+        return draw_overlay(road(height, width), [task])
+
+    some, other = drawn(0.62), drawn(0.97)
+    assert np.array_equal(some, other) is not shown
+    if shown:
+        _, left, _, right = changed_box(some, other)
+        assert width / 2 < left < right < width - 50  # beside the latency
+    assert np.array_equal(
+        drawn(float('nan')), draw_overlay(road(height, width), [row(task='t', skipped=())])
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from gmskip_ros.pipeline.pipeline import (
 )
 from gmskip_ros.skipping import SkipListError, SkipListMismatchError, load_skip_list
 from gmskip_ros.tasks import TASK_NAMES, make_task
-from gmskip_ros.vlm import ImageFeatures, SkipSet, Stopped, load_vlm
+from gmskip_ros.vlm import Answer, ImageFeatures, SkipSet, Stopped, load_vlm
 
 GREY = np.full((48, 64, 3), 128, dtype=np.uint8)
 TASKS = [make_task(name) for name in TASK_NAMES]
@@ -99,6 +100,34 @@ def test_an_operating_point_of_zero_blocks_agrees_with_full() -> None:
     *_, comparison = FramePipeline(vlm, plan(vlm, operating_point=0)).run(GREY)
     assert isinstance(comparison, Comparison)
     assert all(task.agreement.agree for task in comparison.tasks)
+
+
+@pytest.mark.parametrize(
+    ('least', 'texts', 'agree'),
+    [
+        (1.0, ('A red car.', 'A red car!'), False),  # other tokens, the same words
+        (0.99, ('A red car.', 'A red car!'), True),
+        (0.5, ('A red car.', 'A red bus.'), True),
+        (0.7, ('A red car.', 'A red bus.'), False),  # ROUGE-L is 2/3
+        (0.5, ('A red car.', 'Two dogs'), False),
+        (0.0, ('A red car.', 'Two dogs'), True),
+    ],
+)
+def test_captions_agree_by_rouge_l_below_one(
+    least: float, texts: tuple[str, str], agree: bool
+) -> None:
+    class Captions(FakeVlm):
+        def answer(self, *args: Any, **kwargs: Any) -> Answer:
+            answer = super().answer(*args, **kwargs)
+            return replace(answer, text=texts[answer.text == 'car'])
+
+    vlm = Captions()
+    *_, comparison = FramePipeline(vlm, plan(vlm, caption_agreement=least)).run(GREY)
+    assert isinstance(comparison, Comparison)
+    single, _, captioning = comparison.tasks
+    assert captioning.agreement.agree is agree
+    assert captioning.agreement.values['caption_agreement'] == least
+    assert 'caption_agreement' not in single.agreement.values
 
 
 def test_stopping_the_full_branch_keeps_the_skip_result() -> None:

@@ -21,6 +21,7 @@ from gmskip_ros.pipeline.rows import (
     row_from_values,
 )
 from gmskip_ros.tasks import Agreement, make_task
+from gmskip_ros.vlm import Confidence
 
 # The texts that the node publishes.
 VALUES = {
@@ -86,9 +87,12 @@ def test_the_node_writes_what_a_row_is_made_of():
         token_ids=(4, 5),
         vision_shared=True,
         timing=SimpleNamespace(**times, total_ms=6.0),
+        confidence=Confidence(0.75, 0.5),
     )
     skip, full = (
-        TaskResult('captioning', branch, task.parse('A bus.'), answer, blocks, point, 32)
+        TaskResult(
+            'captioning', branch, task.parse('A bus.'), answer, blocks, point, 32, 'pad', 576
+        )
         for branch, blocks, point in (('skip', (4, 2), 'high_sparsity'), ('full', (), '0'))
     )
     compared = TaskComparison(skip, full, Agreement(True, {'rouge_l': 1.0}))
@@ -209,3 +213,18 @@ def test_keys_of_later_versions_are_ignored(tmp_path):
     path = tmp_path / 'frames.jsonl'
     path.write_text(json.dumps({**json.loads(json_line(skip_row())), 'later': [1]}) + '\n')
     assert read_json_lines(path) == [skip_row()]
+
+
+def test_confidence_is_read_where_it_was_written(tmp_path):
+    numbers = {'confidence_mean': '0.900', 'confidence_min': '0.800', 'confidence_margin': ''}
+    row = row_from_values(
+        1, STAMP_NS, 'single_object/skip', True, {**VALUES, **numbers}, None, model='', machine=''
+    )
+    assert (row.confidence_mean, row.confidence_min, row.confidence_margin) == (0.9, 0.8, None)
+    path = tmp_path / 'frames.jsonl'
+    path.write_text(json_line(row))
+    assert read_json_lines(path) == [row]
+    record = {k: v for k, v in json.loads(json_line(row)).items() if k not in numbers}
+    path.write_text(json.dumps(record) + '\n')  # as written before there were confidences
+    (old,) = read_json_lines(path)
+    assert old.confidence_mean is None and old.total_ms == row.total_ms

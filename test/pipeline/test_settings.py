@@ -85,7 +85,9 @@ def test_the_schema_says_which_parameters_can_be_changed_at_run_time() -> None:
         assert ('Read-only.' in description) == spec.read_only, name
         assert ('May be changed at run time.' in description) != spec.read_only, name
     changeable = {name for name, spec in SPECS.items() if not spec.read_only}
-    assert changeable == {'rate_hz', 'operating_point'} | {f'prompt.{task}' for task in TASK_NAMES}
+    assert changeable == {'rate_hz', 'operating_point', 'caption_agreement'} | {
+        f'prompt.{task}' for task in TASK_NAMES
+    }
 
 
 GOOD = [
@@ -177,7 +179,12 @@ def test_the_snapshot_holds_values_of_their_own_types() -> None:
     assert settings.rate_hz == 4.0 and isinstance(settings.rate_hz, float)
     assert settings.period_ns == 250_000_000
     assert settings.operating_point == 7
-    assert settings.max_new_tokens == {'single_object': 8, 'multi_object': 32, 'captioning': 64}
+    assert settings.max_new_tokens == {
+        'single_object': 8,
+        'multi_object': 32,
+        'captioning': 64,
+        'question': 64,
+    }
     with pytest.raises(AttributeError):
         settings.rate_hz = 2.0  # type: ignore[misc]
 

@@ -16,7 +16,12 @@ from fake_vlm import FakeVlm
 from gmskip_ros.pipeline.gate import Frame
 from gmskip_ros.pipeline.parameters import SPECS
 from gmskip_ros.pipeline.pipeline import BranchResult, Comparison
-from gmskip_ros.pipeline.settings import Settings, load_skip_lists, settings_from
+from gmskip_ros.pipeline.settings import (
+    Settings,
+    load_skip_lists,
+    question_skip_list,
+    settings_from,
+)
 from gmskip_ros.pipeline.worker import (
     MAX_FAILURES_IN_A_ROW,
     FinishedFrame,
@@ -60,11 +65,13 @@ class Bench:
         self.now_ns = 0
         self.load: Callable[[], FakeVlm] = lambda: self.vlm
         self.to_rgb: Callable[[Any], np.ndarray] = lambda message: GREY
+        skip_lists = load_skip_lists(self.settings)
         self.worker = InferenceWorker(
             load=self._load,
             to_rgb=lambda message: self.to_rgb(message),
             settings=lambda: self.settings,
-            skip_lists=load_skip_lists(self.settings),
+            skip_lists=skip_lists,
+            question_skip_list=question_skip_list(self.settings, skip_lists),
             now_ns=lambda: self.now_ns,
             log=logging.getLogger('bench'),
         )
@@ -113,8 +120,8 @@ class Bench:
             time.sleep(0.002)
 
 
-@pytest.fixture
-def bench() -> Iterator[Callable[..., Bench]]:
+def make_benches() -> Iterator[Callable[..., Bench]]:
+    """Give a function that makes benches; all are stopped at the end."""
     benches: list[Bench] = []
 
     def make(*args: Any, **kwargs: Any) -> Bench:
@@ -124,6 +131,9 @@ def bench() -> Iterator[Callable[..., Bench]]:
     yield make
     for made in benches:
         assert made.stop(DEADLINE_S)
+
+
+bench = pytest.fixture(name='bench')(make_benches)
 
 
 class Gate:
@@ -703,3 +713,36 @@ def test_a_model_that_fails_when_it_is_warmed_up_is_loaded_anew(
     assert b.worker.set_enabled(True)[0]
     b.wait(lambda: b.state() == 'ready')
     assert loaded == []
+
+
+def test_what_the_model_sees_of_a_frame_is_logged_once_per_size(bench, caplog) -> None:
+    caplog.set_level(logging.INFO)
+
+    class Cropping(FakeVlm):
+        def visible_share(self, width: int, height: int) -> float:
+            return height / width
+
+    b = bench(Cropping()).start()
+    b.wait(lambda: b.state() == 'ready')
+    shapes = [(90, 160), (90, 160), (100, 100)]
+    b.to_rgb = lambda stamp: np.zeros((*shapes[int(stamp)], 3), np.uint8)
+    for stamp in range(len(shapes)):
+        b.send(float(stamp))
+        b.wait_for_answers(stamp + 1)
+    lines = [(r.levelname, r.message) for r in caplog.records if 'the model sees' in r.message]
+    seen = 'image_fit checkpoint), 4 image tokens'
+    assert lines == [
+        (
+            'WARNING',
+            f'frames of 160x90: the model sees 56 % ({seen}; image_fit: pad shows all of it',
+        ),
+        ('INFO', f'frames of 100x100: the model sees 100 % ({seen}'),
+    ]
+
+
+def test_warnings_about_the_checkpoint_are_logged(bench, caplog) -> None:
+    vlm = FakeVlm()
+    vlm.warnings = ('generation_config.json sets repetition_penalty to 1.2',)
+    b = bench(vlm).start()
+    b.wait(lambda: b.state() == 'ready')
+    assert any('repetition_penalty' in r.message for r in caplog.records)

@@ -70,6 +70,7 @@ class FaultyVlm:
         max_new_tokens: int = 16,
         *,
         should_stop: Callable[[], bool] | None = None,
+        **options: Any,
     ) -> Any:
         fault = self._fault
         if fault == 'an exception' or (fault == 'an exception in the full branch' and not skip):
@@ -87,7 +88,9 @@ class FaultyVlm:
                 time.sleep(0.01)
         while fault == 'hangs' and not (self._folder / 'go').exists():
             time.sleep(0.01)
-        return self._vlm.answer(features, prompt, skip, max_new_tokens, should_stop=should_stop)
+        return self._vlm.answer(
+            features, prompt, skip, max_new_tokens, should_stop=should_stop, **options
+        )
 
 
 def main() -> int:

@@ -68,6 +68,8 @@ class Probe:
                 self.read(f'{name}/debug/{branch}/{task}/text', String)
                 self.read(f'{name}/debug/{branch}/{task}/latency_ms', Float64MultiArray)
         self.read(f'{name}/output/comparison', DiagnosticArray)
+        for time_topic in ('', 'skip/', 'full/'):
+            self.read(f'{name}/debug/{time_topic}processing_time_ms', Float64)
         self.read(f'{name}/debug/pipeline_latency_ms', Float64)
 
     def read(self, topic: str, message_type: type) -> Any:

@@ -34,6 +34,9 @@ ARGUMENTS = {
     'device',
     'image_transport',
     'use_sim_time',
+    'respawn',
+    'respawn_delay',
+    'log_level',
 }
 
 
@@ -133,6 +136,34 @@ def test_arguments_override_the_parameter_file(description: Recorded) -> None:
     assert node['namespace'] == 'front'
 
 
+def test_the_node_is_respawned_only_if_asked(description: Recorded) -> None:
+    node = launched_node(description)
+    assert (node['respawn'], node['respawn_delay']) == (False, 5.0)
+    node = launched_node(description, respawn='True', respawn_delay='2')
+    assert (node['respawn'], node['respawn_delay']) == (True, 2.0)
+
+
+def test_the_log_level_is_passed_to_the_node(description: Recorded) -> None:
+    assert launched_node(description)['ros_arguments'] == ['--log-level', 'info']
+    node = launched_node(description, log_level='debug')
+    assert node['ros_arguments'] == ['--log-level', 'debug']
+
+
+@pytest.mark.parametrize(
+    ('name', 'value'),
+    [
+        ('respawn', 'perhaps'),
+        ('respawn_delay', 'soon'),
+        ('respawn_delay', '-1'),
+        ('respawn_delay', 'nan'),
+        ('log_level', 'loud'),
+    ],
+)
+def test_a_bad_argument_is_named(description: Recorded, name: str, value: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name}: '{value}' is not"):
+        launched_node(description, **{name: value})
+
+
 @pytest.mark.parametrize('transport', ['raw', 'compressed'])
 def test_the_camera_is_remapped_by_its_base_name(description: Recorded, transport: str) -> None:
     # The node itself adds /compressed to the remapped name: see test_node.py.
@@ -187,6 +218,7 @@ class Launched:
         remaps = [rule.split(':=') for rule in entry_after(arguments, '-r')]
         self.remaps = {old: new for old, new in remaps}
         self.param_files = entry_after(arguments, '--params-file')
+        (self.log_level,) = entry_after(arguments, '--log-level')
         self.parameters: dict[str, Any] = {}  # of the later files, over those of the first
         for text in files[1:]:
             for node in yaml.safe_load(text).values():
@@ -257,6 +289,9 @@ def test_the_real_launch_with_every_argument(
         'device': 'cuda:1',
         'image_transport': 'compressed',
         'use_sim_time': 'true',
+        'respawn': 'false',  # the recorder ends at once
+        'respawn_delay': '1.0',
+        'log_level': 'debug',
     }
     assert set(given) == ARGUMENTS
     node = launch_it(path, *(f'{name}:={value}' for name, value in given.items()))
@@ -266,6 +301,7 @@ def test_the_real_launch_with_every_argument(
         '~/input/image': '/cam/image_raw',
     }
     assert node.param_files[0] == str(param_file)
+    assert node.log_level == 'debug'
     assert node.parameters == {
         'model': 'on',
         'device': 'cuda:1',

@@ -39,6 +39,10 @@ RESULT_KEYS = [
     'operating_point',
     'full_branch',
     'schedule',
+    'image_fit',
+    'image_tokens',
+    'confidence_mean',
+    'confidence_min',
 ]
 PHASES = ('preprocess_ms', 'vision_ms', 'prefill_ms', 'decode_ms')
 TITLE_HEIGHT = 16  # px, of the overlay on the probe's picture
@@ -85,7 +89,11 @@ def test_a_frame_gets_both_branches_and_a_comparison_under_its_own_header(probe:
         assert [status.name for status in result.status] == [f'{t}/{branch}' for t in TASK_NAMES]
         for status in result.status:
             values = keys(status)
-            assert [entry.key for entry in status.values] == RESULT_KEYS
+            single = ['confidence_margin'] if status.name.startswith('single_object/') else []
+            assert [entry.key for entry in status.values] == RESULT_KEYS + single
+            assert 0 < float(values['confidence_min']) <= float(values['confidence_mean']) <= 1
+            if values.get('confidence_margin'):  # empty where labels share their first token
+                assert -1 <= float(values['confidence_margin']) <= 1
             assert values['format'] == 'gmskip/result/1'
             assert values['answer'] == status.message
             total_ms = sum(float(values[phase]) for phase in PHASES)
@@ -129,6 +137,41 @@ def test_debug_topics_agree_with_the_result(probe: Probe) -> None:
             for name, value in zip(names, latency.data, strict=True):
                 assert float(keys(status)[name]) == pytest.approx(value, abs=1e-3)
     assert math.isfinite(probe.on('debug/pipeline_latency_ms')[-1].data)
+
+
+def test_processing_times_are_published_per_frame_and_per_branch(probe: Probe) -> None:
+    topics = [f'debug/{branch}processing_time_ms' for branch in ('', 'skip/', 'full/')]
+    header = probe.ask()
+    frames = len(probe.on('output/comparison'))
+    probe.wait(
+        lambda: all(len(probe.on(topic)) == frames for topic in topics),
+        'one time of each frame and one of each branch',
+    )
+    frame_ms, skip_ms, full_ms = (probe.on(topic)[-1].data for topic in topics)
+    assert max(skip_ms, full_ms) < frame_ms
+    for branch, elapsed_ms in (('skip', skip_ms), ('full', full_ms)):
+        (result,) = probe.results_of(header, f'output/{branch}/result')
+        # A branch's time holds what its answers share once, and each answer's own.
+        values = [keys(status) for status in result.status]
+        own_ms = sum(float(v['prefill_ms']) + float(v['decode_ms']) for v in values)
+        assert own_ms + float(values[0]['vision_ms']) < elapsed_ms
+    assert probe.health()['debug_time_type'] == 'std_msgs/msg/Float64'
+    assert 'debug times are published as std_msgs/msg/Float64' in probe.process.output()
+
+
+def test_caption_agreement_can_be_changed_at_run_time(probe: Probe) -> None:
+    def captions(least: float) -> dict[str, str]:
+        assert probe.set_parameter('caption_agreement', least).successful
+        (comparison,) = probe.results_of(probe.ask(), 'output/comparison')
+        (values,) = (keys(s) for s in comparison.status if s.name == 'captioning/comparison')
+        assert float(values['caption_agreement']) == least
+        return values
+
+    assert captions(0.0)['agree'] == 'true'
+    values = captions(0.5)
+    assert (values['agree'] == 'true') == (float(values['rouge_l']) >= 0.5)
+    captions(1.0)
+    assert not probe.set_parameter('caption_agreement', 1.5).successful
 
 
 def test_the_overlay_is_made_while_it_has_subscribers(probe: Probe) -> None:

@@ -102,7 +102,10 @@ def test_topics_and_services_are_under_the_nodes_own_name(pair: Pair) -> None:
 
 def test_both_take_the_compressed_images_of_the_remapped_camera(pair: Pair) -> None:
     for namespace in NAMESPACES:
-        expected = {f'{CAMERA}/compressed': ['sensor_msgs/msg/CompressedImage']}
+        expected = {
+            f'{CAMERA}/compressed': ['sensor_msgs/msg/CompressedImage'],
+            f'{namespace}/dual_vlm/input/question': ['std_msgs/msg/String'],
+        }
         assert pair.cameras(namespace) == expected
 
 

@@ -1,0 +1,18 @@
+"""Give memory back to the system after the last reference to a model is gone."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import sys
+
+
+def release_memory() -> None:
+    """Collect garbage and empty the allocators; a CUDA context stays. Does not import torch."""
+    gc.collect()
+    torch = sys.modules.get('torch')
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    with contextlib.suppress(OSError, AttributeError):  # glibc alone has it
+        ctypes.CDLL(None).malloc_trim(0)
