@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import numpy as np
 
 from gmskip_ros.pipeline.gate import Frame, FrameSlot
-from gmskip_ros.pipeline.health import Health
+from gmskip_ros.pipeline.health import Health, Report
 from gmskip_ros.pipeline.pipeline import (
     BranchResult,
     Comparison,
@@ -197,6 +197,15 @@ class InferenceWorker:
             return True, 'paused'
         return True, 'resumed after an error' if retry else 'resumed'
 
+    def report(self, settle_s: float, degraded: str = '') -> Report:
+        """Return the health now; `settle_s` and `degraded` as in Health.report."""
+        return self.health.report(
+            time.monotonic(),
+            settle_s,
+            stuck_stamps=self.slot.stuck_stamps(int(settle_s * 1e9)),
+            degraded=degraded or self.slot.unsteady_stamps(),
+        )
+
     def check_progress(self) -> None:
         """Enter the error state if inference hangs; call it periodically from another thread."""
         hangs = self._hangs()
@@ -378,12 +387,12 @@ class InferenceWorker:
 
     def _image_failed(self, error: ImageError) -> None:
         reason = f'no answer to this image: {_first_line(error)}'
-        self.health.failure('undecodable', reason)
+        self.health.failure('undecodable', reason, time.monotonic())
         self._log_once(reason)
 
     def _inference_failed(self, error: BaseException) -> None:
         reason = f'inference failed: {_one_line(error)}'
-        self.health.failure('failed', reason)
+        self.health.failure('failed', reason, time.monotonic())
         self._log_once(reason)
         self._failures_in_a_row += 1
         if self._failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
