@@ -281,6 +281,11 @@ class InferenceWorker:
         self._log.info(
             f'{engine.name} runs with {engine.num_blocks} blocks, {engine.dtype} on {engine.device}'
         )
+        if engine.name == 'demo':
+            self._log.warning(
+                'the model demo is a toy, trained on rendered scenes: what it answers about camera '
+                'images means nothing; set the parameter model'
+            )
 
     def _warm_up_stops(self) -> bool:
         self._make_progress()

@@ -16,6 +16,7 @@ import re
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import rclpy
@@ -41,7 +42,7 @@ from gmskip_ros.pipeline.parameters import SPECS
 from gmskip_ros.pipeline.records import NODE_NAME
 from gmskip_ros.pipeline.settings import check_operating_point, load_skip_lists, settings_from
 from gmskip_ros.pipeline.worker import InferenceWorker, LoadEngine, load_engine
-from gmskip_ros.ros import parameters
+from gmskip_ros.ros import parameter_files, parameters
 from gmskip_ros.ros.conversions import image_to_rgb
 from gmskip_ros.ros.input_diagnosis import COMPRESSED, InputDiagnosis, message_lost_callbacks
 from gmskip_ros.ros.publishing import Publishing
@@ -58,15 +59,20 @@ LOADING_JOIN_S = 0.2
 class DualVlmNode(Node):
     """The node; README.md has its parameters, topics and service as tables."""
 
-    def __init__(self, load: LoadEngine = load_engine, **kwargs: Any) -> None:
-        """Start with the parameters given; raises ParameterError. `load` loads the model."""
+    def __init__(
+        self, load: LoadEngine = load_engine, arguments: Sequence[str] = (), **kwargs: Any
+    ) -> None:
+        """Start with the parameters given; raises ParameterError.
+
+        `load` loads the model; `arguments`: those that rclpy was initialised with.
+        """
         super().__init__(NODE_NAME, **kwargs)
+        self._check_parameter_files(arguments)
         parameters.declare(self, SPECS)
         self._settings = settings_from(parameters.values(self, SPECS))
         self._skip_lists = load_skip_lists(self._settings)
         check_operating_point(self._settings, self._skip_lists)
-        for name in parameters.unknown_names(self):
-            self.get_logger().warning(f'unknown parameter {name}: check its spelling')
+        self._report_unknown_parameters()
         self._settings_changed = False
         self.add_on_set_parameters_callback(self._check_parameters)
 
@@ -100,6 +106,41 @@ class DualVlmNode(Node):
         # Not a daemon: a daemon thread that is inside torch when Python exits makes it abort.
         self._inference = threading.Thread(target=self._publish_results, name='inference')
         self._inference.start()
+
+    def _check_parameter_files(self, arguments: Sequence[str]) -> None:
+        """Raise ParameterError if a file seems meant for this node and nothing sets a parameter.
+
+        Warn if something else does: then only that file has no effect.
+        """
+        names = set(SPECS)
+        is_set = not names.isdisjoint(parameters.given_names(self))
+        full_name = self.get_fully_qualified_name()
+        for path in parameter_files.files_in(arguments):
+            problem = parameter_files.misplaced(
+                path, full_name, names, {NODE_NAME, self.get_name()}
+            )
+            if problem and not is_set:
+                raise ParameterError(
+                    'file',
+                    path,
+                    f'sets no parameter of {full_name}, nor does anything else: it {problem}',
+                )
+            if problem:
+                self.get_logger().warning(f'parameter file {path} sets nothing here: it {problem}')
+
+    def _report_unknown_parameters(self) -> None:
+        """Warn about names that resemble one of ours; the others are meant for other nodes."""
+        others = []
+        for name in parameters.given_names(self):
+            if self.has_parameter(name):
+                continue
+            similar = parameters.similar_name(name, SPECS)
+            if similar:
+                self.get_logger().warning(f'unknown parameter {name}: did you mean {similar}?')
+            else:
+                others.append(name)
+        if others:
+            self.get_logger().info(f'parameters that this node does not have: {", ".join(others)}')
 
     def stop(self, timeout_s: float = JOIN_TIMEOUT_S) -> bool:
         """Ask the inference thread to end and wait for it; return whether it has ended."""
@@ -298,7 +339,7 @@ def run(
     try:
         # The context stays valid until the inference thread has ended: it may still publish.
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-        node = DualVlmNode(load)
+        node = DualVlmNode(load, sys.argv if args is None else args)
     # Our own errors, and those of ROS about arguments, files and its own parameters.
     except (ValueError, RuntimeError, ParameterException) as error:
         first_line = str(error).strip().splitlines()[0]

@@ -36,6 +36,7 @@ FAULTS = {  # upper left pixel (RGB) -> what happens
 }
 PIXELS = {fault: pixel for pixel, fault in FAULTS.items()}
 REPORT_S = 0.2  # between health reports: tests wait for them
+SETTLE_S = 1.0  # if two periods take no longer
 SLOW_S = 0.6  # an answer; a frame has two, and a period is 1 s
 
 
@@ -99,6 +100,7 @@ def main() -> int:
         return FaultyVlm(load_engine(settings, on_progress), folder)
 
     node.DIAGNOSTICS_PERIOD_S = REPORT_S
+    node.SETTLE_S = SETTLE_S
     return node.run(stop, load=load)
 
 
