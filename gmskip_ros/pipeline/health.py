@@ -190,6 +190,7 @@ class Health:
     def report(
         self,
         now_s: float,
+        no_frames_after_s: float = 3.0,
         settle_s: float = 3.0,
         *,
         stuck_stamps: str = '',
@@ -197,12 +198,13 @@ class Health:
     ) -> Report:
         """Return the health now.
 
-        State 'no_frames' after `settle_s` without a usable frame, or if `stuck_stamps` has a
-        reason; 'degraded' if `degraded` has one and nothing worse is wrong. A state of level WARN
+        State 'no_frames' after `no_frames_after_s` without a usable frame, or if `stuck_stamps` has
+        a reason; 'degraded' if `degraded` has one and nothing worse is wrong. A state of level WARN
         is entered at once, and left after `settle_s` without a warning.
         """
         with self._lock:
-            state = self._state(now_s, settle_s, stuck_stamps, degraded)
+            warning = self._current_warning(now_s, no_frames_after_s, stuck_stamps, degraded)
+            state = self._state(now_s, settle_s, warning)
             self._failed_since_report = False
             return Report(
                 state=state.name,
@@ -220,14 +222,13 @@ class Health:
                 last_error=self._last_error,
             )
 
-    def _state(self, now_s: float, settle_s: float, stuck_stamps: str, degraded: str) -> _State:
+    def _state(self, now_s: float, settle_s: float, warning: _State | None) -> _State:
         if self._phase in ('loading', 'warming_up'):
             return _State(self._phase, self._phase_reason)
         if self._paused:
             return _State('paused', 'call ~/enable with true to resume')
         if self._phase == 'error':
             return _State('error', self._phase_reason, is_logged=True)
-        warning = self._current_warning(now_s, settle_s, stuck_stamps, degraded)
         if warning is not None:
             self._warn(warning, now_s)
             return warning
@@ -241,15 +242,15 @@ class Health:
         self._warning, self._warning_s = warning, now_s
 
     def _current_warning(
-        self, now_s: float, settle_s: float, stuck_stamps: str, degraded: str
+        self, now_s: float, no_frames_after_s: float, stuck_stamps: str, degraded: str
     ) -> _State | None:
         failed = _State('degraded', self._last_error, is_logged=True)
         silent_s = now_s - self._last_received_s
         if self._failed_since_report:
             return failed
-        if silent_s > settle_s:
+        if silent_s > no_frames_after_s:
             return _State('no_frames', f'no image for {silent_s:.0f} s', is_silent=True)
-        if now_s - self._last_usable_s > settle_s:
+        if now_s - self._last_usable_s > no_frames_after_s:
             reason = 'all images are older than max_frame_age_sec: check use_sim_time'
             return _State('no_frames', reason)
         if stuck_stamps:

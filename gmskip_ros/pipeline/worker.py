@@ -197,12 +197,13 @@ class InferenceWorker:
             return True, 'paused'
         return True, 'resumed after an error' if retry else 'resumed'
 
-    def report(self, settle_s: float, degraded: str = '') -> Report:
-        """Return the health now; `settle_s` and `degraded` as in Health.report."""
+    def report(self, no_frames_after_s: float, settle_s: float, degraded: str = '') -> Report:
+        """Return the health now; arguments as in Health.report."""
         return self.health.report(
             time.monotonic(),
+            no_frames_after_s,
             settle_s,
-            stuck_stamps=self.slot.stuck_stamps(int(settle_s * 1e9)),
+            stuck_stamps=self.slot.stuck_stamps(int(no_frames_after_s * 1e9)),
             degraded=degraded or self.slot.unsteady_stamps(),
         )
 

@@ -50,10 +50,15 @@ from gmskip_ros.signals import STOP_POLL_S
 
 DIAGNOSTICS_PERIOD_S = 1.0
 WARN_AGAIN_S = 30.0
-SETTLE_S = 3.0  # or two periods, whichever is longer: without images, or without warnings
+NO_FRAMES_AFTER_S = 3.0  # or two periods, whichever is longer
 SAME_NAME_AFTER_S = 30.0  # a killed node is seen for a while
 JOIN_TIMEOUT_S = 1.5
 LOADING_JOIN_S = 0.2
+
+
+def settle_s(rate_hz: float) -> float:
+    """Return how long all must be well before a warning is over, s."""
+    return max(3.0, 2.0 / rate_hz)
 
 
 class DualVlmNode(Node):
@@ -272,8 +277,10 @@ class DualVlmNode(Node):
 
     def _report_health(self) -> None:
         self._refresh_settings()
-        settle_s = max(SETTLE_S, 2.0 / self._settings.rate_hz)
-        report = self._worker.report(settle_s, degraded=self._same_name())
+        rate_hz = self._settings.rate_hz
+        report = self._worker.report(
+            max(NO_FRAMES_AFTER_S, 2.0 / rate_hz), settle_s(rate_hz), degraded=self._same_name()
+        )
         if report.is_silent:
             cause = self._diagnosis.silence(report.frames['received'], self._num_lost)
             report = dataclasses.replace(report, reason=f'{report.reason}: {cause}')

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from gmskip_ros.pipeline import gate
 from gmskip_ros.pipeline.settings import Settings
 from gmskip_ros.pipeline.worker import load_engine
 from gmskip_ros.ros import node
@@ -36,7 +37,8 @@ FAULTS = {  # upper left pixel (RGB) -> what happens
 }
 PIXELS = {fault: pixel for pixel, fault in FAULTS.items()}
 REPORT_S = 0.2  # between health reports: tests wait for them
-SETTLE_S = 1.0  # if two periods take no longer
+SETTLE_S = 0.3  # until a warning is over
+UNSTEADY_NS = 300_000_000  # within which a second jump back of stamps limits the rate
 SLOW_S = 0.6  # an answer; a frame has two, and a period is 1 s
 
 
@@ -100,7 +102,8 @@ def main() -> int:
         return FaultyVlm(load_engine(settings, on_progress), folder)
 
     node.DIAGNOSTICS_PERIOD_S = REPORT_S
-    node.SETTLE_S = SETTLE_S
+    node.settle_s = lambda rate_hz: SETTLE_S
+    gate.UNSTEADY_NS = UNSTEADY_NS
     return node.run(stop, load=load)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticStatus
-from fault_node import REPORT_S, SETTLE_S
+from fault_node import REPORT_S, SETTLE_S, UNSTEADY_NS
 from node_probe import Probe, keys
 from ros_process import ros_command
 from std_msgs.msg import Header
@@ -19,13 +19,15 @@ def quick_command(**parameters: Any) -> list[str]:
     """
     Return the command line of the node, as ros_command does.
 
-    It is the real one, but that it reports its health every REPORT_S, and that warnings settle
-    within two periods or SETTLE_S: tests of faults wait for both, and there are many.
+    It is the real one, but that it reports its health every REPORT_S, that warnings are over
+    after SETTLE_S and that jumps back count together within UNSTEADY_NS: tests of faults wait for
+    all that, and there are many.
     """
     python, _, _, *arguments = ros_command('dual_vlm_node', **parameters)
     code = (
-        f'import sys; from gmskip_ros.ros import node; node.DIAGNOSTICS_PERIOD_S = {REPORT_S}; '
-        f'node.SETTLE_S = {SETTLE_S}; '
+        'import sys; from gmskip_ros.pipeline import gate; from gmskip_ros.ros import node; '
+        f'node.DIAGNOSTICS_PERIOD_S = {REPORT_S}; node.settle_s = lambda rate_hz: {SETTLE_S}; '
+        f'gate.UNSTEADY_NS = {UNSTEADY_NS}; '
         'from gmskip_ros.ros.dual_vlm_node import main; sys.exit(main())'
     )
     return [python, '-c', code, *arguments]
