@@ -6,7 +6,7 @@ import json
 import sys
 import textwrap
 
-from gmskip_ros.signals import stop_event_on_signals
+from gmskip_ros.signals import StopSignals
 
 USAGE = """\
 usage: dual_vlm_node [--help]
@@ -23,7 +23,7 @@ def main() -> int:
     if '--help' in sys.argv[1:] or '-h' in sys.argv[1:]:
         print(USAGE + '\n'.join(_parameter_lines()))
         return 0
-    stop = stop_event_on_signals()
+    stop = StopSignals().listen()
     from gmskip_ros.ros.node import run
 
     return run(stop)

@@ -50,7 +50,7 @@ from gmskip_ros.pipeline.parameter_kinds import (
 from gmskip_ros.ros import parameters
 from gmskip_ros.ros.camera_sources import MessageFormat, PlayerError, open_source
 from gmskip_ros.ros.cues import Cue, cues
-from gmskip_ros.signals import STOP_POLL_S, stop_event_on_signals
+from gmskip_ros.signals import STOP_POLL_S, StopSignals
 
 # States of the awaited node in which its model is loaded and it accepts frames.
 READY_STATES = ('ready', 'no_frames', 'overload', 'degraded')
@@ -280,7 +280,7 @@ def main(args: list[str] | None = None) -> int:
     if '--help' in arguments or '-h' in arguments:
         print(USAGE + '\n'.join(_parameter_lines()))
         return 0
-    stop = stop_event_on_signals()
+    stop = StopSignals().listen()
     try:
         rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
     except RuntimeError as error:

@@ -46,7 +46,7 @@ from gmskip_ros.ros import parameter_files, parameters
 from gmskip_ros.ros.conversions import image_to_rgb
 from gmskip_ros.ros.input_diagnosis import COMPRESSED, InputDiagnosis, message_lost_callbacks
 from gmskip_ros.ros.publishing import Publishing
-from gmskip_ros.signals import STOP_POLL_S
+from gmskip_ros.signals import STOP_POLL_S, StopSignals
 
 DIAGNOSTICS_PERIOD_S = 1.0
 WARN_AGAIN_S = 30.0
@@ -333,7 +333,7 @@ class DualVlmNode(Node):
 
 
 def run(
-    stop: threading.Event,
+    stop: StopSignals,
     args: list[str] | None = None,
     load: LoadEngine = load_engine,
 ) -> int:
