@@ -88,6 +88,10 @@ class _State:
     is_silent: bool = False
 
 
+def _silence(silent_s: float) -> _State:
+    return _State('no_frames', f'no image for {silent_s:.0f} s', is_silent=True)
+
+
 @dataclass(frozen=True)
 class Report:
     """The node's health at one moment."""
@@ -114,6 +118,7 @@ class Health:
         self._frames: Counter[str] = Counter()
         self._last_received_s = self._last_usable_s = self._running_since_s = now_s
         self._created_s = now_s
+        self._no_frames_after_s = 3.0  # as in the last call of `report`
         self._received = RateMeter()
         self._answered = RateMeter()
         self._latency_ms: dict[str, deque[float]] = {}
@@ -152,6 +157,9 @@ class Health:
         with self._lock:
             self._frames['received'] += 1
             self._received.note(now_s)
+            silent_s = now_s - self._last_received_s
+            if silent_s > self._no_frames_after_s:  # over, but only just
+                self._warn(_silence(silent_s), now_s)
             self._last_received_s = now_s
             if outcome != 'stale':
                 self._last_usable_s = now_s
@@ -203,6 +211,7 @@ class Health:
         is entered at once, and left after `settle_s` without a warning.
         """
         with self._lock:
+            self._no_frames_after_s = no_frames_after_s
             warning = self._current_warning(now_s, no_frames_after_s, stuck_stamps, degraded)
             state = self._state(now_s, settle_s, warning)
             self._failed_since_report = False
@@ -233,7 +242,7 @@ class Health:
             self._warn(warning, now_s)
             return warning
         good_s = now_s - self._warning_s
-        if self._warning is not None and good_s < settle_s:
+        if self._warning is not None and good_s <= settle_s:
             reason = f'{self._warning.reason} (good for {good_s:.1f} s)'
             return _State(self._warning.name, reason, is_logged=True)
         return _State('ready', '')
@@ -249,7 +258,7 @@ class Health:
         if self._failed_since_report:
             return failed
         if silent_s > no_frames_after_s:
-            return _State('no_frames', f'no image for {silent_s:.0f} s', is_silent=True)
+            return _silence(silent_s)
         if now_s - self._last_usable_s > no_frames_after_s:
             reason = 'all images are older than max_frame_age_sec: check use_sim_time'
             return _State('no_frames', reason)

@@ -42,7 +42,10 @@ def probe() -> Iterator[FaultProbe]:
     python, _, _, *arguments = ros_command(
         'dual_vlm_node', rate_hz=RATE_HZ, input_reliability='reliable', **ONE_TASK
     )
-    with RosProcess([python, '-c', SHORT_TIMES, *arguments]) as process, ros_node() as node:
+    with (
+        RosProcess([python, '-c', SHORT_TIMES, *arguments], warm=True) as process,
+        ros_node() as node,
+    ):
         probe = FaultProbe(node, process, '/dual_vlm', INPUT)
         probe.wait_for_state('ready', 'no_frames')
         yield probe
@@ -237,7 +240,7 @@ def test_parameter_file_that_misses_the_node(tmp_path: Path, name: str) -> None:
     content, words = MISSES[name]
     path = param_file(tmp_path, content)
     command = ros_command('dual_vlm_node', '-r', '__ns:=/front', params_file=path)
-    with RosProcess(command) as process:
+    with RosProcess(command, warm=True) as process:
         assert process.wait() == 2
     (line,) = [line for line in process.output().splitlines() if 'dual_vlm]' in line]
     assert '[FATAL]' in line and str(path) in line and words in line
@@ -282,7 +285,7 @@ def test_start_that_is_explained(tmp_path: Path, name: str) -> None:
     arguments = dict(arguments)
     if 'params_file' in arguments:
         arguments['params_file'] = param_file(tmp_path, arguments['params_file'])
-    with RosProcess(ros_command('dual_vlm_node', **arguments)) as process:
+    with RosProcess(ros_command('dual_vlm_node', **arguments), warm=True) as process:
         process.wait_for_output(': loading')
         for line in lines:
             process.wait_for_output(line)
@@ -292,7 +295,7 @@ def test_start_that_is_explained(tmp_path: Path, name: str) -> None:
 
 
 def test_label_set_that_is_misspelt() -> None:
-    with RosProcess(ros_command('dual_vlm_node', labels=['coda2'])) as process:
+    with RosProcess(ros_command('dual_vlm_node', labels=['coda2']), warm=True) as process:
         assert process.wait() == 2
     (line,) = [line for line in process.output().splitlines() if '[dual_vlm]' in line]
     for word in ('[FATAL]', 'labels', "'coda2'", 'coda, coco, scenes'):
