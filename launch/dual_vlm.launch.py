@@ -3,6 +3,8 @@
 ros2 launch gmskip_ros dual_vlm.launch.py input_image:=/sensing/camera/camera0/image_rect_color
 """
 
+import os
+
 from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
@@ -37,7 +39,11 @@ def respawn_of(context):
 
 
 def launch_setup(context):
-    parameters = [LaunchConfiguration('param_file').perform(context)]
+    param_file = LaunchConfiguration('param_file').perform(context)
+    # launch_ros itself starts the node without it.
+    if not os.path.isfile(param_file):
+        raise FileNotFoundError(f"param_file: '{param_file}' is not a file")
+    parameters = [param_file]
     for name, (value_type, _) in OVERRIDES.items():
         value = LaunchConfiguration(name)
         if value.perform(context):

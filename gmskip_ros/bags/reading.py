@@ -14,7 +14,7 @@ import contextlib
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePath
@@ -29,6 +29,7 @@ from rosbags.rosbag2.storage_sqlite3 import Sqlite3Reader
 from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
+from gmskip_ros.bags.foreign import ROS1_REMEDY, foreign_file, foreign_topic, lacks_profile
 from gmskip_ros.bags.mcap_salvage import McapScan
 from gmskip_ros.bags.salvage import IMAGE_TYPES, Message, Source, in_time_order, unpacked
 from gmskip_ros.bags.sqlite3_salvage import Sqlite3Scan, has_wal, is_cut_off
@@ -37,7 +38,7 @@ from gmskip_ros.errors import UserError
 STORAGES = {'.db3': 'sqlite3', '.mcap': 'mcap'}
 _SUFFIXES = ('.db3', '.mcap', '.db3.zstd', '.mcap.zstd')
 _ZSTD_MAGIC = b'\x28\xb5\x2f\xfd'  # a CDR message begins with 0
-_ROS1_MAGIC = b'#ROSBAG'
+_ROS1_SUFFIX = '.bag'
 
 Reader: TypeAlias = McapReader | Sqlite3Reader | McapScan | Sqlite3Scan
 
@@ -58,11 +59,15 @@ class BagFrame:
 
 
 def is_bag(path: str | Path) -> bool:
-    """Return whether a path looks like a bag: a storage file, or a folder with files of a bag."""
+    """Return whether a path looks like a bag: a storage file, or a folder with files of a bag.
+
+    Bags of ROS 1 look like bags, so that opening one says what it is.
+    """
     path = Path(path).expanduser()
     if path.is_dir():
-        return (path / 'metadata.yaml').is_file() or bool(_storage_files(path))
-    return path.name.endswith(_SUFFIXES)
+        is_ros2 = (path / 'metadata.yaml').is_file() or bool(_storage_files(path))
+        return is_ros2 or bool(_ros1_files(path))
+    return path.name.endswith((*_SUFFIXES, _ROS1_SUFFIX))
 
 
 def open_camera_bag(
@@ -152,6 +157,9 @@ class CameraBag:
         metadata = self._read_metadata() if self.path.is_dir() else {}
         for path in self._find_files(metadata):
             try:
+                problem = foreign_file(path)
+                if problem:
+                    raise _UnusableError(f'{path.name}: {problem}')
                 file = _BagFile(path.name, *self._unpacked(path), self.problems)
             except _UnusableError as error:
                 self.problems.append(str(error))
@@ -189,12 +197,9 @@ class CameraBag:
     def _find_files(self, metadata: Mapping[str, Any]) -> list[Path]:
         """Return the files to read: those that the metadata name, or else all in the folder."""
         if not self.path.is_dir():
-            with self.path.open('rb') as stream:
-                is_ros1 = stream.read(len(_ROS1_MAGIC)) == _ROS1_MAGIC
-            if is_ros1:
-                raise BagError(
-                    f'bag {str(self.path)!r}: a ROS 1 bag; convert it with rosbags-convert'
-                )
+            problem = foreign_file(self.path)
+            if problem:
+                raise BagError(f'bag {str(self.path)!r}: {problem}')
             if not self.path.name.endswith(_SUFFIXES):
                 raise BagError(
                     f'bag {str(self.path)!r}: not a bag; give a bag folder, .db3 or .mcap'
@@ -211,6 +216,11 @@ class CameraBag:
                     'put it back to read it'
                 )
         files = [path for path in named if path in present] or present
+        ros1_files = _ros1_files(self.path)
+        if not files and ros1_files:
+            raise BagError(
+                f'bag {str(self.path)!r}: a ROS 1 bag in it ({ros1_files[0].name}); {ROS1_REMEDY}'
+            )
         if not files:
             raise BagError(
                 f'bag {str(self.path)!r}: no .db3 or .mcap file in it; give the folder that '
@@ -256,12 +266,14 @@ class CameraBag:
             if not found:
                 raise self._topic_error(f'no topic {topic!r}', counts, 'give one of')
             usable = [entry for entry in found if entry[1] in IMAGE_TYPES]
+            self._refuse_foreign(found if not usable else [], encodings)
             if not usable:
                 raise self._topic_error(
                     f'topic {topic!r} is {found[0][1]}', counts, 'give a camera topic; it has'
                 )
         else:
             usable = [entry for entry in counts if entry[1] in IMAGE_TYPES]
+            self._refuse_foreign(counts if not usable else [], encodings)
             if not usable:
                 raise self._topic_error(
                     'no sensor_msgs/msg/Image or CompressedImage in it',
@@ -275,6 +287,7 @@ class CameraBag:
         self.topic, self.message_type = max(usable, key=lambda entry: counts[entry])
         self.num_frames = counts[self.topic, self.message_type]
         encoding = encodings.get(self.topic, 'cdr')
+        self._refuse_foreign([(self.topic, self.message_type)], encodings)
         if encoding != 'cdr':
             raise BagError(
                 f'bag {str(self.path)!r}: {self.topic} is stored as {encoding!r}; record it with '
@@ -282,6 +295,15 @@ class CameraBag:
             )
         for file in self._files:
             file.message_type = self.message_type
+
+    def _refuse_foreign(
+        self, topics: Iterable[tuple[str, str]], encodings: Mapping[str, str]
+    ) -> None:
+        """Raise BagError for the first of the topics (name, type) that another system wrote."""
+        for name, msgtype in topics:
+            problem = foreign_topic(msgtype, encodings.get(name, 'cdr'))
+            if problem:
+                raise BagError(f'bag {str(self.path)!r}: {name} {problem}')
 
     def _topic_error(
         self, what: str, counts: Mapping[tuple[str, str], int], remedy: str
@@ -389,6 +411,8 @@ class _BagFile:
             sqlite3_reader = Sqlite3Reader(Path(quote(str(self._path))))
             sqlite3_reader.open()
             return sqlite3_reader
+        if lacks_profile(self._path):  # not damage; rosbags refuses it
+            return self._scan()
         mcap_reader = McapReader(self._path)
         mcap_reader.open()
         # rosbags finds what the index lists; without an index, only what is in time order.
@@ -434,6 +458,10 @@ class _BagFile:
 
 def _storage_files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.name.endswith(_SUFFIXES) and p.is_file())
+
+
+def _ros1_files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.suffix == _ROS1_SUFFIX and p.is_file())
 
 
 def _topics_of(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:

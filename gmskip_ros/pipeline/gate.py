@@ -3,32 +3,62 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from gmskip_ros.pipeline.stamps import StampWatch
+
 Verdict = Literal['due', 'reset', 'gated', 'out_of_order']
+UNSTEADY_NS = 10_000_000_000  # two jumps back within it, until it has passed without one
 
 
 class FrameGate:
-    """Choose frames by their header stamps alone: the same ones live and offline.
+    """Choose frames by their header stamps: the same ones live and offline.
 
     A frame is due when `stamp // period > last_taken_stamp // period`. A stamp more than a period
     older than the newest one seen is a jump (a bag starts over): the gate forgets everything and
     the frame is due. A stamp that is older by less is out of order and never due.
 
+    Stamps that go back and forth (two cameras on one topic) would make every frame due. From the
+    second jump back within UNSTEADY_NS until UNSTEADY_NS without one, a frame is therefore gated
+    unless a period has also passed since the last one was taken, by the time of arrival.
+
     Live, frames keep arriving while the worker is busy, so judging and taking are two steps.
-    Offline they are one: `if gate.judge(stamp_ns) in ('due', 'reset'): gate.take(stamp_ns)`.
+    Offline they are one: `if gate.judge(stamp_ns, time_ns) in ('due', 'reset'):
+    gate.take(stamp_ns, time_ns)`.
     """
 
     def __init__(self, period_ns: int) -> None:
         """`period_ns` may be assigned later; the next call of `judge` uses it."""
         self.period_ns = period_ns
+        self.resets = 0  # jumps back so far
         self._newest_ns: int | None = None
         self._last_taken_ns: int | None = None
+        self._last_taken_at_ns: int | None = None
+        self._last_reset_at_ns = 0
+        self._close_resets = 0  # each within UNSTEADY_NS of the one before
 
-    def judge(self, stamp_ns: int) -> Verdict:
-        """Return whether the frame with this stamp (ns) is due; 'reset' is due after a jump."""
+    def judge(self, stamp_ns: int, arrival_ns: int) -> Verdict:
+        """Return whether the frame with this stamp (ns) is due; 'reset' is due after a jump.
+
+        `arrival_ns`: when it arrived, by a clock that does not jump (offline: when it was
+        recorded).
+        """
+        verdict = self._judge_stamp(stamp_ns)
+        if verdict == 'reset':
+            is_close = arrival_ns - self._last_reset_at_ns < UNSTEADY_NS
+            self._close_resets = self._close_resets + 1 if is_close and self.resets else 1
+            self._last_reset_at_ns = arrival_ns
+            self.resets += 1
+        if verdict in ('due', 'reset') and self.is_unsteady(arrival_ns):
+            taken_ns = self._last_taken_at_ns
+            if taken_ns is not None and 0 <= arrival_ns - taken_ns < self.period_ns:
+                return 'gated'
+        return verdict
+
+    def _judge_stamp(self, stamp_ns: int) -> Verdict:
         if self._newest_ns is not None and stamp_ns < self._newest_ns:
             if self._newest_ns - stamp_ns <= self.period_ns:
                 return 'out_of_order'
@@ -41,9 +71,14 @@ class FrameGate:
             return 'due'
         return 'gated'
 
-    def take(self, stamp_ns: int) -> None:
-        """Remember that the due frame with this stamp (ns) is being answered."""
+    def is_unsteady(self, now_ns: int) -> bool:
+        """Return whether stamps go back and forth; `now_ns` is of the clock of arrivals."""
+        return self._close_resets > 1 and now_ns - self._last_reset_at_ns < UNSTEADY_NS
+
+    def take(self, stamp_ns: int, now_ns: int) -> None:
+        """Remember that the due frame with this stamp is being answered from `now_ns` on."""
         self._last_taken_ns = stamp_ns
+        self._last_taken_at_ns = now_ns
 
 
 @dataclass(frozen=True)
@@ -60,6 +95,7 @@ class FrameSlot:
     def __init__(self, period_ns: int) -> None:
         self._lock = threading.Lock()
         self._gate = FrameGate(period_ns)
+        self._stamps = StampWatch()
         self._waiting: Frame | None = None
         self._taken: Frame | None = None
         self._event = threading.Event()
@@ -76,6 +112,7 @@ class FrameSlot:
         """
         with self._lock:
             self._open = is_open
+            self._stamps = StampWatch()
             dropped = not is_open and self._waiting is not None
             if not is_open:
                 self._waiting = self._taken = None
@@ -90,13 +127,31 @@ class FrameSlot:
         with self._lock:
             if not self._open:
                 return 'not_ready'
-            verdict = self._gate.judge(frame.stamp_ns)
+            now_ns = time.monotonic_ns()
+            verdict = self._gate.judge(frame.stamp_ns, now_ns)
+            self._stamps.note(frame.stamp_ns, now_ns, is_due=verdict in ('due', 'reset'))
             if verdict in ('gated', 'out_of_order'):
                 return verdict
             dropped = 'replaced' if self._waiting is not None else ''
             self._waiting = frame
         self._event.set()
         return dropped
+
+    def stuck_stamps(self, after_ns: int) -> str:
+        """Return what makes arriving frames never due, if it lasts for `after_ns`; else ''."""
+        with self._lock:
+            return self._stamps.problem(self._gate.period_ns, after_ns)
+
+    def unsteady_stamps(self) -> str:
+        """Return a line about stamps that go back and forth; '' if they do not."""
+        with self._lock:
+            if not self._gate.is_unsteady(time.monotonic_ns()):
+                return ''
+            return (
+                f'stamps go back and forth ({self._gate.resets} jumps back so far), so frames are '
+                'taken by time of arrival: are there two cameras or bags on this topic, or a bag '
+                'of less than 10 s in a loop?'
+            )
 
     def is_occupied(self) -> bool:
         """Return whether a due frame is waiting."""
@@ -126,6 +181,6 @@ class FrameSlot:
                 return None, ''
             if is_stale(frame):
                 return None, 'stale'
-            self._gate.take(frame.stamp_ns)
+            self._gate.take(frame.stamp_ns, time.monotonic_ns())
             self._taken = frame
             return frame, ''

@@ -39,7 +39,7 @@ FRAME_COUNTERS = (
     'failed',  # any other exception between the message and the overlay image
     'abandoned',  # paused or stopped while it was being answered
 )
-ACHIEVED_RATE_WINDOW_S = 10.0
+RATE_WINDOW_S = 10.0
 LATENCY_WINDOW = 100  # frames
 
 
@@ -52,6 +52,46 @@ def resident_mib() -> float:
     return pages * os.sysconf('SC_PAGE_SIZE') / 2**20
 
 
+class RateMeter:
+    """The rate of events within the last RATE_WINDOW_S."""
+
+    def __init__(self) -> None:
+        self._times_s: deque[float] = deque()
+
+    def note(self, now_s: float) -> None:
+        """Note an event."""
+        self._times_s.append(now_s)
+        self._forget(now_s)
+
+    def clear(self) -> None:
+        """Forget all events."""
+        self._times_s.clear()
+
+    def rate_hz(self, now_s: float, since_s: float) -> float:
+        """Return the events per second since then, at most within the last RATE_WINDOW_S."""
+        self._forget(now_s)
+        window_s = min(now_s - since_s, RATE_WINDOW_S)
+        return len(self._times_s) / max(window_s, 1.0)
+
+    def _forget(self, now_s: float) -> None:
+        while self._times_s and self._times_s[0] < now_s - RATE_WINDOW_S:
+            self._times_s.popleft()
+
+
+@dataclass(frozen=True)
+class _State:
+    """A state and its reason."""
+
+    name: str
+    reason: str
+    is_logged: bool = False
+    is_silent: bool = False
+
+
+def _silence(silent_s: float) -> _State:
+    return _State('no_frames', f'no image for {silent_s:.0f} s', is_silent=True)
+
+
 @dataclass(frozen=True)
 class Report:
     """The node's health at one moment."""
@@ -59,7 +99,10 @@ class Report:
     state: str
     level: str  # OK, WARN or ERROR
     reason: str  # '' if the state needs none
+    is_logged: bool  # whether the reason has been logged
+    is_silent: bool  # whether the reason is that no image arrives
     frames: dict[str, int]
+    input_rate_hz: float  # of camera messages
     achieved_rate_hz: float
     latency_ms: dict[str, tuple[float, float]]  # branch -> (p50, p95), if measured
     last_error: str
@@ -74,12 +117,17 @@ class Health:
         self._paused = not enabled
         self._frames: Counter[str] = Counter()
         self._last_received_s = self._last_usable_s = self._running_since_s = now_s
-        self._answered_s: deque[float] = deque()
+        self._created_s = now_s
+        self._no_frames_after_s = 3.0  # as in the last call of `report`
+        self._received = RateMeter()
+        self._answered = RateMeter()
         self._latency_ms: dict[str, deque[float]] = {}
         self._overload = ''
         self._last_error = ''
         self._degraded = False
         self._failed_since_report = False
+        self._warning: _State | None = None  # the last one, which may be over
+        self._warning_s = now_s
 
     def set_phase(self, phase: str, now_s: float, reason: str = '') -> None:
         """Enter 'loading', 'warming_up', 'running', 'unloaded' (while paused) or 'error'."""
@@ -99,14 +147,19 @@ class Health:
 
     def _restart_windows(self, now_s: float) -> None:
         self._running_since_s = self._last_received_s = self._last_usable_s = now_s
-        self._answered_s.clear()
+        self._answered.clear()
         self._overload = ''
         self._degraded = False
+        self._warning = None
 
     def frame_received(self, outcome: str, now_s: float) -> None:
         """Count a camera message; `outcome` is one of FRAME_COUNTERS, or '' if it is waiting."""
         with self._lock:
             self._frames['received'] += 1
+            self._received.note(now_s)
+            silent_s = now_s - self._last_received_s
+            if silent_s > self._no_frames_after_s:  # over, but only just
+                self._warn(_silence(silent_s), now_s)
             self._last_received_s = now_s
             if outcome != 'stale':
                 self._last_usable_s = now_s
@@ -128,28 +181,49 @@ class Health:
         """Count a frame as 'answered' or 'full_dropped'; `overload`: why it is behind."""
         with self._lock:
             self._frames[outcome] += 1
-            self._answered_s.append(now_s)
+            self._answered.note(now_s)
             self._overload = overload
             self._degraded = False
+            if overload:
+                self._warn(_State('overload', overload), now_s)
 
-    def failure(self, outcome: str, reason: str) -> None:
+    def failure(self, outcome: str, reason: str, now_s: float) -> None:
         """Count a frame as 'undecodable' or 'failed'."""
         with self._lock:
             self._frames[outcome] += 1
             self._last_error = reason
             self._degraded = self._failed_since_report = True
+            self._warn(_State('degraded', reason, is_logged=True), now_s)
 
-    def report(self, now_s: float, no_frames_after_s: float = 3.0) -> Report:
-        """Return the health now; state 'no_frames' after that long without a usable frame."""
+    def report(
+        self,
+        now_s: float,
+        no_frames_after_s: float = 3.0,
+        settle_s: float = 3.0,
+        *,
+        stuck_stamps: str = '',
+        degraded: str = '',
+    ) -> Report:
+        """Return the health now.
+
+        State 'no_frames' after `no_frames_after_s` without a usable frame, or if `stuck_stamps` has
+        a reason; 'degraded' if `degraded` has one and nothing worse is wrong. A state of level WARN
+        is entered at once, and left after `settle_s` without a warning.
+        """
         with self._lock:
-            state, reason = self._state(now_s, no_frames_after_s)
+            self._no_frames_after_s = no_frames_after_s
+            warning = self._current_warning(now_s, no_frames_after_s, stuck_stamps, degraded)
+            state = self._state(now_s, settle_s, warning)
             self._failed_since_report = False
             return Report(
-                state=state,
-                level=LEVELS[state],
-                reason=reason,
+                state=state.name,
+                level=LEVELS[state.name],
+                reason=state.reason,
+                is_logged=state.is_logged,
+                is_silent=state.is_silent,
                 frames={name: self._frames[name] for name in FRAME_COUNTERS},
-                achieved_rate_hz=self._achieved_rate_hz(now_s),
+                input_rate_hz=self._received.rate_hz(now_s, self._created_s),
+                achieved_rate_hz=self._answered.rate_hz(now_s, self._running_since_s),
                 latency_ms={
                     branch: (float(np.percentile(window, 50)), float(np.percentile(window, 95)))
                     for branch, window in self._latency_ms.items()
@@ -157,27 +231,43 @@ class Health:
                 last_error=self._last_error,
             )
 
-    def _state(self, now_s: float, no_frames_after_s: float) -> tuple[str, str]:
+    def _state(self, now_s: float, settle_s: float, warning: _State | None) -> _State:
         if self._phase in ('loading', 'warming_up'):
-            return self._phase, self._phase_reason
+            return _State(self._phase, self._phase_reason)
         if self._paused:
-            return 'paused', 'call ~/enable with true to resume'
+            return _State('paused', 'call ~/enable with true to resume')
         if self._phase == 'error':
-            return 'error', self._phase_reason
-        if self._failed_since_report:
-            return 'degraded', self._last_error
-        if now_s - self._last_received_s > no_frames_after_s:
-            return 'no_frames', f'no image for {now_s - self._last_received_s:.0f} s'
-        if now_s - self._last_usable_s > no_frames_after_s:
-            return 'no_frames', ('all images are older than max_frame_age_sec: check use_sim_time')
-        if self._degraded:
-            return 'degraded', self._last_error
-        if self._overload:
-            return 'overload', self._overload
-        return 'ready', ''
+            return _State('error', self._phase_reason, is_logged=True)
+        if warning is not None:
+            self._warn(warning, now_s)
+            return warning
+        good_s = now_s - self._warning_s
+        if self._warning is not None and good_s <= settle_s:
+            reason = f'{self._warning.reason} (good for {good_s:.1f} s)'
+            return _State(self._warning.name, reason, is_logged=True)
+        return _State('ready', '')
 
-    def _achieved_rate_hz(self, now_s: float) -> float:
-        window_start_s = max(now_s - ACHIEVED_RATE_WINDOW_S, self._running_since_s)
-        while self._answered_s and self._answered_s[0] < window_start_s:
-            self._answered_s.popleft()
-        return len(self._answered_s) / max(now_s - window_start_s, 1.0)
+    def _warn(self, warning: _State, now_s: float) -> None:
+        self._warning, self._warning_s = warning, now_s
+
+    def _current_warning(
+        self, now_s: float, no_frames_after_s: float, stuck_stamps: str, degraded: str
+    ) -> _State | None:
+        failed = _State('degraded', self._last_error, is_logged=True)
+        silent_s = now_s - self._last_received_s
+        if self._failed_since_report:
+            return failed
+        if silent_s > no_frames_after_s:
+            return _silence(silent_s)
+        if now_s - self._last_usable_s > no_frames_after_s:
+            reason = 'all images are older than max_frame_age_sec: check use_sim_time'
+            return _State('no_frames', reason)
+        if stuck_stamps:
+            return _State('no_frames', stuck_stamps)
+        if self._degraded:
+            return failed
+        if degraded:
+            return _State('degraded', degraded)
+        if self._overload:
+            return _State('overload', self._overload)
+        return None

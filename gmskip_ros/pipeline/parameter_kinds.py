@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,15 @@ class Spec:
             return self.kind.check(value)
         except ValueError as error:
             raise ParameterError(self.name, value, str(error)) from None
+
+
+def flat_parameters(section: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
+    """Yield name and value of each parameter of a file's section; nested names get dots."""
+    for key, value in section.items() if isinstance(section, dict) else ():
+        if isinstance(value, dict):
+            yield from flat_parameters(value, f'{prefix}{key}.')
+        else:
+            yield f'{prefix}{key}', value
 
 
 def text() -> Kind:

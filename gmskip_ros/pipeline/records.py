@@ -184,6 +184,7 @@ def health_status(
     `facts` has the values that are not in the report (model, device, rates, ages), by key.
     """
     values: dict[str, object] = {'state': report.state, 'reason': report.reason, **facts}
+    values['input_rate_hz'] = report.input_rate_hz
     values['achieved_rate_hz'] = report.achieved_rate_hz
     values.update({f'frames_{counter}': count for counter, count in report.frames.items()})
     for branch, (p50_ms, p95_ms) in report.latency_ms.items():

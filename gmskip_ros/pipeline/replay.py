@@ -101,11 +101,13 @@ class Replay:
         if stamp.sec == stamp.nanosec == 0 and not self._warned_of_no_stamp:
             self._warned_of_no_stamp = True
             self._on_problem('images have no stamp: the time of recording is used')
-        verdict = self._gate.judge(frame.stamp_ns)
+        resets_before = self._gate.resets
+        verdict = self._gate.judge(frame.stamp_ns, frame.time_ns)
+        resets = self._gate.resets - resets_before
         if verdict in ('gated', 'out_of_order'):
-            self.counts.update({'in_bag': 1, verdict: 1})
+            self.counts.update({'in_bag': 1, 'resets': resets, verdict: 1})
             return None
-        self._gate.take(frame.stamp_ns)
+        self._gate.take(frame.stamp_ns, frame.time_ns)
         answered, outcome, reason = None, 'answered', ''
         try:
             answered = self._answer(frame, should_stop)
@@ -116,7 +118,7 @@ class Replay:
         except (VlmError, RuntimeError) as error:  # RuntimeError is torch's
             outcome = 'failed'
             reason = f'inference failed: {type(error).__name__}: {_first_line(error)}'
-        self.counts.update({'in_bag': 1, 'due': 1, 'resets': int(verdict == 'reset'), outcome: 1})
+        self.counts.update({'in_bag': 1, 'due': 1, 'resets': resets, outcome: 1})
         if reason:
             self._report(frame, reason)
         self._failures_in_a_row = self._failures_in_a_row + 1 if outcome == 'failed' else 0

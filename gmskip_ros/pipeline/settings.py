@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from gmskip_ros.pipeline.parameter_kinds import ParameterError
+from gmskip_ros.pipeline.parameter_kinds import ParameterError, flat_parameters
 from gmskip_ros.pipeline.parameters import AUTO, SPECS
 from gmskip_ros.pipeline.pipeline import QUESTION
 from gmskip_ros.pipeline.records import NODE_NAME
@@ -101,7 +101,9 @@ def values_from_file(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ParameterError('file', str(path), f'cannot be read: {reason}') from None
     values: dict[str, Any] = {}
     try:
-        set_values = [entry for section in _sections_in(content) for entry in _flat(section)]
+        set_values = [
+            entry for section in _sections_in(content) for entry in flat_parameters(section)
+        ]
     except RecursionError:
         raise ParameterError('file', str(path), 'refers to itself: write the values out') from None
     for name, value in set_values:
@@ -122,15 +124,6 @@ def _sections_in(content: Any, name: str = '') -> Iterator[Any]:
             yield from _sections_in(value, str(key))
         elif name.rpartition('/')[2] in NODE_SECTIONS:
             yield value
-
-
-def _flat(section: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
-    """Yield name and value of each parameter; nested names get dots."""
-    for key, value in section.items() if isinstance(section, dict) else ():
-        if isinstance(value, dict):
-            yield from _flat(value, f'{prefix}{key}.')
-        else:
-            yield f'{prefix}{key}', value
 
 
 def settings_from(values: Mapping[str, Any]) -> Settings:

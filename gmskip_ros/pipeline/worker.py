@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import numpy as np
 
 from gmskip_ros.pipeline.gate import Frame, FrameSlot
-from gmskip_ros.pipeline.health import Health
+from gmskip_ros.pipeline.health import Health, Report
 from gmskip_ros.pipeline.parameters import AUTO
 from gmskip_ros.pipeline.pipeline import (
     QUESTION,
@@ -279,6 +279,16 @@ class InferenceWorker:
         message = 'resumed after an error' if retry else 'resumed'
         return True, message if was_loaded else f'{message}: the model is being loaded'
 
+    def report(self, no_frames_after_s: float, settle_s: float, degraded: str = '') -> Report:
+        """Return the health now; arguments as in Health.report."""
+        return self.health.report(
+            time.monotonic(),
+            no_frames_after_s,
+            settle_s,
+            stuck_stamps=self.slot.stuck_stamps(int(no_frames_after_s * 1e9)),
+            degraded=degraded or self.slot.unsteady_stamps(),
+        )
+
     def check_progress(self) -> None:
         """Enter the error state if inference hangs; call it periodically from another thread."""
         hangs = self._hangs()
@@ -399,6 +409,11 @@ class InferenceWorker:
         self._log.info(
             f'{engine.name} runs with {engine.num_blocks} blocks, {engine.dtype} on {engine.device}'
         )
+        if engine.name == 'demo':
+            self._log.warning(
+                'the model demo is a toy, trained on rendered scenes: what it answers about camera '
+                'images means nothing; set the parameter model'
+            )
 
     def _warm_up_stops(self) -> bool:
         self._make_progress()
@@ -594,12 +609,12 @@ class InferenceWorker:
 
     def _image_failed(self, error: ImageError) -> None:
         reason = f'no answer to this image: {_first_line(error)}'
-        self.health.failure('undecodable', reason)
+        self.health.failure('undecodable', reason, time.monotonic())
         self._log_once(reason)
 
     def _inference_failed(self, error: BaseException) -> None:
         reason = f'inference failed: {_one_line(error)}'
-        self.health.failure('failed', reason)
+        self.health.failure('failed', reason, time.monotonic())
         self._log_once(reason)
         self._failures_in_a_row += 1
         if self._failures_in_a_row >= MAX_FAILURES_IN_A_ROW:

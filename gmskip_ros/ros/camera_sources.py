@@ -18,6 +18,7 @@ import numpy as np
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
+from gmskip_ros.bags.foreign import foreign_file
 from gmskip_ros.bags.reading import BagError, is_bag, open_camera_bag
 from gmskip_ros.errors import UserError
 from gmskip_ros.pipeline.parameter_kinds import ParameterError
@@ -148,7 +149,8 @@ def read_image(path: Path) -> np.ndarray:
     data = np.fromfile(path, np.uint8)
     bgr = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
     if bgr is None:
-        raise PlayerError(f'source {str(path)!r}: not a readable image; remove or replace it')
+        problem = foreign_file(path) or 'not a readable image; remove or replace it'
+        raise PlayerError(f'source {str(path)!r}: {problem}')
     return bgr
 
 
@@ -221,7 +223,8 @@ class VideoSource:
     def _open(self) -> cv2.VideoCapture:
         capture = cv2.VideoCapture(str(self._path))
         if not capture.isOpened():
-            raise PlayerError(f'source {str(self._path)!r}: not a readable video; convert it')
+            problem = foreign_file(self._path) or 'not a readable video; convert it'
+            raise PlayerError(f'source {str(self._path)!r}: {problem}')
         return capture
 
 
@@ -246,4 +249,9 @@ class BagSource:
 
     def frames(self) -> Iterator[SourceFrame]:
         for frame in self._bag.frames():
+            if frame.problem:
+                seconds, rest_ns = divmod(frame.stamp_ns, 1_000_000_000)
+                problem = f'frame at {seconds}.{rest_ns:09d}: {frame.problem}'
+                if problem not in self.problems:  # played before, in a loop
+                    self.problems.append(problem)
             yield SourceFrame(frame.raw, frame.time_ns)

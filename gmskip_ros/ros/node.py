@@ -9,11 +9,14 @@ node cannot start with the parameters or arguments it was given.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import os
+import re
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import rclpy
@@ -31,9 +34,9 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header, String
 from std_srvs.srv import SetBool
 
-from gmskip_ros.pipeline import records
+from gmskip_ros.pipeline import records, stamps
 from gmskip_ros.pipeline.gate import Frame
-from gmskip_ros.pipeline.health import WARN, resident_mib
+from gmskip_ros.pipeline.health import OK, WARN, resident_mib
 from gmskip_ros.pipeline.parameter_kinds import ParameterError
 from gmskip_ros.pipeline.parameters import SPECS
 from gmskip_ros.pipeline.records import NODE_NAME
@@ -44,33 +47,44 @@ from gmskip_ros.pipeline.settings import (
     settings_from,
 )
 from gmskip_ros.pipeline.worker import InferenceWorker, LoadEngine, load_engine
-from gmskip_ros.ros import debug_times, parameters
+from gmskip_ros.ros import debug_times, parameter_files, parameters
 from gmskip_ros.ros.conversions import image_to_rgb
+from gmskip_ros.ros.input_diagnosis import COMPRESSED, InputDiagnosis, message_lost_callbacks
 from gmskip_ros.ros.publishing import Publishing
 from gmskip_ros.signals import STOP_POLL_S, StopSignals
 
 DIAGNOSTICS_PERIOD_S = 1.0
 WARN_AGAIN_S = 30.0
-UNKNOWN_NODE = '_NODE_NAME_UNKNOWN_'  # rmw's placeholder until discovery completes
 NO_FRAMES_AFTER_S = 3.0  # or two periods, whichever is longer
+SAME_NAME_AFTER_S = 30.0  # a killed node is seen for a while
 JOIN_TIMEOUT_S = 1.5
 LOADING_JOIN_S = 0.2
+
+
+def settle_s(rate_hz: float) -> float:
+    """Return how long all must be well before a warning is over, s."""
+    return max(3.0, 2.0 / rate_hz)
 
 
 class DualVlmNode(Node):
     """The node; its tables are docs/parameters.md and docs/topics.md."""
 
-    def __init__(self, load: LoadEngine = load_engine, **kwargs: Any) -> None:
-        """Start with the parameters given; raises ParameterError. `load` loads the model."""
+    def __init__(
+        self, load: LoadEngine = load_engine, arguments: Sequence[str] = (), **kwargs: Any
+    ) -> None:
+        """Start with the parameters given; raises ParameterError.
+
+        `load` loads the model; `arguments`: those that rclpy was initialised with.
+        """
         super().__init__(NODE_NAME, **kwargs)
+        self._check_parameter_files(arguments)
         parameters.declare(self, SPECS)
         self._settings = settings_from(parameters.values(self, SPECS))
         self._skip_lists = load_skip_lists(self._settings)
         check_operating_point(self._settings, self._skip_lists)
         self._debug_times = debug_times.resolve(self._settings.debug_time_type)
         self.get_logger().info(f'debug times are published as {self._debug_times.name}')
-        for name in parameters.unknown_names(self):
-            self.get_logger().warning(f'unknown parameter {name}: check its spelling')
+        self._report_unknown_parameters()
         self._settings_changed = False
         self.add_on_set_parameters_callback(self._check_parameters)
 
@@ -89,6 +103,10 @@ class DualVlmNode(Node):
         self._warned_zero_stamp = False
         self._warned_s: dict[str, float] = {}  # steady time by publisher
         self._newest_stamp_ns: int | None = None
+        self._stamp_check = 'unknown'  # of the newest stamp
+        self._warned_stamps: set[str] = set()
+        self._num_lost: int | None = None  # messages, as the middleware counts them
+        self._same_name_since_s: float | None = None
         self._subscription = self._subscribe()
         self._question_subscription = self.create_subscription(
             String,
@@ -98,6 +116,7 @@ class DualVlmNode(Node):
         )
         self._service = self.create_service(SetBool, '~/enable', self._on_enable)
         self._reported_state = ''
+        self._logged_warnings: set[str] = set()  # since the last state of level OK
         # The steady clock ticks even if use_sim_time is set and nothing publishes /clock.
         self._timer = self.create_timer(
             DIAGNOSTICS_PERIOD_S,
@@ -108,6 +127,41 @@ class DualVlmNode(Node):
         # Not a daemon: a daemon thread that is inside torch when Python exits makes it abort.
         self._inference = threading.Thread(target=self._publish_results, name='inference')
         self._inference.start()
+
+    def _check_parameter_files(self, arguments: Sequence[str]) -> None:
+        """Raise ParameterError if a file seems meant for this node and nothing sets a parameter.
+
+        Warn if something else does: then only that file has no effect.
+        """
+        names = set(SPECS)
+        is_set = not names.isdisjoint(parameters.given_names(self))
+        full_name = self.get_fully_qualified_name()
+        for path in parameter_files.files_in(arguments):
+            problem = parameter_files.misplaced(
+                path, full_name, names, {NODE_NAME, self.get_name()}
+            )
+            if problem and not is_set:
+                raise ParameterError(
+                    'file',
+                    path,
+                    f'sets no parameter of {full_name}, nor does anything else: it {problem}',
+                )
+            if problem:
+                self.get_logger().warning(f'parameter file {path} sets nothing here: it {problem}')
+
+    def _report_unknown_parameters(self) -> None:
+        """Warn about names that resemble one of ours; the others are meant for other nodes."""
+        others = []
+        for name in parameters.given_names(self):
+            if self.has_parameter(name):
+                continue
+            similar = parameters.similar_name(name, SPECS)
+            if similar:
+                self.get_logger().warning(f'unknown parameter {name}: did you mean {similar}?')
+            else:
+                others.append(name)
+        if others:
+            self.get_logger().info(f'parameters that this node does not have: {", ".join(others)}')
 
     def stop(self, timeout_s: float = JOIN_TIMEOUT_S) -> bool:
         """Ask the inference thread to end and wait for it; return whether it has ended."""
@@ -135,25 +189,41 @@ class DualVlmNode(Node):
             reliability = ReliabilityPolicy.RELIABLE
         # The compressed topic is the image's resolved name: a remap moves both together.
         topic = self.resolve_topic_name('~/input/image')
-        self._message_type: type = Image
+        message_type: type = Image
         if self._settings.image_transport == 'compressed':
-            topic += '/compressed'
-            self._message_type = CompressedImage
+            topic = topic.removesuffix(COMPRESSED) + COMPRESSED
+            message_type = CompressedImage
         reliability_name = self._settings.input_reliability
-        self._input = f'{topic} ({self._message_type.__name__}, {reliability_name})'
+        self._input = f'{topic} ({message_type.__name__}, {reliability_name})'
         self.get_logger().info(f'images are taken from {self._input}')
         qos = QoSProfile(depth=1, reliability=reliability)
-        return self.create_subscription(self._message_type, topic, self._on_image, qos)
+        self._diagnosis = InputDiagnosis(self, topic, message_type, qos)
+        callbacks = message_lost_callbacks(self._on_lost)
+        try:
+            subscription = self.create_subscription(
+                message_type, topic, self._on_image, qos, event_callbacks=callbacks
+            )
+            self._num_lost = None if callbacks is None else 0
+        except rclpy_implementation.UnsupportedEventTypeError:  # this middleware counts none
+            subscription = self.create_subscription(message_type, topic, self._on_image, qos)
+        return subscription
+
+    def _on_lost(self, total: int) -> None:
+        self._num_lost = total
 
     def _on_image(self, message: Image | CompressedImage) -> None:
         self._refresh_settings()
         stamp = message.header.stamp
         stamp_ns = stamp.sec * 1_000_000_000 + stamp.nanosec
+        now_ns = self.get_clock().now().nanoseconds
+        self._stamp_check = stamps.check_stamp(stamp_ns, now_ns) if stamp_ns else 'no_stamp'
         if stamp_ns == 0:
-            stamp_ns = self.get_clock().now().nanoseconds
+            stamp_ns = now_ns
             if not self._warned_zero_stamp:
                 self._warned_zero_stamp = True
                 self.get_logger().warning('images have no stamp: the time of arrival is used')
+        elif self._stamp_check in stamps.MEANINGS:
+            self._warn_of_stamp(stamp_ns, now_ns)
         self._newest_stamp_ns = stamp_ns
         self._worker.receive(Frame(message, stamp_ns))
 
@@ -162,6 +232,14 @@ class DualVlmNode(Node):
         refusal = self._worker.ask(message.data)
         if refusal:
             self.get_logger().warning(f'question refused: {refusal}')
+
+    def _warn_of_stamp(self, stamp_ns: int, now_ns: int) -> None:
+        """Log once per kind that stamps and this node's clock do not fit."""
+        if self._stamp_check not in self._warned_stamps:
+            self._warned_stamps.add(self._stamp_check)
+            age = stamps.age_text(stamp_ns, now_ns)
+            meaning = stamps.MEANINGS[self._stamp_check]
+            self.get_logger().warning(f'the image that just arrived is {age}: {meaning}')
 
     def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         response.success, response.message = self._worker.set_enabled(request.data)
@@ -195,30 +273,39 @@ class DualVlmNode(Node):
 
     def _warn_of_publishers(self) -> None:
         """Warn about publishers on the input topic whose messages cannot be received."""
-        topic = self._subscription.topic_name
-        for info in self.get_publishers_info_by_topic(topic):
-            if info.node_name == UNKNOWN_NODE:
-                continue
-            who = f'{info.node_namespace.rstrip("/")}/{info.node_name} publishes on {topic} '
-            expected = f'sensor_msgs/msg/{self._message_type.__name__}'
-            problem = ''
-            if info.topic_type != expected:
-                problem = f'{info.topic_type}, not {expected}: check image_transport and remapping'
-            elif (
-                self._settings.input_reliability == 'reliable'
-                and info.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT
-            ):
-                problem = 'best effort, which a reliable subscription never receives: set '
-                problem += 'input_reliability: best_effort'
-            now_s = time.monotonic()
-            if problem and now_s - self._warned_s.get(who, -math.inf) > WARN_AGAIN_S:
-                self._warned_s[who] = now_s
-                self.get_logger().warning(who + problem)
+        now_s = time.monotonic()
+        for name, problem in self._diagnosis.bad_publishers().items():
+            if now_s - self._warned_s.get(name, -math.inf) > WARN_AGAIN_S:
+                self._warned_s[name] = now_s
+                topic = self._subscription.topic_name
+                self.get_logger().warning(f'{name} publishes on {topic} {problem}')
+
+    def _same_name(self) -> str:
+        """Return the line about other nodes of the same full name, once they are there to stay."""
+        own = (self.get_name(), self.get_namespace())
+        count = self.get_node_names_and_namespaces().count(own)
+        now_s = time.monotonic()
+        if count < 2:
+            self._same_name_since_s = None
+            return ''
+        if self._same_name_since_s is None:
+            self._same_name_since_s = now_s
+        if now_s - self._same_name_since_s < SAME_NAME_AFTER_S:
+            return ''
+        return (
+            f'{count} nodes are named {self.get_fully_qualified_name()}, so their topics and '
+            'services mix: stop all but one, or rename them (-r __node:=NAME)'
+        )
 
     def _report_health(self) -> None:
         self._refresh_settings()
-        no_frames_after_s = max(NO_FRAMES_AFTER_S, 2.0 / self._settings.rate_hz)
-        report = self._worker.health.report(time.monotonic(), no_frames_after_s)
+        rate_hz = self._settings.rate_hz
+        report = self._worker.report(
+            max(NO_FRAMES_AFTER_S, 2.0 / rate_hz), settle_s(rate_hz), degraded=self._same_name()
+        )
+        if report.is_silent:
+            cause = self._diagnosis.silence(report.frames['received'], self._num_lost)
+            report = dataclasses.replace(report, reason=f'{report.reason}: {cause}')
         now = self.get_clock().now()
         status = records.health_status(
             report,
@@ -228,15 +315,17 @@ class DualVlmNode(Node):
             plan=self._worker.plan,
         )
         self._publishing.publish_health(Header(stamp=now.to_msg()), status)
-        # The worker logs what goes wrong with a frame when it happens.
-        if report.state != self._reported_state and report.state not in ('degraded', 'error'):
-            text = status.message
-            if report.state == 'no_frames':
-                text += f'; waiting for {self._input}'
-            if report.level == WARN:
-                self.get_logger().warning(text)
-            else:
-                self.get_logger().info(text)
+        if report.level == WARN:
+            # Each kind of warning once until all is well: the numbers in it change.
+            kind = re.sub(r'[\d.]+', '#', status.message)
+            if not report.is_logged and kind not in self._logged_warnings:
+                self._logged_warnings.add(kind)
+                waiting = f'; waiting for {self._input}' if report.is_silent else ''
+                self.get_logger().warning(status.message + waiting)
+        elif report.state != self._reported_state and not report.is_logged:
+            self.get_logger().info(status.message)
+        if report.level == OK:
+            self._logged_warnings.clear()
         self._reported_state = report.state
 
     def _facts(self, now_ns: int) -> dict[str, object]:
@@ -254,11 +343,14 @@ class DualVlmNode(Node):
             'branches': ','.join(settings.branches),
             'input': self._input,
             'input_age_ms': age_ms,
+            'stamp_check': self._stamp_check,
             'rate_hz': settings.rate_hz,
             'debug_time_type': self._debug_times.name,
             'memory_mib': resident_mib(),
         }
         facts.update(self._worker.questions.facts())
+        if self._num_lost is not None:
+            facts['message_lost'] = self._num_lost
         gpu_bytes = engine.device_memory_bytes() if engine else None
         if gpu_bytes is not None:
             facts['gpu_memory_mib'] = gpu_bytes / 2**20
@@ -279,7 +371,7 @@ def run(
     try:
         # The context stays valid until the inference thread has ended: it may still publish.
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-        node = DualVlmNode(load)
+        node = DualVlmNode(load, sys.argv if args is None else args)
     # Our own errors, and those of ROS about arguments, files and its own parameters.
     except (ValueError, RuntimeError, ParameterException) as error:
         first_line = str(error).strip().splitlines()[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Sequence
 
 from gmskip_ros.tasks.errors import TaskError
@@ -256,12 +258,18 @@ def resolve_labels(labels: Sequence[str]) -> tuple[str, ...]:
 
     Raises TaskError for an empty list, a label without a letter or digit, a label that is listed
     twice (after normalisation: 'traffic_light' and 'Traffic light'), a label that contains
-    several labels, and the name of a set among labels.
+    several labels, the name of a set among labels, and a single name that is not a known label
+    and resembles the name of a set ('coda2').
     """
     if isinstance(labels, str) or not isinstance(labels, Sequence):
         raise TaskError(f"labels: {labels!r} is not a list; write ['coda'] or ['car', 'bus', ...]")
     if len(labels) == 1 and isinstance(labels[0], str) and labels[0] in LABEL_SETS:
         return LABEL_SETS[labels[0]]
+    if len(labels) == 1 and isinstance(labels[0], str) and _is_misspelt_set(labels[0]):
+        raise TaskError(
+            f'labels: {labels[0]!r} alone is neither a label set ({", ".join(LABEL_SETS)}) nor a '
+            'label of one: correct it, or list several labels'
+        )
     if not labels:
         raise TaskError(
             f'labels: the list is empty; name a set ({", ".join(LABEL_SETS)}) or list the labels'
@@ -283,3 +291,14 @@ def resolve_labels(labels: Sequence[str]) -> tuple[str, ...]:
             raise TaskError(f'labels: {label!r} is listed twice (as {seen[normal]!r}); remove one')
         seen[normal] = label
     return tuple(labels)
+
+
+def _is_misspelt_set(name: str) -> bool:
+    """Return whether a name resembles that of a label set and is not a known label."""
+    normal = normalise(name)
+    known = {label for labels in LABEL_SETS.values() for label in labels}
+    known.update(word for words, labels in SYNONYMS for word in (*words, *labels))
+    if normal in {normalise(word) for word in known}:
+        return False
+    begins_with_set = any(re.match(rf'{each}(\W|\d|_)', name.lower()) for each in LABEL_SETS)
+    return begins_with_set or bool(difflib.get_close_matches(normal, LABEL_SETS, cutoff=0.8))

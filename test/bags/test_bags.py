@@ -759,6 +759,72 @@ def test_an_mcap_that_is_damaged_between_its_records_is_read_up_to_there(tmp_pat
         assert len(bag.problems) == 1
 
 
+# ---- recordings of other systems
+
+
+def foreign_mcap(profile: str, name: str, encoding: str, schema_encoding: str = '') -> bytes:
+    """Return an mcap file with three frames on CAMERA, of a type of this name and encoding."""
+    start = (
+        b'\x89MCAP0\r\n'
+        + record(1, string(profile) + string('a test'))
+        + record(3, struct.pack('<H', 1) + string(name) + string(schema_encoding) + string(''))
+        + record(4, struct.pack('<HH', 1, 1) + string(CAMERA) + string(encoding) + string(b''))
+    )
+    return start + b''.join(map(mcap_message, camera_messages(3))) + MCAP_END
+
+
+@pytest.mark.parametrize('profile', ['', 'foxglove', 'ros2'])
+def test_an_mcap_without_the_profile_of_ros_2_is_not_damaged(tmp_path, profile):
+    file = tmp_path / 'a.mcap'
+    file.write_bytes(foreign_mcap(profile, COMPRESSED, 'cdr'))
+    bag, frames = read(file)
+    assert_equal(frames, camera_messages(3))
+    assert bag.problems == []
+
+
+@pytest.mark.parametrize('given', [None, CAMERA])
+@pytest.mark.parametrize(
+    ('profile', 'name', 'encoding', 'words'),
+    [
+        ('ros1', 'sensor_msgs/CompressedImage', 'ros1', 'ROS 1 messages; convert it with rosbags'),
+        ('', 'sensor_msgs/msg/Image', 'ros1', 'ROS 1 messages; convert it with rosbags'),
+        ('ros2', 'sensor_msgs/Image', 'cdr', "the type's old name"),
+        ('', 'foxglove.CompressedImage', 'protobuf', "Foxglove's own type"),
+        ('', 'foxglove.CompressedVideo', 'protobuf', "Foxglove's own type"),
+        ('ros2', 'foxglove_msgs/msg/RawImage', 'cdr', "Foxglove's own type"),
+    ],
+)
+def test_images_of_other_systems_are_named(tmp_path, profile, name, encoding, words, given):
+    file = tmp_path / 'a.mcap'
+    file.write_bytes(foreign_mcap(profile, name, encoding))
+    with pytest.raises(BagError) as error:
+        open_camera_bag(file, given)
+    message = str(error.value)
+    assert f'{CAMERA} ' in message and words in message and 'damaged' not in message
+    assert '\n' not in message
+
+
+@pytest.mark.parametrize('name', ['bag.mcap', 'bag.db3', 'bag.db3.zstd', 'bag.bag', 'folder'])
+def test_a_git_lfs_pointer_is_named(tmp_path, name):
+    pointer = b'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 900\n'
+    path = tmp_path / name
+    if name == 'folder':
+        path.mkdir()
+        (path / 'a_0.mcap').write_bytes(pointer)
+        (path / 'metadata.yaml').write_bytes(pointer)
+    else:
+        path.write_bytes(pointer)
+    with pytest.raises(BagError, match=r"Git LFS pointer, .* 'git lfs pull'"):
+        open_camera_bag(path)
+
+
+def test_a_folder_with_a_ros_1_bag_is_named(tmp_path):
+    (tmp_path / 'drive.bag').write_bytes(b'#ROSBAG V2.0\n')
+    assert is_bag(tmp_path) and is_bag(tmp_path / 'drive.bag')
+    with pytest.raises(BagError, match=r'a ROS 1 bag in it \(drive.bag\); convert it'):
+        open_camera_bag(tmp_path)
+
+
 # ---- the scan against rosbags: on whole files both read the same
 
 

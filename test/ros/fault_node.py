@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from gmskip_ros.pipeline import gate
 from gmskip_ros.pipeline.settings import Settings
 from gmskip_ros.pipeline.worker import load_engine
 from gmskip_ros.ros import node
@@ -35,6 +36,8 @@ FAULTS = {  # upper left pixel (RGB) -> what happens
 }
 PIXELS = {fault: pixel for pixel, fault in FAULTS.items()}
 REPORT_S = 0.1  # between health reports, which tests wait for
+SETTLE_S = 0.3  # until a warning is over
+UNSTEADY_NS = 300_000_000  # within which a second jump back of stamps limits the rate
 SLOW_S = 0.6  # per answer; a frame has two, and the period is 1 s
 
 
@@ -101,6 +104,8 @@ def main() -> int:
         return FaultyVlm(load_engine(settings, on_progress), folder)
 
     node.DIAGNOSTICS_PERIOD_S = REPORT_S
+    node.settle_s = lambda rate_hz: SETTLE_S
+    gate.UNSTEADY_NS = UNSTEADY_NS
     return node.run(stop, load=load)
 
 

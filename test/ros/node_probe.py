@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
-from fault_node import REPORT_S
+from fault_node import REPORT_S, SETTLE_S, UNSTEADY_NS
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
 from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -29,11 +29,14 @@ PARAMETERS: dict[str, Any] = {
 def quick_command(*ros_args: str, **parameters: Any) -> list[str]:
     """Return the command line of the node, as ros_command does.
 
-    It is the real node, except that it reports its health every REPORT_S, which tests wait for.
+    It is the real node, except that it reports its health every REPORT_S, that warnings are over
+    after SETTLE_S, and that jumps back count together within UNSTEADY_NS: tests wait for all that.
     """
     python, _, _, *arguments = ros_command('dual_vlm_node', *ros_args, **parameters)
     code = (
-        f'import sys; from gmskip_ros.ros import node; node.DIAGNOSTICS_PERIOD_S = {REPORT_S}; '
+        'import sys; from gmskip_ros.pipeline import gate; from gmskip_ros.ros import node; '
+        f'node.DIAGNOSTICS_PERIOD_S = {REPORT_S}; node.settle_s = lambda rate_hz: {SETTLE_S}; '
+        f'gate.UNSTEADY_NS = {UNSTEADY_NS}; '
         'from gmskip_ros.ros.dual_vlm_node import main; sys.exit(main())'
     )
     return [python, '-c', code, *arguments]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
 import time
 from pathlib import Path
 
@@ -17,8 +18,9 @@ from ros_process import RosProcess, ros_command, ros_env, ros_node, wait_until
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image
 
+from gmskip_ros.bags.reading import BagError, open_camera_bag
 from gmskip_ros.ros import camera_sources, image_player
-from gmskip_ros.ros.camera_sources import MessageFormat, SourceFrame, open_source
+from gmskip_ros.ros.camera_sources import MessageFormat, PlayerError, SourceFrame, open_source
 from gmskip_ros.ros.conversions import image_to_rgb
 from gmskip_ros.ros.cues import cues
 
@@ -505,6 +507,45 @@ def test_a_wrong_bag_or_video_is_one_line_and_status_2(tmp_path, monkeypatch, ca
         assert len([li for li in printed if li.startswith('image_player: error: ')]) == 1, printed
         for word in words:
             assert word in printed[-1], (options, printed)
+
+
+@pytest.mark.parametrize('name', ['ros1.bag', 'pointer.mcap', 'pointer.db3', 'folder', 'no.mcap'])
+def test_it_says_about_a_bag_what_replay_says(tmp_path, monkeypatch, capfd, name):
+    path = tmp_path / name
+    if name == 'folder':
+        path.mkdir()
+        (path / 'ros1.bag').write_bytes(b'#ROSBAG V2.0\n')
+    elif name == 'ros1.bag':
+        path.write_bytes(b'#ROSBAG V2.0\n')
+    elif name != 'no.mcap':
+        path.write_bytes(b'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n')
+    with pytest.raises(BagError) as error:
+        open_camera_bag(path)
+    monkeypatch.setenv('ROS_LOG_DIR', str(tmp_path / 'log'))
+    assert image_player.main(['--ros-args', '-p', f'source:={path}']) == 2
+    assert f'image_player: error: source: {error.value}\n' in capfd.readouterr().err
+
+
+def test_a_frame_that_replay_cannot_read_is_named(tmp_path):
+    """It is published as recorded all the same."""
+    messages = camera_messages(2)
+    write_bag(tmp_path / 'bag', {'/camera/compressed': messages}, storage='sqlite3')
+    (file,) = (tmp_path / 'bag').glob('*.db3')
+    with sqlite3.connect(file) as database:
+        database.execute('UPDATE messages SET data = substr(data, 1, 30) WHERE id = 2')
+    source = open_source(str(tmp_path / 'bag'), MessageFormat(), '')
+    for _ in range(2):
+        assert len(list(source.frames())) == 2
+    (problem,) = source.problems
+    assert problem.startswith('frame at ') and 'not a readable sensor_msgs/msg/' in problem
+
+
+def test_a_git_lfs_pointer_is_named(tmp_path):
+    for name in ('a.jpg', 'a.mp4'):
+        path = tmp_path / name
+        path.write_bytes(b'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n')
+        with pytest.raises(PlayerError, match='a Git LFS pointer'):
+            open_source(str(path), MessageFormat(), '')
 
 
 def test_wrong_ros_arguments_are_status_2(capfd):

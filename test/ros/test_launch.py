@@ -24,6 +24,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH_FILE = ROOT / 'launch/dual_vlm.launch.py'
+PARAM_FILE = ROOT / 'config/dual_vlm.param.yaml'
 XML_FILE = ROOT / 'launch/dual_vlm.launch.xml'
 INCLUDED = '$(find-pkg-share gmskip_ros)/launch/'
 ARGUMENTS = {
@@ -52,6 +53,14 @@ class LaunchConfiguration(Recorded):
         return context[self.args[0]]
 
 
+class PathJoinSubstitution(Recorded):
+    """Of paths in the package's share folder, which holds launch/ and config/ as the repository."""
+
+    def __fspath__(self) -> str:
+        _, *path = self.args[0]
+        return str(ROOT.joinpath(*path))
+
+
 def stand_in(name: str, **members: Any) -> types.ModuleType:
     module = types.ModuleType(name)
     module.__dict__.update(members)
@@ -67,11 +76,11 @@ def description(monkeypatch: pytest.MonkeyPatch) -> Recorded:
             'DeclareLaunchArgument',
             'OpaqueFunction',
             'Node',
-            'PathJoinSubstitution',
             'FindPackageShare',
             'ParameterValue',
         )
     }
+    kinds['PathJoinSubstitution'] = PathJoinSubstitution
     modules = {
         'launch': ['LaunchDescription'],
         'launch.actions': ['DeclareLaunchArgument', 'OpaqueFunction'],
@@ -122,10 +131,10 @@ def test_by_default_the_parameter_file_decides(description: Recorded) -> None:
 
 def test_arguments_override_the_parameter_file(description: Recorded) -> None:
     node = launched_node(
-        description, param_file='/my.param.yaml', model='7b', use_sim_time='true', namespace='front'
+        description, param_file=str(PARAM_FILE), model='7b', use_sim_time='true', namespace='front'
     )
     param_file, *overrides = node['parameters']
-    assert param_file == '/my.param.yaml'
+    assert param_file == str(PARAM_FILE)
     values = {name: value for override in overrides for name, value in override.items()}
     assert set(values) == {'model', 'use_sim_time'}
     # Substitutions, not their texts: launch_ros converts only those to the type.
@@ -162,6 +171,15 @@ def test_the_log_level_is_passed_to_the_node(description: Recorded) -> None:
 def test_a_bad_argument_is_named(description: Recorded, name: str, value: str) -> None:
     with pytest.raises(ValueError, match=f"^{name}: '{value}' is not"):
         launched_node(description, **{name: value})
+
+
+@pytest.mark.parametrize('name', ['missing.param.yaml', '.'])
+def test_a_parameter_file_that_is_not_a_file_stops_the_launch(
+    description: Recorded, tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / name
+    with pytest.raises(FileNotFoundError, match=f"param_file: '{path}' is not a file"):
+        launched_node(description, param_file=str(path))
 
 
 @pytest.mark.parametrize('transport', ['raw', 'compressed'])

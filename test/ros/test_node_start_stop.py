@@ -105,7 +105,7 @@ def test_a_misspelt_parameter_is_named() -> None:
     with RosProcess(command, warm=True) as process:
         process.wait_for_output('rate_Hz')
         process.wait_for_output(': loading')
-        assert process.output().count('check its spelling') == 1
+        assert process.output().count('did you mean rate_hz?') == 1
         assert process.stop() == 0
 
 
