@@ -27,11 +27,13 @@ from gmskip_ros.tasks.task import (
     make_task,
 )
 from gmskip_ros.tasks.tokenizer import caption_tokens
+from gmskip_ros.tasks.vocabulary import MATCHES
 
 __all__ = [
     'DEFAULT_MAX_NEW_TOKENS',
     'DEFAULT_PROMPTS',
     'LABEL_SETS',
+    'MATCHES',
     'METRICS',
     'TASK_NAMES',
     'Absent',
