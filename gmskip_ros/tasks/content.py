@@ -38,9 +38,10 @@ _EMPTY_OF = frozenset('free absence devoid empty absent void clear lack'.split()
 # 'no cars but a bus', 'not only a car', 'not sure, ...', 'no less than two cars'.
 _END_OF_NEGATION = frozenset(
     'but just only merely simply instead however except although though while because rather it '
-    "it's there there's this that these those sure certain clear know tell doubt than and/or so "
+    "it's there there's this that these those sure certain clear know tell doubt than many so "
     'then where'.split()
 )
+_COLOURS = 'white black red blue green yellow brown gray grey silver pink'.split()
 _NOTHING = frozenset('none no 0 zero absent'.split())  # 'Cars: none'
 _UNSEEN = re.compile(
     r"(?: (?:is|are|was|were) not| (?:isn't|aren't|wasn't|weren't)| can ?not be| can't be)"
@@ -113,14 +114,14 @@ class ContentReader:
                 return label
         return None
 
-    def is_settled(self, text_so_far: str) -> bool:
-        """Return whether every text that begins like this has the same main object.
+    def settled_main_object(self, text_so_far: str) -> str | None:
+        """Return the main object of every text that begins like this, or None if that is open.
 
-        True once a sentence with a label has ended; within it a later word can change the reading
-        ('car', 'car park'; 'cars', 'cars are not visible').
+        It is settled once a sentence with a label has ended; within it a later word can change the
+        reading ('car', 'car park'; 'cars', 'cars are not visible').
         """
         *ended, _ = _SENTENCE.split(_cleaned(text_so_far))
-        return any(self._main_object_of(sentence) is not None for sentence in ended)
+        return next(filter(None, map(self._main_object_of, ended)), None)
 
     def _main_object_of(self, sentence: str) -> str | None:
         items = self._read(sentence)
@@ -165,7 +166,7 @@ class ContentReader:
         if self._cyclist is None:
             return words
         text = ' '.join(words)
-        text = _RIDERS.sub(lambda m: f'{self._cyclist}{m["between"]}', text)
+        text = _RIDERS.sub(lambda m: f'{self._cyclist}{m["between"] or ""}', text)
         return _RIDING.sub(self._cyclist, text).split()
 
 
@@ -187,14 +188,20 @@ def _drop_modifiers(items: list[str | _Mention]) -> None:
     """Take the label from mentions that describe the noun after them."""
     for start, end in _rows_of_mentions(items):
         row = [item for item in items[start:end] if isinstance(item, _Mention)]
-        following = items[end] if end < len(items) else _BREAK
-        at_end = end + 1 >= len(items) or items[end + 1] == _BREAK
+        following, after_it = [*items[end : end + 2], _BREAK, _BREAK][:2]
         last = row[-1]
         assert isinstance(following, str)
         if not last.plural and (
             following in HEAD_NOUNS
-            or (following in HEAD_NOUNS_AT_END and at_end)
-            or (last.spelling in ADJECTIVES and _is_noun(following))
+            or (
+                following in HEAD_NOUNS_AT_END
+                and after_it == _BREAK
+                and (last.spelling == 'pedestrian' or last.spelling not in _PEOPLE)
+            )
+            or (
+                last.spelling in ADJECTIVES
+                and (_is_noun(following) or (following == 'and' and after_it in _COLOURS))
+            )
         ):
             last.label = None
         elif last.spelling in ADJECTIVES and _is_predicate(items, start):
@@ -222,12 +229,12 @@ def _rows_of_mentions(items: Sequence[str | _Mention]) -> list[tuple[int, int]]:
 
 def _is_noun(word: str) -> bool:
     """Return whether a word after an adjective may be the noun that it describes."""
-    if word == 'and' or not word.isalpha():
-        return word == 'and'  # 'orange and white'
-    return not (
+    return word.isalpha() and not (
         word in _PREPOSITIONS
         or word in _COPULAS
-        or word in ('or', 'of', 'to', 'that', 'which', 'who', 'not', 'for', 'has', 'have', 'can')
+        or word
+        in ('and', 'or', 'of', 'to', 'that', 'which', 'who', 'not', 'for', 'has', 'have', 'can')
+        or word in ('slice', 'slices', 'segment', 'segments', 'fruit', 'fruits')
         or word.endswith(('ed', 'ly'))
         or (word.endswith('ing') and word not in ('building', 'railing', 'ceiling', 'clothing'))
     )
@@ -282,15 +289,14 @@ def _goes_on(items: Sequence[str | _Mention]) -> bool:
 
 def _exclude_unseen(items: list[str | _Mention]) -> None:
     """Take the label from mentions said to be absent: 'cars: none', 'cars are not visible'."""
+    words = [item if isinstance(item, str) else '@' for item in items]
     for index, item in enumerate(items):
-        rest = [other if isinstance(other, str) else '@' for other in items[index:]]
+        following = words[index + 1 : index + 7]
         if isinstance(item, _Mention):
-            after = rest[1:]
-            if after[:1] == [_BREAK]:
-                after = after[1:]
-            if after[:1] and after[0] in _NOTHING and after[1:2] in ([], [_BREAK]):
+            after = following[1:] if following[:1] == [_BREAK] else following
+            if after and after[0] in _NOTHING and after[1:2] in ([], [_BREAK]):
                 item.label = None
-        elif _UNSEEN.match(' ' + ' '.join(rest)):
+        elif _UNSEEN.match(' '.join(('', item, *following))):
             for before in reversed(items[:index]):
                 if isinstance(before, _Mention):
                     before.label = None
@@ -329,16 +335,21 @@ def _any_of(phrases: Iterable[str]) -> str:
 _PEOPLE = _with_plurals(
     word for group, labels in (*SYNONYMS, *CAPTION_WORDS) for word in group if labels[0] == 'person'
 )
-_PERSON = rf'(?:{_any_of(_PEOPLE | {"he", "she", "they"})})'
-_SOME_PEOPLE = rf'\b{_PERSON}(?: (?:and|or|,) (?:(?:an?|the|two) )?{_PERSON})*\b'
-_A_BIKE = rf'(?: [^ ,]+){{0,2}}? (?:{_any_of(_with_plurals(_TWO_WHEELERS))})\b'
-_ON_A = r'(?:an? |the |his |her |their |its |two )?(?:\w+ )?'
-_RIDE = r'(?:riding|rides|ride|rode|pedaling|pedalling|driving)(?: on)?'
+_PERSON = rf'(?:{_any_of(_PEOPLE | _with_plurals(_CYCLIST_LABELS) | {"he", "she", "they"})})'
+_SOME_PEOPLE = rf'\b{_PERSON}(?: (?:and|or|,) (?:(?:an?|the|two) )?{_PERSON}){{0,3}}\b'
+_BIKE = (
+    rf'(?:{_any_of(_with_plurals(_TWO_WHEELERS))})\b'
+    rf'(?! (?:{_any_of(HEAD_NOUNS | HEAD_NOUNS_AT_END)})\b)'  # 'on a bike lane'
+)
+_RIDE = (
+    r"(?<!\bnot )(?<!n't )(?:riding|rides|ride|rode|pedaling|pedalling|driving)(?: on)?"
+    rf'(?: (?!(?:past|and|{_any_of(_PREPOSITIONS)}) )[^ ,]+){{0,2}}? {_BIKE}'
+)
 _RIDERS = re.compile(
     rf'{_SOME_PEOPLE}(?:'
-    rf'(?P<between>(?: (?!{_PERSON}\b)[^ ,]+){{0,6}}?) {_RIDE}{_A_BIKE}'
-    rf'|(?: (?:who|that|is|are|was|were|sitting|seated))* on {_ON_A}'
-    rf'(?:{_any_of(_with_plurals(_TWO_WHEELERS))})\b'
-    r'|(?: (?:who|that|is|are|was|were))* (?:cycling|bicycling|biking|motorcycling)\b)'
+    rf'(?P<between>(?: (?!{_PERSON}\b)[^ ,]+){{0,6}}?) {_RIDE}'
+    r'|(?: (?:who|that|is|are|was|were|sitting|seated)){0,3} on'
+    rf' (?:an? |the |his |her |their |its |two )?(?:\w+ )?{_BIKE}'
+    r'|(?: (?:who|that|is|are|was|were)){0,2} (?:cycling|bicycling|biking|motorcycling)\b)'
 )
-_RIDING = re.compile(rf'\b(?:riding|ride)(?: on)?{_A_BIKE}|^(?:cycling|bicycling|biking)\b')
+_RIDING = re.compile(rf'\b{_RIDE}|^(?:cycling|bicycling|biking)\b')

@@ -196,11 +196,15 @@ def _decided_label(task: Task, truths: Sequence[str]) -> Callable[[int, str], bo
     content = task.vocabulary.content
     if content is None:
         return lambda index, text: not spellings[truths[index]].can_be_reached(text)
-    # A whole answer that spells a label is that label, even across the end of a sentence.
-    return lambda index, text: (
-        content.is_settled(text)
-        and not any(label.can_be_reached(text) for label in spellings.values())
-    )
+
+    def is_settled(_: int, text: str) -> bool:
+        settled = content.settled_main_object(text)
+        # A whole answer that spells a label is that label, even across the end of a sentence.
+        return settled is not None and not any(
+            spelt.can_be_reached(text) for label, spelt in spellings.items() if label != settled
+        )
+
+    return is_settled
 
 
 def _set_metric(metric: str, references: Sequence[str | Iterable[str]], task: Task) -> Scorer:

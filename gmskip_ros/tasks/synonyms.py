@@ -229,7 +229,7 @@ CAPTION_WORDS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = tuple(
         ),
         (
             'signal light, traffic signal light, street signal, stop signal, '
-            'traffic lamp, traffic control signal, traffic control light',
+            'red light, green light, traffic lamp, traffic control signal, traffic control light',
             'traffic_light',
         ),
         (
@@ -454,21 +454,22 @@ NOT_LABELS = _words(
 # 'car door', 'apple tree'.
 HEAD_NOUNS = frozenset(
     _words(
-        'accident, alarm, antenna, area, bar, barn, bath, bonnet, box, boxes, bridge, bumper, '
-        'cage, cap, carriage, case, cloth, collar, company, costume, court, cover, dashboard, '
-        'dealer, dealership, depot, dock, door, doors, driver, drivers, engine, farm, feeder, '
-        'field, fields, food, frame, free, game, garage, garages, handle, handlebar, '
+        'accident, alarm, antenna, area, bar, barn, bath, bonnet, boots, box, boxes, bridge, '
+        'bumper, cage, cap, carriage, case, cloth, collar, company, costume, court, cover, '
+        'dashboard, dealer, dealership, depot, dock, door, doors, driver, drivers, engine, farm, '
+        'feeder, field, fields, food, frame, free, game, garage, garages, handle, handlebar, '
         'handlebars, hat, headlight, headlights, helmet, holder, hood, hoop, horn, house, houses, '
-        'icon, insurance, jacket, juice, kennel, key, keys, lamp, lane, lanes, leash, lid, lights, '
-        'logo, lot, lots, market, mat, milk, mirror, mirrors, nest, net, orchard, pad, paper, '
-        'park, passenger, passengers, path, paths, peel, peels, pie, plate, plates, platform, '
-        'player, players, port, poster, print, rack, racks, rails, ramp, rental, repair, roof, '
-        'room, route, saddle, sauce, sculpture, seat, seats, service, shadow, shadows, sheet, '
-        'sheets, shelf, shelter, shelters, shelves, shop, show, sign, signs, soup, stable, '
-        'stand, station, stations, statue, stop, store, stores, symbol, taillight, taillights, '
-        'team, terminal, ticket, tickets, tire, tires, tour, tower, towers, toy, toys, track, '
-        'tracks, trail, tree, trees, trunk, tunnel, tyre, tyres, uniform, vest, wall, walls, '
-        'wash, wheel, wheels, window, windows, windscreen, windshield, wool, yard, zone'
+        'icon, insurance, jacket, juice, kennel, key, keys, lamp, lane, lanes, leash, lid, lift, '
+        'lights, logo, lot, lots, market, mat, milk, mirror, mirrors, nest, net, orchard, pad, '
+        'paper, park, passenger, passengers, path, paths, peel, peels, pie, plate, plates, '
+        'platform, player, players, port, poster, print, rack, racks, rails, ramp, rental, '
+        'repair, resort, roof, room, route, saddle, sauce, sculpture, seat, seats, service, '
+        'shadow, shadows, sheet, sheets, shelf, shelter, shelters, shelves, shop, show, sign, '
+        'signs, slope, slopes, soup, stable, stand, station, stations, statue, stop, store, '
+        'stores, symbol, taillight, taillights, team, terminal, ticket, tickets, tire, tires, '
+        'tour, tower, towers, toy, toys, track, tracks, trail, tree, trees, trunk, tunnel, tyre, '
+        'tyres, uniform, vest, walkway, wall, walls, wash, wheel, wheels, window, windows, '
+        'windscreen, windshield, wool, yard, zone'
     )
 )
 # Also verbs: nouns only if nothing follows ('a pedestrian crossing', but 'crossing the street').
