@@ -32,6 +32,7 @@ setup(
             'numpy',
             'opencv-python-headless',
             'pillow>=10.1',
+            'psutil',
             'pyyaml',
             'rich',
             'rosbags',

@@ -1,4 +1,4 @@
-"""One way to write a file, for every room: as a whole or not at all."""
+"""Writing files: whole or not at all; rows as CSV."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from pathlib import Path
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file aside and rename it: after an error or a kill the older one is as it was.
+    """Write a temporary file and rename it: an error or a kill leaves an existing file unchanged.
 
-    A link stays a link. Raises OSError as the file system does.
+    A symbolic link stays a link. Raises OSError.
     """
     target = Path(os.path.realpath(Path(path).expanduser()))
-    aside = target.with_name(f'.{target.name}.{secrets.token_hex(4)}.tmp')
+    temporary = target.with_name(f'.{target.name}.{secrets.token_hex(4)}.tmp')
     try:
-        with open(aside, 'xb') as file:
+        with open(temporary, 'xb') as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(aside, target)
+        os.replace(temporary, target)
     finally:
         with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
     _sync_folder(target.parent)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what write_atomically left in a folder where the process was killed meanwhile."""
+    """Remove the temporary files that a killed write_atomically left in a folder."""
     for path in folder.glob(f'.*.{"[0-9a-f]" * 8}.tmp'):
         with contextlib.suppress(OSError):
             path.unlink()
 
 
 def _sync_folder(folder: Path) -> None:
-    """Let the new name survive a power cut too; not every file system knows how."""
+    """Make the new name survive a power cut, on file systems that can."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -48,16 +48,16 @@ def _sync_folder(folder: Path) -> None:
 
 
 def csv_bytes(rows: Iterable[Sequence[object]]) -> bytes:
-    """Return rows of fields as UTF-8, lines ended by a line feed; None is an empty field.
+    r"""Return rows of fields as CSV in UTF-8, each line ending in '\n'; None is an empty field.
 
-    Every character of a field comes back from a CSV reader, line ends of any kind included. What is
-    no Unicode is written as its escape, and so is NUL, which Python 3.10 neither writes nor reads.
+    A CSV reader gets every character of a field back, line breaks of any kind included. Lone
+    surrogates are written as escapes, and so is NUL, which Python 3.10 can neither write nor read.
     """
     lines = []
     for row in rows:
         text = io.StringIO(newline='')
         fields = [f.replace('\0', '\\x00') if isinstance(f, str) else f for f in row]
-        # It quotes what holds a character of its own line end, '\r\n'.
+        # With its default line end, '\r\n', the writer quotes fields that hold either character.
         csv.writer(text).writerow(fields)
         lines.append(text.getvalue().removesuffix('\r\n') + '\n')
     return ''.join(lines).encode('utf-8', 'backslashreplace')

@@ -33,3 +33,15 @@ def _cpu_name() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def describe_run(model: str, device: str, dtype: str, num_blocks: int) -> dict[str, object]:
+    """Return what every run writes into its JSON: which model ran, on what, in which versions."""
+    return {
+        'model': model,
+        'device': device,
+        'dtype': dtype,
+        'num_blocks': num_blocks,
+        'machine': machine(device),
+        'software': software(),
+    }

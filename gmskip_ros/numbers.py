@@ -1,4 +1,4 @@
-"""Checks of numbers from outside: to Python True and False are integers, to people they are not."""
+"""Checks of numbers from outside: here, unlike in Python, a bool is not a number."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any, TypeGuard
 
 
 def is_whole_number(value: Any) -> TypeGuard[int]:
-    """Return whether the value is an int, and not True or False."""
+    """Return whether the value is an int and not a bool."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 

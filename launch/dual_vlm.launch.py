@@ -1,7 +1,6 @@
-"""
-Launch dual_vlm on a camera topic.
+"""Launch dual_vlm on a camera topic.
 
-    ros2 launch gmskip_ros dual_vlm.launch.py input_image:=/sensing/camera/camera0/image_rect_color
+ros2 launch gmskip_ros dual_vlm.launch.py input_image:=/sensing/camera/camera0/image_rect_color
 """
 
 from launch import LaunchDescription
@@ -11,7 +10,7 @@ from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
-# Empty: the parameter file's value holds.
+# If empty, the value of the parameter file is used.
 OVERRIDES = {
     'model': (str, 'demo, a folder in Hugging Face format, or a hub id'),
     'device': (str, 'auto, cpu, cuda or cuda:N'),
@@ -25,7 +24,7 @@ def launch_setup(context):
     for name, (value_type, _) in OVERRIDES.items():
         value = LaunchConfiguration(name)
         if value.perform(context):
-            # Typed, so that YAML does not read a model called on as a boolean.
+            # Typed, so that YAML does not read a model named `on` as a boolean.
             parameters.append({name: ParameterValue(value, value_type=value_type)})
     return [
         Node(
@@ -55,12 +54,14 @@ def generate_launch_description():
             DeclareLaunchArgument(
                 'param_file', default_value=param_file, description='parameters of the node'
             ),
-            DeclareLaunchArgument('namespace', default_value='', description='of the node'),
+            DeclareLaunchArgument(
+                'namespace', default_value='', description="the node's namespace"
+            ),
             *(
                 DeclareLaunchArgument(
                     name,
                     default_value='',
-                    description=f'{description} (default: as in param_file)',
+                    description=f'{description} (default: the value in param_file)',
                 )
                 for name, (_, description) in OVERRIDES.items()
             ),

@@ -1,12 +1,10 @@
-"""
-Bags for tests, written with rosbags: sqlite3 and mcap, version 8 and 9, compressed or not, split.
+"""Bags for tests, written with rosbags: sqlite3, mcap, version 8 and 9, compressed or not, split.
 
     messages = camera_messages(10, jump={5: -3_000_000_000}, broken=[7])      # JPEG; raw=True: raw
     bag = write_bag(tmp_path / 'bag', {'/camera/compressed': messages}, storage='mcap')
 
-What a frame shows says which one it is (`picture(number)`), so does its stamp. Damage is for the
-test to do, on the files of the finished bag (`storage_files`, `cut`); a recording that was killed
-is `kill_recording`.
+A frame's image (`picture(number)`) and its stamp identify it. Tests damage the files of the
+finished bag (`storage_files`, `cut`); `kill_recording` imitates a recorder that was killed.
 """
 
 from __future__ import annotations
@@ -43,12 +41,12 @@ class Recorded(NamedTuple):
 
     @property
     def cdr(self) -> bytes:
-        """The message as rosbags' writer is given it."""
+        """The message as it is passed to rosbags' writer."""
         return bytes(TYPES.serialize_cdr(self.message, self.message.__msgtype__))
 
 
 def picture(number: int, width: int = 64, height: int = 48) -> np.ndarray:
-    """Return a picture that differs from those of other numbers: uint8 RGB (height, width, 3)."""
+    """Return an image that differs from those of other numbers: uint8 RGB (height, width, 3)."""
     noise = np.random.default_rng(number).integers(0, 256, (height // 8 + 1, width // 8 + 1, 3))
     return cv2.resize(noise.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
 
@@ -79,7 +77,7 @@ def jpeg_image(rgb: np.ndarray, stamp_ns: int, *, broken: bool = False) -> Any:
 
 
 def text_message(text: str) -> Any:
-    """Return a std_msgs/String: what a bag holds besides pictures."""
+    """Return a std_msgs/String: what a bag holds besides images."""
     return TYPES.types['std_msgs/msg/String'](text)
 
 
@@ -96,8 +94,7 @@ def camera_messages(
     jump: Mapping[int, int] | None = None,
     broken: Collection[int] = (),
 ) -> list[Recorded]:
-    """
-    Return a camera's frames 0, 1, ...: frame i shows `picture(i)`.
+    """Return a camera's frames 0, 1, ...: frame i shows `picture(i)`.
 
     Recorded at start_ns + i * period_ns and stamped LATENCY_NS earlier; from frame i of `jump` on,
     stamps (not recording times) are off by its nanoseconds. The `broken` ones are half a JPEG or,
@@ -128,8 +125,7 @@ def write_bag(
     empty_topics: Mapping[str, str] | None = None,
     typestore: Any = TYPES,
 ) -> Path:
-    """
-    Write a bag folder of the topics' messages, in the order of their times, and return it.
+    """Write a bag folder of the topics' messages, in the order of their times, and return it.
 
     `empty_topics`: {name: type} of topics without messages. Compression `storage` is mcap's own.
     """
@@ -151,7 +147,7 @@ def write_bag(
 def write_split_bag(
     path: Path, topics: Mapping[str, Sequence[Recorded]], *, num_files: int = 2, **options: Any
 ) -> Path:
-    """Write a bag as `write_bag` does, its messages spread over several files in order of time."""
+    """Write a bag as `write_bag` does, with the messages spread over several files by time."""
     path.mkdir(parents=True)
     entries = sorted(
         ((r.time_ns, name, r) for name, messages in topics.items() for r in messages),
@@ -192,7 +188,7 @@ def _start_ns(info: Mapping[str, Any]) -> int:
 
 
 def read_metadata(bag: Path) -> dict[str, Any]:
-    """Return what is below `rosbag2_bagfile_information` in a bag's metadata.yaml."""
+    """Return the `rosbag2_bagfile_information` of a bag's metadata.yaml."""
     return yaml.safe_load((bag / 'metadata.yaml').read_text())['rosbag2_bagfile_information']
 
 
@@ -208,21 +204,21 @@ def storage_files(bag: Path) -> list[Path]:
 
 
 def cut(file: Path, keep: int | float) -> None:
-    """Leave the first `keep` bytes of a file, or that part of it if it is a float."""
+    """Keep the first `keep` bytes of a file, or that part of it if it is a float."""
     size = keep if isinstance(keep, int) else int(keep * file.stat().st_size)
     with file.open('r+b') as stream:
         stream.truncate(size)
 
 
 def kill_recording(bag: Path) -> None:
-    """Make of a bag what is left when its recorder is killed: no metadata, no end of the mcap."""
+    """Turn a bag into what a killed recorder leaves: no metadata, no end of the mcap."""
     (bag / 'metadata.yaml').unlink()
     for file in bag.glob('*.mcap'):
         cut(file, end_of_data(file))
 
 
 def end_of_data(mcap: Path) -> int:
-    """Return the position of the mcap's DataEnd record: what a killed recorder never wrote."""
+    """Return the position of the mcap's DataEnd record, which a killed recorder never writes."""
     content, at = mcap.read_bytes(), 8
     while content[at] != 0x0F:
         at += 9 + struct.unpack_from('<Q', content, at + 1)[0]
@@ -230,7 +226,7 @@ def end_of_data(mcap: Path) -> int:
 
 
 def forget_types(bag: Path, ros_distro: str | None = None) -> None:
-    """Make of a sqlite3 bag one that Humble writes: no message definitions in it."""
+    """Turn a sqlite3 bag into one as Humble writes it: without message definitions."""
     for file in bag.glob('*.db3'):
         connection = sqlite3.connect(file)
         connection.execute('DELETE FROM message_definitions')

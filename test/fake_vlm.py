@@ -1,21 +1,20 @@
-"""A stand-in for the model, where a real one's speed or mood would decide what a test sees."""
+"""A stand-in for the model, for tests that depend on its speed, its answers or its failures."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, cast
 
 import numpy as np
 
-from gmskip_ros.vlm import Answer, ImageFeatures, SkipSet, Stopped, Timing
+from gmskip_ros.vlm import Answer, Engine, ImageFeatures, SkipSet, Stopped, Timing
 
 
-class FakeVlm:
-    """
-    Says 'car' with every block and 'dog' with any block left out; one millisecond a phase.
+class FakeVlm(Engine):
+    """Answers 'car' with every block and 'dog' with any block skipped; one millisecond a phase.
 
-    `on_token(skips)` is called at every token of an answer, with whether it is a skip branch's; it
-    may wait or raise. `calls` lists what was asked for, in order.
+    `on_token(skips)` is called at every token of an answer, with whether blocks are skipped; it may
+    wait or raise. `calls` lists the calls in their order.
     """
 
     name = 'fake'
@@ -23,7 +22,6 @@ class FakeVlm:
     text_model_type = 'llama'
     device = 'cpu'
     dtype = 'float32'
-    num_parameters = 0
     template_sha256 = '0' * 64
 
     def __init__(self, on_token: Callable[[bool], None] = lambda skips: None) -> None:
@@ -32,19 +30,20 @@ class FakeVlm:
 
     def encode(self, image: np.ndarray) -> ImageFeatures:
         self.calls.append(('encode', image.shape))
-        return ImageFeatures(tokens=None, model=self.name, preprocess_ms=1.0, vision_ms=1.0)  # type: ignore[arg-type]
+        no_tokens = cast(Any, None)  # torch takes seconds to import
+        return ImageFeatures(tokens=no_tokens, model=self.name, preprocess_ms=1.0, vision_ms=1.0)
 
     def free_memory(self) -> None:
         self.calls.append(('free_memory',))
 
-    def device_memory_bytes(self) -> None:
+    def device_memory_bytes(self) -> int | None:
         return None
 
     def answer(
         self,
-        image_or_features: Any,
+        image_or_features: np.ndarray | ImageFeatures,
         prompt: str,
-        skip: SkipSet = SkipSet(),  # noqa: B008 (frozen)
+        skip: SkipSet | Iterable[int] = (),
         max_new_tokens: int = 16,
         *,
         should_stop: Callable[[], bool] | None = None,

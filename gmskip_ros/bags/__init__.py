@@ -1,1 +1,1 @@
-"""Camera frames of rosbag2 recordings, without ROS; what is cut off is read as far as it goes."""
+"""Camera frames of rosbag2 recordings, without ROS, damaged ones as far as they are readable."""

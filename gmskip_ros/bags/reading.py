@@ -1,13 +1,11 @@
-"""
-Camera frames out of rosbag2 recordings, with rosbags: no ROS in here.
+"""Camera frames of rosbag2 recordings, read with rosbags, without ROS.
 
     with open_camera_bag('drive_0412', topic='/front/image_raw') as bag:
         for frame in bag.frames(start_s=10.0, duration_s=60.0):
             rgb = message_to_rgb(frame.message)
 
-Recordings that did not end well are read as far as they go: what rosbags refuses is left to
-`bag_scanning`. What was wrong is a line in `problems`; a bag in which nothing is usable is a
-`BagError`.
+Damaged recordings are read as far as possible: files that rosbags refuses by mcap_salvage.py and
+sqlite3_salvage.py. Each damage is a line in `problems`; a bag with nothing usable is a `BagError`.
 """
 
 from __future__ import annotations
@@ -31,17 +29,9 @@ from rosbags.rosbag2.storage_sqlite3 import Sqlite3Reader
 from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
-from gmskip_ros.bags.salvage import (
-    IMAGE_TYPES,
-    McapScan,
-    Message,
-    Source,
-    Sqlite3Scan,
-    has_wal,
-    in_time_order,
-    is_cut_off,
-    unpacked,
-)
+from gmskip_ros.bags.mcap_salvage import McapScan
+from gmskip_ros.bags.salvage import IMAGE_TYPES, Message, Source, in_time_order, unpacked
+from gmskip_ros.bags.sqlite3_salvage import Sqlite3Scan, has_wal, is_cut_off
 from gmskip_ros.errors import UserError
 
 STORAGES = {'.db3': 'sqlite3', '.mcap': 'mcap'}
@@ -53,7 +43,7 @@ Reader: TypeAlias = McapReader | Sqlite3Reader | McapScan | Sqlite3Scan
 
 
 class BagError(UserError):
-    """A bag cannot be used; the message is one line: what, the value, the remedy."""
+    """A bag cannot be used; the message is one line: the bag, the reason, the remedy."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +52,13 @@ class BagFrame:
 
     time_ns: int  # when it was recorded (the bag's own time)
     stamp_ns: int  # of its header; time_ns where the header has none (0)
-    message: Any  # rosbags' message, fields as in sensor_msgs; None if it cannot be deserialized
+    message: Any  # rosbags' message, with sensor_msgs' fields; None if it cannot be deserialized
     raw: bytes  # CDR as recorded
-    problem: str  # '' or one line, why message is None
+    problem: str  # why message is None, in one line; '' if it is not
 
 
 def is_bag(path: str | Path) -> bool:
-    """Return whether a path looks like a bag: a storage file, or a folder with one or metadata."""
+    """Return whether a path looks like a bag: a storage file, or a folder with files of a bag."""
     path = Path(path).expanduser()
     if path.is_dir():
         return (path / 'metadata.yaml').is_file() or bool(_storage_files(path))
@@ -78,12 +68,11 @@ def is_bag(path: str | Path) -> bool:
 def open_camera_bag(
     path: str | Path, topic: str | None = None, default_distro: str = 'jazzy'
 ) -> CameraBag:
-    """
-    Open a bag for its camera topic: the only one with images unless `topic` names one.
+    """Open a bag for its camera topic: the only one with images unless `topic` names one.
 
-    `path`: a bag's folder, with metadata.yaml or without (of a killed recording), or one .db3 or
-    .mcap file. `default_distro`: 'humble' or 'jazzy', whose message definitions are used where the
-    bag has none and does not say. Raises BagError.
+    path: a bag's folder, with metadata.yaml or (of a killed recording) without, or one .db3 or
+    .mcap file. default_distro: 'humble' or 'jazzy', whose message definitions are used if the bag
+    has none and does not name its distribution. Raises BagError.
     """
     bag = CameraBag(Path(path).expanduser(), default_distro)
     try:
@@ -97,15 +86,15 @@ def open_camera_bag(
 
 
 class CameraBag:
-    """A bag's camera topic; a context manager. Made by `open_camera_bag`."""
+    """A bag's camera topic; a context manager. Create it with `open_camera_bag`."""
 
     path: Path
     topic: str
     message_type: str  # sensor_msgs/msg/Image or sensor_msgs/msg/CompressedImage
     storage: str  # sqlite3 or mcap
-    start_ns: int  # recording time of the bag's first message, on whatever topic; 0 if it is empty
+    start_ns: int  # recording time of the bag's first message on any topic; 0 if it is empty
     end_ns: int  # and of its last one
-    num_frames: int  # messages on the topic, as far as the files' indices say
+    num_frames: int  # messages on the topic, by the files' indices
     problems: list[str]  # one line each; grows while the frames are read
 
     def __init__(self, path: Path, default_distro: str) -> None:
@@ -127,11 +116,10 @@ class CameraBag:
         self._cleanup.close()
 
     def frames(self, start_s: float = 0.0, duration_s: float | None = None) -> Iterator[BagFrame]:
-        """
-        Yield the topic's frames in the order of recording time; one pass after the other, not two.
+        """Yield the topic's frames in the order of recording time; one pass at a time.
 
-        `start_s`: recording time from `start_ns`, seconds; `duration_s`: of that many seconds from
-        there (None: to the end). One frame at a time is in memory, of mcap one chunk.
+        start_s: first recording time, seconds after `start_ns`; duration_s: seconds from there
+        (None: to the end). Memory holds one frame at a time; for mcap, one chunk.
         """
         start_ns = self.start_ns + round(start_s * 1e9)
         stop_ns = None if duration_s is None else start_ns + round(duration_s * 1e9)
@@ -151,7 +139,7 @@ class CameraBag:
             message: Any = self._typestore.deserialize_cdr(raw, self.message_type)
             stamp = message.header.stamp
             stamp_ns = stamp.sec * 1_000_000_000 + stamp.nanosec
-        except Exception as error:  # generated code: whatever a damaged message makes it raise
+        except Exception as error:  # generated code may raise anything on a damaged message
             problem = f'not a readable {self.message_type} ({_one_line(error)})'
             return BagFrame(time_ns, time_ns, None, raw, problem)
         return BagFrame(time_ns, stamp_ns or time_ns, message, raw, '')
@@ -181,32 +169,36 @@ class CameraBag:
         self._choose_types(metadata.get('ros_distro'))
 
     def _read_metadata(self) -> Mapping[str, Any]:
-        """Return what metadata.yaml says; {} and a problem if it is not there or not readable."""
+        """Return the content of metadata.yaml; {} and a problem if it is missing or unreadable."""
         try:
             text = (self.path / 'metadata.yaml').read_text()
             info = yaml.safe_load(text)['rosbag2_bagfile_information']
             for name in info['relative_file_paths']:
-                PurePath(name)  # raises TypeError if it is no text
+                PurePath(name)  # raises TypeError if it is not text
             return info
         except FileNotFoundError:
             problem = 'missing (was the recording killed?)'
         except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
             problem = f'not readable ({_one_line(error)})'
         self.problems.append(
-            f"metadata.yaml: {problem}; the folder's files are read without it, and "
-            "'ros2 bag reindex' makes a new one"
+            f"metadata.yaml: {problem}; the folder's files are read without it; "
+            "'ros2 bag reindex' creates a new one"
         )
         return {}
 
     def _find_files(self, metadata: Mapping[str, Any]) -> list[Path]:
-        """Return the files to read: those that the metadata name, else all that are there."""
+        """Return the files to read: those that the metadata name, or else all in the folder."""
         if not self.path.is_dir():
             with self.path.open('rb') as stream:
                 is_ros1 = stream.read(len(_ROS1_MAGIC)) == _ROS1_MAGIC
             if is_ros1:
-                raise BagError(f'bag {str(self.path)!r}: of ROS 1; convert it with rosbags-convert')
+                raise BagError(
+                    f'bag {str(self.path)!r}: a ROS 1 bag; convert it with rosbags-convert'
+                )
             if not self.path.name.endswith(_SUFFIXES):
-                raise BagError(f'bag {str(self.path)!r}: no bag; give a bag folder, .db3 or .mcap')
+                raise BagError(
+                    f'bag {str(self.path)!r}: not a bag; give a bag folder, .db3 or .mcap'
+                )
             return [self.path]
         present = _storage_files(self.path)
         named = [self.path / PurePath(n).name for n in metadata.get('relative_file_paths', [])]
@@ -215,22 +207,21 @@ class CameraBag:
         for path in named:
             if path not in present:
                 self.problems.append(
-                    f'{path.name}: named by metadata.yaml and not there; put it back, the other '
-                    'files are read'
+                    f'{path.name}: named by metadata.yaml but missing; the other files are read; '
+                    'put it back to read it'
                 )
         files = [path for path in named if path in present] or present
         if not files:
             raise BagError(
                 f'bag {str(self.path)!r}: no .db3 or .mcap file in it; give the folder that '
-                'ros2 bag record made'
+                'ros2 bag record wrote'
             )
         return files
 
     def _unpacked(self, path: Path) -> tuple[Path, bool]:
-        """
-        Return the file itself or, of one compressed as a whole, a copy in a temporary folder.
+        """Return the file itself or, if it is compressed as a whole, an unpacked temporary copy.
 
-        And whether that is all of it.
+        The second value is False if the packed file is cut off or damaged.
         """
         if path.suffix != '.zstd':
             return path, True
@@ -244,19 +235,19 @@ class CameraBag:
         except OSError as error:
             raise BagError(
                 f'{path}: cannot be unpacked into {folder} ({error.strerror or error}); set TMPDIR '
-                'to a folder with room'
+                'to a folder with more space'
             ) from error
         return copy, decompressor.eof
 
     def _choose_topic(self, topic: str | None, metadata: Mapping[str, Any]) -> None:
-        """Set topic, message_type and num_frames, or say what there is."""
+        """Set topic, message_type and num_frames, or raise BagError with the topics of the bag."""
         counts: Counter[tuple[str, str]] = Counter()
         encodings: dict[str, str] = {}
         for connection in (c for file in self._files for c in file.connections):
             counts[connection.topic, connection.msgtype] += connection.msgcount
             if isinstance(connection.ext, ConnectionExtRosbag2):
                 encodings[connection.topic] = connection.ext.serialization_format
-        for name, msgtype in _topics_of(metadata):  # a file may leave out topics without messages
+        for name, msgtype in _topics_of(metadata):  # files may omit topics without messages
             counts[name, msgtype] += 0
 
         if topic:
@@ -280,7 +271,7 @@ class CameraBag:
             if len(usable) > 1:
                 images = Counter({entry: counts[entry] for entry in usable})
                 raise self._topic_error('several camera topics', images, 'give one as the topic:')
-        # Of one name with two types the one with more messages.
+        # If one name has two types, the one with more messages.
         self.topic, self.message_type = max(usable, key=lambda entry: counts[entry])
         self.num_frames = counts[self.topic, self.message_type]
         encoding = encodings.get(self.topic, 'cdr')
@@ -300,7 +291,7 @@ class CameraBag:
         return BagError(f'bag {str(self.path)!r}: {what}; {remedy} {listed or "no topics"}')
 
     def _choose_types(self, ros_distro: object) -> None:
-        """Take the message definitions of the bag or, where it has none, of its distribution."""
+        """Use the message definitions of the bag or, if it has none, of its distribution."""
         distro = f'ROS2_{ros_distro}'.upper()
         if distro not in Stores.__members__:
             distro = f'ROS2_{self._distro}'.upper()
@@ -312,7 +303,7 @@ class CameraBag:
                     continue
                 try:
                     self._typestore = _typestore_of(connection)
-                except Exception as error:  # a parser's and generated code's
+                except Exception as error:  # parsers and generated code may raise anything
                     self.problems.append(
                         f'{file.name}: its definition of {self.message_type} is not readable '
                         f"({_one_line(error)}); {distro[5:].capitalize()}'s is used"
@@ -323,11 +314,11 @@ class CameraBag:
 
 
 class _UnusableError(Exception):
-    """One file of a bag cannot be read at all; the message is one line that names it."""
+    """A file of a bag cannot be read at all; the message is one line that names it."""
 
 
 class _BagFile:
-    """One storage file: rosbags reads it and, what that refuses or gives up on, `bag_scanning`."""
+    """One storage file, read with rosbags or, if that fails, with a scan of our own."""
 
     def __init__(self, name: str, path: Path, is_whole: bool, problems: list[str]) -> None:
         self.name, self._path, self._problems = name, path, problems
@@ -345,7 +336,7 @@ class _BagFile:
             self._reader.close()
 
     def messages(self, topic: str, start_ns: int, stop_ns: int | None) -> Iterator[Message]:
-        """Yield the topic's messages of that recording time in its order; never raise."""
+        """Yield the topic's messages of that recording time, in its order; never raises."""
         last_ns, num_at_last, num_to_skip = start_ns, 0, 0
         is_done = False
         while not is_done:
@@ -362,11 +353,11 @@ class _BagFile:
                 is_done = True
             except Exception as error:  # of rosbags, apsw, lz4, zstd, struct, the disk, ...
                 if self._is_scanned or not self._replace_reader(error):
-                    self._say(f'{self.name}: {_one_line(error)}; the rest of it is left out')
+                    self._note(f'{self.name}: {_one_line(error)}; the rest is lost')
                     return
-                num_to_skip = num_at_last  # what has been yielded already
+                num_to_skip = num_at_last  # those that have been yielded
         if isinstance(self._reader, Sqlite3Scan) and self._reader.num_lost:
-            self._say(f'{self.name}: {self._reader.num_lost} messages of {topic} are damaged')
+            self._note(f'{self.name}: {self._reader.num_lost} messages of {topic} are damaged')
 
     @property
     def _is_scanned(self) -> bool:
@@ -383,7 +374,7 @@ class _BagFile:
 
     def _open(self) -> Reader:
         if self.storage == 'sqlite3' and has_wal(self._path):
-            self._say(f'{self.name}: not closed by its recorder; it is read with its -wal file')
+            self._note(f'{self.name}: not closed by its recorder; it is read with its -wal file')
             return self._scan()
         try:
             return self._open_with_rosbags()
@@ -394,23 +385,23 @@ class _BagFile:
         if self.storage == 'sqlite3':
             if is_cut_off(self._path):
                 return self._scan()
-            # rosbags puts the path into a URI as it is.
+            # rosbags puts the path into a URI unquoted.
             sqlite3_reader = Sqlite3Reader(Path(quote(str(self._path))))
             sqlite3_reader.open()
             return sqlite3_reader
         mcap_reader = McapReader(self._path)
         mcap_reader.open()
-        # Through its index rosbags finds what the index has; without, only what is in time order.
+        # rosbags finds what the index lists; without an index, only what is in time order.
         indexed: Counter[int] = Counter()
         for chunk in mcap_reader.chunks:
             indexed.update(chunk.channel_count)
         if all(c.msgcount == indexed[c.id] for c in mcap_reader.connections):
             return mcap_reader
         mcap_reader.close()
-        return self._scan()  # which is no damage
+        return self._scan()  # an incomplete index is not damage
 
     def _scan(self, damage: str = '') -> Reader:
-        """Return our own reader of the file, having said what is wrong with it, if anything is."""
+        """Return our own reader of the file, after noting the damage if there is any."""
         reader: McapScan | Sqlite3Scan
         reader = (Sqlite3Scan if self.storage == 'sqlite3' else McapScan)(self._path)
         try:
@@ -423,11 +414,11 @@ class _BagFile:
             reader.close()
             raise _UnusableError(f'{self.name}: {damage or "empty"}, before the first topic')
         if damage:
-            self._say(f'{self.name}: damaged ({damage}); read as far as it goes')
+            self._note(f'{self.name}: damaged ({damage}); read as far as it goes')
         return reader
 
     def _replace_reader(self, error: Exception) -> bool:
-        """Go on without rosbags; return whether that is possible."""
+        """Continue with our own reader; return whether that is possible."""
         try:
             reader = self._scan(_one_line(error))
         except _UnusableError:
@@ -436,7 +427,7 @@ class _BagFile:
         self._reader = reader
         return True
 
-    def _say(self, problem: str) -> None:
+    def _note(self, problem: str) -> None:
         if problem not in self._problems:
             self._problems.append(problem)
 
@@ -455,11 +446,11 @@ def _topics_of(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _typestore_of(connection: Connection) -> Typestore:
-    """Return the types of the definition that the bag has for a connection."""
+    """Return the types that the bag defines for a connection."""
     text = connection.msgdef.data
     if connection.msgdef.format == MessageDefinitionFormat.MSG:
         types = get_types_from_msg(text, connection.msgtype)
-    else:  # one IDL file, or several, each below a line of '=' and a line 'IDL: <type>'
+    else:  # IDL: one file, or several that each follow a line of '=' and a line 'IDL: <type>'
         parts = re.split(r'^={80}\nIDL: .*\n', text, flags=re.MULTILINE)
         types = {}
         for part in parts[1:] or parts:
@@ -471,8 +462,8 @@ def _typestore_of(connection: Connection) -> Typestore:
 
 
 def _one_line(error: BaseException) -> str:
-    """Return an error's message, or its cause's, on one line; its type where it has none."""
-    error = error.__cause__ or error  # rosbags' own message repeats the path
+    """Return an error's message, or its cause's, on one line; its type if it has none."""
+    error = error.__cause__ or error  # rosbags' own message would repeat the path
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return ' '.join(str(error).split())[:200].rstrip('.') or type(error).__name__

@@ -1,4 +1,4 @@
-"""`gmskip ask`: both branches' answers about one picture, without ROS."""
+"""`gmskip ask`: both branches' answers about one image, without ROS."""
 
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ if TYPE_CHECKING:
     from gmskip_ros.vlm import Answer, SkipSet, Vlm
 
 DEFAULT_TASK = 'captioning'
-DEFAULT_MAX_NEW_TOKENS = 64  # for a prompt of one's own
+DEFAULT_MAX_NEW_TOKENS = 64  # for --prompt
 
 
 def add_parser(subparsers: Any) -> None:
     """Add the command and its options to `gmskip`."""
     parser = subparsers.add_parser(
-        'ask', help='ask a model about one picture, with and without skipped blocks'
+        'ask', help='ask a model about one image, with and without skipped blocks'
     )
-    parser.add_argument('photo', help='picture file (JPEG, PNG, ...)')
+    parser.add_argument('photo', help='image file (JPEG, PNG, ...)')
     parser.add_argument('--model', default='demo', help="'demo', a folder or a hub id")
     parser.add_argument('--device', default='auto', help='auto, cpu or cuda:N')
     parser.add_argument('--dtype', default='auto', help='auto, float32, float16 or bfloat16')
-    asked = parser.add_mutually_exclusive_group()
-    asked.add_argument('--task', choices=TASK_NAMES, help=f'default: {DEFAULT_TASK}')
-    asked.add_argument('--prompt', help='a question of your own')
+    question = parser.add_mutually_exclusive_group()
+    question.add_argument('--task', choices=TASK_NAMES, help=f'default: {DEFAULT_TASK}')
+    question.add_argument('--prompt', help='a question of your own')
     parser.add_argument(
         '--labels',
         metavar='car,bus',
-        help="for single_object and multi_object: a set's name, or labels (default: coda)",
+        help='for single_object and multi_object: a label set, or labels (default: coda)',
     )
-    left_out = parser.add_mutually_exclusive_group()
-    left_out.add_argument(
+    skipped = parser.add_mutually_exclusive_group()
+    skipped.add_argument(
         '--skip-list',
         metavar='FILE',
-        help="a file or a shipped name (default: the task's for demo, else none)",
+        help="a file or a shipped list's name (default: the demo model's for the task, else none)",
     )
-    left_out.add_argument('--skip', metavar='29,16', help='blocks to leave out, 0-based')
+    skipped.add_argument('--skip', metavar='29,16', help='blocks to skip, 0-based')
     parser.add_argument(
         '--operating-point',
         help='of the skip list: high_performance (default), high_sparsity or a number of blocks',
     )
-    parser.add_argument('--max-new-tokens', type=int, help="default: the task's own")
+    parser.add_argument('--max-new-tokens', type=int, help="default: the task's")
     parser.add_argument('--json', action='store_true', help='print one JSON object')
     parser.set_defaults(func=run)
 
@@ -68,10 +68,10 @@ def run(args: argparse.Namespace) -> int:
 
     with Console(stderr=True).status('starting') as status:
 
-        def tell(step: str) -> None:
+        def show_step(step: str) -> None:
             status.update(escape(step))  # a model's name may look like markup
 
-        vlm = load_vlm(args.model, args.device, args.dtype, on_progress=tell)
+        vlm = load_vlm(args.model, args.device, args.dtype, on_progress=show_step)
         if skip_list is not None:
             for warning in skip_list.warnings_for(
                 num_blocks=vlm.num_blocks,
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
             ):
                 print(f'gmskip: warning: {warning}', file=sys.stderr)
         skip.check(vlm.num_blocks)
-        status.update('warming up')  # the first pass pays for the libraries' start
+        status.update('warming up')  # the first pass includes the start of the libraries
         vlm.answer(image, prompt, skip, min(2, max_new_tokens))
         status.update('answering')
         features = vlm.encode(image)
@@ -102,28 +102,28 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read_photo(path: str) -> np.ndarray:
-    """Return the picture as people see it (EXIF orientation applied): uint8 RGB (H, W, 3)."""
+    """Return the image with its EXIF orientation applied: uint8 RGB (H, W, 3)."""
     import numpy as np
     from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as photo:
-            if photo.mode.startswith(('I', 'F')):  # Pillow would cut off all above 255
+            if photo.mode.startswith(('I', 'F')):  # Pillow would clip values above 255
                 raise ValueError(f'mode {photo.mode} has more than 8 bits per channel')
             return np.array(ImageOps.exif_transpose(photo).convert('RGB'))
-    except Exception as error:  # Pillow's decoders raise many kinds over broken files
+    except Exception as error:  # Pillow's decoders raise many types on broken files
         reason = getattr(error, 'strerror', None) or str(error).partition('\n')[0]
         raise UserError(
-            f'cannot read picture {path!r} ({reason}): give a JPEG, PNG or other file of 8 bits'
+            f'cannot read image {path!r} ({reason}): give a JPEG, PNG or other 8-bit image'
         ) from error
 
 
 def choose_question(args: argparse.Namespace) -> tuple[Task | None, str, int]:
-    """Return the task (None for a prompt of one's own), the prompt and max_new_tokens."""
+    """Return the task (None with --prompt), the prompt and max_new_tokens."""
     from gmskip_ros.tasks import make_task
 
     if args.labels is not None and (args.task or DEFAULT_TASK) == 'captioning':
-        raise UserError('--labels is for --task single_object and multi_object: leave it out')
+        raise UserError('--labels is for --task single_object and multi_object: remove it')
     if args.prompt is None:
         labels = ['coda'] if args.labels is None else args.labels.split(',')
         task = make_task(
@@ -139,13 +139,13 @@ def choose_question(args: argparse.Namespace) -> tuple[Task | None, str, int]:
 
 
 def choose_skip_set(args: argparse.Namespace, task: Task | None) -> tuple[SkipSet, SkipList | None]:
-    """Return what the skip branch leaves out, and the list it is from, if it is from one."""
+    """Return what the skip branch skips, and the skip list it comes from, if any."""
     from gmskip_ros.skipping import load_skip_list
     from gmskip_ros.vlm import SkipSet
 
     if args.skip is not None:
         if args.operating_point is not None:
-            raise UserError('--operating-point is for skip lists: leave it out with --skip')
+            raise UserError('--operating-point is for skip lists: remove it or --skip')
         parts = [part.strip() for part in args.skip.split(',') if part.strip()]
         try:
             blocks = [int(part) for part in parts]
@@ -159,9 +159,9 @@ def choose_skip_set(args: argparse.Namespace, task: Task | None) -> tuple[SkipSe
         name = f'demo_{task.name}'
     if name is None:
         if args.operating_point is not None:
-            raise UserError('--operating-point is for skip lists: give one with --skip-list')
-        remedy = 'give --skip 29,16 or --skip-list FILE'
-        print(f'gmskip: warning: no blocks are left out: {remedy}', file=sys.stderr)
+            raise UserError('--operating-point is for skip lists: add --skip-list')
+        remedy = 'add --skip 29,16 or --skip-list FILE'
+        print(f'gmskip: warning: no blocks are skipped: {remedy}', file=sys.stderr)
         return SkipSet(), None
     skip_list = load_skip_list(name)
     removed = skip_list.blocks_at(args.operating_point or 'high_performance')
@@ -176,7 +176,7 @@ def make_report(
     skip: SkipSet,
     answers: dict[str, Answer],
 ) -> dict[str, Any]:
-    """Return everything there is to print, as plain JSON values; times in milliseconds."""
+    """Return the report of one image as JSON values; times in milliseconds."""
     parsed = {branch: task.parse(answer.text) for branch, answer in answers.items()} if task else {}
     branches = {}
     for branch, answer in answers.items():
@@ -214,7 +214,7 @@ def make_report(
 
 
 def print_report(report: dict[str, Any]) -> None:
-    """Print the report of one picture as a table for people."""
+    """Print the report of one image as a table."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table

@@ -135,7 +135,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Calibrate each target, write and print what was found; 0, or 130 and 143 when stopped."""
-    stop = StopSignals()
+    stop = StopSignals(second_interrupts=True)
     with stop:  # before anything that takes long to import
         settings = make_settings(args)
         targets = [None] if args.target is None else split_list('--target', args.target)

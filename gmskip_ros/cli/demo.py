@@ -1,12 +1,12 @@
-"""`gmskip demo`: the main job on one machine, with its real parts, ending by itself.
+"""`gmskip demo`: the real node and a camera on one machine, until some frames are answered.
 
-A node process, a camera process and this one, which sees only what is on the topics. At the end it
-writes the report that `gmskip replay` writes.
+At the end it writes the report that `gmskip replay` writes.
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import shutil
 import statistics
 import sys
@@ -15,21 +15,19 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from gmskip_ros.cli.options import positive_float, positive_int
-from gmskip_ros.pipeline.overlay import AGREES_RGB, DIFFERS_RGB
-from gmskip_ros.ros.demo_listener import Frame
-from gmskip_ros.runs.demo import _Demo
-from gmskip_ros.runs.live import (
-    LiveRunError,
-)
-from gmskip_ros.signals import Interrupted, StopRequest
+from gmskip_ros.signals import StopSignals
 
+if TYPE_CHECKING:
+    from gmskip_ros.runs.demo_frames import Frame
+
+MIN_COLUMNS, MAX_COLUMNS = 80, 120
 PIPE_COLUMNS = 100
 
 
@@ -37,16 +35,16 @@ def add_parser(subparsers: Any) -> None:
     """Add `gmskip demo` and its options."""
     parser = subparsers.add_parser(
         'demo',
-        help='node and camera in two processes, both branches on rendered scenes, then a summary',
+        help='run the node and a camera on rendered scenes, then print a summary',
         description='Start the real node and a camera, show what both branches answer and how '
-        'long they take, and end after some frames with a summary, a picture and a report.',
+        'long they take, and stop after some frames with a summary, an image and a report.',
     )
     parser.add_argument(
         '--frames',
         type=positive_int,
         default=20,
         metavar='N',
-        help='end after this many compared frames (default 20)',
+        help='stop after this many compared frames (default 20)',
     )
     parser.add_argument(
         '--rate-hz',
@@ -64,64 +62,76 @@ def add_parser(subparsers: Any) -> None:
         '--source',
         type=_folder,
         metavar='FOLDER',
-        help='pictures for the camera (default: driving scenes rendered for the occasion)',
+        help='images for the camera (default: freshly rendered driving scenes)',
     )
     parser.add_argument(
         '--out',
         type=Path,
         default=Path('out/demo'),
         metavar='FOLDER',
-        help='where the report, the answers and the logs go (default out/demo)',
+        help='folder for the report, the answers and the logs (default out/demo)',
     )
     parser.add_argument(
         '--deadline-sec',
         type=positive_float,
         default=120.0,
         metavar='S',
-        help='give up when nothing new arrives for this long (default 120)',
+        help='give up after this long without news from the node (default 120)',
     )
     parser.add_argument(
-        '--no-progress', action='store_true', help='print the table and the summary only'
+        '--no-progress', action='store_true', help='print only the table and the summary'
     )
     parser.set_defaults(func=run)
 
 
 def _folder(text: str) -> Path:
     if not Path(text).is_dir():
-        raise argparse.ArgumentTypeError(f'{text!r} is not a folder: give one with pictures')
+        raise argparse.ArgumentTypeError(f'{text!r} is not a folder: give one with images')
     return Path(text).resolve()
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the demo; return 0, or 1 with one line of error, or 128 + the signal that ended it."""
-    stop = StopRequest()
-    try:
-        return _Demo(args, stop, Screen(show_progress=not args.no_progress)).run()
-    except LiveRunError as error:
-        print(f'gmskip demo: error: {error}', file=sys.stderr)
-        return 1
-    except Interrupted as interrupted:
-        print(f'gmskip demo: ended by {interrupted}', file=sys.stderr)
-        return interrupted.exit_status
-    finally:
-        stop.release()
+    """Run the demo; return 0, 1 after an error, or 128 + the signal that stopped it."""
+    with StopSignals(hangup=True) as stop:
+        from gmskip_ros.runs.demo import DemoOptions, run_demo
+        from gmskip_ros.runs.live import LiveRunError
 
-
-MIN_COLUMNS, MAX_COLUMNS = 80, 120
+        options = DemoOptions(
+            num_frames=args.frames,
+            camera_rate_hz=args.rate_hz,
+            model=args.model,
+            source=args.source,
+            out=args.out,
+            deadline_s=args.deadline_sec,
+            command='gmskip ' + shlex.join(args.arguments),
+        )
+        screen = Screen(show_progress=not args.no_progress)
+        try:
+            with screen.live():
+                frames = run_demo(options, stop, screen)
+        except LiveRunError as error:
+            print(f'gmskip demo: error: {error}', file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            print(f'gmskip demo: stopped by {stop.name}', file=sys.stderr)
+            return stop.exit_code
+        screen.summary(frames)
+        screen.files(args.out)
+        return 0
 
 
 class Screen:
-    """What is printed: coloured and with a spinner on a terminal, plain lines in a pipe."""
+    """The demo's output: coloured, with a spinner, on a terminal; plain lines in a pipe."""
 
     def __init__(self, *, show_progress: bool) -> None:
         if hasattr(sys.stdout, 'reconfigure'):
-            sys.stdout.reconfigure(errors='replace')  # an answer may hold what a terminal cannot
+            sys.stdout.reconfigure(errors='replace')  # answers may have letters it cannot show
         width = shutil.get_terminal_size((PIPE_COLUMNS, 25)).columns
         self._console: Console = Console(
             width=max(MIN_COLUMNS, min(width, MAX_COLUMNS)),
             highlight=False,
             markup=False,
-            emoji=False,  # text of a model is never an instruction
+            emoji=False,  # a model's answer is not markup
         )
         self._show_progress = show_progress
         self._status: Any = None
@@ -139,21 +149,23 @@ class Screen:
         self._status = None
 
     def progress(self, text: str) -> None:
-        """Print a line on what goes on, with the time since the start."""
+        """Print what happens now, with the time since the start."""
         if self._show_progress:
             self._print(f'{time.monotonic() - self._started:6.1f} s  {text}')
 
     def waiting(self, state: str, done: int, wanted: int) -> None:
-        """Let the spinner say what is waited for."""
+        """Show in the spinner what it waits for."""
         if self._status is not None:
             elapsed = time.monotonic() - self._started
-            what = state or 'starting'
+            step = state or 'starting'
             if done or state == 'ready':
-                what = f'frame {min(done + 1, wanted)} of {wanted}'
-            self._status.update(f'{what} ({elapsed:.0f} s)')
+                step = f'frame {min(done + 1, wanted)} of {wanted}'
+            self._status.update(f'{step} ({elapsed:.0f} s)')
 
     def frame(self, number: int, frame: Frame) -> None:
         """Print one frame: a line per task where the branches agree, two where they differ."""
+        from gmskip_ros.pipeline.overlay import AGREES_RGB, DIFFERS_RGB
+
         table = self._grid(5, 13, 7, 7, 7, None, right=(0, 2, 3))
         if not self._header_shown:
             self._print('')
@@ -164,21 +176,21 @@ class Screen:
             skip, full = frame.skip[task], frame.full[task]
             agrees = frame.agrees(task)
             colour = 'rgb({},{},{})'.format(*(AGREES_RGB if agrees else DIFFERS_RGB))
-            said = [('skip', _said(skip)), ('full', _said(full))]
-            if agrees and said[0][1] == said[1][1]:
-                said = [('both', said[0][1])]
+            answers = [('skip', _answer_text(skip)), ('full', _answer_text(full))]
+            if agrees and answers[0][1] == answers[1][1]:
+                answers = [('both', answers[0][1])]
             table.add_row(
                 str(number) if index == 0 else '',
                 task,
                 f'{float(skip["total_ms"]):.0f}',
                 f'{float(full["total_ms"]):.0f}',
                 Text('agrees', style=colour) if agrees else Text('DIFFERS', style=f'bold {colour}'),
-                Text('\n'.join(f'{who}: {text}' for who, text in said)),
+                Text('\n'.join(f'{branch}: {text}' for branch, text in answers)),
             )
         self._print(table)
 
     def summary(self, frames: Sequence[Frame]) -> None:
-        """Print agreement, medians, speed-up and sparsity per task over all frames."""
+        """Print agreement, medians, speed-up and sparsity of each task over all frames."""
         self._print('')
         span_s = (frames[-1].stamp_ns - frames[0].stamp_ns) / 1e9
         rate = f', {(len(frames) - 1) / span_s:.2f} Hz' if span_s > 0 else ''
@@ -202,7 +214,7 @@ class Screen:
         self._print(table)
 
     def files(self, out: Path) -> None:
-        """Print what was written, and where."""
+        """Print where the files are."""
         self._print('')
         self._print(f'report, for a browser:         {out / "report.html"}')
         self._print(f'last frame with both answers:  {out / "overlay.png"}')
@@ -216,12 +228,12 @@ class Screen:
             table.add_column(width=width, justify=justify, overflow='fold')
         return table
 
-    def _print(self, what: RenderableType) -> None:
-        self._console.print(what, soft_wrap=isinstance(what, str))
+    def _print(self, content: RenderableType) -> None:
+        self._console.print(content, soft_wrap=isinstance(content, str))
 
 
-def _said(values: dict[str, str]) -> str:
-    """Return an answer on one line; with the raw text where that is all there is to see."""
+def _answer_text(values: dict[str, str]) -> str:
+    """Return an answer on one line, with the raw text if it is not in the vocabulary."""
     answer = ' '.join(values['answer'].split())
     if answer == 'unknown':
         return f'unknown "{textwrap.shorten(values["raw_text"], 60, placeholder="...")}"'

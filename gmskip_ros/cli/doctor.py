@@ -134,7 +134,7 @@ def make_setup(args: argparse.Namespace) -> tuple[Setup, list[str]]:
     values.update({name: value for name, value in options.items() if value is not None})
     for name, value in list(values.items()):
         try:
-            SPECS[name].check(name, value)
+            SPECS[name].check(value)
         except ParameterError as error:
             problems.append(str(error))
             del values[name]

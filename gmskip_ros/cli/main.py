@@ -1,4 +1,4 @@
-"""`gmskip <command>`: one module of this package per command."""
+"""`gmskip <command>`: each command is a module of this package."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ COMMANDS = (
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of `gmskip` with every command's own parser in it."""
+    """Return the parser of `gmskip` with the parsers of all commands."""
     parser = argparse.ArgumentParser(
         prog='gmskip',
-        description='LLaVA answers with all Transformer blocks and with some left out.',
+        description='LLaVA answers with all Transformer blocks and with some skipped.',
     )
     parser.add_argument('--version', action='version', version=f'gmskip {__version__}')
     subparsers = parser.add_subparsers(dest='command', required=True, metavar='command')
@@ -40,32 +40,32 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; expected errors are one line on stderr."""
-    # OpenMP reads this when torch is loaded. Its threads spin while they wait for each other by
-    # default: beside other processes on the same cores that made an answer 40 times slower.
+    # OpenMP reads this when torch is loaded. By default its threads spin while they wait for each
+    # other: with other processes on the same cores, an answer took 40 times longer.
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     args = build_parser().parse_args(argv)
     args.arguments = list(sys.argv[1:] if argv is None else argv)  # for reports
     try:
         return args.func(args)
     except UserError as error:
-        return _tell(str(error))
+        return _print_error(str(error))
     except ModuleNotFoundError as error:
         module = (error.name or '').partition('.')[0]
         if module == 'gmskip_ros':
             raise
-        return _tell(
-            f'{module} is not installed for {sys.executable}: the packages that each part needs '
-            'are in README.md'
+        return _print_error(
+            f'{module} is not installed for {sys.executable}: README.md lists the packages that '
+            'each part needs'
         )
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader of a pipe went away: nobody is left to tell
+    except BrokenPipeError:  # the reader of the pipe has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
 
 
-def _tell(reason: str) -> int:
-    print(f'gmskip: error: {reason}', file=sys.stderr)
+def _print_error(message: str) -> int:
+    print(f'gmskip: error: {message}', file=sys.stderr)
     return 2
 
 

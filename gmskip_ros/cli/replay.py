@@ -1,7 +1,7 @@
-"""`gmskip replay`: had we run the skip branch alone, what would have changed on this drive?
+"""`gmskip replay`: what would have changed on this drive, had only the skip branch run?
 
-Both branches on the frames of a bag that the node would have taken, without ROS; or two such runs
-against each other.
+Runs both branches on the frames of a bag that the node would have taken, without ROS; or compares
+two such runs.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import math
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,87 +18,96 @@ from gmskip_ros.errors import UserError
 from gmskip_ros.signals import StopSignals
 
 if TYPE_CHECKING:
+    from gmskip_ros.bags.reading import CameraBag
+    from gmskip_ros.cli.progress import Bars
     from gmskip_ros.pipeline.settings import Settings
-    from gmskip_ros.runs.replay import ReplayOptions
+    from gmskip_ros.runs.replay import ReplayOptions, ReplayOutcome
     from gmskip_ros.skipping import SkipList
 
 DISTROS = ('humble', 'jazzy')
+COUNTER_LABELS = {  # of Replay.counts
+    'answered': 'answered',
+    'gated': 'not due',
+    'out_of_order': 'out of order',
+    'unreadable': 'unreadable',
+    'undecodable': 'undecodable',
+    'failed': 'failed',
+    'resets': 'after a jump back in time',
+}
 
 
 def add_parser(subparsers: Any) -> None:
     """Add the command and its options to `gmskip`."""
     parser = subparsers.add_parser(
         'replay',
-        help='both branches on the frames of a bag, or two such runs against each other',
+        help='run both branches on the frames of a bag, or compare two such runs',
         description='Run both branches on the frames of a bag that the node would have taken, and '
-        'write answers, a bag of results and a report. With --against: compare two such runs.',
+        'write the answers, a bag of results and a report. With --against: compare two such runs.',
     )
     parser.add_argument(
         'source',
         metavar='BAG',
-        help='a rosbag2 folder, .mcap or .db3 file; with --against a frames.jsonl, or its folder',
+        help='a rosbag2 folder, .mcap or .db3 file; with --against a frames.jsonl or its folder',
     )
     parser.add_argument(
-        '--against', metavar='B.jsonl', help='compare the run BAG (a frames.jsonl) with this one'
+        '--against', metavar='B.jsonl', help='compare the run BAG (a frames.jsonl) with this run'
     )
     parser.add_argument(
-        '--out', type=Path, metavar='DIR', help='folder of the results (default: out/replay/BAG)'
+        '--out', type=Path, metavar='DIR', help='folder for the results (default: out/replay/BAG)'
     )
     parser.add_argument(
-        '--overwrite', action='store_true', help='replace the results of an earlier run there'
+        '--overwrite', action='store_true', help='replace the results of an earlier run in it'
     )
     frames = parser.add_argument_group('frames')
-    frames.add_argument(
-        '--topic', metavar='NAME', help='of the images (default: the only such topic)'
-    )
+    frames.add_argument('--topic', metavar='NAME', help='camera topic (default: the only one)')
     frames.add_argument(
         '--rate',
         type=float,
         metavar='HZ',
-        help='frames answered per second of header time (default: 1)',
+        help='frames to answer per second of header time (default: 1)',
     )
     frames.add_argument(
         '--start',
         type=float,
         metavar='S',
-        help="begin so long after the bag's first message (default: 0)",
+        help="start this many seconds after the bag's first message (default: 0)",
     )
     frames.add_argument(
-        '--duration', type=float, metavar='S', help='of the bag, from --start (default: all)'
+        '--duration', type=float, metavar='S', help='seconds to replay from --start (default: all)'
     )
-    frames.add_argument('--limit', type=int, metavar='N', help='end after N answered frames')
+    frames.add_argument('--limit', type=int, metavar='N', help='stop after N answered frames')
     frames.add_argument(
         '--distro',
         choices=DISTROS,
-        help='whose message types a bag has that says nothing of them (default: jazzy)',
+        help='message definitions to assume when the bag contains none (default: jazzy)',
     )
 
-    asked = parser.add_argument_group('what is asked')
-    asked.add_argument(
+    questions = parser.add_argument_group('model and questions')
+    questions.add_argument(
         '--params-file',
         metavar='FILE',
         help="the node's parameters (model, tasks, prompts, labels, skip lists, rate ...); "
-        'the options here win',
+        'options given here take precedence',
     )
-    asked.add_argument('--model', help="'demo' (default), a folder or a hub id")
-    asked.add_argument('--device', help='auto (default), cpu or cuda:N')
-    asked.add_argument('--dtype', help='auto (default), float32, float16 or bfloat16')
-    asked.add_argument(
-        '--task', metavar='single_object,captioning', help='one or several (default: all three)'
+    questions.add_argument('--model', help="'demo' (default), a folder or a hub id")
+    questions.add_argument('--device', help='auto (default), cpu or cuda:N')
+    questions.add_argument('--dtype', help='auto (default), float32, float16 or bfloat16')
+    questions.add_argument(
+        '--task', metavar='single_object,captioning', help='one or more tasks (default: all three)'
     )
-    asked.add_argument(
-        '--labels', metavar='car,bus', help="a set's name, or labels (default: coda)"
+    questions.add_argument(
+        '--labels', metavar='car,bus', help='the name of a label set, or labels (default: coda)'
     )
-    asked.add_argument(
+    questions.add_argument(
         '--skip-list',
         action='append',
         metavar='TASK=FILE',
-        help='a file or a shipped name; once per task (default: the demo model has its own)',
+        help="a file or a shipped list's name; once per task (default: the demo model's)",
     )
-    asked.add_argument(
+    questions.add_argument(
         '--operating-point',
         metavar='high_sparsity,8',
-        help='one or several: high_performance (default), high_sparsity, numbers of blocks',
+        help='one or more: high_performance (default), high_sparsity, numbers of blocks',
     )
     parser.add_argument('--no-progress', action='store_true', default=None, help='no progress bar')
     parser.set_defaults(func=run)
@@ -105,23 +115,16 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Replay or compare; 0, 1 if no frame was answered, 130 or 143 when stopped."""
-    from gmskip_ros.bags.reading import BagError
-    from gmskip_ros.pipeline.rows import ReportError
-    from gmskip_ros.pipeline.settings import ParameterError
-
-    try:
-        if args.against is not None:
-            return compare(args)
-        if args.source.endswith('.jsonl'):
-            raise UserError(f'{args.source} is a run: give another one with --against')
-        return replay(args)
-    except (BagError, ParameterError, ReportError) as error:
-        raise UserError(str(error)) from error
+    if args.against is not None:
+        return compare(args)
+    if args.source.endswith('.jsonl'):
+        raise UserError(f'{args.source} is a run, not a bag: give a second run with --against')
+    return replay(args)
 
 
 def compare(args: argparse.Namespace) -> int:
     """Print and, with --out, write what changed between two runs; return 0."""
-    useless = [
+    unused = [
         name
         for name in (
             'topic',
@@ -142,11 +145,11 @@ def compare(args: argparse.Namespace) -> int:
         )
         if getattr(args, name) is not None
     ]
-    if useless:
-        names = ', '.join('--' + name.replace('_', '-') for name in useless)
-        raise UserError(f'{names}: without use with --against, which asks no model: leave it out')
+    if unused:
+        names = ', '.join('--' + name.replace('_', '-') for name in unused)
+        raise UserError(f'{names}: not allowed with --against, which runs no model')
     if args.overwrite and args.out is None:
-        raise UserError('--overwrite: nothing is written without --out: leave it out')
+        raise UserError('--overwrite has no effect without --out: add --out, or remove it')
 
     from rich.console import Console
 
@@ -163,18 +166,22 @@ def compare(args: argparse.Namespace) -> int:
     for table in comparison_tables(result):
         console.print(table)
     if args.out is not None:
-        from gmskip_ros.runs.files import check_room, clear_room
+        from gmskip_ros.runs.output import check_output, clear_output
 
         folder = args.out.expanduser()
         if folder.resolve() in [file.parent.resolve() for file in files]:
-            raise UserError(f'--out {folder}: has a report of its own: give another folder')
+            raise UserError(
+                f'--out {folder}: holds the report of one of the runs: choose a different folder'
+            )
         results = ('changes.csv', 'comparison.json', 'report.html')
-        check_room(folder, results, args.overwrite, files)
-        clear_room(folder, results)
+        check_output(folder, results, args.overwrite, files)
+        clear_output(folder, results)
         try:
             write_comparison_report(result, folder, [str(file) for file in files])
         except OSError as error:
-            raise UserError(f'--out {folder}: {error.strerror}: give another folder') from error
+            raise UserError(
+                f'--out {folder}: {error.strerror}: choose a different folder'
+            ) from error
         print(f'report: {folder / "report.html"}')
     return 0
 
@@ -185,8 +192,8 @@ def _rows_file(text: str) -> Path:
 
 
 def replay(args: argparse.Namespace) -> int:
-    """Replay one bag; see replay_run."""
-    with StopSignals() as stop:
+    """Replay one bag; see runs/replay.py."""
+    with StopSignals(second_interrupts=True) as stop:
         try:
             return _replay(args, stop)
         except KeyboardInterrupt:
@@ -195,35 +202,93 @@ def replay(args: argparse.Namespace) -> int:
 
 
 def _replay(args: argparse.Namespace, stop: StopSignals) -> int:
-    from gmskip_ros.bags.reading import open_camera_bag
-
-    # PyTorch is imported here, and a bag without an index, or one to unpack, takes its time.
+    # Importing PyTorch takes long, and so does opening a bag without an index or a packed one.
     with stop.at_once():
-        from rich.console import Console
-
-        from gmskip_ros.cli.progress import ReplayBar
-        from gmskip_ros.runs.files import check_room
+        from gmskip_ros.bags.reading import open_camera_bag
+        from gmskip_ros.cli.progress import Bars
+        from gmskip_ros.runs.output import check_output
         from gmskip_ros.runs.replay import RESULTS, replay_bag
 
-        settings, skip_lists, options = _what_is_asked(args)
+        settings, skip_lists, options = _read_options(args)
         path = Path(args.source).expanduser()
-        folder = args.out.expanduser() if args.out else Path('out/replay') / _name_of(path)
-        if set('?#%') & set(str(folder.absolute())):  # sqlite takes such a path for an address
+        folder = args.out.expanduser() if args.out else Path('out/replay') / _bag_name(path)
+        if set('?#%') & set(str(folder.absolute())):  # sqlite would read such a path as a URI
             raise UserError(
-                f'--out {folder}: no bag can be written below a ?, # or %: give another'
+                f'--out {folder}: cannot write a bag to a path with ?, # or %: choose a different '
+                'folder'
             )
         bag = open_camera_bag(path, args.topic, args.distro or 'jazzy')
     with bag:
-        check_room(folder, RESULTS, args.overwrite, [path])
-        console = Console(stderr=True)
-        with ReplayBar(console, not args.no_progress) as bar:
-            return replay_bag(bag, settings, skip_lists, options, folder, stop, console, bar)
+        check_output(folder, RESULTS, args.overwrite, [path])
+        with Bars(not args.no_progress) as bars:
+            outcome = replay_bag(bag, settings, skip_lists, options, folder, stop, _Screen(bars))
+        return _print_outcome(outcome, bag, folder, stop)
 
 
-def _what_is_asked(
+class _Screen:
+    """Shows a replay (runs/replay.py: ReplayListener) on stderr."""
+
+    def __init__(self, bars: Bars) -> None:
+        self._bars = bars
+        self.status = bars.status
+
+    def answered(self, frames: int, share: float) -> None:
+        self._bars.show('frames', share, 1.0, info=f'{share:.0%}, {frames} answered')
+
+    def message(self, line: str) -> None:
+        self._bars.print(f'gmskip: {line}')
+
+
+def _print_outcome(outcome: ReplayOutcome, bag: CameraBag, folder: Path, stop: StopSignals) -> int:
+    """Print the summary of what was written, and return the exit status."""
+    if outcome.run is None:
+        print('gmskip: stopped before the first frame: nothing is written', file=sys.stderr)
+        return stop.exit_code
+    _print_summary(outcome, outcome.run, folder)
+    if outcome.error:
+        raise UserError(f'{outcome.error}; the answers so far are in {folder}')
+    if outcome.stopped:
+        print(f'gmskip: stopped; the answers so far are in {folder}', file=sys.stderr)
+        return stop.exit_code
+    if not outcome.run['frames']['answered']:
+        reason = _why_no_frame(outcome.run['frames'], bag, folder)
+        print(f'gmskip: error: no frame was answered: {reason}', file=sys.stderr)
+        return 1
+    return 0
+
+
+def _print_summary(outcome: ReplayOutcome, run: Mapping[str, Any], folder: Path) -> None:
+    from rich.console import Console
+
+    from gmskip_ros.report.replay_report import replay_tables
+
+    console = Console()
+    for table in replay_tables(run, outcome.rows):
+        console.print(table)
+    counts = run['frames']
+    others = [f'{counts[name]} {label}' for name, label in COUNTER_LABELS.items() if counts[name]]
+    print(f'{counts["in_bag"]} frames read' + (': ' + ', '.join(others) if others else ''))
+    print(f'answers: {folder / "frames.csv"}, frames.jsonl')
+    print(f"the same as a bag, on the node's topics: {folder / 'bag'}")
+    print(f'report: {folder / "report.html"}')
+
+
+def _why_no_frame(counts: Mapping[str, int], bag: CameraBag, folder: Path) -> str:
+    if counts['in_bag']:
+        return f'see the problems above and in {folder}'
+    if not bag.num_frames:
+        return f'the bag has none on {bag.topic}'
+    length_s = (bag.end_ns - bag.start_ns) / 1e9
+    return (
+        f'none of the {bag.num_frames} on {bag.topic} is in the part of the bag ({length_s:.1f} s) '
+        'that --start and --duration select'
+    )
+
+
+def _read_options(
     args: argparse.Namespace,
 ) -> tuple[Settings, dict[str, SkipList], ReplayOptions]:
-    """Return the options, checked as far as that can be done without the model."""
+    """Return the options, checked as far as is possible without the model."""
     from gmskip_ros.pipeline.settings import load_skip_lists
     from gmskip_ros.runs.replay import ReplayOptions
 
@@ -248,22 +313,22 @@ def _what_is_asked(
     return settings, skip_lists, options
 
 
-def _name_of(bag: Path) -> str:
-    """Return a bag's name without what says that a file is one: drive.v2, drive_0.mcap: drive_0."""
+def _bag_name(bag: Path) -> str:
+    """Return the name of a bag's folder, or of its file without endings: drive_0.mcap: drive_0."""
     bag = bag.resolve()
     return (bag.name if bag.is_dir() else bag.name.partition('.')[0]) or 'bag'
 
 
 def _settings(args: argparse.Namespace) -> tuple[Settings, list[str | int]]:
-    """Return the node's settings as file and options give them, and the operating points.
+    """Return the node's settings from file and options, and the operating points.
 
-    What is of no use offline (branches, transport, age, overload) keeps its default.
+    Parameters with no meaning offline (branches, transport, age, overload) have no effect.
     """
     from gmskip_ros.pipeline.settings import settings_from, values_from_file
     from gmskip_ros.tasks import TASK_NAMES
 
     values = values_from_file(args.params_file) if args.params_file else {}
-    values.pop('branches', None)  # both: that is what a replay is for
+    values.pop('branches', None)  # a replay compares both
     options = {
         'model': args.model,
         'device': args.device,
@@ -278,7 +343,7 @@ def _settings(args: argparse.Namespace) -> tuple[Settings, list[str | int]]:
         task, _, name = text.partition('=')
         if task not in TASK_NAMES or not name:
             raise UserError(
-                f'--skip-list {text!r}: give TASK=FILE, the task one of {", ".join(TASK_NAMES)}'
+                f'--skip-list {text!r}: give TASK=FILE; TASK is one of {", ".join(TASK_NAMES)}'
             )
         values[f'skip_list.{task}'] = name
     if args.operating_point is None:
@@ -289,5 +354,5 @@ def _settings(args: argparse.Namespace) -> tuple[Settings, list[str | int]]:
         settings = settings_from({**values, 'operating_point': text.strip()})
         points.append(settings.operating_point)
     if len(set(points)) < len(points):
-        raise UserError(f'--operating-point {args.operating_point} names one twice: leave it out')
+        raise UserError(f'--operating-point {args.operating_point} names one twice: name each once')
     return settings, points

@@ -90,13 +90,14 @@ def print_skip_list(skip_list: SkipList) -> None:
     for name in ('blocks left out', 'sparsity', 'block' if skip_list.nested else 'which', 'score'):
         table.add_column(name, justify='right')
     table.add_column('operating point')
+    no_score = 'not published' if skip_list.full_score is None else ''
     for length, block, score in rows_of(skip_list):
         sparsity = f'{100 * length / skip_list.num_blocks:.1f} %'
         table.add_row(
             str(length),
             sparsity,
             block,
-            '' if score is None else f'{score:.4f}',
+            no_score if score is None else f'{score:.4f}',
             ', '.join(points.get(length, [])),
         )
     console.print(table)

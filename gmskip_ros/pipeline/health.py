@@ -1,8 +1,7 @@
-"""
-What the node says about itself on /diagnostics: states, counters, latencies.
+"""What the node reports about itself on /diagnostics: states, counters, latencies.
 
-Written by the camera callback and the worker, read once a second; safe from any thread. Times are
-seconds of a steady clock, passed in.
+The camera callback and the worker update it, the node reads it once a second; any thread may call
+it. Times are seconds of a steady clock, passed in by the caller.
 """
 
 from __future__ import annotations
@@ -28,24 +27,24 @@ LEVELS = {
     'error': ERROR,
 }
 FRAME_COUNTERS = (
-    'received',  # by the camera callback; each is counted under at most one of the next five ...
-    'not_ready',  # ... came while loading, paused or in error
+    'received',  # by the camera callback; each also counts under at most one of those below
+    'not_ready',  # arrived while loading, paused or in error
     'stale',  # older than max_frame_age_sec
-    'gated',  # its period has an answer already
-    'out_of_order',  # older than a frame before it, by less than a period
-    'replaced',  # was due, but a newer due frame came before the worker was free
-    'answered',  # every branch that was to run on it has published
+    'gated',  # its period already has an answer
+    'out_of_order',  # older than an earlier frame, by less than a period
+    'replaced',  # due, but a newer due frame arrived before the worker was free
+    'answered',  # every branch has published its answers
     'full_dropped',  # overload_policy drop_full: only the skip branch has published
-    'undecodable',  # no picture could be made of the message
-    'failed',  # any other exception on the way from the message to the overlay picture
-    'abandoned',  # paused or stopped while it was worked on
+    'undecodable',  # the message could not be decoded to an image
+    'failed',  # any other exception between the message and the overlay image
+    'abandoned',  # paused or stopped while it was being answered
 )
 ACHIEVED_RATE_WINDOW_S = 10.0
-LATENCY_WINDOW = 100  # newest frames
+LATENCY_WINDOW = 100  # frames
 
 
 def resident_mib() -> float:
-    """Return this process's resident memory, MiB; NaN where the system does not say."""
+    """Return this process's resident memory, MiB; NaN if the system does not report it."""
     try:
         pages = int(Path('/proc/self/statm').read_text().split()[1])
     except OSError:
@@ -55,14 +54,14 @@ def resident_mib() -> float:
 
 @dataclass(frozen=True)
 class Report:
-    """One moment of the node's health."""
+    """The node's health at one moment."""
 
     state: str
     level: str  # OK, WARN or ERROR
-    reason: str  # '' where the state says it all
+    reason: str  # '' if the state needs none
     frames: dict[str, int]
     achieved_rate_hz: float
-    latency_ms: dict[str, tuple[float, float]]  # branch -> p50, p95; branches measured so far
+    latency_ms: dict[str, tuple[float, float]]  # branch -> (p50, p95), if measured
     last_error: str
 
 
@@ -87,25 +86,25 @@ class Health:
         with self._lock:
             self._phase, self._phase_reason = phase, reason
             if phase == 'running':
-                self._start_counting_anew(now_s)
+                self._restart_windows(now_s)
             elif phase == 'error':
                 self._last_error = reason
-                self._paused = False  # a pause hides only what the operator could see before it
+                self._paused = False  # a pause must not hide an error that came after it
 
     def set_enabled(self, enabled: bool, now_s: float) -> None:
-        """`~/enable` was called, or the node starts disabled."""
+        """Note a call of `~/enable`."""
         with self._lock:
             self._paused = not enabled
-            self._start_counting_anew(now_s)
+            self._restart_windows(now_s)
 
-    def _start_counting_anew(self, now_s: float) -> None:
+    def _restart_windows(self, now_s: float) -> None:
         self._running_since_s = self._last_received_s = self._last_usable_s = now_s
         self._answered_s.clear()
         self._overload = ''
         self._degraded = False
 
     def frame_received(self, outcome: str, now_s: float) -> None:
-        """Count a camera message; `outcome` is one of FRAME_COUNTERS, or '' if it waits now."""
+        """Count a camera message; `outcome` is one of FRAME_COUNTERS, or '' if it is waiting."""
         with self._lock:
             self._frames['received'] += 1
             self._last_received_s = now_s
@@ -115,18 +114,18 @@ class Health:
                 self._frames[outcome] += 1
 
     def count(self, outcome: str) -> None:
-        """Count a frame that had been waiting or was worked on, under one of FRAME_COUNTERS."""
+        """Count a frame that was waiting or being answered under one of FRAME_COUNTERS."""
         with self._lock:
             self._frames[outcome] += 1
 
     def branch_done(self, branch: str, elapsed_ms: float) -> None:
-        """A branch has published its result for a frame."""
+        """Note that a branch has published its result for a frame."""
         with self._lock:
             window = self._latency_ms.setdefault(branch, deque(maxlen=LATENCY_WINDOW))
             window.append(elapsed_ms)
 
     def frame_done(self, outcome: str, now_s: float, overload: str = '') -> None:
-        """A frame is 'answered' or 'full_dropped'; `overload` says why the node is behind."""
+        """Count a frame as 'answered' or 'full_dropped'; `overload`: why it is behind."""
         with self._lock:
             self._frames[outcome] += 1
             self._answered_s.append(now_s)
@@ -134,14 +133,14 @@ class Health:
             self._degraded = False
 
     def failure(self, outcome: str, reason: str) -> None:
-        """A frame is 'undecodable' or 'failed'; nothing was published for what is missing."""
+        """Count a frame as 'undecodable' or 'failed'."""
         with self._lock:
             self._frames[outcome] += 1
             self._last_error = reason
             self._degraded = self._failed_since_report = True
 
     def report(self, now_s: float, no_frames_after_s: float = 3.0) -> Report:
-        """Return the state now; no usable frame for `no_frames_after_s` is 'no_frames'."""
+        """Return the health now; state 'no_frames' after that long without a usable frame."""
         with self._lock:
             state, reason = self._state(now_s, no_frames_after_s)
             self._failed_since_report = False
@@ -162,7 +161,7 @@ class Health:
         if self._phase in ('loading', 'warming_up'):
             return self._phase, self._phase_reason
         if self._paused:
-            return 'paused', 'call ~/enable with true to go on'
+            return 'paused', 'call ~/enable with true to resume'
         if self._phase == 'error':
             return 'error', self._phase_reason
         if self._failed_since_report:
@@ -170,9 +169,7 @@ class Health:
         if now_s - self._last_received_s > no_frames_after_s:
             return 'no_frames', f'no image for {now_s - self._last_received_s:.0f} s'
         if now_s - self._last_usable_s > no_frames_after_s:
-            return 'no_frames', (
-                'all images are older than max_frame_age_sec: is use_sim_time set as it should be?'
-            )
+            return 'no_frames', ('all images are older than max_frame_age_sec: check use_sim_time')
         if self._degraded:
             return 'degraded', self._last_error
         if self._overload:

@@ -1,8 +1,8 @@
-"""Both branches' answers drawn on the camera's picture: `~/debug/image` and the reports.
+"""Both branches' answers drawn on the camera's image: `~/debug/image` and the reports.
 
-A panel along the top edge holds one row per task; everything below `MAX_PANEL_FRACTION` of the
-height keeps the camera's own pixels, so the road stays in sight. Agreement is told by shape, word
-and colour (Okabe-Ito palette: distinguishable with any colour vision).
+A panel along the top edge has one row per task; everything below `MAX_PANEL_FRACTION` of the height
+keeps the camera's own pixels, so the road stays visible. Agreement is shown by shape, word and
+colour (Okabe-Ito palette, which people with colour blindness can distinguish).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-MAX_PANEL_FRACTION = 0.4  # of the image's height; nothing is ever drawn below
+MAX_PANEL_FRACTION = 0.4  # of the image's height; nothing is drawn below it
 
 RGB = tuple[int, int, int]
 AGREES_RGB: RGB = (0, 158, 115)  # Okabe-Ito bluish green
@@ -31,7 +31,7 @@ PANEL_RGB: RGB = (14, 17, 22)
 DIFFERS_ROW_RGB: RGB = (92, 38, 4)  # a dark vermillion behind white text
 PANEL_OPACITY = 0.84
 
-MIN_FONT_PX = 9  # below, letters are no longer legible
+MIN_FONT_PX = 9  # smaller letters are illegible
 MAX_TEXT_CHARS = 2000
 MAX_ANSWER_LINES = 2
 TRANSLITERATED = str.maketrans(
@@ -62,7 +62,7 @@ TRANSLITERATED = str.maketrans(
 class OverlayAnswer:
     """One branch's answer to one task.
 
-    `text` is the answer for people, or the model's own words where they are not `in_vocabulary`;
+    `text` is the answer for people, or the model's own words if they are not `in_vocabulary`;
     `total_ms` counts preprocessing to the last token.
     """
 
@@ -75,7 +75,7 @@ class OverlayAnswer:
 
 @dataclass(frozen=True)
 class OverlayTask:
-    """What is known about one task on one frame; None where a branch has not answered (yet)."""
+    """One task on one frame; None for a branch that has not answered (yet)."""
 
     task: str
     skip: OverlayAnswer | None
@@ -89,14 +89,14 @@ def draw_overlay(image: np.ndarray, tasks: Sequence[OverlayTask], *, title: str 
     """Return a copy of `image` with the tasks' answers in a panel along its top edge.
 
     `image` is uint8 RGB of shape (H, W, 3); so is the result. Rows that do not fit into
-    `MAX_PANEL_FRACTION` of the height are left out: an image too small for text comes back as it
-    is. Raises ValueError only for an image of another shape or dtype.
+    `MAX_PANEL_FRACTION` of the height are omitted: an image too small for text is returned
+    unchanged. Raises ValueError only for a different shape or dtype.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(
             f'image: expected uint8 of shape (H, W, 3), got {image.dtype} of shape {image.shape}'
         )
-    result = np.array(image, order='C')  # a copy: the camera's picture stays as it is
+    result = np.array(image, order='C')  # a copy: the camera's image is not changed
     height, width = result.shape[:2]
     layout = _Layout.of(height, width)
     if layout.answer_width < 4 * layout.font_px or not tasks:
@@ -104,7 +104,7 @@ def draw_overlay(image: np.ndarray, tasks: Sequence[OverlayTask], *, title: str 
 
     max_height = int(height * MAX_PANEL_FRACTION)
     rows = _rows(tasks, layout, max_height - layout.header_height)
-    has_header = len(rows) == len(tasks)  # the answers come first
+    has_header = len(rows) == len(tasks)  # the answers have priority
     if not has_header:
         rows = _rows(tasks, layout, max_height)
     if not rows:
@@ -123,7 +123,7 @@ def draw_overlay(image: np.ndarray, tasks: Sequence[OverlayTask], *, title: str 
 
 @dataclass(frozen=True)
 class _Layout:
-    """Sizes in pixels, all derived from the image's size."""
+    """Sizes in pixels, derived from the image's size."""
 
     width: int
     font_px: int
@@ -139,7 +139,7 @@ class _Layout:
 
     @classmethod
     def of(cls, height: int, width: int) -> _Layout:
-        reference = min(height, width * 3 / 4)  # a wide strip must not get huge letters
+        reference = min(height, width * 3 / 4)  # no huge letters on a wide strip
         font_px = max(MIN_FONT_PX, round(reference * 0.0275))
         gap = max(2, round(font_px * 0.4))
         line = round(font_px * 1.3)
@@ -172,7 +172,7 @@ class _Row:
 
 
 def _rows(tasks: Sequence[OverlayTask], layout: _Layout, max_height: int) -> list[_Row]:
-    """Lay the tasks out: wrapped answers where there is room, first of those that differ."""
+    """Lay the tasks out; cut answers to one line if there is no room, those that agree first."""
     rows = [_row(task, layout, MAX_ANSWER_LINES) for task in tasks]
     for i in sorted(range(len(tasks)), key=lambda i: tasks[i].agree is False):
         if sum(row.height for row in rows) > max_height:
@@ -185,7 +185,7 @@ def _rows(tasks: Sequence[OverlayTask], layout: _Layout, max_height: int) -> lis
 def _row(task: OverlayTask, layout: _Layout, max_lines: int) -> _Row:
     skip, full = _answer_text(task.skip), _answer_text(task.full)
     skip_lines, full_lines = _wrap(skip, layout, max_lines), _wrap(full, layout, max_lines)
-    if skip_lines == full_lines and skip != full:  # they differ where they are cut off
+    if skip_lines == full_lines and skip != full:  # they differ only in what is cut off
         longest = min(len(skip), len(full))
         same = next((i for i in range(longest) if skip[i] != full[i]), longest)
         skip_lines, full_lines = (
@@ -197,7 +197,7 @@ def _row(task: OverlayTask, layout: _Layout, max_lines: int) -> _Row:
 
 
 def _draw_header(canvas: _Canvas, layout: _Layout, title: str) -> None:
-    """Draw the title and, on the right, what the cells of the block bars mean."""
+    """Draw the title and, on the right, the legend of the block bars."""
     cell, top = max(3, layout.font_px // 3), layout.gap
     right = layout.width - 2 * layout.gap
     for caption, ran in (('block skipped', False), ('block ran', True)):
@@ -222,7 +222,7 @@ def _draw_row(canvas: _Canvas, layout: _Layout, row: _Row, top: int) -> None:
     verdict = {True: 'agrees', False: 'DIFFERS', None: ''}[task.agree]
     verdict_width = round(_length(verdict, layout.font_px)) + layout.font_px + 2 * layout.gap
     verdict_left = layout.name_left + layout.name_width - verdict_width
-    if differs:  # bright: it catches the eye in grey, too
+    if differs:  # bright, so that it stands out in greyscale as well
         canvas.fill(verdict_left, first, verdict_width, layout.line, TEXT_RGB, 1.0)
     mark = {True: canvas.check, False: canvas.triangle, None: canvas.ring}[task.agree]
     mark_top = first + (layout.line - layout.font_px) // 2
@@ -251,7 +251,7 @@ def _draw_row(canvas: _Canvas, layout: _Layout, row: _Row, top: int) -> None:
 
 
 def _draw_blocks(canvas: _Canvas, layout: _Layout, task: OverlayTask, top: int) -> None:
-    """Draw one cell per block in the order of the decoder, and how many ran."""
+    """Draw one cell per block in the decoder's order, and how many ran."""
     if task.num_blocks < 1:
         return
     skipped = {block for block in task.skipped_blocks if 0 <= block < task.num_blocks}
@@ -269,7 +269,7 @@ def _draw_blocks(canvas: _Canvas, layout: _Layout, task: OverlayTask, top: int) 
 
 
 class _Canvas:
-    """The darkened top of the picture: shapes are drawn at once, all text at the end."""
+    """The darkened top of the image: shapes are drawn at once, all text at the end."""
 
     def __init__(self, background: np.ndarray, font_px: int) -> None:
         self._pixels = background.copy()  # (panel height, W, 3)
@@ -285,7 +285,7 @@ class _Canvas:
             region[:] = cv2.addWeighted(region, 1 - opacity, np.full_like(region, rgb), opacity, 0)
 
     def cell(self, left: int, top: int, width: int, height: int, *, ran: bool) -> None:
-        """One block: a full bright cell if it ran, a low dark stub if it was skipped."""
+        """Draw one block: a full bright cell if it ran, a low dark stub if it was skipped."""
         stub = max(1, height // 4)
         if ran:
             self.fill(left, top, width, height, RAN_RGB, 1.0)
@@ -293,21 +293,21 @@ class _Canvas:
             self.fill(left, top + height - stub, width, stub, SKIPPED_RGB, 1.0)
 
     def check(self, left: int, top: int, size: int) -> None:
-        """A green disc with a white check mark: the branches agree."""
+        """Draw a green disc with a white check mark: the branches agree."""
         centre = (left + size / 2, top + size / 2)
         self._circle(centre, size / 2, AGREES_RGB, -1)
         points = [(0.26, 0.52), (0.44, 0.7), (0.76, 0.34)]
         self._lines(left, top, size, points, TEXT_RGB, closed=False)
 
     def triangle(self, left: int, top: int, size: int) -> None:
-        """A warning triangle, upright, on a bright ground: the branches differ."""
+        """Draw a warning triangle on a bright background: the branches differ."""
         corners = self._fixed_point([(0.5, 0.02), (1.0, 0.94), (0.0, 0.94)], left, top, size)
         cv2.fillPoly(self._pixels, [corners], DIFFERS_RGB, cv2.LINE_AA, shift=4)
         for points in ([(0.5, 0.36), (0.5, 0.62)], [(0.5, 0.78), (0.5, 0.8)]):
             self._lines(left, top, size, points, TEXT_RGB, closed=False)
 
     def ring(self, left: int, top: int, size: int) -> None:
-        """A grey ring: one of the answers is missing."""
+        """Draw a grey ring: one of the answers is missing."""
         centre = (left + size / 2, top + size / 2)
         self._circle(centre, size * 0.38, DIM_RGB, max(1, size // 9))
 
@@ -316,11 +316,11 @@ class _Canvas:
 
     def pixels(self) -> np.ndarray:
         """Return everything drawn so far, uint8 of the background's shape."""
-        picture = Image.fromarray(self._pixels)
-        draw = ImageDraw.Draw(picture)
+        image = Image.fromarray(self._pixels)
+        draw = ImageDraw.Draw(image)
         for left, top, text, rgb in self._texts:
             draw.text((left, top), text, font=_font(self._font_px), fill=rgb)
-        return np.asarray(picture)
+        return np.asarray(image)
 
     def _circle(self, centre: tuple[float, float], radius: float, rgb: RGB, thickness: int) -> None:
         x, y = round(centre[0] * 16), round(centre[1] * 16)
@@ -362,8 +362,8 @@ def _answer_text(answer: OverlayAnswer | None) -> str:
 def _printable(text: str) -> str:
     """Return `text` on one line in characters the font has.
 
-    Accents are dropped, a few signs are transliterated, anything else is spelled as its code
-    point (`\\u4e2d`): nothing vanishes and nothing turns into an identical question mark.
+    Accents are dropped, a few signs are transliterated, and other characters are written as their
+    code points (`\\u4e2d`), so that none vanishes and different ones stay different.
     """
     one_line = ' '.join(text[:MAX_TEXT_CHARS].split())
     letters = []
@@ -385,14 +385,14 @@ def _wrap(text: str, layout: _Layout, max_lines: int) -> list[str]:
         if rest[len(head) : len(head) + 1] != ' ':
             head = head.rpartition(' ')[0]  # back to the end of the word before
         if not head:
-            break  # one word wider than the column: cut below
+            break  # one word is wider than the column: cut it below
         lines.append(head)
         rest = rest[len(head) :].lstrip()
     return [*lines, _cut(rest, layout.answer_width, layout.font_px)]
 
 
 def _cut(text: str, width: int, font_px: int) -> str:
-    """Return `text`, cut with an ellipsis where it is wider than `width` pixels."""
+    """Return `text`, cut with an ellipsis if it is wider than `width` pixels."""
     if _length(text, font_px) <= width:
         return text
     kept = bisect.bisect_left(
@@ -407,7 +407,7 @@ def _length(text: str, font_px: int) -> float:
 
 @functools.lru_cache(maxsize=8)
 def _font(font_px: int) -> ImageFont.FreeTypeFont:
-    """Return Pillow's own outline font: the same on every machine, no font file needed."""
+    """Return Pillow's built-in outline font: the same on every machine, without a font file."""
     font = ImageFont.load_default(font_px)
     assert isinstance(font, ImageFont.FreeTypeFont)
     return font

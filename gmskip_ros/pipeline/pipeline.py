@@ -1,7 +1,6 @@
-"""
-One RGB frame through both branches: encode once, skip branch, full branch, comparison.
+"""One RGB frame through both branches: encode once, skip branch, full branch, comparison.
 
-No ROS in here, and no waiting for frames: the node and the offline replay run the same code.
+Nothing here imports ROS or waits for frames: the node and the offline replay run the same code.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from gmskip_ros.tasks import Agreement, ParsedAnswer, Task
 from gmskip_ros.vlm import SkipSet, VlmOutOfMemoryError
 
 if TYPE_CHECKING:
-    from gmskip_ros.vlm import Answer, ImageFeatures, Vlm
+    from gmskip_ros.vlm import Answer, Engine, ImageFeatures
 
 BRANCHES = ('skip', 'full')  # in the order in which they run
 WARM_UP_SHAPE = (480, 640, 3)
@@ -28,7 +27,7 @@ Result = TypeVar('Result')
 
 @dataclass(frozen=True)
 class TaskPlan:
-    """One task and what the skip branch leaves out for it."""
+    """One task and the blocks that the skip branch skips for it."""
 
     task: Task
     skip_set: SkipSet
@@ -38,7 +37,7 @@ class TaskPlan:
 
 @dataclass(frozen=True)
 class FramePlan:
-    """What is done with a frame; made once, used until a parameter changes."""
+    """What to do with each frame; made once, used until a parameter changes."""
 
     tasks: tuple[TaskPlan, ...]
     branches: tuple[str, ...]
@@ -71,11 +70,10 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class BranchResult:
-    """
-    One branch's answers to all tasks on one frame.
+    """One branch's answers to all tasks on one frame.
 
-    `elapsed_ms` is the time the branch takes on its own: what is shared between the branches
-    (preprocessing and vision features) is counted, waiting for the other branch is not.
+    `elapsed_ms` is the time that the branch takes on its own: it includes what the branches share
+    (preprocessing and vision features), but not the time spent on the other branch.
     """
 
     branch: str
@@ -94,7 +92,7 @@ class TaskComparison:
 
     @property
     def speedup(self) -> float:
-        """full / skip, of `total_ms`."""
+        """`total_ms` of full / `total_ms` of skip."""
         return self.full.answer.timing.total_ms / max(self.skip.answer.timing.total_ms, 1e-9)
 
 
@@ -106,18 +104,17 @@ class Comparison:
 
 
 def plan_frame(
-    vlm: Vlm,
+    engine: Engine,
     tasks: Sequence[Task],
     skip_lists: Mapping[str, SkipList],
     operating_point: str | int = 'high_performance',
     branches: Sequence[str] = BRANCHES,
 ) -> FramePlan:
-    """
-    Return the plan for these tasks and this model.
+    """Return the plan for these tasks and this model.
 
     A task without a skip list gets an empty skip set and a warning. Raises SkipListMismatchError
-    when a list's blocks are not those of the model, SkipListError for an operating point that a
-    list does not have.
+    if a list was made for a different number of blocks, SkipListError for an operating point that
+    a list does not have.
     """
     plans = []
     warnings = []
@@ -126,17 +123,17 @@ def plan_frame(
         if skip_list is None:
             plans.append(TaskPlan(task, SkipSet(), (), '0'))
             if 'skip' in branches:
-                warnings.append(f'{task.name} has no skip list: its skip branch leaves out nothing')
+                warnings.append(f'{task.name} has no skip list: its skip branch skips nothing')
             continue
         warnings += skip_list.warnings_for(
-            num_blocks=vlm.num_blocks,
-            text_model_type=vlm.text_model_type,
+            num_blocks=engine.num_blocks,
+            text_model_type=engine.text_model_type,
             prompt=task.prompt,
-            template_sha256=vlm.template_sha256,
-            dtype=vlm.dtype,
+            template_sha256=engine.template_sha256,
+            dtype=engine.dtype,
             max_new_tokens=task.max_new_tokens,
             task=task.name,
-            model=vlm.name,
+            model=engine.name,
         )
         blocks = tuple(skip_list.blocks_at(operating_point))
         skip_set = SkipSet.of(blocks, skip_list.phases)
@@ -147,27 +144,26 @@ def plan_frame(
 
 @dataclass(frozen=True)
 class EncodedFrame:
-    """What all answers about one frame share, and how long it took to make."""
+    """What all answers about one frame share, and the time it took to compute."""
 
     features: ImageFeatures
     encode_ms: float
 
 
 class FramePipeline:
-    """A model and a plan; `run` takes a frame through them."""
+    """Takes frames through a model according to a plan."""
 
-    def __init__(self, vlm: Vlm, plan: FramePlan) -> None:
-        self.vlm = vlm
+    def __init__(self, engine: Engine, plan: FramePlan) -> None:
+        self.engine = engine
         self.plan = plan
 
     def run(
         self, rgb: np.ndarray, should_stop: Callable[[str], bool] | None = None
     ) -> Iterator[BranchResult | Comparison]:
-        """
-        Yield each branch's result as soon as it is there, then, if both ran, their comparison.
+        """Yield each branch's result as soon as it exists, then, if both ran, their comparison.
 
-        `rgb` is uint8, (H, W, 3). `should_stop(branch)` is asked at every block and token of that
-        branch; once it says yes, vlm.Stopped is raised and nothing more is yielded.
+        `rgb` is uint8, (H, W, 3). `should_stop(branch)` is called at every block and token of that
+        branch; once it returns True, vlm.Stopped is raised and nothing more is yielded.
         """
         frame = self.encode(rgb)
         results: dict[str, BranchResult] = {}
@@ -180,7 +176,7 @@ class FramePipeline:
     def encode(self, rgb: np.ndarray) -> EncodedFrame:
         """Return what all branches share; `rgb` is uint8, (H, W, 3)."""
         start = time.perf_counter()
-        features = self._with_memory(lambda: self.vlm.encode(rgb))
+        features = self._with_memory(lambda: self.engine.encode(rgb))
         return EncodedFrame(features, _ms_since(start))
 
     def answer(
@@ -200,12 +196,12 @@ class FramePipeline:
         return BranchResult(branch, self.plan.schedule, tasks, frame.encode_ms + _ms_since(start))
 
     def _with_memory(self, work: Callable[[], Result]) -> Result:
-        """Do the work; where memory runs out, free what can be freed and try once more."""
+        """Do the work; if memory runs out, free unused memory and try once more."""
         try:
             return work()
         except VlmOutOfMemoryError:
-            pass  # here, the failed try's tensors are still held by the exception
-        self.vlm.free_memory()
+            pass  # in this clause the exception still holds the tensors of the failed try
+        self.engine.free_memory()
         return work()
 
     def compare(self, skip: BranchResult, full: BranchResult) -> Comparison:
@@ -219,11 +215,11 @@ class FramePipeline:
         return Comparison(tuple(comparisons))
 
     def warm_up(self, should_stop: Callable[[], bool] | None = None) -> None:
-        """Ask everything once about a grey picture, two tokens each: first runs are the slowest."""
-        features = self.vlm.encode(np.full(WARM_UP_SHAPE, 128, dtype=np.uint8))
+        """Answer every task once on a grey image, two tokens each: first runs are the slowest."""
+        features = self.engine.encode(np.full(WARM_UP_SHAPE, 128, dtype=np.uint8))
         for branch in self.plan.branches:
             for plan in self.plan.tasks:
-                self.vlm.answer(
+                self.engine.answer(
                     features,
                     plan.task.prompt,
                     skip=plan.skip_set if branch == 'skip' else SkipSet(),
@@ -239,7 +235,7 @@ class FramePipeline:
         should_stop: Callable[[str], bool] | None,
     ) -> TaskResult:
         skips = branch == 'skip'
-        answer = self.vlm.answer(
+        answer = self.engine.answer(
             features,
             plan.task.prompt,
             skip=plan.skip_set if skips else SkipSet(),
@@ -253,7 +249,7 @@ class FramePipeline:
             answer=answer,
             removed_blocks=plan.removed_blocks if skips else (),
             operating_point=plan.operating_point if skips else '0',
-            num_blocks=self.vlm.num_blocks,
+            num_blocks=self.engine.num_blocks,
         )
 
 

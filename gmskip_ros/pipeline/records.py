@@ -1,7 +1,6 @@
-"""
-What is published about a frame, in plain values: topic names, statuses with their keys, latencies.
+"""What is published about a frame, as plain values: topic names, statuses, keys, latencies.
 
-No ROS in here: the node makes messages of it (messages.py), the replay bags, tables and pictures.
+Nothing here imports ROS: the node publishes these values, a replay writes them to bags and tables.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from gmskip_ros.pipeline.health import OK, WARN, Report
 from gmskip_ros.pipeline.overlay import OverlayAnswer, OverlayTask
@@ -45,6 +45,35 @@ class Status:
     message: str
     hardware_id: str
     values: dict[str, str]
+
+
+@dataclass(frozen=True)
+class DiagnosticTypes:
+    """The message classes of diagnostic_msgs, rclpy's or rosbags', and the values of `level`."""
+
+    array: Any
+    status: Any
+    key_value: Any
+    levels: Mapping[str, Any]  # by OK, WARN and ERROR of health.py
+
+
+def diagnostic_array(types: DiagnosticTypes, header: Any, statuses: Sequence[Status]) -> Any:
+    """Return the statuses as one DiagnosticArray with this header."""
+    return types.array(
+        header=header,
+        status=[
+            types.status(
+                level=types.levels[status.level],
+                name=status.name,
+                message=status.message,
+                hardware_id=status.hardware_id,
+                values=[
+                    types.key_value(key=key, value=text) for key, text in status.values.items()
+                ],
+            )
+            for status in statuses
+        ],
+    )
 
 
 def result_statuses(result: BranchResult, hardware_id: str) -> list[Status]:
@@ -84,7 +113,7 @@ def comparison_statuses(comparison: Comparison, hardware_id: str) -> list[Status
 def _comparison_status(comparison: TaskComparison, hardware_id: str) -> Status:
     skip, full = comparison.skip, comparison.full
     return Status(
-        level=OK,  # to differ is a finding, not a fault of the node
+        level=OK,  # a difference is a finding, not a fault of the node
         name=f'{skip.task}/comparison',
         message='agree' if comparison.agreement.agree else 'differ',
         hardware_id=hardware_id,
@@ -117,10 +146,9 @@ def health_status(
     facts: Mapping[str, object],
     plan: FramePlan | None,
 ) -> Status:
-    """
-    Return the node's health for /diagnostics.
+    """Return the node's health for /diagnostics.
 
-    `facts` are what is known outside of the report (model, device, rates, ages), by key.
+    `facts` has the values that are not in the report (model, device, rates, ages), by key.
     """
     values: dict[str, object] = {'state': report.state, 'reason': report.reason, **facts}
     values['achieved_rate_hz'] = report.achieved_rate_hz
@@ -142,7 +170,7 @@ def health_status(
 
 
 def overlay_title(name: str, stamp_ns: int) -> str:
-    """Return the overlay picture's title: name and the frame's time of day, 'x  12:03:04.5' UTC."""
+    """Return the overlay's title: name and the frame's time of day (UTC), 'x  12:03:04.5'."""
     seconds, rest_ns = divmod(stamp_ns, 1_000_000_000)
     return f'{name}  {time.strftime("%H:%M:%S", time.gmtime(seconds))}.{rest_ns // 100_000_000}'
 
@@ -150,7 +178,7 @@ def overlay_title(name: str, stamp_ns: int) -> str:
 def overlay_tasks(
     results: Sequence[BranchResult], comparison: Comparison | None
 ) -> list[OverlayTask]:
-    """Return what the overlay picture draws: one entry per task, with the branches that ran."""
+    """Return what the overlay shows: one entry per task, with the branches that ran."""
     by_branch = {result.branch: result.tasks for result in results}
     agreements = [task.agreement.agree for task in comparison.tasks] if comparison else None
     entries = []

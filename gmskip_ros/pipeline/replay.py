@@ -1,9 +1,8 @@
-"""
-A bag's frames through the node's own gate and pipeline, one after the other, without ROS.
+"""A bag's frames through the node's own gate and pipeline, one after the other, without ROS.
 
 Every due frame is answered, as by a node that always keeps up: the skip branch once per operating
-point, the full branch once. What goes wrong with a frame is counted and told in one line; the rest
-is answered all the same.
+point, the full branch once. A problem with a frame is counted and reported in one line; the other
+frames are answered regardless.
 """
 
 from __future__ import annotations
@@ -23,24 +22,24 @@ from gmskip_ros.vlm import ImageError, Stopped, VlmError
 
 if TYPE_CHECKING:
     from gmskip_ros.bags.reading import BagFrame
-    from gmskip_ros.vlm import Vlm
+    from gmskip_ros.vlm import Engine
 
-MAX_FAILURES_IN_A_ROW = 5  # then the model, and not a frame, is what is wrong
+MAX_FAILURES_IN_A_ROW = 5  # then the fault is the model's, not a frame's
 COUNTERS = (
-    'in_bag',  # frames read; each of them is one of the next four ...
-    'gated',  # ... its period had been answered already
-    'out_of_order',  # ... older than a frame before it, by less than a period
-    'unreadable',  # ... no message could be made of what the bag holds
-    'due',  # ... and each of these one of the last three
+    'in_bag',  # frames read; each is also counted under one of the next four
+    'gated',  # its period already had an answer
+    'out_of_order',  # older than an earlier frame, by less than a period
+    'unreadable',  # the bag's bytes are not a message
+    'due',  # each is also counted under one of the next three
     'answered',
-    'undecodable',  # no picture could be made of the message
+    'undecodable',  # the message could not be decoded to an image
     'failed',  # inference failed
-    'resets',  # jumps back in time, as where a bag was recorded while another one was looped
+    'resets',  # jumps back in time, as in a bag recorded while another one was looped
 )
 
 
 class ReplayError(UserError):
-    """Every frame fails: going on makes no sense. The message is one line."""
+    """Every frame fails, so continuing is pointless. The message is one line."""
 
 
 @dataclass(frozen=True)
@@ -48,54 +47,53 @@ class AnsweredFrame:
     """One frame with everything that was answered about it."""
 
     number: int  # 1, 2, ...
-    stamp_ns: int  # of its header, or of its recording where the header has none
-    time_ns: int  # when it was recorded
+    stamp_ns: int  # of its header; of its recording if the header has none
+    time_ns: int  # of its recording
     header: Any  # the message's own
     rgb: np.ndarray  # uint8, (H, W, 3)
     full: BranchResult
     skips: tuple[BranchResult, ...]  # one per operating point
-    comparisons: tuple[Comparison, ...]  # of each of these with full
+    comparisons: tuple[Comparison, ...]  # of each skip result with full
 
 
 class Replay:
-    """Answers frames; `counts` (of COUNTERS) is right at any time."""
+    """Answers frames; `counts` (by COUNTERS) is up to date at any time."""
 
     def __init__(
         self,
-        vlm: Vlm,
+        engine: Engine,
         plans: Sequence[FramePlan],
         period_ns: int,
         on_problem: Callable[[str], None],
     ) -> None:
-        """`plans` has one plan per operating point; `on_problem` is told one line per problem."""
+        """`plans`: one per operating point; `on_problem` is called with one line per problem."""
         self.counts: Counter[str] = Counter(dict.fromkeys(COUNTERS, 0))
-        self._pipelines = [FramePipeline(vlm, plan) for plan in plans]
+        self._pipelines = [FramePipeline(engine, plan) for plan in plans]
         self._gate = FrameGate(period_ns)
         self._on_problem = on_problem
         self._failures_in_a_row = 0
-        self._told_of_no_stamp = False
+        self._warned_of_no_stamp = False
 
     def warm_up(self, should_stop: Callable[[], bool]) -> None:
-        """Ask everything once; raises Stopped."""
+        """Answer every task once; raises Stopped."""
         for pipeline in self._pipelines:
             pipeline.warm_up(should_stop)
 
     def take(self, frame: BagFrame, should_stop: Callable[[], bool]) -> AnsweredFrame | None:
-        """
-        Return the frame answered, or None if it is not due or cannot be answered.
+        """Return the answered frame, or None if it is not due or cannot be answered.
 
-        `should_stop` is asked at every block and token; once it says yes, Stopped is raised and
-        the frame does not count. Raises ReplayError after MAX_FAILURES_IN_A_ROW.
+        `should_stop` is called at every block and token; once it returns True, Stopped is raised
+        and the frame is not counted. Raises ReplayError after MAX_FAILURES_IN_A_ROW.
         """
         if frame.message is None:
             self.counts.update(in_bag=1, unreadable=1)
-            self._tell(frame, frame.problem)
+            self._report(frame, frame.problem)
             return None
         stamp = frame.message.header.stamp
-        if stamp.sec == stamp.nanosec == 0 and not self._told_of_no_stamp:
-            self._told_of_no_stamp = True
+        if stamp.sec == stamp.nanosec == 0 and not self._warned_of_no_stamp:
+            self._warned_of_no_stamp = True
             self._on_problem('images have no stamp: the time of recording is used')
-        verdict = self._gate.offer(frame.stamp_ns)
+        verdict = self._gate.judge(frame.stamp_ns)
         if verdict in ('gated', 'out_of_order'):
             self.counts.update({'in_bag': 1, verdict: 1})
             return None
@@ -107,12 +105,12 @@ class Replay:
             raise
         except (ConversionError, ImageError) as error:
             outcome, reason = 'undecodable', _first_line(error)
-        except (VlmError, RuntimeError) as error:  # the latter: torch's own
+        except (VlmError, RuntimeError) as error:  # RuntimeError is torch's
             outcome = 'failed'
             reason = f'inference failed: {type(error).__name__}: {_first_line(error)}'
         self.counts.update({'in_bag': 1, 'due': 1, 'resets': int(verdict == 'reset'), outcome: 1})
         if reason:
-            self._tell(frame, reason)
+            self._report(frame, reason)
         self._failures_in_a_row = self._failures_in_a_row + 1 if outcome == 'failed' else 0
         if self._failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
             raise ReplayError(f'{MAX_FAILURES_IN_A_ROW} frames in a row: {reason}')
@@ -139,7 +137,7 @@ class Replay:
             comparisons=tuple(first.compare(skip, full) for skip in skips),
         )
 
-    def _tell(self, frame: BagFrame, reason: str) -> None:
+    def _report(self, frame: BagFrame, reason: str) -> None:
         seconds, rest_ns = divmod(frame.stamp_ns, 1_000_000_000)
         self._on_problem(f'frame at {seconds}.{rest_ns:09d}: {reason}')
 

@@ -1,6 +1,6 @@
 """The rows of frames.csv and frames.jsonl: one branch's answer to one task on one frame each.
 
-A row is made of what the node publishes, so that live and offline runs leave the same files.
+Rows are made from what the node publishes, so that live and offline runs write the same files.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ from typing import Any
 
 from gmskip_ros import files
 from gmskip_ros.errors import UserError
+from gmskip_ros.numbers import is_number, is_whole_number
 
 
 class ReportError(UserError):
-    """A file or a run that no report can be made of; the message is one line with the remedy."""
+    """A report cannot be made from a file or run; the message is one line with the remedy."""
 
 
 @dataclass(frozen=True)
 class FrameRow:
     """One branch's answer to one task on one frame.
 
-    `agree`, `jaccard` and `rouge_l` are a skip row's, against full on the same frame; None where
-    they were not measured. Times are in ms; `total_ms` counts preprocessing to the last token.
+    `agree`, `jaccard` and `rouge_l` compare a skip row with full on the same frame; None if not
+    measured. Times are in ms; `total_ms` counts preprocessing to the last token.
     """
 
     frame: int  # 1, 2, ... of the answered frames
@@ -50,7 +51,7 @@ class FrameRow:
     jaccard: float | None
     rouge_l: float | None
     model: str
-    machine: str  # 'NAME (device, dtype)', as formatting.machine_name makes it
+    machine: str  # 'NAME (device, dtype)'
 
 
 COLUMNS: tuple[str, ...] = tuple(field.name for field in dataclasses.fields(FrameRow))
@@ -69,9 +70,9 @@ def row_from_values(
 ) -> FrameRow:
     """Return the row of a published status `name`, '<task>/<branch>'.
 
-    `values` and `comparison` are the key/values of the result's and of the comparison's status,
-    as the texts that `gmskip_ros.ros.messages` writes; `comparison` is None for full rows and
-    where one branch ran alone. Raises KeyError or ValueError for values that are not the node's.
+    `values` and `comparison` are the key/values of the result's and the comparison's status, as
+    records.py writes them; `comparison` is None for full rows and if one branch ran alone. Raises
+    KeyError or ValueError for values that the node does not publish.
     """
     task, _, branch = name.rpartition('/')
     compared = comparison or {}
@@ -123,8 +124,8 @@ def json_line(row: FrameRow) -> str:
 def read_json_lines(path: str | os.PathLike[str]) -> list[FrameRow]:
     """Return the rows of a frames.jsonl, in its order.
 
-    A torn last line, which a killed run leaves, is left out; so are empty lines. Keys that are
-    not known are passed over. Raises ReportError for a file that cannot be read or is another.
+    Skips empty lines and a torn last line, which a killed run leaves; ignores unknown keys. Raises
+    ReportError for a file that cannot be read or is not a frames.jsonl.
     """
     try:
         content = Path(path).expanduser().read_bytes()
@@ -149,7 +150,7 @@ def read_json_lines(path: str | os.PathLike[str]) -> list[FrameRow]:
 
 def _row(record: Any, path: object, number: int) -> FrameRow:
     if not isinstance(record, dict):
-        raise _bad_line(path, number, 'is no JSON object')
+        raise _bad_line(path, number, 'is not a JSON object')
     fields = {}
     for name, (is_right, what) in _READERS.items():
         if name not in record:
@@ -167,24 +168,24 @@ def _bad_line(path: object, number: int, what: str) -> ReportError:
     )
 
 
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+def _is_integer(value: object) -> bool:
+    return is_whole_number(value) and abs(value) < 2**63
 
 
 def _is_number(value: object) -> bool:
-    return _is_whole(value) or (isinstance(value, float) and abs(value) < 2**63)  # nor is NaN
+    return is_number(value) and abs(value) < 2**63  # NaN fails this
 
 
-# By the annotation of a FrameRow's field: what its value in JSON has to be.
+# What a field of FrameRow must be in JSON, by its annotation.
 _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    'int': (_is_whole, 'a whole number'),
-    'str': (lambda value: isinstance(value, str), 'a text'),
+    'int': (_is_integer, 'a whole number'),
+    'str': (lambda value: isinstance(value, str), 'a string'),
     'float': (_is_number, 'a number'),
     'float | None': (lambda value: value is None or _is_number(value), 'a number or null'),
     'bool': (lambda value: isinstance(value, bool), 'true or false'),
     'bool | None': (lambda value: value is None or isinstance(value, bool), 'true, false or null'),
     'tuple[int, ...]': (
-        lambda value: isinstance(value, list) and all(map(_is_whole, value)),
+        lambda value: isinstance(value, list) and all(map(_is_integer, value)),
         'a list of whole numbers',
     ),
 }

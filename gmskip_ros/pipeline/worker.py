@@ -1,11 +1,13 @@
-"""The inference thread: loads the model, takes the newest due frame, answers it, hands it on."""
+"""Load the model, take the newest due frame, answer it, yield the results."""
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -20,55 +22,81 @@ from gmskip_ros.pipeline.pipeline import (
 )
 from gmskip_ros.skipping import SkipList, SkipListError
 from gmskip_ros.tasks import TaskError
-from gmskip_ros.vlm import ImageError, Stopped, VlmError, VlmOutOfMemoryError
+from gmskip_ros.vlm import (
+    Engine,
+    ImageError,
+    ModelLoadError,
+    Stopped,
+    VlmError,
+    VlmOutOfMemoryError,
+)
 
 if TYPE_CHECKING:
     from gmskip_ros.pipeline.settings import Settings
-    from gmskip_ros.vlm import Vlm
 
-LOADING_JOIN_S = 0.2
-MAX_FAILURES_IN_A_ROW = 10  # then the state is error, and ~/enable starts it again
+MAX_FAILURES_IN_A_ROW = 10  # then the state is error, until ~/enable is called off and on
+
+LoadEngine: TypeAlias = 'Callable[[Settings, Callable[[str], None]], Engine]'
 
 
 class Log(Protocol):
-    """What the worker needs of a logger: rclpy's and Python's both have it."""
+    """The part of a logger that the worker uses; rclpy's and Python's both fit."""
 
     def info(self, message: str) -> Any: ...
     def warning(self, message: str) -> Any: ...
     def error(self, message: str) -> Any: ...
 
 
-class Outputs(Protocol):
-    """Where results go; called from the worker's thread."""
+@dataclass(frozen=True)
+class FinishedFrame:
+    """The last result of a frame: its image and everything that was answered about it."""
 
-    def branch_done(self, frame: Frame, result: BranchResult) -> None: ...
-    def comparison_done(self, frame: Frame, comparison: Comparison) -> None: ...
-    def frame_done(
-        self,
-        frame: Frame,
-        rgb: np.ndarray,
-        results: list[BranchResult],
-        comparison: Comparison | None,
-    ) -> None: ...
+    rgb: np.ndarray  # uint8, (H, W, 3)
+    branches: tuple[BranchResult, ...]
+    comparison: Comparison | None  # None unless both branches have answered
+
+
+FrameResult: TypeAlias = 'BranchResult | Comparison | FinishedFrame'
+
+
+def load_engine(settings: Settings, on_progress: Callable[[str], None]) -> Engine:
+    """Check the memory and load the model; imports torch. Raises ModelLoadError."""
+    try:
+        from gmskip_ros.vlm import load_vlm
+        from gmskip_ros.vlm.memory import check_memory
+    except ModuleNotFoundError as error:
+        raise ModelLoadError(
+            f'{error.name} is not installed for {sys.executable}: activate the virtual environment '
+            'of README.md (On a vehicle) where the node is started'
+        ) from error
+
+    on_progress('checking the free memory')
+    check_memory(
+        settings.model,
+        settings.device,
+        settings.dtype,
+        headroom_gib=settings.memory_headroom_gib,
+        max_new_tokens=max(settings.max_new_tokens.values()),
+        on_progress=on_progress,
+    )
+    return load_vlm(settings.model, settings.device, settings.dtype, on_progress)
 
 
 class InferenceWorker:
-    """
-    One thread that owns the model.
+    """Owns the model; one thread iterates over `results()`, all other methods are for others.
 
-    `load(settings, on_progress)` gives the Vlm; `to_rgb(message)` an array, or a ValueError;
-    `settings()` the snapshot that holds for the next frame; `now_ns()` the time of the clock that
-    stamps are made with.
+    `load(settings, on_progress)` returns the engine; `to_rgb(message)` an array, or raises
+    ValueError; `settings()` the snapshot that applies to the next frame; `now_ns()` the time of the
+    clock that stamps are made with.
     """
 
     def __init__(
         self,
         *,
-        load: Callable[[Settings, Callable[[str], None]], Vlm],
+        load: LoadEngine,
         to_rgb: Callable[[Any], np.ndarray],
         settings: Callable[[], Settings],
         skip_lists: Mapping[str, SkipList],
-        outputs: Outputs,
         now_ns: Callable[[], int],
         log: Log,
     ) -> None:
@@ -76,46 +104,74 @@ class InferenceWorker:
         self._to_rgb = to_rgb
         self._settings = settings
         self._skip_lists = skip_lists
-        self._outputs = outputs
         self._now_ns = now_ns
         self._log = log
         first = settings()
         self.slot = FrameSlot(first.period_ns)
         self.health = Health(time.monotonic(), first.start_enabled)
         self.plan: FramePlan | None = None  # the one in use; None until the model is loaded
-        self.vlm: Vlm | None = None
-        self._planned: Settings | None = None  # the settings that self.plan was made of
-        self._lock = threading.Lock()  # of the four below, which both threads use
+        self.engine: Engine | None = None
+        self._planned: Settings | None = None  # the settings that self.plan was made from
+        self._lock = threading.Lock()  # guards the next four, which several threads use
         self._enabled = first.start_enabled
         self._running = False
         self._error = False
-        self._ended = False  # by an exception that nothing else has caught
+        self._ended = False  # `results` was ended by an exception
         self._stop = threading.Event()
+        self._publishing_error: BaseException | None = None  # of the result yielded last
         self._failures_in_a_row = 0
-        # When inference last made progress, on the steady clock; None while there is none to make.
+        # When inference last made progress, on the steady clock; None while it has nothing to do.
         self._progress_s: float | None = None
         self._logged = ''
         self._warned: set[str] = set()
-        # Not a daemon: a daemon thread inside torch at interpreter exit ends in an abort.
-        self._thread = threading.Thread(target=self._run, name='inference')
 
-    def start(self) -> None:
-        self._thread.start()
+    @property
+    def is_loading(self) -> bool:
+        """Whether the model is not ready yet."""
+        return not self._running
 
-    def stop(self, timeout_s: float) -> bool:
+    def results(self) -> Generator[tuple[Frame, FrameResult], None, None]:
+        """Yield each result of each frame as soon as it exists, until `stop` is called.
+
+        A frame yields a BranchResult per branch, a Comparison if both ran, and a FinishedFrame,
+        unless it is abandoned or fails before. Loads the model first. A result counts as published
+        when the next one is asked for; if publishing fails, call `publishing_failed` before that.
         """
-        Ask the thread to end, wait for it; return whether it has ended.
+        try:
+            while not self._stop.is_set():
+                if not self._running and not self._error:
+                    self._prepare()
+                    continue
+                frame, dropped = self.slot.take(self._is_stale)
+                if dropped:
+                    self.health.count(dropped)
+                if frame is not None and not self._stop.is_set():
+                    for result in self._process(frame):
+                        yield frame, result
+        except GeneratorExit:
+            raise
+        except BaseException as error:  # nothing else would ever report it
+            with self._lock:
+                self._ended = True
+            self._enter_error(f'the inference thread has ended: {_one_line(error)}')
+            raise
 
-        Loading cannot be interrupted and publishes nothing: that is hardly waited for.
-        """
+    def publishing_failed(self, error: BaseException) -> None:
+        """Count the frame of the result yielded last as failed; its further results are dropped."""
+        self._publishing_error = error
+
+    def stop(self) -> None:
+        """Make `results` end at the next block or token; loading cannot be interrupted."""
         self._stop.set()
         self.slot.wake()
-        if self._thread.ident is not None:
-            self._thread.join(timeout_s if self._running else min(timeout_s, LOADING_JOIN_S))
-        return not self._thread.is_alive()
+
+    def receive(self, frame: Frame) -> None:
+        """Accept a camera message from another thread; never blocks."""
+        outcome = 'stale' if self._is_stale(frame) else self.slot.put(frame)
+        self.health.frame_received(outcome, time.monotonic())
 
     def set_enabled(self, enabled: bool) -> tuple[bool, str]:
-        """Pause or resume; returns (success, message). Off then on also leaves the error state."""
+        """Pause or resume; return (success, message). Off then on also leaves the error state."""
         with self._lock:
             if self._ended:
                 return False, 'the inference thread has ended: restart the node'
@@ -132,7 +188,7 @@ class InferenceWorker:
             if retry:
                 self._error = False
                 self._failures_in_a_row = 0
-                self._logged = ''  # if it fails in the same way again, that is said again
+                self._logged = ''  # log the same reason again if it fails in the same way
                 self.health.set_phase('running' if self._running else 'loading', time.monotonic())
             self.health.set_enabled(enabled, time.monotonic())
             self._update_slot()
@@ -142,13 +198,13 @@ class InferenceWorker:
         return True, 'resumed after an error' if retry else 'resumed'
 
     def check_progress(self) -> None:
-        """Enter the error state if inference hangs; to be called now and then by another thread."""
+        """Enter the error state if inference hangs; call it periodically from another thread."""
         hangs = self._hangs()
         if hangs and not self._error:
             self._enter_error(hangs)
 
     def _hangs(self) -> str:
-        """Return for how long there has been no progress, if that is too long; else ''."""
+        """Return the reason if inference has made no progress for too long; else ''."""
         progress_s, limit_s = self._progress_s, self._settings().watchdog_sec
         if progress_s is None or time.monotonic() - progress_s <= limit_s:
             return ''
@@ -178,34 +234,12 @@ class InferenceWorker:
         max_age_sec = self._settings().max_frame_age_sec
         return max_age_sec > 0 and self._now_ns() - frame.stamp_ns > max_age_sec * 1e9
 
-    def offer(self, frame: Frame) -> None:
-        """Take a camera message, from the executor's thread; never waits for the worker."""
-        outcome = 'stale' if self._is_stale(frame) else self.slot.offer(frame)
-        self.health.frame_received(outcome, time.monotonic())
-
-    def _run(self) -> None:
-        try:
-            while not self._stop.is_set():
-                if not self._running and not self._error:
-                    self._prepare()
-                    continue
-                frame, dropped = self.slot.take(self._is_stale)
-                if dropped:
-                    self.health.count(dropped)
-                if frame is not None and not self._stop.is_set():
-                    self._process(frame)
-        except BaseException as error:  # nobody else would ever hear of it
-            with self._lock:
-                self._ended = True
-            self._enter_error(f'the inference thread has ended: {_one_line(error)}')
-            raise
-
     def _prepare(self) -> None:
         """Load, plan and warm up, or enter the error state with the reason."""
         self.health.set_phase('loading', time.monotonic())
         try:
-            if self.vlm is None:
-                self.vlm = self._load(self._settings(), self._on_progress)
+            if self.engine is None:
+                self.engine = self._load(self._settings(), self._on_progress)
             pipeline = self._pipeline(self._settings())
             if self._stop.is_set():
                 return
@@ -214,11 +248,11 @@ class InferenceWorker:
             pipeline.warm_up(self._warm_up_stops)
         except Stopped:
             return
-        except (SkipListError, TaskError) as error:  # they say all in one line
+        except (SkipListError, TaskError) as error:  # their one line is complete
             self._enter_error(_first_line(error))
             return
-        except BaseException as error:  # any: a panic in a library of Rust is no Exception
-            self.vlm = self.plan = None  # what is on the disk may be put right before the next try
+        except BaseException as error:  # a panic in a Rust library is not an Exception
+            self.engine = self.plan = None  # the files may be repaired before the next try
             self._enter_error(
                 _first_line(error)
                 if isinstance(error, VlmError)
@@ -227,15 +261,17 @@ class InferenceWorker:
             return
         finally:
             self._progress_s = None
-        if self._error:  # the watchdog had given up meanwhile
+        if self._error:  # the watchdog has raised it meanwhile
             return
         with self._lock:
             self._running = True
             self.health.set_phase('running', time.monotonic())
             self._update_slot()
         self._logged = ''
-        vlm = self.vlm
-        self._log.info(f'{vlm.name} runs with {vlm.num_blocks} blocks, {vlm.dtype} on {vlm.device}')
+        engine = self.engine
+        self._log.info(
+            f'{engine.name} runs with {engine.num_blocks} blocks, {engine.dtype} on {engine.device}'
+        )
 
     def _warm_up_stops(self) -> bool:
         self._make_progress()
@@ -247,10 +283,10 @@ class InferenceWorker:
         self.health.set_phase('loading', time.monotonic(), text)
 
     def _pipeline(self, settings: Settings) -> FramePipeline:
-        assert self.vlm is not None
+        assert self.engine is not None
         if self.plan is None or settings is not self._planned:
             self.plan = plan_frame(
-                self.vlm,
+                self.engine,
                 settings.make_tasks(),
                 self._skip_lists,
                 settings.operating_point,
@@ -261,13 +297,17 @@ class InferenceWorker:
                 if warning not in self._warned:
                     self._warned.add(warning)
                     self._log.warning(warning)
-        return FramePipeline(self.vlm, self.plan)
+        return FramePipeline(self.engine, self.plan)
 
-    def _process(self, frame: Frame) -> None:
-        """Answer one frame; whatever goes wrong, nothing is published for what is missing."""
+    def _process(self, frame: Frame) -> Iterator[FrameResult]:
+        """Yield the results of one frame and count its outcome; a failure ends them early."""
         self._make_progress()
         try:
-            self._answer(frame)
+            for result in self._answer(frame):
+                yield result
+                self._raise_publishing_error()
+        except GeneratorExit:
+            raise
         except Stopped:
             self.health.count('abandoned')
         except ImageError as error:
@@ -275,7 +315,7 @@ class InferenceWorker:
         except VlmOutOfMemoryError as error:  # the pipeline has freed memory and tried again
             self._inference_failed(error)
             self._enter_error(_first_line(error))
-        except BaseException as error:  # any: the camera goes on, and so does the node
+        except BaseException as error:  # whatever it is, the camera goes on, and so does the node
             self._inference_failed(error)
         else:
             self._failures_in_a_row = 0
@@ -283,12 +323,17 @@ class InferenceWorker:
         finally:
             self._progress_s = None
 
-    def _answer(self, frame: Frame) -> None:
-        """Decode, answer and hand on one frame; raises Stopped when it is not wanted any more."""
+    def _raise_publishing_error(self) -> None:
+        error, self._publishing_error = self._publishing_error, None
+        if error is not None:
+            raise error
+
+    def _answer(self, frame: Frame) -> Iterator[FrameResult]:
+        """Decode and answer one frame, yield its results; raises Stopped once it is not wanted."""
         start_s = time.monotonic()
         settings = self._settings()
         drops_full = settings.overload_policy == 'drop_full' and 'skip' in settings.branches
-        results: list[BranchResult] = []
+        branches: list[BranchResult] = []
         comparison: Comparison | None = None
         gave_way = False
 
@@ -298,7 +343,7 @@ class InferenceWorker:
         def should_stop(branch: str) -> bool:
             nonlocal gave_way
             self._make_progress()
-            gave_way = branch == 'full' and drops_full and self.slot.waits()
+            gave_way = branch == 'full' and drops_full and self.slot.is_occupied()
             return gave_way or not is_wanted()
 
         try:
@@ -310,18 +355,17 @@ class InferenceWorker:
                 self._make_progress()
                 if not is_wanted():
                     raise Stopped('paused or stopped')
+                yield result
                 if isinstance(result, Comparison):
                     comparison = result
-                    self._outputs.comparison_done(frame, comparison)
                 else:
-                    self._outputs.branch_done(frame, result)
                     self.health.branch_done(result.branch, result.elapsed_ms)
-                    results.append(result)
+                    branches.append(result)
         except Stopped:
             if not gave_way:
                 raise
         if is_wanted():
-            self._outputs.frame_done(frame, rgb, results, comparison)
+            yield FinishedFrame(rgb, tuple(branches), comparison)
         period_ms = settings.period_ns / 1e6
         elapsed_ms = (time.monotonic() - start_s) * 1e3
         overload = ''

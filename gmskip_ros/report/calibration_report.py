@@ -1,9 +1,9 @@
-"""What `gmskip calibrate` leaves for people: a table, a CSV, two pictures and a page.
+"""The report of `gmskip calibrate`: a table, a CSV, two pictures and a page.
 
-A result is the content of calibration.json: 'prefixes' (one entry per length of the trajectory, the
-empty one included, with the score on the calibration images and the evaluation on the test images),
-'rounds' (every block that was tried), 'operating_points', and what was calibrated on which machine.
-Scores are shares, CIDEr's 0..10; all are shown x100. Whatever is None is shown as a dash.
+A result is the content of calibration.json: 'prefixes' (one entry per length of the trajectory,
+including the empty one, with the score on the calibration images and the evaluation on the test
+images), 'rounds' (every block that was tried), 'operating_points', and what was calibrated on which
+machine. Scores are fractions (CIDEr: 0..10) and are shown x100; None is shown as a dash.
 """
 
 from __future__ import annotations
@@ -16,8 +16,12 @@ from rich.table import Table
 
 from gmskip_ros.report import columns as col
 from gmskip_ros.report import formatting as fmt
-from gmskip_ros.report.columns import Column, Row
-from gmskip_ros.report.pictures import draw_heat_map, draw_trade_off, scores_are_comparable
+from gmskip_ros.report.calibration_pictures import (
+    draw_heat_map,
+    draw_trade_off,
+    scores_are_comparable,
+)
+from gmskip_ros.report.columns import Column
 from gmskip_ros.report.plotting import data_uri
 from gmskip_ros.report.writing import render_html, write_files
 
@@ -31,8 +35,8 @@ CIDER_NOTE = (
 def write_calibration_report(result: Mapping[str, Any], folder: Path) -> list[Path]:
     """Write trajectory.csv, trade_off.png, heat_map.png and report.html; return their paths.
 
-    The page needs no other file and no network. A search without rounds (fixed interval, random)
-    has no heat map; one that an earlier run left in the folder is removed. Raises OSError.
+    The page needs no other file and no network. Methods without rounds (fixed-interval) have no
+    heat map; one left by an earlier run is removed. Raises OSError.
     """
     trade_off, heat_map = draw_trade_off(result), draw_heat_map(result)
     contents = {'trajectory.csv': _trajectory_csv(result), 'trade_off.png': trade_off}
@@ -45,7 +49,7 @@ def write_calibration_report(result: Mapping[str, Any], folder: Path) -> list[Pa
 
 
 def calibration_table(result: Mapping[str, Any]) -> Table:
-    """Return the trajectory for the terminal: a row per prefix, the operating points in bold."""
+    """Return the trajectory for the terminal: a row per prefix, operating points in bold."""
     rows = _rows(result)
     notes = [f'Stopped: {fmt.one_line(result["stopped_by"])}']
     if col.any_timed(rows):
@@ -93,49 +97,39 @@ def _rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _prefix_name(prefix: Mapping[str, Any], point_of: Mapping[int, str]) -> str:
     length = prefix['length']
-    name = {'both': 'high_performance = high_sparsity', None: ''}.get(
-        point_of.get(length), point_of.get(length, '')
-    )
     size = fmt.count_of(length) if length else 'Full'
-    return f'{size}: {name}' if name else size
+    point = point_of.get(length)
+    if point is None:
+        return size
+    return f'{size}: {"high_performance = high_sparsity" if point == "both" else point}'
 
 
 def _trajectory_columns(result: Mapping[str, Any]) -> list[Column]:
-    """Return what tells the rows apart: the round's block, or the set's blocks."""
+    """Return the columns that identify a row: the round's block, or the set's blocks."""
     if result['nested']:
-        return [
-            Column('Round', lambda row: fmt.one_line(row['round'])),
-            Column('Block', lambda row: fmt.one_line(row['block'])),
-        ]
-    return [
-        col.LEFT_OUT,
-        Column('Blocks', lambda row: fmt.block_list(row['blocks']), is_words=True),
-    ]
+        return [col.field('Round', 'round'), col.field('Block', 'block')]
+    return [col.NUM_SKIPPED, col.BLOCKS]
 
 
-CALIBRATION_SCORE = Column('Calibration', lambda row: fmt.hundredths(row['calibration_score']))
-TEST_SCORE = Column('Test', lambda row: fmt.hundredths((row['evaluation'] or {}).get('score')))
+CALIBRATION_SCORE = col.field('Calibration', 'calibration_score', fmt.hundredths)
+TEST_SCORE = Column('Test', col.measured('score', fmt.hundredths))
 GAP = Column(
     'Gap',
     lambda row: fmt.points(row['gap']),
-    'Calibration score minus test score. The search picked what suits the calibration images; a '
-    'gap that grows along the trajectory is what it picked by luck.',
+    'Calibration score minus test score. The search picks what suits the calibration images; a gap '
+    'that grows along the trajectory means that it picked by luck.',
 )
-POINT = Column('Operating point', lambda row: fmt.one_line(row['point']), is_words=True)
+POINT = col.words('Operating point', 'point')
 
 
 def _terminal_columns(result: Mapping[str, Any]) -> list[Column]:
-    def latency(row: Row) -> str:
-        shorter = (row['evaluation'] or {}).get('answers_got_shorter')
-        return col.LATENCY.text(row) + (col.SHORTER_MARK if shorter else '')
-
     return [
         *_trajectory_columns(result),
         col.SPARSITY,
         CALIBRATION_SCORE,
         TEST_SCORE,
         col.VISUAL_GAIN,
-        Column(col.LATENCY.title, latency),
+        Column(col.LATENCY.title, lambda row: col.LATENCY.text(row) + col.shorter_mark(row)),
         POINT,
     ]
 
@@ -217,76 +211,56 @@ def _page(result: Mapping[str, Any], trade_off: bytes, heat_map: bytes | None) -
 
 
 def _alerts(result: Mapping[str, Any], rows: list[dict[str, Any]]) -> list[str]:
-    """Return what a reader has to know before any figure, one line each."""
+    """Return what a reader must know before reading any figure, one line each."""
     alerts = [fmt.one_line(warning) for warning in result['dataset']['warnings']]
-    if result['unreadable']:
-        count = len(result['unreadable'])
-        alerts.append(
-            f'{count} image{"s" if count > 1 else ""} could not be read and were left '
-            'out; they are listed below.'
-        )
+    alerts += fmt.unreadable_alert(result['unreadable'])
     if not any(row['evaluation'] for row in rows):
         alerts.append(NOT_TESTED_NOTE)
     if not scores_are_comparable(result):
         alerts.append(
-            'Calibration and test scores are not comparable here: they are CIDEr on different '
-            'numbers of images, so that their gap is not given.'
+            'Calibration and test scores are not comparable: they are CIDEr on different numbers '
+            'of images. Their gap is not shown.'
         )
-    shorter = [row['name'] for row in rows if (row['evaluation'] or {}).get('answers_got_shorter')]
-    if shorter:
-        alerts.append(
-            f'Answers got shorter at: {", ".join(shorter)}. Part of the time saved there '
-            'is no gain of skipping.'
-        )
-    return alerts
+    return alerts + fmt.shorter_alert([row['name'] for row in rows if col.any_shorter([row])])
 
 
 def _stability(result: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the seeds and a table with a row per operating point and seed; None for one seed."""
     stability = result['stability']
     if not stability:
         return None
-    return {
-        'seeds': stability['seeds'],
-        'points': [
-            {
-                'name': name,
-                'jaccard': fmt.number(point['jaccard'], 2),
-                'sets': [fmt.block_list(sorted(blocks)) for blocks in point['sets']],
-            }
-            for name, point in stability['points'].items()
-        ],
-    }
+    rows = [
+        {
+            'name': name if index == 0 else '',
+            'jaccard': fmt.number(point['jaccard'], 2) if index == 0 else '',
+            'seed': seed,
+            'blocks': fmt.block_list(sorted(blocks)),
+        }
+        for name, point in stability['points'].items()
+        for index, (seed, blocks) in enumerate(zip(stability['seeds'], point['sets'], strict=False))
+    ]
+    columns = (
+        col.words('Operating point', 'name'),
+        col.field('Jaccard', 'jaccard'),
+        col.field('Seed', 'seed'),
+        col.words('Skipped blocks', 'blocks'),
+    )
+    return {'seeds': stability['seeds'], 'table': col.html_table(columns, rows)}
 
 
 def _facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return what was calibrated and how, as (name, value) lines."""
-    names = (
-        'model',
-        'text_model_type',
-        'num_blocks',
-        'device',
-        'dtype',
-        'task',
-        'target',
-        'prompt',
-        'metric',
-        'method',
-        'options',
-        'min_score_ratio',
-        'max_sparsity',
-        'stopped_by',
+    shown_elsewhere = (
+        'format',
+        'command',
+        'nested',
+        'dataset: notes',
+        'dataset: warnings',
+        'unreadable',
+        'full_score',
+        'rounds',
+        'operating_points',
+        'prefixes',
+        'stability',
     )
-    shown = {**result, 'metric': fmt.metric_name(result)}
-    facts = {name: shown[name] for name in names if name in shown}
-    dataset = {
-        name: value
-        for name, value in result['dataset'].items()
-        if name not in ('notes', 'warnings')
-    }
-    origin = {
-        'dataset': dataset,
-        'machine': result['machine'],
-        'software': result['software'],
-        'created': result['created'],
-    }
-    return list(col.flat_facts({**facts, **origin}))
+    return col.flat_facts({**result, 'metric': fmt.metric_name(result)}, shown_elsewhere)

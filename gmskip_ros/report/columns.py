@@ -1,13 +1,13 @@
-"""The columns of the tables: made once, shown on the terminal and in HTML with the same figures.
+"""The columns of the tables, shown on the terminal and in HTML with the same figures.
 
-A table's row is a mapping with 'name', 'blocks', 'sparsity' and 'evaluation' (None where the set
-was not evaluated); see `gmskip_ros.report.calibration_report` for what an evaluation holds.
+A row of a calibration or an evaluation is a mapping with 'name', 'blocks', 'sparsity' and
+'evaluation' (None for a set that was not evaluated).
 """
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,106 +22,131 @@ Row = Mapping[str, Any]
 SHORTER_MARK = ' *'
 MIN_TITLE_CHARS = 6  # per line of a column's title on the terminal
 SHORTER_NOTE = (
-    "* answers got shorter: the language model's time fell by more than the skipped share of it."
+    "* answers got shorter: the language model's time fell by more than the share of skipped "
+    'blocks, so part of the time saved is not due to skipping.'
 )
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column: its title (with the unit), the text of a row's cell, and what it tells."""
+    """A column: its title (with the unit), the text of a row's cell, and what it means."""
 
     title: str
     text: Callable[[Row], str]
     explanation: str = ''
-    is_words: bool = False  # set flush left; figures are set flush right
+    is_words: bool = False  # aligned left; figures are aligned right
 
 
-def _measured(key: str, show: Callable[[Any], str]) -> Callable[[Row], str]:
+def field(title: str, key: str, show: Callable[[Any], str] = fmt.one_line) -> Column:
+    """Return a column of figures that shows a row's `key`."""
+    return Column(title, lambda row: show(row[key]))
+
+
+def words(title: str, key: str) -> Column:
+    """Return a column of text that shows a row's `key`."""
+    return Column(title, lambda row: fmt.one_line(row[key]), is_words=True)
+
+
+def measured(key: str, show: Callable[[Any], str]) -> Callable[[Row], str]:
+    """Return the text of a cell that shows `key` of a row's evaluation."""
     return lambda row: show(row['evaluation'].get(key)) if row['evaluation'] else fmt.DASH
 
 
 def _language_cut(row: Row) -> str:
-    evaluation = row['evaluation'] or {}
-    mark = SHORTER_MARK if evaluation.get('answers_got_shorter') else ''
-    return fmt.hundredths(evaluation.get('latency_cut')) + mark
+    return measured('latency_cut', fmt.hundredths)(row) + shorter_mark(row)
 
 
-NAME = Column('Skip set', lambda row: fmt.one_line(row['name']), is_words=True)
-LEFT_OUT = Column('Blocks left out', lambda row: str(len(row['blocks'])))
-SPARSITY = Column('Sparsity, %', lambda row: fmt.hundredths(row['sparsity']))
-IMAGES = Column('Images', _measured('images', fmt.one_line))
+def shorter_mark(row: Row) -> str:
+    """Return the mark of SHORTER_NOTE where it applies to the row's evaluation, else ''."""
+    return SHORTER_MARK if any_shorter([row]) else ''
+
+
+def _similarity(row: Row) -> str:
+    """Return the one of the two similarities that the row's task has."""
+    known = [row[key] for key in ('mean_jaccard', 'mean_rouge_l') if row[key] is not None]
+    return fmt.hundredths(known[0] if known else None)
+
+
+NAME = words('Skip set', 'name')
+NUM_SKIPPED = Column('Skipped blocks', lambda row: str(len(row['blocks'])))
+SPARSITY = field('Sparsity, %', 'sparsity', fmt.hundredths)
+BLOCKS = Column('Blocks', lambda row: fmt.block_list(row['blocks']), is_words=True)
+IMAGES = Column('Images', measured('images', fmt.one_line))
+SIMILARITY = Column('Alike x100', _similarity)
+TASK = words('Task', 'task')
+BRANCH = words('Branch', 'branch')
 SHUFFLED = Column(
     'Shuffled score',
-    _measured('shuffled_score', fmt.hundredths),
-    'The score of the same skip set when every question is asked about another image: what it '
-    'gets right without seeing.',
+    measured('shuffled_score', fmt.hundredths),
+    'The score of the same skip set when each question is paired with a different image: what it '
+    'gets right without seeing the image.',
 )
 VISUAL_GAIN = Column(
     'Visual gain',
-    _measured('visual_gain', fmt.points),
-    'Score minus shuffled score: what looking at the picture adds. A score that rises while the '
-    'visual gain does not is a matter of answer prior or format, not of perception.',
+    measured('visual_gain', fmt.points),
+    'Score minus shuffled score: what looking at the image adds. A score that rises while the '
+    'visual gain does not reflects answer prior or format, not perception.',
 )
 LATENCY = Column(
     'ms per answer',
-    _measured('latency_ms', fmt.number),
-    'Median time of one answer, alone (batch 1), from the picture to the last token.',
+    measured('latency_ms', fmt.number),
+    'Median time of a single answer (batch size 1), from the image to the last token.',
 )
 
 COST = (
     Column(
         'Parameters run',
-        _measured('parameters_run', fmt.parameters),
-        'Parameters that take part in an answer: the skipped blocks are not counted.',
+        measured('parameters_run', fmt.parameters),
+        'Parameters used for an answer; those of skipped blocks are not counted.',
     ),
     LATENCY,
     Column(
         'ms per token',
-        _measured('ms_per_token', fmt.number),
+        measured('ms_per_token', fmt.number),
         'Median time per token of the answer.',
     ),
     Column(
         'Tokens per answer',
-        _measured('tokens_per_answer', fmt.number),
-        'Mean length of an answer. A shorter answer is quicker, and may match a short reference '
-        'better, without more having been seen.',
+        measured('tokens_per_answer', fmt.number),
+        'Mean length of an answer. A shorter answer is faster, and may match a short reference '
+        'better, although the model saw no more.',
     ),
 )
 
 AGAINST_FULL = (
     Column(
         'Difference',
-        _measured('difference', fmt.points),
+        measured('difference', fmt.points),
         "Score minus the full model's score on the same images, x100.",
     ),
     Column(
         '95 % interval',
-        _measured('interval', fmt.interval),
-        'Paired bootstrap over the images. If 0 lies inside, this many images do not tell the '
-        'skip set from full.',
+        measured('interval', fmt.interval),
+        'Paired bootstrap over the images. If it contains 0, this many images cannot distinguish '
+        'the skip set from the full model.',
     ),
     Column(
         'McNemar p',
-        _measured('mcnemar_p', fmt.p_value),
-        'Accuracies only: how likely so uneven a split of the images that just one of the two '
-        'gets right would be if both were equally good.',
+        measured('mcnemar_p', fmt.p_value),
+        'Accuracies only: probability of a split at least this uneven, among images only one of '
+        'the two gets right, if both were equally good.',
     ),
     Column(
         'Same tokens, %',
-        _measured('token_agreement', fmt.hundredths),
-        'Share of answers that are token for token those of full.',
+        measured('token_agreement', fmt.hundredths),
+        "Share of answers identical to the full model's, token for token.",
     ),
     Column(
         'Language ms',
-        _measured('language_ms', fmt.number),
+        measured('language_ms', fmt.number),
         'Median time of prefill and decode: the part of an answer that skipping shortens.',
     ),
     Column(
         'Language time cut, %',
         _language_cut,
-        'How much less of it than full needs. Where that is more than the skipped share of the '
-        'language model and the answers have fewer tokens, it is marked with *: a part of it is '
-        'no gain of skipping.',
+        'Share of the prefill and decode time that is saved against the full model. A * marks '
+        'savings larger than the skipped share of the language model where the answers also have '
+        'fewer tokens: part of the saving is not due to skipping.',
     ),
 )
 
@@ -130,50 +155,49 @@ CONTROLS = (
     VISUAL_GAIN,
     Column(
         'AUROC, %',
-        _measured('auroc', fmt.hundredths),
+        measured('auroc', fmt.hundredths),
         "How often the target's name is more probable on an image with the target than on one "
         'without; 50 is guessing. An answer prior cannot raise it.',
     ),
     Column(
         'Right without target, %',
-        _measured('score_without_target', fmt.hundredths),
-        'Share answered right of images that do not show the target. Whoever always names the '
-        'target scores 0 here.',
+        measured('score_without_target', fmt.hundredths),
+        'Share of the images without the target that are answered correctly. A model that always '
+        'names the target scores 0 here.',
     ),
     Column(
         'Most frequent answer',
-        _measured('most_frequent_answer', fmt.one_line),
+        measured('most_frequent_answer', fmt.one_line),
         'The answer given most often.',
         is_words=True,
     ),
     Column(
         'Its share, %',
-        _measured('most_frequent_share', fmt.hundredths),
-        'How often it was given. Far above that of full it is a habit (answer prior), not a '
-        'reading of the picture.',
+        measured('most_frequent_share', fmt.hundredths),
+        "How often it was given. Far above the full model's share, it is a habit (answer prior), "
+        'not a reading of the image.',
     ),
     Column(
         'In label set, %',
-        _measured('in_vocabulary_share', fmt.hundredths),
-        'Share of answers inside the vocabulary of the task. A score that rises with it and no '
-        'more than it was a matter of format: the model saw as much before and said it in other '
-        'words.',
+        measured('in_vocabulary_share', fmt.hundredths),
+        "Share of answers inside the task's vocabulary. Where the score rises by no more than "
+        'this share, the gain is format: the model saw as much before, but worded it differently.',
     ),
 )
 
 BALANCED_EXPLANATION = (
-    'Balanced accuracy is the mean over the classes (with a target: over images with and without '
-    'it) of the share answered right: always giving one answer cannot raise it.'
+    'Mean over the classes (with a target: over images with and without it) of the share answered '
+    'correctly. Always giving the same answer cannot raise it.'
 )
 
 
 def score_columns(rows: Sequence[Row]) -> tuple[Column, ...]:
-    """Return one column per metric that any of the rows has, in their order."""
+    """Return a column for each metric of any of the rows, in their order."""
     return tuple(_score_column(name, fmt.metric_label(name)) for name in _metrics(rows))
 
 
 def score_columns_by_task(rows: Sequence[Row]) -> dict[str, list[Column]]:
-    """Return the columns of several tasks' metrics by task; one task's are all under ''."""
+    """Return the metrics' columns by task; those of a result for a single task are under ''."""
     columns: dict[str, list[Column]] = {}
     for name in _metrics(rows):
         task, _, metric = name.rpartition('.')
@@ -199,16 +223,16 @@ def any_timed(rows: Sequence[Row]) -> bool:
 
 
 def any_shorter(rows: Sequence[Row]) -> bool:
-    """Return whether an evaluation of the rows is marked 'answers got shorter'."""
+    """Return whether SHORTER_NOTE applies to any of the rows' evaluations."""
     return any((row['evaluation'] or {}).get('answers_got_shorter') for row in rows)
 
 
 def rich_table(
     title: str, columns: Sequence[Column], rows: Sequence[Row], caption: str = ''
 ) -> Table:
-    """Return a table for the terminal; texts are shown as they are, never read as markup.
+    """Return a table for the terminal; texts are shown literally, never parsed as markup.
 
-    Columns that are a dash in every row, as AUROC without a target, are left out.
+    Columns with a dash in every row, such as AUROC without a target, are dropped.
     """
     columns = [column for column in columns if any(column.text(row) != fmt.DASH for row in rows)]
     table = Table(
@@ -221,9 +245,9 @@ def rich_table(
         show_edge=False,
     )
     for column in columns:
-        if column.is_words:  # folded where the terminal is narrow
+        if column.is_words:  # folded on a narrow terminal
             table.add_column(Text(column.title), overflow='fold')
-        else:  # figures are never broken
+        else:  # figures are never folded
             widest = max([MIN_TITLE_CHARS, *(len(column.text(row)) for row in rows)])
             title_lines = textwrap.wrap(column.title, widest, break_long_words=False)
             table.add_column(Text('\n'.join(title_lines)), justify='right', no_wrap=True)
@@ -234,7 +258,7 @@ def rich_table(
 
 
 def html_table(columns: Sequence[Column], rows: Sequence[Row]) -> dict[str, Any]:
-    """Return a table as the templates take it: 'columns', and 'rows' with 'cells' of text."""
+    """Return a table for the templates: 'columns', and 'rows' with 'cells' of text."""
     return {
         'columns': columns,
         'rows': [
@@ -248,10 +272,10 @@ def html_table(columns: Sequence[Column], rows: Sequence[Row]) -> dict[str, Any]
 
 
 def csv_table(records: Sequence[Mapping[str, Any]], names: Sequence[str] = ()) -> bytes:
-    """Return records as CSV in UTF-8: all digits, scores as in the result, None as an empty field.
+    """Return records as CSV in UTF-8, with all digits and scores as in the result.
 
-    NaN and infinities are left empty, too. `names` are the columns that come first, and are there
-    without any record.
+    None, NaN and infinities are empty fields. `names` are the columns that come first; they are
+    written even without any record.
     """
     names = list(dict.fromkeys([*names, *(name for record in records for name in record)]))
     rows = [
@@ -275,13 +299,20 @@ def csv_evaluation(evaluation: Mapping[str, Any] | None) -> dict[str, Any]:
     return {**fields, 'interval_low': low, 'interval_high': high}
 
 
-def flat_facts(facts: Mapping[str, Any], parent: str = '') -> list[tuple[str, str]]:
-    """Return nested settings as lines: {'test': {'images': 5}} as [('test: images', '5')]."""
+def flat_facts(
+    facts: Mapping[str, Any], without: Collection[str] = (), parent: str = ''
+) -> list[tuple[str, str]]:
+    """Return nested settings as lines: {'test': {'images': 5}} as [('test: images', '5')].
+
+    `without` are names to drop, nested ones as 'test: images'.
+    """
     lines: list[tuple[str, str]] = []
     for key, value in facts.items():
         name = f'{parent}{fmt.one_line(key)}'
+        if name in without:
+            continue
         if isinstance(value, Mapping) and value:
-            lines += flat_facts(value, f'{name}: ')
+            lines += flat_facts(value, without, f'{name}: ')
         elif isinstance(value, (list, tuple)):
             lines.append((name, ', '.join(map(fmt.one_line, value)) or fmt.DASH))
         else:

@@ -1,4 +1,4 @@
-"""What `gmskip replay A --against B` shows of two runs: tables, changes.csv and a page."""
+"""The report of `gmskip replay A --against B`: tables, changes.csv and a page."""
 
 from __future__ import annotations
 
@@ -7,26 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from rich.table import Table
 
 from gmskip_ros.report import columns as col
 from gmskip_ros.report import formatting as fmt
 from gmskip_ros.report.columns import Column, Row
-from gmskip_ros.report.plotting import (
-    BLUE,
-    DARK,
-    DPI,
-    GREY,
-    ORANGE,
-    PALE,
-    SKY,
-    data_uri,
-    literal,
-    png_bytes,
-    report_style,
-)
+from gmskip_ros.report.comparison_pictures import draw_comparison
+from gmskip_ros.report.plotting import data_uri
 from gmskip_ros.report.run_comparison import CHANGE_FIELDS, compare_runs
 from gmskip_ros.report.writing import render_html, write_files
 
@@ -38,24 +25,24 @@ MAX_ANSWER_CHARS = 4000
 DEFINITIONS = (
     (
         'Same, %',
-        'Share of the frames on which both runs answer the same: single_object by label, '
+        'Share of the frames on which both runs give the same answer: single_object by label, '
         'multi_object by set, captioning by every character of the raw text.',
     ),
     (
         'Alike x100',
-        'How near the answers are, mean over the frames: multi_object by the Jaccard '
-        'index, captioning by ROUGE-L of B against A.',
+        'Similarity of the answers, mean over the frames: multi_object by the Jaccard index, '
+        'captioning by ROUGE-L of B against A.',
     ),
     (
         'Agree with full, %',
         'Share of the frames on which skip and full agree within the run. '
-        'Gained, lost: on so many frames only B agrees, only A agrees.',
+        'Gained, lost: number of frames on which only B, or only A, agrees.',
     ),
-    ('Time, ms', 'Median of the total time of an answer over the compared frames.'),
+    ('Time, ms', 'Median total time of an answer over the compared frames.'),
     (
         'A / B',
-        'Total time of A divided by that of B on the same frame, then the median over the '
-        'frames: above 1 B is quicker. Only of one and the same machine.',
+        "A's total time divided by B's on the same frame, median over the frames: above 1, B is "
+        'faster. Only for runs on the same machine.',
     ),
 )
 
@@ -65,7 +52,7 @@ def write_comparison_report(
 ) -> list[Path]:
     """Write changes.csv, comparison.json and report.html; return their paths.
 
-    `names` are what the two runs are called, for example their files. The page needs no other file
+    `names` are the names of the two runs, for example their files. The page needs no other file
     and no network. Raises OSError.
     """
     content = json.dumps({'a': names[0], 'b': names[1], **result}, indent=1) + '\n'
@@ -107,69 +94,58 @@ def comparison_tables(result: Mapping[str, Any]) -> list[Table]:
             title += f', the first {CHANGES_PRINTED}'
         skip_tasks = [group['task'] for group in groups if group['branch'] == 'skip']
         several_points = len(set(skip_tasks)) < len(skip_tasks)
-        shown = [column for column in _CHANGES if several_points or column is not _POINT]
-        tables.append(col.rich_table(title, shown, changes[:CHANGES_PRINTED]))
+        columns = [column for column in _CHANGES if several_points or column is not _POINT]
+        tables.append(col.rich_table(title, [_FRAME, *columns], changes[:CHANGES_PRINTED]))
     return tables
 
 
-def _point(row: Row) -> str:
-    points = [fmt.one_line(row[f'operating_point_{run}']) for run in 'ab']
-    if row['branch'] == 'full':
-        return fmt.DASH
-    return points[0] if points[0] == points[1] else f'{points[0]} vs {points[1]}'
-
-
-def _alike(row: Row) -> str:
-    known = [row[key] for key in ('mean_jaccard', 'mean_rouge_l') if row[key] is not None]
-    return fmt.hundredths(known[0] if known else None)
-
-
-_TASK = Column('Task', lambda row: fmt.one_line(row['task']), is_words=True)
-_BRANCH = Column('Branch', lambda row: fmt.one_line(row['branch']), is_words=True)
-_POINT = Column('Operating point', _point, is_words=True)
-_SETTINGS = (
-    Column('Setting', lambda row: fmt.one_line(row['what']), is_words=True),
-    Column('A', lambda row: fmt.one_line(row['a']), is_words=True),
-    Column('B', lambda row: fmt.one_line(row['b']), is_words=True),
-)
+_POINT = Column('Operating point', fmt.point_of_both, is_words=True)
+_SETTINGS = (col.words('Setting', 'what'), col.words('A', 'a'), col.words('B', 'b'))
 _ANSWERS = (
-    _TASK,
-    _BRANCH,
+    col.TASK,
+    col.BRANCH,
     _POINT,
-    Column('Frames', lambda row: str(row['compared'])),
-    Column('Same, %', lambda row: fmt.hundredths(row['same_share'])),
+    col.field('Frames', 'compared'),
+    col.field('Same, %', 'same_share', fmt.hundredths),
     Column('Changed', lambda row: str(row['compared'] - row['same'])),
-    Column('Alike x100', _alike),
+    col.SIMILARITY,
 )
 _AGREEMENT = (
-    _TASK,
+    col.TASK,
     _POINT,
-    Column('Frames', lambda row: str(row['agreement_frames'])),
-    Column('Agree with full, A, %', lambda row: fmt.hundredths(row['agreement_a'])),
-    Column('Agree with full, B, %', lambda row: fmt.hundredths(row['agreement_b'])),
-    Column('Gained', lambda row: str(row['gained'])),
-    Column('Lost', lambda row: str(row['lost'])),
+    col.field('Frames', 'agreement_frames'),
+    col.field('Agree with full, A, %', 'agreement_a', fmt.hundredths),
+    col.field('Agree with full, B, %', 'agreement_b', fmt.hundredths),
+    col.field('Gained', 'gained'),
+    col.field('Lost', 'lost'),
 )
 _TIME = (
-    _TASK,
-    _BRANCH,
+    col.TASK,
+    col.BRANCH,
     _POINT,
-    Column('A, ms', lambda row: fmt.number(row['total_ms_a'])),
-    Column('B, ms', lambda row: fmt.number(row['total_ms_b'])),
+    col.field('A, ms', 'total_ms_a', fmt.number),
+    col.field('B, ms', 'total_ms_b', fmt.number),
     Column('A / B', lambda row: fmt.number(row['time_ratio'], 2)),
 )
+_FRAME = col.field('Frame', 'frame_a')
 _CHANGES = (
-    Column('Frame', lambda row: str(row['frame_a'])),
-    _TASK,
-    _BRANCH,
+    col.TASK,
+    col.BRANCH,
     _POINT,
-    Column('A says', lambda row: _said(row, 'a'), is_words=True),
-    Column('B says', lambda row: _said(row, 'b'), is_words=True),
+    Column('A says', lambda row: _answer_text(row, 'a'), is_words=True),
+    Column('B says', lambda row: _answer_text(row, 'b'), is_words=True),
+)
+_RUNS = (
+    col.words('Run', 'run'),
+    col.words('Rows', 'name'),
+    col.field('Frames', 'frames'),
+    col.words('Model', 'models'),
+    col.words('Machine', 'machines'),
 )
 
 
-def _said(change: Row, run: str) -> str:
-    """Return an answer for people; where both runs' are the same, what was said in full."""
+def _answer_text(change: Row, run: str) -> str:
+    """Return a run's answer, or its raw text where the two runs' answers are equal."""
     key = 'answer' if change['answer_a'] != change['answer_b'] else 'raw_text'
     return fmt.one_line(change[f'{key}_{run}'], MAX_ANSWER_CHARS) or '(empty answer)'
 
@@ -184,55 +160,54 @@ def _no_ratio(groups: Sequence[Row]) -> list[str]:
 
 
 def _alerts(result: Mapping[str, Any]) -> list[str]:
-    """Return what a reader has to know before any figure, one line each."""
+    """Return what a reader must know before reading any figure, one line each."""
     frames, alerts = result['frames'], []
     if not frames['both']:
-        alerts.append('No frame is in both runs: nothing can be compared.')
+        alerts.append('No frame is in both runs; nothing can be compared.')
     for run, key in (('A', 'only_a'), ('B', 'only_b')):
         if frames[key]:
-            verb = 'frame is' if frames[key] == 1 else 'frames are'
-            alerts.append(f'{frames[key]} {verb} only in {run}, and not compared.')
+            only = 'frame is' if frames[key] == 1 else 'frames are'
+            alerts.append(f'{frames[key]} {only} only in {run} and not compared.')
     paired: dict[tuple[str, str], list[str]] = {}
     for each in result['paired_points']:
         paired.setdefault((each['a'], each['b']), []).append(each['task'])
     for (a, b), tasks in paired.items():
         points = f'{fmt.one_line(a)} of A is compared with {fmt.one_line(b)} of B'
         alerts.append(f'{points}: {fmt.one_line(", ".join(tasks))}.')
-    alone: dict[str, list[str]] = {}
+    unpaired: dict[str, list[str]] = {}
     for each in result['unpaired']:
         task, branch, point = (
             fmt.one_line(each[key]) for key in ('task', 'branch', 'operating_point')
         )
         name = f'{task}/{branch}' + ('' if branch == 'full' else f' at {point}')
-        alone.setdefault(each['only_in'].upper(), []).append(name)
-    for run, names in alone.items():
-        alerts.append(f'Only in {run}, and not compared: {", ".join(names)}.')
+        unpaired.setdefault(each['only_in'].upper(), []).append(name)
+    for run, names in unpaired.items():
+        alerts.append(f'Only in {run}, not compared: {", ".join(names)}.')
     if result['groups'] and all(group['branch'] == 'full' for group in result['groups']):
-        alerts.append(
-            'No skip branch is compared: the runs have no task and operating point in common.'
-        )
+        alerts.append('No skip branch is compared: no task has an operating point in both runs.')
     return alerts
 
 
 def _page(result: Mapping[str, Any], names: Sequence[str]) -> bytes:
     groups, changes = result['groups'], result['changes']
-    when = Column('Stamp', lambda row: fmt.utc(row['stamp_ns']))
-    shown = (_CHANGES[0], when, *_CHANGES[1:])
     runs = [
         {
-            'name': fmt.one_line(name),
+            'run': run.upper(),
+            'name': name,
             'frames': about['frames'],
-            'models': fmt.one_line(', '.join(about['models'])),
+            'models': ', '.join(about['models']),
             'machines': fmt.one_line(', '.join(about['machines'])),
         }
-        for name, about in zip(names, result['runs'].values(), strict=True)
+        for name, (run, about) in zip(names, result['runs'].items(), strict=True)
     ]
-    picture = _draw(groups)
+    stamp = col.field('Stamp', 'stamp_ns', fmt.utc)
+    picture = draw_comparison(groups)
     figures = {key: value for key, value in result.items() if key != 'changes'}
     return render_html(
         'comparison.html',
         title='Two runs: what changed',
-        runs=runs,
+        runs=col.html_table(_RUNS, runs),
+        machines=[run['machines'] for run in runs],
         frames=result['frames'],
         alerts=_alerts(result),
         differences=col.html_table(_SETTINGS, result['differences']),
@@ -244,78 +219,7 @@ def _page(result: Mapping[str, Any], names: Sequence[str]) -> bytes:
         no_ratio=_no_ratio(groups),
         num_changes=len(changes),
         max_changes=MAX_CHANGES_SHOWN,
-        changes=col.html_table(shown, changes[:MAX_CHANGES_SHOWN]),
+        changes=col.html_table([_FRAME, stamp, *_CHANGES], changes[:MAX_CHANGES_SHOWN]),
         definitions=DEFINITIONS,
         figures=json.dumps({**figures, 'num_changes': len(changes)}),
-    )
-
-
-def _draw(groups: Sequence[Row]) -> bytes | None:
-    """Return a PNG: the share of same answers, and of agreement with full in both runs."""
-    groups = [group for group in groups if group['compared']]
-    if not groups:
-        return None
-    with report_style():
-        figure = Figure(figsize=(9.5, 1.2 + 0.42 * len(groups)), dpi=DPI, layout='constrained')
-        has_skip = bool(_skips(groups))  # full alone agrees with nothing
-        same, agreement = figure.subplots(1, 2, sharey=True)
-        agreement.set_visible(has_skip)
-        for height, group in enumerate(groups):
-            share = 100 * group['same_share']
-            is_full = group['branch'] == 'full'
-            same.barh(
-                height, share, 0.6, color=PALE if is_full else SKY, edgecolor=DARK, linewidth=0.8
-            )
-            same.annotate(
-                f'{share:.1f}',
-                (share, height),
-                xytext=(5, 0),
-                textcoords='offset points',
-                va='center',
-                fontsize=8,
-            )
-            _draw_agreement(agreement, height, group)
-        same.set_yticks(range(len(groups)), [literal(_name(group)) for group in groups])
-        same.set_ylim(len(groups) - 0.4, -0.6)
-        for axis in (same, agreement):
-            axis.set_xlim(0, 112)
-            axis.set_xticks(range(0, 101, 25))
-            axis.tick_params(axis='y', length=0, labelsize=9)
-            axis.grid(False, axis='y')
-            axis.spines['left'].set_visible(False)
-        same.set_title('A and B answer the same, %')
-        agreement.set_title('Skip agrees with full, %')
-        agreement.set_xlabel('ring: A, square: B')
-        return png_bytes(figure)
-
-
-def _name(group: Row) -> str:
-    task, branch = fmt.one_line(group['task']), fmt.one_line(group['branch'])
-    return f'{task}, {branch}' if branch == 'full' else f'{task}, {branch}\n{_point(group)}'
-
-
-def _draw_agreement(axis: Axes, height: int, group: Row) -> None:
-    if not group['agreement_frames']:
-        return
-    a, b = 100 * group['agreement_a'], 100 * group['agreement_b']
-    axis.plot([a, b], [height, height], color=GREY, linewidth=1.5, zorder=2)
-    axis.plot(
-        a,
-        height,
-        marker='o',
-        markersize=10,
-        color=BLUE,
-        markerfacecolor='white',
-        markeredgewidth=2,
-        zorder=3,
-    )
-    axis.plot(b, height, marker='s', markersize=5, color=ORANGE, zorder=4)
-    axis.annotate(
-        f'{a:.1f} : {b:.1f}',
-        (max(a, b), height),
-        xytext=(9, 0),
-        textcoords='offset points',
-        va='center',
-        fontsize=8,
-        annotation_clip=False,
     )

@@ -1,8 +1,8 @@
-"""What `gmskip evaluate` leaves for people: the paper's table, the controls, a CSV and a page.
+"""The report of `gmskip evaluate`: the paper's table, the controls, a CSV and a page.
 
 A result is the content of evaluation.json: 'rows' with one skip set each ('name', 'blocks',
-'sparsity', 'evaluation'), and which model, task and images they were evaluated on. Scores are
-shares, CIDEr's 0..10; all are shown x100. Whatever is None is shown as a dash.
+'sparsity', 'evaluation'), and on which model, task and images they were evaluated. Scores are
+fractions (CIDEr: 0..10) and are shown x100; None is shown as a dash.
 """
 
 from __future__ import annotations
@@ -32,38 +32,34 @@ def write_evaluation_report(result: Mapping[str, Any], folder: Path) -> list[Pat
 def evaluation_tables(result: Mapping[str, Any]) -> list[Table]:
     """Return the tables for the terminal: the paper's, the difference to full, the controls.
 
-    Tasks with several metrics have one more table each, of all of them.
+    A task with several metrics has one more table, with all of them.
     """
-    tables = []
-    for title, columns, notes in _sections(result):
-        tables.append(col.rich_table(title, columns, result['rows'], '\n'.join(notes)))
-    return tables
+    return [
+        col.rich_table(title, columns, result['rows'], '\n'.join(notes))
+        for title, columns, notes in _sections(result)
+    ]
 
 
 def _sections(result: Mapping[str, Any]) -> list[tuple[str, Sequence[Column], list[str]]]:
     """Return each table's title, columns and notes."""
     rows: list[Row] = result['rows']
-    machine = []
-    if col.any_timed(rows):
-        machine.append(f'Latency: median, on {fmt.machine_name(result)}')
-    score = Column(
-        fmt.score_label(result), lambda row: fmt.hundredths((row['evaluation'] or {}).get('score'))
-    )
+    latency = [f'Latency: median, on {fmt.machine_name(result)}'] if col.any_timed(rows) else []
+    score = Column(fmt.score_label(result), col.measured('score', fmt.hundredths))
     paper = (col.NAME, col.SPARSITY, score, *col.COST)
     sections: list[tuple[str, Sequence[Column], list[str]]] = [
-        (f'Score and cost: {fmt.subject(result)}', paper, [*machine])
+        (f'Score and cost: {fmt.subject(result)}', paper, [*latency])
     ]
     for task, metrics in col.score_columns_by_task(rows).items():
         if task or len(metrics) > 1:
             title = f'All scores: {fmt.one_line(task)}' if task else 'All scores'
             sections.append((title, (col.NAME, col.IMAGES, *metrics), []))
     shorter = [col.SHORTER_NOTE] if col.any_shorter(rows) else []
-    sections.append(('Against full', (col.NAME, *col.AGAINST_FULL), [*machine, *shorter]))
-    sections.append(('Does it still look?', (col.NAME, *col.CONTROLS), []))
-    if result['score_note']:  # below the first table that it is about
+    sections.append(('Against full', (col.NAME, *col.AGAINST_FULL), [*latency, *shorter]))
+    sections.append(('Does it still look at the picture?', (col.NAME, *col.CONTROLS), []))
+    if result['score_note']:  # below the first table that shows CIDEr
         cider = fmt.metric_label('cider')
-        about = [s for s in sections if any(cider == column.title for column in s[1])]
-        (about or sections)[0][2].append(fmt.one_line(result['score_note']))
+        with_cider = [s for s in sections if any(cider == column.title for column in s[1])]
+        (with_cider or sections)[0][2].append(fmt.one_line(result['score_note']))
     return sections
 
 
@@ -88,25 +84,12 @@ def _page(result: Mapping[str, Any]) -> bytes:
     rows = result['rows']
     alerts = [fmt.one_line(warning) for warning in result['dataset']['warnings']]
     unreadable = result.get('unreadable') or []
-    if unreadable:
-        count = len(unreadable)
-        alerts.append(
-            f'{count} image{"s" if count > 1 else ""} could not be read and were left '
-            'out; they are listed below.'
-        )
-    sources = [Column('Source', lambda row: fmt.one_line(row['source']), is_words=True)]
-    sets = [
-        col.NAME,
-        col.LEFT_OUT,
-        col.SPARSITY,
-        Column('Blocks', lambda row: fmt.block_list(row['blocks']), is_words=True),
-        *sources,
-    ]
+    sets = [col.NAME, col.NUM_SKIPPED, col.SPARSITY, col.BLOCKS, col.words('Source', 'source')]
     return render_html(
         'evaluation.html',
         title=f'Evaluation: {fmt.subject(result)}',
         result=result,
-        alerts=alerts,
+        alerts=alerts + fmt.unreadable_alert(unreadable),
         notes=result['dataset']['notes'],
         unreadable=unreadable,
         sections=[
@@ -116,11 +99,19 @@ def _page(result: Mapping[str, Any]) -> bytes:
         sets=col.html_table(sets, rows),
         explanations=[*col.COST, *col.AGAINST_FULL, *col.CONTROLS],
         balanced_explanation=col.BALANCED_EXPLANATION,
-        facts=col.flat_facts(
-            {
-                name: value
-                for name, value in {**result, 'metric': fmt.metric_name(result)}.items()
-                if name not in ('format', 'command', 'rows', 'unreadable', 'score_note')
-            }
-        ),
+        facts=_facts(result),
     )
+
+
+def _facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what was evaluated and how, as (name, value) lines."""
+    shown_elsewhere = (
+        'format',
+        'command',
+        'dataset: notes',
+        'dataset: warnings',
+        'unreadable',
+        'score_note',
+        'rows',
+    )
+    return col.flat_facts({**result, 'metric': fmt.metric_name(result)}, shown_elsewhere)

@@ -1,6 +1,6 @@
 """How figures are written in reports: units, digits, and a dash for what was not measured.
 
-All of it is ASCII, so that a table prints on any terminal.
+Everything is ASCII, so that a table prints on any terminal.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ DASH = '-'
 MAX_TEXT_CHARS = 400
 MAX_NAME_CHARS = 40  # in a title
 
-# Scores are kept as shares (CIDEr: 0..10) and shown x100, as papers print them.
+# Scores are fractions (CIDEr: 0..10), shown x100 as papers print them.
 _METRIC_LABELS = {
     'accuracy': 'accuracy, %',
     'balanced_accuracy': 'balanced accuracy, %',
@@ -40,34 +40,34 @@ def metric_label(metric: object) -> str:
 
 
 def score_label(result: Mapping[str, Any]) -> str:
-    """Return what a result's score is, with its unit."""
-    if result['task'] == 'joint':  # the least of score / full score over the tasks
+    """Return the name of a result's score, with its unit."""
+    if result['task'] == 'joint':  # the lowest score / full score of the tasks
         return 'least score/full, %'
     return metric_label(result['metric'])
 
 
 def metric_name(result: Mapping[str, Any]) -> str:
-    """Return which metric a result's score is in, joint with those that it is made of."""
+    """Return the metric of a result's score; for a joint result, how it is made of the tasks'."""
     name = one_line(result['metric'])
     return f'least of score / full score: {name}' if result['task'] == 'joint' else name
 
 
 def is_known(value: object) -> bool:
-    """Return whether `value` is a number that can be shown: not None, not NaN, not infinite."""
+    """Return whether `value` is a finite number, so that it can be shown."""
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def number(value: Any, digits: int = 1, sign: bool = False) -> str:
-    """Return a number with a fixed count of digits after the point, or a dash."""
+    """Return a number with this many digits after the point, or a dash."""
     if not is_known(value):
         return DASH
     text = f'{value:{"+" if sign else ""}.{digits}f}'
-    # a difference that rounds to zero has no sign
+    # A difference that rounds to zero has no sign.
     return text.lstrip('+-') if float(text) == 0 else text
 
 
 def hundredths(value: Any) -> str:
-    """Return a score or a share x100: 0.981 as '98.1'."""
+    """Return a score or a fraction x100: 0.981 as '98.1'."""
     return number(value * 100) if is_known(value) else DASH
 
 
@@ -99,7 +99,7 @@ def parameters(value: Any) -> str:
 
 
 def one_line(value: object, max_chars: int = MAX_TEXT_CHARS) -> str:
-    """Return any text on one line, without control characters, cut at its end if it is long."""
+    """Return any text on one line, with control characters escaped and a long end cut off."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return DASH
     text = ' '.join(str(value).split())
@@ -117,9 +117,9 @@ def block_list(blocks: Sequence[int]) -> str:
 
 
 def machine_name(result: Mapping[str, Any]) -> str:
-    """Return the machine that every latency of the result was measured on: 'CPU X (cpu, float32)'.
+    """Return the machine on which all latencies were measured: 'CPU X (cpu, float32)'.
 
-    It stands beside the figures, so that those of a GPU and of a CPU are never mixed.
+    Every table with latencies names it, so that GPU and CPU figures are never mixed.
     """
     machine = result['machine']
     device = str(result['device'])
@@ -128,7 +128,7 @@ def machine_name(result: Mapping[str, Any]) -> str:
 
 
 def short_name(name: object) -> str:
-    """Return a model or a file for a title, which has one line: of a long path the end is kept."""
+    """Return a model or a file for a one-line title: the end of a long path."""
     text = one_line(name)
     return text if len(text) <= MAX_NAME_CHARS else '...' + text[3 - MAX_NAME_CHARS :]
 
@@ -140,7 +140,7 @@ def utc(stamp_ns: int) -> str:
 
 
 def subject(result: Mapping[str, Any]) -> str:
-    """Return what was asked of which model: 'single_object (person), llava-1.5-7b'."""
+    """Return the task and the model of a result: 'single_object (person), llava-1.5-7b'."""
     target = f' ({result["target"]})' if result.get('target') else ''
     return f'{one_line(result["task"] + target)}, {short_name(result["model"])}'
 
@@ -148,3 +148,30 @@ def subject(result: Mapping[str, Any]) -> str:
 def count_of(blocks: int) -> str:
     """Return '1 block', '2 blocks'."""
     return f'{blocks} block' if blocks == 1 else f'{blocks} blocks'
+
+
+def point_of_both(row: Mapping[str, Any]) -> str:
+    """Return the operating point of two runs: 'high_sparsity', '8 vs 5', or a dash for full."""
+    if row['branch'] == 'full':
+        return DASH
+    points = [one_line(row[f'operating_point_{run}']) for run in 'ab']
+    return ' vs '.join(dict.fromkeys(points))
+
+
+def unreadable_alert(unreadable: Sequence[str]) -> list[str]:
+    """Return the alert about images that could not be read; none if all could."""
+    if not unreadable:
+        return []
+    if len(unreadable) == 1:
+        return ['1 image could not be read and was skipped; it is listed below.']
+    return [f'{len(unreadable)} images could not be read and were skipped; they are listed below.']
+
+
+def shorter_alert(names: Sequence[str]) -> list[str]:
+    """Return the alert about skip sets whose answers got shorter; none without any."""
+    if not names:
+        return []
+    return [
+        f'Answers got shorter: {", ".join(names)}. '
+        'Part of the time saved there is not due to skipping.'
+    ]

@@ -1,17 +1,20 @@
-"""How the reports' pictures look, and how they are drawn into bytes.
+"""The style of the reports' pictures, their common parts, and their bytes.
 
-Colours are Okabe-Ito's, readable with any colour vision; what a line or a mark means is written
-beside it, so that a picture can be read in grey, too.
+Colours are Okabe-Ito's, distinguishable with any colour vision; every line and mark is also named
+in words, so that a picture can be read in grey.
 """
 
 from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import matplotlib
 import matplotlib.style
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -19,6 +22,8 @@ BLUE, ORANGE, GREEN, PURPLE = '#0072B2', '#D55E00', '#009E73', '#CC79A7'  # Okab
 SKY = '#56B4E9'
 GREY, DARK, PALE = '#767676', '#222222', '#CFCFCF'
 DPI = 130
+WIDTH_INCH = 9.5
+DASHED = (0, (5, 3))
 _STYLE = {
     'font.size': 10,
     'axes.titlesize': 11,
@@ -40,12 +45,43 @@ _STYLE = {
 
 
 def report_style() -> AbstractContextManager[None]:
-    """Return a context in which Matplotlib draws as the reports do, whatever its settings are."""
+    """Return a context in which Matplotlib draws in the reports' style, whatever its settings."""
     return matplotlib.style.context(['default', _STYLE])
 
 
+def new_figure(height_inch: float, width_inch: float = WIDTH_INCH) -> Figure:
+    """Return an empty figure of this size."""
+    return Figure(figsize=(width_inch, height_inch), dpi=DPI, layout='constrained')
+
+
+def set_heading(figure: Figure, text: str) -> None:
+    """Set the heading of the whole figure, at its left edge."""
+    figure.suptitle(literal(text), x=0.01, ha='left', fontsize=13, weight='bold', wrap=True)
+
+
+def name_rows(axis: Axes, heights: Sequence[float], names: Sequence[str]) -> None:
+    """Name the rows of a horizontal chart at its left, the first row on top."""
+    axis.set_yticks(heights, [literal(name) for name in names])
+    axis.set_ylim(heights[-1] + 0.6, -0.6)
+    axis.tick_params(axis='y', length=0, labelsize=9)
+    axis.grid(False, axis='y')
+    axis.spines['left'].set_visible(False)
+
+
+def add_label(
+    axis: Axes,
+    text: str,
+    at: tuple[float, float],
+    offset: tuple[float, float] = (6, 0),
+    **style: Any,
+) -> None:
+    """Write text beside a point; `offset` is in points (1/72 inch)."""
+    style = {'va': 'center', 'annotation_clip': False, **style}
+    axis.annotate(text, at, xytext=offset, textcoords='offset points', **style)
+
+
 def literal(text: str) -> str:
-    """Return a title that Matplotlib draws as it is: no formulas, only letters the font has."""
+    """Return text that Matplotlib draws as it is: no formulas, only letters that the font has."""
     return text.encode('latin-1', 'backslashreplace').decode('latin-1').replace('$', r'\$')
 
 

@@ -1,7 +1,7 @@
-"""The figures of a run, from its rows: plain values, for tables, pictures and programs alike.
+"""The figures of a run, from its rows: plain values for tables, pictures and programs.
 
-A *series* is what belongs together: one task's answers by one branch at one operating point, by one
-model on one machine. Series are never pooled: times of a GPU and of a CPU stand apart.
+A *series* is one task's answers by one branch at one operating point, by one model on one machine.
+Series are never pooled: GPU and CPU times stay apart.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from gmskip_ros.pipeline.rows import FrameRow
 from gmskip_ros.report.formatting import count_of
 
 PHASES = ('preprocess', 'vision', 'prefill', 'decode', 'total')
-SHORTER_RATIO = 0.95  # of full's tokens: answers below it got shorter
+SHORTER_RATIO = 0.95  # of full's tokens: answers with fewer got shorter
 
 
 @dataclass(frozen=True)
 class Series:
     """One task's answers by one branch at one operating point, in the order of the rows.
 
-    `full` are the full branch's answers to the same frames, None where there is none; empty of the
-    full branch itself.
+    `full` holds the full branch's answers to the same frames, None where there is none; it is
+    empty for the full branch itself.
     """
 
-    place: str  # the machine; with the model before it where the rows are of several models
+    place: str  # the machine; preceded by the model if the rows come from several models
     task: str
     branch: str
     operating_point: str
@@ -46,7 +46,7 @@ class Series:
         return np.array([getattr(row, f'{phase}_ms') for row in self.rows], dtype=float)
 
     def speedups(self) -> np.ndarray:
-        """Return full / skip of the total time, of the frames that both branches answered."""
+        """Return full's / skip's total time for the frames that both branches answered."""
         return np.array(
             [
                 full.total_ms / max(row.total_ms, 1e-9)
@@ -56,7 +56,7 @@ class Series:
         )
 
     def compared(self) -> list[FrameRow]:
-        """Return the rows that were compared with full's."""
+        """Return the rows that were compared with the full branch."""
         return [row for row in self.rows if row.agree is not None]
 
 
@@ -66,7 +66,7 @@ def point_name(operating_point: str) -> str:
 
 
 def series_of(rows: Iterable[FrameRow]) -> list[Series]:
-    """Return the series of a run: by place and task as they first appear, full before skip."""
+    """Return the series of a run: places and tasks in order of appearance, full before skip."""
     rows = list(rows)
     several_models = len({row.model for row in rows}) > 1
     found: dict[tuple[str, ...], Series] = {}
@@ -82,14 +82,14 @@ def series_of(rows: Iterable[FrameRow]) -> list[Series]:
             series.full.extend(full_of.get(_question(row)) for row in series.rows)
     places = list(dict.fromkeys(series.place for series in found.values()))
     tasks = list(dict.fromkeys(series.task for series in found.values()))
-    return sorted(  # stable: operating points stay as they were
+    return sorted(  # stable: operating points keep their order
         found.values(),
         key=lambda each: (places.index(each.place), tasks.index(each.task), each.branch != 'full'),
     )
 
 
 def _question(row: FrameRow) -> tuple[object, ...]:
-    """Return what tells frames apart: after a jump back, stamps come again."""
+    """Return what identifies a question; stamps alone recur after a jump back."""
     return row.model, row.machine, row.frame, row.stamp_ns, row.task
 
 
@@ -97,7 +97,7 @@ def replay_figures(rows: Sequence[FrameRow]) -> dict[str, Any]:
     """Return the figures of a run, as plain values: 'summary' and 'latency'.
 
     'summary' has an entry per place, task and operating point, 'latency' one per place, task,
-    branch and operating point. Shares are in 0..1; what there is no frame for is None.
+    branch and operating point. Shares are in 0..1; a figure without any frame is None.
     """
     all_series = series_of(rows)
     return {
@@ -154,9 +154,9 @@ def _latency(series: Series) -> dict[str, Any]:
 
 
 def _got_shorter(series: Series) -> bool:
-    """Return whether a part of the time saved is no gain of skipping, but of shorter answers.
+    """Return whether part of the time saved is due to shorter answers and not to skipping.
 
-    That is so where they have fewer tokens than full's by more than chance would have it, and the
+    That is the case if the answers have clearly fewer tokens than full's (SHORTER_RATIO), and the
     time of prefill and decode fell by more than the sparsity.
     """
     pairs = [
@@ -174,7 +174,7 @@ def _got_shorter(series: Series) -> bool:
 
 
 def _quantiles(values: np.ndarray, **percents: float) -> dict[str, float | None]:
-    """Return the median and the named percentiles; None where there is no value."""
+    """Return the median and the named percentiles; None without values."""
     percents = {'median': 50, **percents}
     return {
         name: float(np.percentile(values, percent)) if values.size else None

@@ -1,7 +1,7 @@
 """The pictures of a run: where the time goes, the speed-up, agreement along the drive.
 
-Every series has its name beside it; pale boxes are full, blue ones skip. Times stand in one panel
-only with those of the same task on the same machine.
+Every series is named beside it; grey boxes are full, blue ones skip. A panel with times holds a
+single task on a single machine.
 """
 
 from __future__ import annotations
@@ -10,28 +10,29 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from gmskip_ros.report import formatting as fmt
 from gmskip_ros.report.plotting import (
     BLUE,
     DARK,
-    DPI,
+    DASHED,
     ORANGE,
     PALE,
     SKY,
+    add_label,
     literal,
+    name_rows,
+    new_figure,
     png_bytes,
     report_style,
 )
 from gmskip_ros.report.replay_figures import PHASES, Series, point_name
 
-WIDTH_INCH = 9.5
 _BOX_INCH = 0.24  # from one box to the next
 _PHASE_GAP = 0.6  # between two phases, in boxes
-_POINTS_PER_SERIES = 2000  # more would be one black bar
-_MARKS_PER_STRIP = 80  # beyond, they are ticks of their own lane
-_AHEAD = 1.12  # how far an axis goes beyond the longest whisker
+_POINTS_PER_SERIES = 2000  # more would merge into a black bar
+_MARKS_PER_STRIP = 80  # more are drawn as ticks above the strip
+_AXIS_MARGIN = 1.12  # length of an axis, relative to the longest whisker
 
 
 def draw_latency(series: Sequence[Series]) -> bytes | None:
@@ -46,11 +47,7 @@ def draw_latency(series: Sequence[Series]) -> bytes | None:
         return None
     boxes = [_num_boxes(group) for group in panels.values()]
     with report_style():
-        figure = Figure(
-            figsize=(WIDTH_INCH, sum(0.95 + _BOX_INCH * count for count in boxes)),
-            dpi=DPI,
-            layout='constrained',
-        )
+        figure = new_figure(sum(0.95 + _BOX_INCH * count for count in boxes))
         axes = figure.subplots(
             len(panels), 1, squeeze=False, gridspec_kw={'height_ratios': [2 + n for n in boxes]}
         )[:, 0]
@@ -65,51 +62,32 @@ def _num_boxes(group: Sequence[Series]) -> float:
 
 
 def _draw_phases(axis: Axes, group: Sequence[Series]) -> None:
-    """Draw a group of boxes per phase, from the top, and the medians as text."""
+    """Draw a group of boxes per phase, from top to bottom, with the medians as text."""
     heights: list[float] = []
     names: list[str] = []
     reach = max(float(np.percentile(each.times_ms('total'), 95)) for each in group)
-    axis.set_xlim(0, max(reach, 1e-6) * _AHEAD)
+    axis.set_xlim(0, max(reach, 1e-6) * _AXIS_MARGIN)
     for index, phase in enumerate(PHASES):
         top = index * (len(group) + _PHASE_GAP)
-        axis.annotate(
-            phase,
-            (0, top),
-            xytext=(-150, 0),
-            xycoords=('axes fraction', 'data'),
-            textcoords='offset points',
-            va='center',
-            weight='bold',
-            annotation_clip=False,
-        )
+        beside = ('axes fraction', 'data')
+        add_label(axis, phase, (0, top), (-150, 0), xycoords=beside, weight='bold')
         if index:
             axis.axhline(top - 0.5 - _PHASE_GAP / 2, color='#D0D0D0', linewidth=0.8)
         for offset, each in enumerate(group):
             values = each.times_ms(phase)
             end = _draw_box(axis, top + offset, values, PALE if each.branch == 'full' else SKY)
-            axis.annotate(
-                f'{np.median(values):.1f} ms',
-                (end, top + offset),
-                xytext=(5, 0),
-                textcoords='offset points',
-                va='center',
-                fontsize=8,
-                annotation_clip=False,
-            )
+            median = f'{np.median(values):.1f} ms'
+            add_label(axis, median, (end, top + offset), (5, 0), fontsize=8)
             heights.append(top + offset)
             names.append(fmt.one_line(each.name))
-    axis.set_yticks(heights, [literal(name) for name in names])
-    axis.tick_params(axis='y', length=0, labelsize=9)
-    axis.set_ylim(heights[-1] + 0.6, -0.6)
-    axis.grid(False, axis='y')
-    axis.spines['left'].set_visible(False)
+    name_rows(axis, heights, names)
     axis.set_xlabel('ms')
 
 
 def _draw_box(
     axis: Axes, height: float, values: np.ndarray, colour: str, thickness: float = 0.62
 ) -> float:
-    """Draw a box with whiskers on a horizontal axis; return where its right whisker ends."""
+    """Draw a box with whiskers on a horizontal axis; return the end of its right whisker."""
     low, first, median, third, high = np.percentile(values, [5, 25, 50, 75, 95])
     axis.hlines(height, low, high, color=DARK, linewidth=1.0, zorder=2)
     end = thickness / 4
@@ -130,61 +108,40 @@ def _draw_box(
 
 
 def draw_speedup(series: Sequence[Series]) -> bytes | None:
-    """Return a PNG: full / skip of the total time, a point per frame; None without any pair.
+    """Return a PNG: total time of full / skip, a point per frame; None without any pair.
 
-    Few frames far beyond the others do not squeeze these together: they are counted at the edge.
+    Outliers do not stretch the axis: they are counted at its edge.
     """
     known = [(each, each.speedups()) for each in series if each.branch != 'full']
     known = [(each, values) for each, values in known if values.size]
     if not known:
         return None
-    dice = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     several_places = len({each.place for each, _ in known}) > 1
     with report_style():
-        figure = Figure(
-            figsize=(WIDTH_INCH, 0.8 + 0.46 * len(known)), dpi=DPI, layout='constrained'
-        )
+        figure = new_figure(0.8 + 0.46 * len(known))
         axis = figure.subplots()
-        reach = max(1.0, *(float(np.percentile(values, 95)) for _, values in known)) * _AHEAD
+        reach = max(1.0, *(float(np.percentile(values, 95)) for _, values in known)) * _AXIS_MARGIN
         axis.set_xlim(0, reach)
         for height, (_, values) in enumerate(known):
             shown = values
             if values.size > _POINTS_PER_SERIES:
                 shown = values[np.linspace(0, values.size - 1, _POINTS_PER_SERIES, dtype=int)]
-            jitter = height + dice.uniform(0.1, 0.4, shown.size)
+            jitter = height + rng.uniform(0.1, 0.4, shown.size)
             alpha = 0.7 if shown.size < 200 else 0.25
             axis.scatter(shown, jitter, s=8, color=DARK, alpha=alpha, linewidths=0)
             _draw_box(axis, height - 0.15, values, SKY, 0.34)
-            axis.annotate(
-                f'{np.median(values):.2f} x',
-                (1.0, height),
-                xytext=(6, 0),
-                xycoords=('axes fraction', 'data'),
-                textcoords='offset points',
-                va='center',
-                weight='bold',
-                annotation_clip=False,
-            )
+            beside = ('axes fraction', 'data')
+            median = f'{np.median(values):.2f} x'
+            add_label(axis, median, (1.0, height), xycoords=beside, weight='bold')
             beyond = values.size - int(np.count_nonzero(values <= reach))
             if beyond:
-                axis.annotate(
-                    f'{beyond} beyond',
-                    (1.0, height + 0.36),
-                    xytext=(6, 0),
-                    xycoords=('axes fraction', 'data'),
-                    textcoords='offset points',
-                    va='center',
-                    fontsize=7.5,
-                    annotation_clip=False,
-                )
-        axis.axvline(1, color=DARK, linestyle=(0, (5, 3)), linewidth=1.2)
+                at = (1.0, height + 0.36)
+                add_label(axis, f'{beyond} beyond', at, xycoords=beside, fontsize=7.5)
+        axis.axvline(1, color=DARK, linestyle=DASHED, linewidth=1.2)
         names = [_strip_name(each, several_places) for each, _ in known]
-        axis.set_yticks(range(len(known)), [literal(name) for name in names])
-        axis.tick_params(axis='y', length=0, labelsize=9)
-        axis.set_ylim(len(known) - 0.4, -0.6)
-        axis.grid(False, axis='y')
-        axis.spines['left'].set_visible(False)
-        axis.set_xlabel('speed-up: total time of full / of skip (dashed: as quick as full)')
+        name_rows(axis, range(len(known)), names)
+        axis.set_xlabel("speed-up: full's total time / skip's (dashed: equal)")
         return png_bytes(figure)
 
 
@@ -194,9 +151,9 @@ def _strip_name(series: Series, with_place: bool) -> str:
 
 
 def draw_agreement(series: Sequence[Series]) -> bytes | None:
-    """Return a PNG: a strip per task and operating point with its disagreements; None without any.
+    """Return a PNG: a strip with the disagreements of each task and operating point; None if empty.
 
-    The strips' axis is the drive's time, or the number of the frame where stamps jump.
+    The x axis is the time of the drive, or the frame number if the time stamps jump.
     """
     strips = [each for each in series if each.compared()]
     if not strips:
@@ -205,9 +162,7 @@ def draw_agreement(series: Sequence[Series]) -> bytes | None:
     start_ns = min(row.stamp_ns for each in strips for row in each.compared())
     several_places = len({each.place for each in strips}) > 1
     with report_style():
-        figure = Figure(
-            figsize=(WIDTH_INCH, 0.75 + 0.74 * len(strips)), dpi=DPI, layout='constrained'
-        )
+        figure = new_figure(0.75 + 0.74 * len(strips))
         axes = figure.subplots(len(strips), 1, sharex=True, squeeze=False)[:, 0]
         last = max((row.stamp_ns - start_ns) / 1e9 for each in strips for row in each.compared())
         unit, divisor = ('min', 60.0) if last > 600 else ('s', 1.0)
@@ -228,13 +183,13 @@ def draw_agreement(series: Sequence[Series]) -> bytes | None:
                 fontsize=9,
             )
         axes[-1].set_xlabel(
-            f'time into the drive, {unit}' if by_time else 'number of the frame (the stamps jump)'
+            f'time into the drive, {unit}' if by_time else 'frame number (the time stamps jump)'
         )
         return png_bytes(figure)
 
 
 def _is_steady(stamps_ns: Sequence[int]) -> bool:
-    """Return whether stamps rise, and no pause takes most of the time between first and last."""
+    """Return whether the stamps never fall and no pause is longer than half of the drive."""
     steps = np.diff(np.array(stamps_ns, dtype=float))
     if steps.size == 0:
         return True
@@ -242,12 +197,12 @@ def _is_steady(stamps_ns: Sequence[int]) -> bool:
 
 
 def rolling_window(num_frames: int) -> int:
-    """Return over how many frames the rolling share of agreement goes."""
+    """Return the number of frames in the rolling share of agreement."""
     return min(num_frames, max(5, min(61, num_frames // 20)))
 
 
 def _draw_strip(axis: Axes, xs: np.ndarray, agree: np.ndarray) -> None:
-    """Draw where the branches differ, as bars with a mark, and the rolling share of agreement."""
+    """Draw the frames on which the branches differ, and the rolling share of agreement."""
     window = rolling_window(agree.size)
     sums = np.concatenate([[0], np.cumsum(agree)])
     ends = np.minimum(np.arange(agree.size) + window - window // 2, agree.size)
@@ -266,7 +221,7 @@ def _draw_strip(axis: Axes, xs: np.ndarray, agree: np.ndarray) -> None:
             markersize=4.5,
             color=ORANGE,
         )
-    else:  # the more of them, the darker
+    else:  # the more there are, the darker
         alpha = max(0.1, _MARKS_PER_STRIP / differs.size)
         axis.vlines(differs, 108, 130, color=DARK, linewidth=1.1, alpha=alpha)
     axis.plot(xs, share, color=BLUE, linewidth=1.8, marker='o' if xs.size == 1 else None)
@@ -276,13 +231,5 @@ def _draw_strip(axis: Axes, xs: np.ndarray, agree: np.ndarray) -> None:
     axis.margins(x=0.01)
     if np.ptp(xs) == 0:
         axis.set_xlim(xs[0] - 1, xs[0] + 1)
-    axis.annotate(
-        f'{100 * agree.mean():.1f} % of {agree.size}\n{differs.size} differ',
-        (1.0, 0.4),
-        xytext=(6, 0),
-        xycoords='axes fraction',
-        textcoords='offset points',
-        va='center',
-        fontsize=9,
-        annotation_clip=False,
-    )
+    summary = f'{100 * agree.mean():.1f} % of {agree.size}\n{differs.size} differ'
+    add_label(axis, summary, (1.0, 0.4), xycoords='axes fraction', fontsize=9)

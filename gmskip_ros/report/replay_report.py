@@ -1,8 +1,8 @@
-"""What `gmskip replay` and `gmskip demo` leave for people: tables for the terminal and a page.
+"""The report of `gmskip replay` and `gmskip demo`: tables for the terminal and a page.
 
 A run is the content of replay.json: what was run on which frames, with which skip sets, on which
-machine. Every figure comes from the rows (replay_figures.py). Tables and pictures with times are
-made for one machine each, and name it.
+machine. Every figure comes from the rows (replay_figures.py). Each table or picture with times is
+for a single machine, and names it.
 """
 
 from __future__ import annotations
@@ -33,32 +33,25 @@ GALLERY_FRAMES = 40
 
 FIGURES_FORMAT = 'gmskip/replay-figures/1'
 MAX_ANSWER_CHARS = 4000  # of one answer in the gallery
-MAX_OPEN_PROBLEMS = 20  # more are folded away
-SHORTER_MARK = ' *'
-SHORTER_NOTE = (
-    "* answers got shorter, and the language model's time fell by more than the sparsity: a part "
-    'of the speed-up is no gain of skipping.'
-)
+MAX_OPEN_PROBLEMS = 20  # a longer list is folded
 DEFINITIONS = (
     (
         'Operating point',
-        'How far down its skip list the skip branch leaves blocks out: '
-        'high_performance, high_sparsity, or a number of blocks.',
+        'How many blocks of its skip list the skip branch skips: high_performance, high_sparsity '
+        'or a number.',
     ),
     (
         'Median, p95',
-        "Half, and 95 %, of the frames took no longer. NumPy's percentiles, linear "
-        'between the two nearest values.',
+        'Median and 95th percentile of the frames, interpolated linearly.',
     ),
     (
         'Time, ms',
-        'Of one answer, from the picture to its last token. Preprocessing and vision are '
-        'done once per frame and counted in each answer, as if it had been made alone.',
+        'Time of one answer, from the image to the last token. Preprocessing and vision run once '
+        'per frame and are counted in every answer, as if it had been made alone.',
     ),
     (
         'Speed-up',
-        'Total time of full divided by that of skip on the same frame; then the median '
-        'over the frames.',
+        "Full's total time divided by skip's on the same frame; median over the frames.",
     ),
     (
         'Agree, %',
@@ -67,8 +60,8 @@ DEFINITIONS = (
     ),
     (
         'Alike x100',
-        'How near the answers are, the same or not, mean over the frames: multi_object '
-        'by the Jaccard index of the sets, captioning by ROUGE-L of skip against full.',
+        'Similarity of the two answers, mean over all frames: multi_object by the Jaccard index of '
+        'the sets, captioning by ROUGE-L of skip against full.',
     ),
     ('Sparsity, %', 'Skipped blocks / all blocks of the language decoder.'),
 )
@@ -76,7 +69,7 @@ DEFINITIONS = (
 
 @dataclass(frozen=True)
 class GalleryFrame:
-    """A frame to be shown: the picture with the answers drawn on it (report/overlay.py)."""
+    """A frame to show: its image with the answers drawn on it."""
 
     frame: int
     stamp_ns: int
@@ -91,7 +84,7 @@ def write_replay_report(
 ) -> list[Path]:
     """Write report.html, which needs no other file and no network, and latency.png.
 
-    Return their paths. Without any row there is no latency.png; one that an earlier run left is
+    Return their paths. Without rows there is no latency.png; one left by an earlier run is
     removed. Raises OSError.
     """
     latency = draw_latency(series_of(rows))
@@ -110,7 +103,7 @@ def replay_tables(run: Mapping[str, Any], rows: Sequence[FrameRow]) -> list[Tabl
         frames = max(row['frames'] for row in summary)
         notes = [f'Frames: {frames}. ms: median of the total time, on {fmt.one_line(machine)}']
         if any(row['answers_got_shorter'] for row in summary):
-            notes.append(SHORTER_NOTE)
+            notes.append(col.SHORTER_NOTE)
         title = f'Skip against full: {fmt.short_name(run["model"])}'
         tables.append(col.rich_table(title, _TERMINAL, summary, '\n'.join(notes)))
     return tables
@@ -123,13 +116,8 @@ def _by_machine(entries: Sequence[Row]) -> dict[str, list[Row]]:
     return found
 
 
-def _alike(row: Row) -> str:
-    known = [row[key] for key in ('mean_jaccard', 'mean_rouge_l') if row[key] is not None]
-    return fmt.hundredths(known[0] if known else None)
-
-
 def _speedup(row: Row) -> str:
-    mark = SHORTER_MARK if row['answers_got_shorter'] else ''
+    mark = col.SHORTER_MARK if row['answers_got_shorter'] else ''
     return fmt.number(row['speedup']['median'], 2) + mark
 
 
@@ -137,31 +125,27 @@ def _quantile(title: str, key: str, quantile: str, digits: int = 1) -> Column:
     return Column(title, lambda row: fmt.number(row[key][quantile], digits))
 
 
-_TASK = Column('Task', lambda row: fmt.one_line(row['task']), is_words=True)
-_POINT = Column('Operating point', lambda row: fmt.one_line(row['operating_point']), is_words=True)
-_LEFT_OUT = Column('Left out', lambda row: str(len(row['skipped_blocks'])))
-_SPARSITY = Column('Sparsity, %', lambda row: fmt.hundredths(row['sparsity']))
-_FRAMES = Column('Frames', lambda row: str(row['frames']))
-_AGREE = Column('Agree, %', lambda row: fmt.hundredths(row['agreement']))
-_ALIKE = Column('Alike x100', _alike)
+_POINT = col.words('Operating point', 'operating_point')
+_FRAMES = col.field('Frames', 'frames')
+_AGREE = col.field('Agree, %', 'agreement', fmt.hundredths)
 _TERMINAL = (  # fits 80 columns
-    _TASK,
+    col.TASK,
     _POINT,
-    _LEFT_OUT,
+    Column('Skipped', lambda row: str(len(row['skipped_blocks']))),
     _AGREE,
-    _ALIKE,
+    col.SIMILARITY,
     _quantile('Skip ms', 'skip_total_ms', 'median'),
     _quantile('Full ms', 'full_total_ms', 'median'),
     Column('Full / skip', _speedup),
 )
 _SUMMARY = (
-    _TASK,
+    col.TASK,
     _POINT,
-    _SPARSITY,
+    col.SPARSITY,
     _FRAMES,
     _AGREE,
     Column('Differ', lambda row: str(row['compared'] - row['agreeing'])),
-    _ALIKE,
+    col.SIMILARITY,
     _quantile('Skip, median ms', 'skip_total_ms', 'median'),
     _quantile('Skip, p95 ms', 'skip_total_ms', 'p95'),
     _quantile('Full, median ms', 'full_total_ms', 'median'),
@@ -169,8 +153,8 @@ _SUMMARY = (
     Column('Speed-up', _speedup),
 )
 _LATENCY = (
-    _TASK,
-    Column('Branch', lambda row: fmt.one_line(row['branch']), is_words=True),
+    col.TASK,
+    col.BRANCH,
     Column(
         'Operating point',
         lambda row: fmt.DASH if row['branch'] == 'full' else _POINT.text(row),
@@ -182,18 +166,28 @@ _LATENCY = (
         for phase in PHASES
         for quantile in ('median', 'p95')
     ),
-    Column('Tokens', lambda row: fmt.number(row['tokens'])),
+    col.field('Tokens', 'tokens', fmt.number),
 )
 _SPEEDUPS = (
-    _TASK,
+    col.TASK,
     _POINT,
     Column('Frames with both', lambda row: str(row['speedup']['frames'])),
-    _quantile('Least', 'speedup', 'min', 2),
+    _quantile('Min', 'speedup', 'min', 2),
     _quantile('5 %', 'speedup', 'p5', 2),
     _quantile('Median', 'speedup', 'median', 2),
     _quantile('95 %', 'speedup', 'p95', 2),
-    _quantile('Most', 'speedup', 'max', 2),
+    _quantile('Max', 'speedup', 'max', 2),
     Column('Skip slower, %', lambda row: fmt.hundredths(row['speedup']['slower_share'])),
+)
+
+
+_SKIP_SETS = (
+    col.TASK,
+    _POINT,
+    col.words('Skip list', 'skip_list'),
+    col.NUM_SKIPPED,
+    col.SPARSITY,
+    Column('In the order of removal', col.BLOCKS.text, is_words=True),
 )
 
 
@@ -227,11 +221,12 @@ def _page(
         speedup_picture=data_uri(speedup) if speedup else '',
         agreement_picture=data_uri(agreement) if agreement else '',
         window=rolling_window(max(compared, default=0)),
-        shorter_note=SHORTER_NOTE if shorter else '',
+        shorter_note=col.SHORTER_NOTE if shorter else '',
         definitions=DEFINITIONS,
         gallery=_gallery(rows, gallery),
         gallery_note=_gallery_note(run, gallery),
-        skip_sets=_skip_sets(run),
+        skip_sets=col.html_table(_SKIP_SETS, _skip_sets(run)),
+        block_map=_block_map(run),
         block_numbers=_block_numbers(run['num_blocks']),
         frame_counts=col.flat_facts(run['frames']),
         problems=[fmt.one_line(problem) for problem in run['problems']],
@@ -242,37 +237,35 @@ def _page(
 
 
 def _source(run: Mapping[str, Any]) -> tuple[str, str]:
-    """Return what the frames came from: the first entry of the run's source, ('bag', 'drive')."""
+    """Return where the frames came from: the first entry of the run's source, ('bag', 'drive')."""
     for key, value in run['source'].items():
         return fmt.one_line(key), fmt.one_line(value)
     return 'source', fmt.DASH
 
 
 def _what(run: Mapping[str, Any], rows: Sequence[FrameRow], source_name: str, source: str) -> str:
-    """Return in one sentence what was run."""
+    """Return what was run, in words."""
     answered = run['frames'].get('answered', len({(row.frame, row.stamp_ns) for row in rows}))
     points = list(dict.fromkeys(point_name(each['operating_point']) for each in run['skip_sets']))
     topic = run['source'].get('topic')
-    asked = '1 frame was asked' if answered == 1 else f'{answered} frames were asked'
     return fmt.one_line(
-        f'{asked} about {", ".join(run["tasks"])} ({source_name} {source}'
-        f'{f", topic {topic}" if topic else ""}), each '
-        f'by {run["model"]} with all of its {run["num_blocks"]} blocks (full) and with some of '
-        f'them left out (skip, at {", ".join(points) or "no operating point"}), on '
-        f'{fmt.machine_name(run)}.',
+        f'{answered} frame{"" if answered == 1 else "s"} of {source_name} {source}'
+        f'{f", topic {topic}" if topic else ""}; tasks: {", ".join(run["tasks"])}; '
+        f'full model: {run["model"]}, {run["num_blocks"]} blocks; '
+        f'skip at {", ".join(points) or "no operating point"}; on {fmt.machine_name(run)}.',
         max_chars=2000,
     )
 
 
 def _alerts(run: Mapping[str, Any], summary: Sequence[Row]) -> list[str]:
-    """Return what a reader has to know before any figure, one line each."""
+    """Return what a reader must know before reading any figure, one line each."""
     alerts = []
     frames = run['frames']
     if not run['complete']:
         reason = fmt.one_line(run['stopped_by'] or 'an unknown reason')
         alerts.append(
-            f'Partial result: the run was ended by {reason}. It holds the frames that were '
-            'answered until then.'
+            f'Partial result: the run was stopped by {reason}. It holds the frames answered until '
+            'then.'
         )
     if not summary:
         alerts.append('No frame was answered: there are no figures.')
@@ -281,70 +274,66 @@ def _alerts(run: Mapping[str, Any], summary: Sequence[Row]) -> list[str]:
         due = frames.get('due') or 0
         share = f' of {due} due frames ({100 * undecodable / due:.1f} %)' if due else ''
         alerts.append(
-            f'Frames that could not be decoded and were left out: {undecodable}{share}. They are '
-            'among the problems below.'
+            f'Skipped frames that could not be decoded: {undecodable}{share}. They are among the '
+            'problems below.'
         )
     if frames.get('resets'):
-        alerts.append(f'Time stamps jumped back: {frames["resets"]} times.')
+        alerts.append(f'Number of times that the time stamps jumped back: {frames["resets"]}.')
     for each in run['skip_sets']:
         name = f'{fmt.one_line(each["task"])} at {fmt.one_line(each["operating_point"])}'
         if not each.get('skip_list'):
             alerts.append(
-                f'{fmt.one_line(each["task"])} has no skip list: its skip branch leaves nothing '
-                'out, and its speed-up is noise.'
+                f'{fmt.one_line(each["task"])} has no skip list: its skip branch skips nothing, '
+                'and its speed-up is noise.'
             )
         elif not each['blocks']:
-            alerts.append(f'{name} leaves no block out: its speed-up is noise.')
+            alerts.append(f'{name} skips no blocks: its speed-up is noise.')
     machines = list(dict.fromkeys(fmt.one_line(row['machine']) for row in summary))
     if len(machines) > 1:
-        alerts.append(f'The answers are of {"; of ".join(machines)}: no figure mixes them.')
+        alerts.append(f'The answers come from {"; ".join(machines)}: no figure mixes them.')
     shorter = [
         f'{fmt.one_line(row["task"])} at {fmt.one_line(row["operating_point"])}'
         for row in summary
         if row['answers_got_shorter']
     ]
-    if shorter:
-        alerts.append(
-            f'Answers got shorter: {", ".join(dict.fromkeys(shorter))}. A part of the time saved '
-            'there is no gain of skipping.'
-        )
+    alerts += fmt.shorter_alert(list(dict.fromkeys(shorter)))
     return list(dict.fromkeys(alerts))
 
 
 def _gallery_note(run: Mapping[str, Any], gallery: Sequence[GalleryFrame]) -> str:
     disagreeing = run.get('gallery', {}).get('disagreeing', len(gallery))
     if not disagreeing:
-        return 'There is none: on every frame that both branches answered they agree.'
+        return 'None: the branches agree on every frame that both answered.'
+    frames = '1 frame' if disagreeing == 1 else f'{disagreeing} frames'
     if not gallery:
-        return f'On {disagreeing} frames some answer differs; no picture was kept.'
-    verb = 'differs' if disagreeing == 1 else 'differ'
-    frames = 'frame' if disagreeing == 1 else 'frames'
+        return f'The branches disagree on {frames}; no images were kept.'
     shown = '' if disagreeing == len(gallery) else f' Shown: {len(gallery)} of them.'
-    return f'{disagreeing} {frames} {verb} in some answer.{shown}'
+    return f'The branches disagree on {frames}.{shown}'
 
 
 def _gallery(rows: Sequence[FrameRow], gallery: Sequence[GalleryFrame]) -> list[dict[str, Any]]:
-    """Return for each picture its caption and its answers, by task and operating point."""
+    """Return each frame's caption, image and answers by task and operating point."""
     start_ns = min((row.stamp_ns for row in rows), default=0)
-    wanted = {(each.frame, each.stamp_ns) for each in gallery}
-    of_frame: dict[tuple[int, int], list[FrameRow]] = {}
+    rows_of: dict[tuple[int, int], list[FrameRow]] = {
+        (each.frame, each.stamp_ns): [] for each in gallery
+    }
     for row in rows:
-        if (row.frame, row.stamp_ns) in wanted:
-            of_frame.setdefault((row.frame, row.stamp_ns), []).append(row)
+        if (row.frame, row.stamp_ns) in rows_of:
+            rows_of[row.frame, row.stamp_ns].append(row)
     return [
         {
             'frame': each.frame,
-            'into': fmt.number((each.stamp_ns - start_ns) / 1e9),
+            'seconds': fmt.number((each.stamp_ns - start_ns) / 1e9),
             'utc': fmt.utc(each.stamp_ns),
             'picture': data_uri(each.jpeg, 'image/jpeg'),
-            'answers': _answers(of_frame.get((each.frame, each.stamp_ns), [])),
+            'answers': _answers(rows_of[each.frame, each.stamp_ns]),
         }
         for each in gallery
     ]
 
 
 def _answers(rows: Sequence[FrameRow]) -> list[dict[str, Any]]:
-    """Return a frame's answers: full and each skip, and the word for their agreement."""
+    """Return a frame's answers: each skip answer, full's, and whether they agree."""
     answers = []
     for each in series_of(rows):
         for row, full in zip(each.rows, each.full, strict=False):
@@ -362,7 +351,7 @@ def _answers(rows: Sequence[FrameRow]) -> list[dict[str, Any]]:
 
 
 def _answer_text(row: FrameRow) -> str:
-    """Return an answer for people; one outside the vocabulary with the model's own words."""
+    """Return an answer as text; outside the vocabulary, with the model's own words."""
     answer = fmt.one_line(row.answer, MAX_ANSWER_CHARS) or '(empty answer)'
     if row.in_vocabulary:
         return answer
@@ -370,19 +359,26 @@ def _answer_text(row: FrameRow) -> str:
 
 
 def _skip_sets(run: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return a row per skip set: its name, and per block when it was left out (0: it ran)."""
+    """Return the skip sets with their sparsity."""
     num_blocks = run['num_blocks']
     return [
         {
-            'task': fmt.one_line(each['task']),
-            'point': fmt.one_line(each['operating_point']),
-            'skip_list': fmt.one_line(each.get('skip_list') or None),
-            'left_out': len(each['blocks']),
-            'sparsity': fmt.hundredths(len(each['blocks']) / num_blocks if num_blocks else None),
-            'order': fmt.block_list(each['blocks']),
+            **each,
+            'skip_list': each.get('skip_list') or None,
+            'sparsity': len(each['blocks']) / num_blocks if num_blocks else None,
+        }
+        for each in run['skip_sets']
+    ]
+
+
+def _block_map(run: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return for each skip set and block its place in the order of removal; 0: the block ran."""
+    return [
+        {
+            'name': f'{fmt.one_line(each["task"])}, {fmt.one_line(each["operating_point"])}',
             'places': [
                 each['blocks'].index(block) + 1 if block in each['blocks'] else 0
-                for block in range(num_blocks)
+                for block in range(run['num_blocks'])
             ],
         }
         for each in run['skip_sets']
@@ -390,13 +386,13 @@ def _skip_sets(run: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _block_numbers(num_blocks: int) -> list[str]:
-    """Return the heads of the block map's columns: every number, or each fifth of many."""
+    """Return the column titles of the block map: every number, or every fifth of many."""
     return [str(i) if num_blocks <= 40 or i % 5 == 0 else '' for i in range(num_blocks)]
 
 
 def _facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return what was run and where, as (name, value) lines."""
-    told = (
+    shown_elsewhere = (
         'format',
         'command',
         'complete',
@@ -406,24 +402,24 @@ def _facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:
         'problems',
         'gallery',
     )
-    return col.flat_facts({name: value for name, value in run.items() if name not in told})
+    return col.flat_facts(run, shown_elsewhere)
 
 
 @dataclass
 class Gallery:
-    """Pictures spread evenly over all disagreements, GALLERY_FRAMES of them at most."""
+    """Frames spread evenly over all disagreements, at most GALLERY_FRAMES of them."""
 
     frames: list[GalleryFrame] = field(default_factory=list)
     seen: int = 0
     _every: int = 1
 
     def wants_next(self) -> bool:
-        """Count one more disagreement; return whether its picture is to be added."""
+        """Count one more disagreement; return whether its frame is to be added."""
         self.seen += 1
         return (self.seen - 1) % self._every == 0
 
     def add(self, frame: GalleryFrame) -> None:
-        """Add the picture; where there are too many now, every other one goes."""
+        """Add a frame; if there are too many now, drop every other one."""
         self.frames.append(frame)
         if len(self.frames) > GALLERY_FRAMES:
             self.frames = self.frames[::2]

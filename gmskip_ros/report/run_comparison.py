@@ -1,4 +1,4 @@
-"""What changed between two runs: another skip list, another machine, another model."""
+"""Comparison of two runs that differ in skip list, machine or model."""
 
 from __future__ import annotations
 
@@ -33,25 +33,26 @@ GroupName = tuple[str, str, str]  # task, branch, operating point
 
 
 def compare_runs(a: Sequence[FrameRow], b: Sequence[FrameRow]) -> dict[str, Any]:
-    """Return what is the same in two runs and what is not, as plain JSON values.
+    """Return what two runs have in common and where they differ, as plain JSON values.
 
-    Rows belong together by stamp, task, branch and operating point. Where a task's skip branch has
-    one operating point in each run and they differ, those are compared ('paired_points').
+    Rows are paired by stamp, task, branch and operating point. Where a task's skip branch has a
+    single operating point in each run and the two differ, they are paired ('paired_points').
 
-    - 'runs': models, machines and frames of 'a' and 'b'; 'frames': how many are only in one.
+    - 'runs': models, machines and frames of 'a' and 'b'; 'frames': how many are in one or both.
     - 'differences': settings that differ, each with 'what', 'a' and 'b'.
     - 'unpaired': task, branch and operating point that only one run has.
     - 'groups': per task, branch and operating point
-      - 'compared' frames, on how many the answers are the 'same', 'same_share', and how near they
-        are: 'mean_jaccard' (multi_object), 'mean_rouge_l' (captioning; of b against a). Answers
-        are the same by label, by set, by raw text; outside the vocabulary by what was said.
-      - of skip, on the frames where it is known in both: 'agreement_a' and 'agreement_b' with
-        full, and on how many of these frames ('agreement_frames') b 'gained' and 'lost' it.
+      - 'compared': number of frames; 'same': on how many the answers are equal; 'same_share'; and
+        their similarity: 'mean_jaccard' (multi_object), 'mean_rouge_l' (captioning; of b against
+        a). Answers are compared by label, by set, by raw text; outside the vocabulary by words.
+      - for skip, on the frames where agreement with full is known in both: 'agreement_a' and
+        'agreement_b'; 'agreement_frames', their number; 'gained' and 'lost', on how many of them
+        only b, or only a, agrees.
       - 'skipped_blocks_a', 'skipped_blocks_b', 'machine_a', 'machine_b' (None: several).
       - 'total_ms_a', 'total_ms_b': medians over the compared frames; None for several machines.
-        'time_ratio': median over the frames of a's / b's total time; only of one machine, else
-        None and 'no_time_ratio' says why.
-    - 'changes': every answer that is not the same, by stamp (CHANGE_FIELDS).
+        'time_ratio': median over the frames of a's / b's total time. If the machines differ it is
+        None and 'no_time_ratio' gives the reason.
+    - 'changes': every answer that differs, by stamp (CHANGE_FIELDS).
     """
     groups_a, groups_b = _groups(a), _groups(b)
     pairs = {name: name for name in groups_a if name in groups_b}
@@ -96,7 +97,7 @@ def compare_runs(a: Sequence[FrameRow], b: Sequence[FrameRow]) -> dict[str, Any]
 
 
 def _groups(rows: Iterable[FrameRow]) -> dict[GroupName, Answers]:
-    """Return the answers by what they are answers to, full before skip, tasks in their order."""
+    """Return the answers by task, branch and operating point; full before skip."""
     groups: dict[GroupName, Answers] = {}
     seen: Counter[tuple[GroupName, int]] = Counter()
     for row in rows:
@@ -127,32 +128,32 @@ def _compare(
     """Return a group's figures and its changed answers."""
     task, branch, point = name_a
     pairs = [(a[key], b[key]) for key in sorted(a.keys() & b.keys())]
-    alike = [_alike(one, other) for one, other in pairs]
+    similarities = [_compare_answers(row_a, row_b) for row_a, row_b in pairs]
     measure = {'multi_object': 'mean_jaccard', 'captioning': 'mean_rouge_l'}.get(task)
     changes = [
         {
-            'stamp_ns': one.stamp_ns,
-            'frame_a': one.frame,
-            'frame_b': other.frame,
+            'stamp_ns': row_a.stamp_ns,
+            'frame_a': row_a.frame,
+            'frame_b': row_b.frame,
             'task': task,
             'branch': branch,
             'operating_point_a': point,
             'operating_point_b': name_b[2],
-            'answer_a': one.answer,
-            'answer_b': other.answer,
-            'raw_text_a': one.raw_text,
-            'raw_text_b': other.raw_text,
+            'answer_a': row_a.answer,
+            'answer_b': row_b.answer,
+            'raw_text_a': row_a.raw_text,
+            'raw_text_b': row_b.raw_text,
         }
-        for (one, other), (same, _) in zip(pairs, alike, strict=True)
+        for (row_a, row_b), (same, _) in zip(pairs, similarities, strict=True)
         if not same
     ]
-    known = [
-        (one.agree, other.agree)
-        for one, other in pairs
-        if one.agree is not None and other.agree is not None
+    agreements = [
+        (row_a.agree, row_b.agree)
+        for row_a, row_b in pairs
+        if row_a.agree is not None and row_b.agree is not None
     ]
     means = {
-        name: _mean([value for _, value in alike]) if name == measure else None
+        name: _mean([similarity for _, similarity in similarities]) if name == measure else None
         for name in ('mean_jaccard', 'mean_rouge_l')
     }
     group = {
@@ -162,13 +163,13 @@ def _compare(
         'operating_point_b': name_b[2],
         'compared': len(pairs),
         'same': len(pairs) - len(changes),
-        'same_share': _mean([same for same, _ in alike]),
+        'same_share': _mean([same for same, _ in similarities]),
         **means,
-        'agreement_a': _mean([one for one, _ in known]),
-        'agreement_b': _mean([other for _, other in known]),
-        'agreement_frames': len(known),
-        'gained': sum(other and not one for one, other in known),
-        'lost': sum(one and not other for one, other in known),
+        'agreement_a': _mean([in_a for in_a, _ in agreements]),
+        'agreement_b': _mean([in_b for _, in_b in agreements]),
+        'agreement_frames': len(agreements),
+        'gained': sum(in_b and not in_a for in_a, in_b in agreements),
+        'lost': sum(in_a and not in_b for in_a, in_b in agreements),
         'skipped_blocks_a': list(next(iter(a.values())).skipped_blocks),
         'skipped_blocks_b': list(next(iter(b.values())).skipped_blocks),
         **_times(pairs),
@@ -176,14 +177,14 @@ def _compare(
     return group, changes
 
 
-def _alike(a: FrameRow, b: FrameRow) -> tuple[bool, float]:
-    """Return whether two answers are the same, and how near they are, 0..1."""
+def _compare_answers(a: FrameRow, b: FrameRow) -> tuple[bool, float]:
+    """Return whether two answers are the same, and their similarity, 0..1."""
     if a.task == 'captioning':
         tokens_a, tokens_b = caption_tokens(a.raw_text), caption_tokens(b.raw_text)
-        near = 1.0 if tokens_a == tokens_b else rouge_l(tokens_b, [tokens_a])
-        return a.raw_text == b.raw_text, near
+        similarity = 1.0 if tokens_a == tokens_b else rouge_l(tokens_b, [tokens_a])
+        return a.raw_text == b.raw_text, similarity
     labels_a, labels_b = _labels(a), _labels(b)
-    if not labels_a and not labels_b:  # as between skip and full: what was said decides
+    if not labels_a and not labels_b:  # compare the words, as between skip and full
         same = normalise(a.raw_text) == normalise(b.raw_text)
         return same, float(same)
     return labels_a == labels_b, jaccard(labels_a, labels_b)
@@ -196,27 +197,27 @@ def _labels(row: FrameRow) -> frozenset[str]:
 
 
 def _times(pairs: Sequence[tuple[FrameRow, FrameRow]]) -> dict[str, Any]:
-    """Return each run's median total time, and the ratio where one machine made both."""
+    """Return each run's median total time, and their ratio if both ran on the same machine."""
     machine_a, machine_b = (
         machines.pop() if len(machines := {row.machine for row in side}) == 1 else None
-        for side in ([one for one, _ in pairs], [other for _, other in pairs])
+        for side in ([row_a for row_a, _ in pairs], [row_b for _, row_b in pairs])
     )
     total_a, total_b = (
-        np.array([[one.total_ms, other.total_ms] for one, other in pairs]).reshape(-1, 2).T
+        np.array([[row_a.total_ms, row_b.total_ms] for row_a, row_b in pairs]).reshape(-1, 2).T
     )
     reason = ''
     if not pairs:
         reason = 'no frame is in both runs'
     elif machine_a is None or machine_b is None:
-        reason = 'the rows of a run are of several machines'
+        reason = 'a run has rows from several machines'
     elif machine_a != machine_b:
-        reason = f'other machines: {machine_a}; {machine_b}'
+        reason = f'different machines: {machine_a}; {machine_b}'
     return {
         'machine_a': machine_a,
         'machine_b': machine_b,
         'total_ms_a': float(np.median(total_a)) if machine_a is not None else None,
         'total_ms_b': float(np.median(total_b)) if machine_b is not None else None,
-        'time_ratio': (None if reason else float(np.median(total_a / np.maximum(total_b, 1e-9)))),
+        'time_ratio': None if reason else float(np.median(total_a / np.maximum(total_b, 1e-9))),
         'no_time_ratio': reason,
     }
 
@@ -224,24 +225,24 @@ def _times(pairs: Sequence[tuple[FrameRow, FrameRow]]) -> dict[str, Any]:
 def _differences(
     a: Sequence[FrameRow], b: Sequence[FrameRow], groups: Sequence[dict[str, Any]]
 ) -> list[dict[str, str]]:
-    """Return the settings in which the runs differ, as texts for people."""
-    found = []
+    """Return the settings in which the runs differ, as text."""
+    differences = []
     for what in ('model', 'machine'):
         values = [', '.join(sorted({getattr(row, what) for row in rows})) for rows in (a, b)]
         if values[0] != values[1] and all(values):
-            found.append({'what': what, 'a': values[0], 'b': values[1]})
+            differences.append({'what': what, 'a': values[0], 'b': values[1]})
     for group in groups:
         blocks = [group['skipped_blocks_a'], group['skipped_blocks_b']]
         points = [group['operating_point_a'], group['operating_point_b']]
         if blocks[0] != blocks[1]:
             same_set = sorted(blocks[0]) == sorted(blocks[1])
-            what = 'order of removal' if same_set else 'blocks left out'
-            what += f' of {group["task"]}'
+            what = 'order of removal' if same_set else 'skipped blocks'
+            what += f' for {group["task"]}'
             if points[0] == points[1]:
                 what += f' at {points[0]}'
             texts = [', '.join(map(str, each)) or 'none' for each in blocks]
-            found.append({'what': what, 'a': texts[0], 'b': texts[1]})
-    return found
+            differences.append({'what': what, 'a': texts[0], 'b': texts[1]})
+    return differences
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -1,4 +1,4 @@
-"""Writes reports: each file aside and then renamed, so that none is ever half there."""
+"""Writing reports: each file whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from gmskip_ros.files import write_atomically
 
 
 def write_files(folder: Path, contents: Mapping[str, bytes]) -> list[Path]:
-    """Write files into a folder, which is made if it is missing; return their paths.
+    """Write files into a folder, created if missing; return their paths.
 
-    Raises OSError with the file's name, as the file system does.
+    Raises OSError with the file's name.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
@@ -31,5 +31,5 @@ def render_html(template: str, **values: Any) -> bytes:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    # A file name that is no Unicode must not keep a report from being written.
+    # File names that are not valid Unicode are escaped.
     return environment.get_template(template).render(values).encode('utf-8', 'backslashreplace')

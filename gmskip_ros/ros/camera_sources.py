@@ -1,8 +1,7 @@
-"""
-Where a player's frames come from: pictures, a video, a bag.
+"""Where a player's frames come from: images, a video, a bag.
 
-A source is iterated once per pass (`frames()`); frames of pictures and videos have no time of their
-own, a bag's have the recording's.
+A source is iterated once per pass (`frames()`). Frames of images and videos have no time of their
+own, a bag's frames have the time of their recording.
 """
 
 from __future__ import annotations
@@ -21,33 +20,34 @@ from std_msgs.msg import Header
 
 from gmskip_ros.bags.reading import BagError, is_bag, open_camera_bag
 from gmskip_ros.errors import UserError
+from gmskip_ros.pipeline.parameter_kinds import ParameterError
 from gmskip_ros.ros.conversions import rgb_to_compressed, rgb_to_image
 
-PICTURE_SUFFIXES = ('.jpg', '.jpeg', '.png')
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png')
 VIDEO_SUFFIXES = ('.mp4', '.avi', '.mkv', '.mov', '.webm', '.m4v')
-PICTURES_RATE_HZ = 10.0  # a camera's usual one
+IMAGES_RATE_HZ = 10.0  # usual for a camera
 CACHE_BYTES = 512 << 20  # of finished messages: 86 raw frames of 1080p, 582 of 640x480
 
 CameraMessage: TypeAlias = 'Image | CompressedImage'
 
 
 class PlayerError(UserError):
-    """The player cannot go on; the message is one line that names the thing and the remedy."""
+    """A source cannot be played; the message is one line that names the thing and the remedy."""
 
 
 @dataclass(frozen=True)
 class SourceFrame:
     """One frame of a source."""
 
-    message: CameraMessage | bytes  # bytes: CDR, to be published as it is
-    time_ns: int | None = None  # when it was recorded; None: the source has no time
+    message: CameraMessage | bytes  # bytes: CDR, published unchanged
+    time_ns: int | None = None  # of its recording; None: the source has no times
 
 
 class Source(Protocol):
-    """What can be played."""
+    """Something that can be played."""
 
     message_type: type[CameraMessage]
-    rate_hz: float | None  # its own pace; None: by the times of its frames
+    rate_hz: float | None  # its own pace; None: its frames have times
     description: str
     problems: list[str]  # one line each; may grow while frames are read
 
@@ -57,12 +57,12 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class MessageFormat:
-    """How pictures become messages: the transport, raw or compressed, and the size in pixels."""
+    """How images become messages: the transport, raw or compressed, and the size in pixels."""
 
     image_transport: str = 'raw'
-    width: int = 0  # 0: as it is, or in proportion to the height
+    width: int = 0  # 0: unchanged, or in proportion to the height
     height: int = 0
-    jpeg_quality: int = 90  # of compressed
+    jpeg_quality: int = 90  # for the transport compressed
     frame_id: str = 'camera'
 
     @property
@@ -71,7 +71,7 @@ class MessageFormat:
 
     @property
     def changes(self) -> list[tuple[str, object]]:
-        """What differs from the defaults, as (name, value)."""
+        """The values that differ from the defaults, as (name, value)."""
         return [
             (name, value)
             for name, value in vars(self).items()
@@ -79,7 +79,7 @@ class MessageFormat:
         ]
 
     def make(self, bgr: np.ndarray) -> CameraMessage:
-        """Return the message, without a stamp, of a uint8 BGR picture (H, W, 3)."""
+        """Return a uint8 BGR image (H, W, 3) as a message without a stamp."""
         rgb = cv2.cvtColor(self.resized(bgr), cv2.COLOR_BGR2RGB)
         header = Header(frame_id=self.frame_id)
         if self.image_transport == 'raw':
@@ -87,7 +87,7 @@ class MessageFormat:
         return rgb_to_compressed(rgb, header, self.jpeg_quality)
 
     def resized(self, bgr: np.ndarray) -> np.ndarray:
-        """Return a picture (H, W, 3) in the size asked for."""
+        """Return an image (H, W, 3) in this format's size."""
         width, height = self.width, self.height
         if not (width or height):
             return bgr
@@ -97,76 +97,77 @@ class MessageFormat:
 
 
 def open_source(source: str, as_message: MessageFormat, topic: str) -> Source:
-    """
-    Return the source at a path: a bag, a video, a picture, a folder of pictures.
+    """Return the source at a path: a bag, a video, an image or a folder of images.
 
-    `topic`: of a bag; '' is the only one with images. Raises PlayerError.
+    `topic`: of a bag; '' is the only one with images. Raises PlayerError, and ParameterError for a
+    format or topic that the source cannot have.
     """
     path = Path(source).expanduser()
     if source and is_bag(path):
         if as_message.changes:
             name, value = as_message.changes[0]
-            raise PlayerError(
-                f"parameter {name} = {value!r}: a bag's messages are published as they were "
-                'recorded; leave it out'
+            raise ParameterError(
+                name,
+                value,
+                'has no effect on a bag, whose messages are published as they were recorded: '
+                'remove it',
             )
         try:
             return BagSource(path, topic)
         except BagError as error:
             raise PlayerError(f'source: {error}') from None
     if topic:
-        raise PlayerError(f'parameter topic = {topic!r}: only a bag has topics; leave it out')
+        raise ParameterError('topic', topic, 'has no effect: only a bag has topics; remove it')
     if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
         return VideoSource(path, as_message)
-    return PictureSource(source, as_message)
+    return ImageSource(source, as_message)
 
 
-# ---- pictures
+# ---- images
 
 
-def find_pictures(source: str) -> list[Path]:
-    """Return the picture at `source`, or the pictures in that folder, sorted by name."""
+def find_images(source: str) -> list[Path]:
+    """Return the image at `source`, or the images in that folder, sorted by name."""
     path = Path(source).expanduser()
     if not source or not path.exists():
         raise PlayerError(
-            f'source {source!r}: not found; give a picture, a folder of pictures, a video or a bag'
+            f'source {source!r}: not found; give an image, a folder of images, a video or a bag'
         )
-    pictures = sorted(path.iterdir()) if path.is_dir() else [path]
-    pictures = [p for p in pictures if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file()]
-    if not pictures:
+    images = sorted(path.iterdir()) if path.is_dir() else [path]
+    images = [p for p in images if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
+    if not images:
         raise PlayerError(
-            f'source {source!r}: no pictures ({", ".join(PICTURE_SUFFIXES)}), video '
-            f'({", ".join(VIDEO_SUFFIXES)}) or bag; give one of them'
+            f'source {source!r}: no images ({", ".join(IMAGE_SUFFIXES)}), video '
+            f'({", ".join(VIDEO_SUFFIXES)}) or bag: give one of these'
         )
-    return pictures
+    return images
 
 
-def read_picture(path: Path) -> np.ndarray:
-    """Return a picture file as uint8 BGR (H, W, 3), upright as its EXIF orientation says."""
+def read_image(path: Path) -> np.ndarray:
+    """Return an image file as uint8 BGR (H, W, 3), rotated upright by its EXIF orientation."""
     data = np.fromfile(path, np.uint8)
     bgr = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
     if bgr is None:
-        raise PlayerError(f'source {str(path)!r}: not a readable picture; remove or replace it')
+        raise PlayerError(f'source {str(path)!r}: not a readable image; remove or replace it')
     return bgr
 
 
-class PictureSource:
-    """
-    A picture, or the pictures of a folder by their names.
+class ImageSource:
+    """An image, or the images of a folder sorted by name.
 
     The first messages, as many as fit into CACHE_BYTES, are made at once and kept, so that
-    publishing does not wait for decoding; the rest are made anew in each pass.
+    publishing does not wait for decoding; the others are made again in each pass.
     """
 
     def __init__(self, source: str, as_message: MessageFormat) -> None:
-        self._pictures, self._as_message = find_pictures(source), as_message
+        self._paths, self._as_message = find_images(source), as_message
         self.message_type = as_message.message_type
-        self.rate_hz: float | None = PICTURES_RATE_HZ
-        self.description = f'{len(self._pictures)} picture(s) of {source}'
+        self.rate_hz: float | None = IMAGES_RATE_HZ
+        self.description = f'{len(self._paths)} image(s) of {source}'
         self.problems: list[str] = []
         self._kept: dict[Path, CameraMessage] = {}
         room = CACHE_BYTES
-        for path in self._pictures:
+        for path in self._paths:
             message = self._message(path)
             room -= len(message.data)
             if room < 0:
@@ -174,22 +175,22 @@ class PictureSource:
             self._kept[path] = message
 
     def frames(self) -> Iterator[SourceFrame]:
-        for path in self._pictures:
+        for path in self._paths:
             yield SourceFrame(self._kept.get(path) or self._message(path))
 
     def _message(self, path: Path) -> CameraMessage:
-        return self._as_message.make(read_picture(path))
+        return self._as_message.make(read_image(path))
 
 
 # ---- video
 
 
 class VideoSource:
-    """A video file, decoded while it is played; its pace is the frame rate that the file names."""
+    """A video file, decoded while it is played, at the frame rate that the file gives."""
 
     def __init__(self, path: Path, as_message: MessageFormat) -> None:
         self._path, self._as_message = path, as_message
-        # Of a broken file OpenCV's FFmpeg prints lines of its own.
+        # OpenCV's FFmpeg prints lines of its own for a broken file.
         os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')
         self.message_type = as_message.message_type
         capture = self._open()
@@ -197,13 +198,13 @@ class VideoSource:
         is_readable = capture.read()[0]
         capture.release()
         if not is_readable:
-            raise PlayerError(f'source {str(path)!r}: no frame in it can be read; convert it')
-        self.rate_hz: float | None = PICTURES_RATE_HZ
+            raise PlayerError(f'source {str(path)!r}: no frame of it can be read; convert it')
+        self.rate_hz: float | None = IMAGES_RATE_HZ
         self.problems: list[str] = []
         if math.isfinite(rate_hz) and 0.0 < rate_hz <= 1000.0:
             self.rate_hz = rate_hz
         else:
-            self.problems.append(f'{path.name}: says no frame rate; give rate_hz')
+            self.problems.append(f'{path.name}: has no frame rate: give rate_hz')
         self.description = f'the video {path}'
 
     def frames(self) -> Iterator[SourceFrame]:
@@ -228,7 +229,7 @@ class VideoSource:
 
 
 class BagSource:
-    """A bag's camera topic; its messages are published as they were recorded, damaged or not."""
+    """A bag's camera topic; its messages are published as recorded, damaged or not."""
 
     def __init__(self, path: Path, topic: str) -> None:
         self._bag = open_camera_bag(path, topic or None)
@@ -237,7 +238,7 @@ class BagSource:
         self.message_type: type[CameraMessage] = Image if raw else CompressedImage
         self.rate_hz: float | None = None
         if not self._bag.num_frames:
-            raise PlayerError(f'source {str(path)!r}: no messages on {self._bag.topic} in it')
+            raise PlayerError(f'source {str(path)!r}: contains no messages on {self._bag.topic}')
         self.description = (
             f'{self._bag.num_frames} frame(s) of {self._bag.topic} '
             f'({self._bag.message_type}) of {path}'

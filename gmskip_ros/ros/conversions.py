@@ -1,4 +1,4 @@
-"""Camera messages of ROS to RGB arrays and back. What is read, and how: see pixels.py."""
+"""Camera messages of ROS to RGB arrays and back; pixels.py has what is supported."""
 
 from __future__ import annotations
 
@@ -22,17 +22,16 @@ _bridge = CvBridge()
 
 
 def image_to_rgb(msg: Image | CompressedImage) -> np.ndarray:
-    """
-    Return the picture in a message: uint8 RGB, shape (height, width, 3), C-contiguous.
+    """Return the image in a message: uint8 RGB, shape (height, width, 3), C-contiguous.
 
     The array may share memory with the message. Raises ConversionError, and nothing else, whatever
-    the message holds.
+    the message contains.
     """
     return message_to_rgb(msg, _through_cv_bridge)
 
 
 def rgb_to_image(rgb: np.ndarray, header: Header) -> Image:
-    """Return an rgb8 Image of a uint8 RGB array (H, W, 3)."""
+    """Return a uint8 RGB array (H, W, 3) as an rgb8 Image."""
     height, width = check_rgb(rgb)
     msg = Image(header=header, height=height, width=width, encoding='rgb8', step=3 * width)
     msg.data = _as_data(rgb)
@@ -40,7 +39,7 @@ def rgb_to_image(rgb: np.ndarray, header: Header) -> Image:
 
 
 def rgb_to_compressed(rgb: np.ndarray, header: Header, quality: int = 90) -> CompressedImage:
-    """Return a JPEG CompressedImage of a uint8 RGB array (H, W, 3); quality 1 to 100."""
+    """Return a uint8 RGB array (H, W, 3) as a JPEG CompressedImage; quality 1 to 100."""
     jpeg = rgb_to_jpeg(rgb, quality)
     msg = CompressedImage(header=header, format=JPEG_FORMAT)
     msg.data = array.array('B', jpeg)
@@ -48,12 +47,12 @@ def rgb_to_compressed(rgb: np.ndarray, header: Header, quality: int = 90) -> Com
 
 
 def _as_data(values: np.ndarray) -> array.array[int]:
-    """Return bytes as the type that a message takes over without a check of every element."""
+    """Return the bytes as the type that a message accepts without checking every element."""
     return array.array('B', values.tobytes())
 
 
 def _through_cv_bridge(msg: Image, rows: np.ndarray, encoding: str) -> np.ndarray:
-    """Return RGB (H, W, 3) of uint8 rows (H, bytes of a row) without padding."""
+    """Return uint8 rows (H, bytes of a row) without padding as RGB (H, W, 3)."""
     # Always a new message: builds of cv_bridge differ in how they read step and is_bigendian.
     tight = Image(height=msg.height, width=msg.width, encoding=encoding, step=rows.shape[1])
     tight.is_bigendian = int(sys.byteorder == 'big')

@@ -1,16 +1,15 @@
-"""
-Do camera frames arrive between two processes here? `measure_round_trip` publishes and counts them.
+"""Publishes camera frames between two processes and counts those that arrive.
 
-Two processes, in the environment of the one that asks (middleware, profile, domain): this one
-subscribes as the node does and acknowledges every frame; a child publishes as a camera does.
+Both run in the environment of the caller (middleware, profile, domain): this process subscribes as
+the node does and acknowledges every frame; a child process publishes as a camera does.
 
     this process                          child
-                        <-- 1 x 1 pixel   at 10 Hz, until one is acknowledged: they know each other
+                        <-- greeting      at 10 Hz, until one is acknowledged
     acknowledges        -->
                         <-- frame         at 10 Hz, each with the checksum of its content
     acknowledges        -->
 
-Topics and nodes have names of their own, so nothing of a running vehicle hears of it.
+Topics and nodes have unique names, so a running vehicle is not disturbed.
 """
 
 from __future__ import annotations
@@ -36,15 +35,16 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import String
 
 from gmskip_ros.errors import UserError
+from gmskip_ros.ros.listener import ros_node
 
 RATE_HZ = 10.0
 NUM_FRAMES = 20
 CONNECT_WITHIN_S = 15.0
-LATE_FRAMES_S = 1.0  # after the last one; reliable ones may be sent again
+LATE_FRAMES_S = 1.0  # after the last one; reliable frames may be sent again
 CAMERA_DEPTH = 5
 GREETING = 'greeting'
-JPEG_BYTES_PER_PIXEL = 0.25  # of a street scene at good quality, rather more
-# The child's program. Its own folder is no place to import from: -c would put it there.
+JPEG_BYTES_PER_PIXEL = 0.25  # of a street scene at good quality; a deliberate overestimate
+# The child's program. `python -c` puts '' into sys.path; nothing must be imported from there.
 CAMERA_PROGRAM = (
     'import sys; sys.path[:] = [path for path in sys.path if path]; '
     'from gmskip_ros.ros.dds_round_trip import camera_main; camera_main(sys.argv[1])'
@@ -57,18 +57,18 @@ class RoundTripError(UserError):
 
 @dataclass(frozen=True)
 class Camera:
-    """What the camera publishes: size in pixels, 'raw' or 'compressed', how, and how many."""
+    """What the camera publishes, and how."""
 
-    width: int
+    width: int  # pixels
     height: int
-    transport: str
-    reliability: str
+    transport: str  # 'raw' or 'compressed'
+    reliability: str  # 'best_effort' or 'reliable'
     num_frames: int
-    name: str  # of its node, and the beginning of its topics' names
+    name: str  # of its node, and the first part of its topics' names
 
     @property
     def frame_bytes(self) -> int:
-        """Bytes of a frame's pixels: RGB when raw, of a JPEG of usual size when compressed."""
+        """Bytes of a frame's data: RGB pixels when raw, a JPEG of usual size when compressed."""
         pixels = self.width * self.height
         return 3 * pixels if self.transport == 'raw' else max(4, int(JPEG_BYTES_PER_PIXEL * pixels))
 
@@ -84,7 +84,7 @@ class Camera:
         return QoSProfile(depth=depth, reliability=ReliabilityPolicy[self.reliability.upper()])
 
     def message(self, index: int, pixels: bytearray) -> Any:
-        """Return frame `index` with these pixels; its frame_id says what has to arrive."""
+        """Return frame `index` with these pixels; its frame_id describes the data for a check."""
         pixels[:4] = index.to_bytes(4, 'little')
         message = self.message_type()
         if self.transport == 'raw':
@@ -99,16 +99,16 @@ class Camera:
 
 @dataclass(frozen=True)
 class RoundTrip:
-    """What became of the frames."""
+    """How many frames arrived, and how fast."""
 
     middleware: str
     domain_id: int
     frame_bytes: int
-    connected: bool  # a message of one pixel went there and its acknowledgement came back
+    connected: bool  # a greeting and its acknowledgement arrived
     sent: int
-    arrived: int  # whole ones, each counted once
+    arrived: int  # intact, each counted once
     damaged: int
-    acknowledged: int  # of those that arrived, as the camera has it
+    acknowledged: int  # acknowledgements that reached the camera
     round_trip_ms: float | None  # median, from before publishing to the acknowledgement
 
 
@@ -120,23 +120,17 @@ def measure_round_trip(
     num_frames: int = NUM_FRAMES,
     connect_within_s: float = CONNECT_WITHIN_S,
 ) -> RoundTrip:
-    """
-    Publish frames from another process, receive them in this one, and return what became of them.
+    """Publish frames from a child process, receive them in this one, and return the counts.
 
     transport: 'raw' or 'compressed'. reliability: 'best_effort' or 'reliable', of both sides.
-    Takes num_frames / 10 s and a few more; hangs where the middleware does. Raises RoundTripError,
-    and what rclpy raises.
+    Takes num_frames / 10 s and a few seconds more; hangs if the middleware does. Raises
+    RoundTripError, and whatever rclpy raises.
     """
     name = f'gmskip_doctor_{uuid.uuid4().hex[:12]}'
     camera = Camera(width, height, transport, reliability, num_frames, name)
     order = json.dumps({**asdict(camera), 'connect_within_s': connect_within_s})
-    context = rclpy.Context()
-    rclpy.init(context=context)
-    try:
-        node = rclpy.create_node(f'{name}_listener', context=context)
+    with ros_node(f'{name}_listener') as (node, executor):
         listener = _Listener(node, camera)
-        executor = SingleThreadedExecutor(context=context)
-        executor.add_node(node)
         process = subprocess.Popen(
             [sys.executable, '-c', CAMERA_PROGRAM, order],
             stdin=subprocess.DEVNULL,
@@ -146,27 +140,25 @@ def measure_round_trip(
         try:
             while process.poll() is None:
                 executor.spin_once(timeout_sec=0.1)
-            executor.spin_once(timeout_sec=0.1)  # what came as it ended
+            executor.spin_once(timeout_sec=0.1)  # what arrived as it exited
         finally:
-            printed = _end(process)
-        heard = _result_of(process.returncode, printed)
+            output = _stop(process)
+        result = _camera_result(process.returncode, output)
         return RoundTrip(
             middleware=rclpy.get_rmw_implementation_identifier(),
-            domain_id=context.get_domain_id(),
+            domain_id=node.context.get_domain_id(),
             frame_bytes=camera.frame_bytes,
-            connected=heard['connected'],
-            sent=heard['sent'],
+            connected=result['connected'],
+            sent=result['sent'],
             arrived=len(listener.arrived),
             damaged=listener.num_damaged,
-            acknowledged=heard['acknowledged'],
-            round_trip_ms=heard['round_trip_ms'],
+            acknowledged=result['acknowledged'],
+            round_trip_ms=result['round_trip_ms'],
         )
-    finally:
-        rclpy.try_shutdown(context=context)
 
 
-def _end(process: subprocess.Popen[str]) -> str:
-    """End the process and return what it printed; asked first: killed, it leaves memory behind."""
+def _stop(process: subprocess.Popen[str]) -> str:
+    """Stop the process, without SIGKILL if possible, as that leaves shared memory behind."""
     process.terminate()
     try:
         return process.communicate(timeout=3.0)[0]
@@ -175,14 +167,14 @@ def _end(process: subprocess.Popen[str]) -> str:
         return process.communicate()[0]
 
 
-def _result_of(status: int, printed: str) -> dict[str, Any]:
-    """Return the camera's own count, of the last line that it printed."""
+def _camera_result(status: int, output: str) -> dict[str, Any]:
+    """Return the camera's counts, from the last line of its output."""
     try:
         if status == 0:
-            return json.loads(printed.strip().splitlines()[-1])
+            return json.loads(output.strip().splitlines()[-1])
     except (ValueError, IndexError):
         pass
-    raise RoundTripError(f'the publishing process ended with status {status} and no result')
+    raise RoundTripError(f'the publishing process exited with status {status} and no result')
 
 
 class _Listener:
@@ -197,10 +189,10 @@ class _Listener:
         )
 
     def _on_frame(self, message: Image | CompressedImage) -> None:
-        what = message.header.frame_id
-        if what != GREETING:
+        name = message.header.frame_id
+        if name != GREETING:
             try:
-                index, num_bytes, checksum = (int(part) for part in what.split())
+                index, num_bytes, checksum = (int(part) for part in name.split())
             except ValueError:
                 self.num_damaged += 1
                 return
@@ -208,8 +200,8 @@ class _Listener:
                 self.num_damaged += 1
                 return
             self.arrived.add(index)
-            what = str(index)
-        self._acknowledge.publish(String(data=what))
+            name = str(index)
+        self._acknowledge.publish(String(data=name))
 
 
 class _CameraProcess:
@@ -231,7 +223,7 @@ class _CameraProcess:
         self._round_trips_s: dict[str, float] = {}
 
     def run(self, connect_within_s: float) -> dict[str, Any]:
-        """Greet, publish all frames, and return what the other process wants to know."""
+        """Greet, publish all frames, and return the counts for the other process."""
         deadline = time.monotonic() + connect_within_s
         while not self._is_greeted and time.monotonic() < deadline:
             greeting = self._camera.message_type()
@@ -249,7 +241,8 @@ class _CameraProcess:
         }
 
     def _publish_frames(self) -> None:
-        pixels = bytearray(os.urandom(self._camera.frame_bytes))  # nothing can be packed or shared
+        # Random, so that no middleware can compress it.
+        pixels = bytearray(os.urandom(self._camera.frame_bytes))
         start_s = time.monotonic()
         for index in range(self._camera.num_frames):
             message = self._camera.message(index, pixels)
@@ -273,7 +266,7 @@ class _CameraProcess:
 
 
 def camera_main(order: str) -> None:
-    """Be the child: publish what the order says, and print the count as the last line."""
+    """Run the child: publish what the order says, and print the counts as the last line."""
     values = json.loads(order)
     connect_within_s = values.pop('connect_within_s')
     rclpy.init()

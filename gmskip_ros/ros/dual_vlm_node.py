@@ -1,15 +1,15 @@
-"""The executable `dual_vlm_node`: it listens to signals before it imports what takes long."""
+"""The executable `dual_vlm_node`; it handles signals before the slow imports."""
 
 from __future__ import annotations
 
 import sys
 
-from gmskip_ros.signals import stop_event_on_signals
+from gmskip_ros.signals import StopSignals
 
 
 def main() -> int:
     """Run the node until Ctrl-C or SIGTERM; return the exit status."""
-    stop = stop_event_on_signals()
+    stop = StopSignals().listen()
     from gmskip_ros.ros.node import run
 
     return run(stop)

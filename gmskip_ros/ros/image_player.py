@@ -1,39 +1,34 @@
-"""
-A camera out of files: publishes a bag, a video, a folder of pictures or one picture.
+"""A camera made of files: publishes a bag, a video, a folder of images or one image.
 
     image_player --ros-args -p source:=photos -p rate_hz:=10.0 -r image_raw:=/dual_vlm/input/image
     image_player --clock --ros-args -p source:=drive_0412 -p topic:=/front/image_raw
 
 Raw images go to `image_raw`, compressed ones to the resolved name of `image_raw` + `/compressed`,
-so that one remapping moves both. The player ends by itself, with exit status 0, one period after
-the last frame; a source, an argument or a parameter that is wrong is one line and exit status 2.
+so that one remapping moves both. The player exits with status 0 one period after the last frame,
+and with status 2 and a one-line error for a bad source, argument or parameter.
 
-**Pace.** Without `rate_hz` (0.0) the source's own: a bag's recording times, a video's frame rate,
-10 Hz for pictures. With it, one frame every 1 / rate_hz seconds.
+**Pace.** By default (`rate_hz` 0.0) the source's own: a bag's recording times, a video's frame
+rate, 10 Hz for images. With `rate_hz`, one frame every 1 / rate_hz seconds.
 
-**Stamps.** A bag's messages go out byte by byte as recorded. Frames of pictures and videos are
-stamped with the node's clock at publishing.
+**Stamps.** A bag's messages are published byte by byte as recorded. Frames of images and videos are
+stamped with the node's clock when they are published.
 
-**`--clock`**, or the parameter `clock`, publishes /clock, 40 Hz and before each frame, for nodes
-with `use_sim_time`. Of a bag it is the recording time, as `ros2 bag play --clock` has it: the
-frame's own when that is published, and on from there at the pace of the playing, never beyond the
-next frame's. When the bag starts over, it jumps back. Of pictures and videos it starts at the wall
-clock's now, goes on by one period a frame, and is their stamp. Before the first frame it stands.
+**`--clock`**, or the parameter `clock`, publishes /clock at 40 Hz and before each frame, for nodes
+with `use_sim_time`. For a bag it is the recording time, as with `ros2 bag play --clock`: the time
+of each frame as it is published, then on at the pace of playback, never beyond the next frame. It
+jumps back when the bag starts over. For images and videos it starts at the current wall-clock time,
+advances by one period per frame, and is their stamp. It stands still before the first frame.
 """
 
 from __future__ import annotations
 
-import itertools
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
 
 import rclpy
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray
-from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.exceptions import ParameterException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
@@ -42,146 +37,96 @@ from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import remove_ros_args
 from rosgraph_msgs.msg import Clock
 
-from gmskip_ros.bags.reading import BagError
-from gmskip_ros.pipeline.pixels import ConversionError
-from gmskip_ros.ros.camera_sources import (
-    CameraMessage,
-    MessageFormat,
-    PlayerError,
-    Source,
-    SourceFrame,
-    open_source,
+from gmskip_ros.errors import UserError
+from gmskip_ros.pipeline.parameter_kinds import (
+    ParameterError,
+    Spec,
+    boolean,
+    integer,
+    number,
+    one_of,
+    text,
 )
-from gmskip_ros.signals import STOP_POLL_S, stop_event_on_signals
+from gmskip_ros.ros import parameters
+from gmskip_ros.ros.camera_sources import MessageFormat, PlayerError, open_source
+from gmskip_ros.ros.cues import Cue, cues
+from gmskip_ros.signals import STOP_POLL_S, StopSignals
 
-# The states (of gmskip's node) in which its model is loaded and it waits for frames.
+# States of the awaited node in which its model is loaded and it accepts frames.
 READY_STATES = ('ready', 'no_frames', 'overload', 'degraded')
 LOOK_FOR_NODE_S = 0.1
-CLOCK_PERIOD_S = 0.025  # as of ros2 bag play
-# A bag's last frame holds as long as the one before it did, within these bounds.
-LAST_FRAME_S = (0.1, 1.0)
+CLOCK_PERIOD_S = 0.025  # as for ros2 bag play
+MAX_COUNT = 2**63 - 1
 
-PARAMETERS: dict[str, tuple[Any, str]] = {
-    'source': ('', 'bag (folder, .mcap, .db3), video, picture, or folder of pictures'),
-    'topic': ('', 'of a bag; empty: the only one with images'),
-    'rate_hz': (0.0, "frames per second; 0: the source's own pace, 10 for pictures"),
-    'loop': (True, 'begin again after the last frame'),
-    'count': (0, 'end after so many frames; 0: no such end'),
-    'clock': (False, 'publish /clock for nodes with use_sim_time; --clock is the same'),
-    'wait_for_node': (
-        '',
-        'node, by its full name, that has to be subscribed and ready before the first frame',
-    ),
-    'reliability': ('best_effort', 'best_effort or reliable'),
-    'image_transport': ('raw', 'raw or compressed (JPEG); like those below not for bags'),
-    'jpeg_quality': (90, '1 to 100, of image_transport compressed'),
-    'width': (0, 'resize to it, pixels; 0: as is, or in proportion'),
-    'height': (0, 'resize to it, pixels; 0: as is, or in proportion'),
-    'frame_id': ('camera', "the headers' frame_id"),
+SPECS = {
+    spec.name: spec
+    for spec in (
+        Spec('source', '', text(), 'bag (folder, .mcap, .db3), video, image, or folder of images'),
+        Spec('topic', '', text(), 'of a bag; empty: the only one with images'),
+        Spec(
+            'rate_hz',
+            0.0,
+            number(0.0, 1000.0),
+            "frames per second; 0: the source's own pace, 10 for images",
+        ),
+        Spec('loop', True, boolean(), 'start over after the last frame'),
+        Spec('count', 0, integer(0, MAX_COUNT), 'stop after this many frames; 0: no limit'),
+        Spec(
+            'clock',
+            False,
+            boolean(),
+            'publish /clock for nodes with use_sim_time; same as --clock',
+        ),
+        Spec(
+            'wait_for_node',
+            '',
+            text(),
+            'full name of a node that must be subscribed and ready before the first frame',
+        ),
+        Spec('reliability', 'best_effort', one_of(['best_effort', 'reliable']), 'of the images'),
+        Spec(
+            'image_transport',
+            'raw',
+            one_of(['raw', 'compressed']),
+            'raw or compressed (JPEG); not for bags, nor are the following',
+        ),
+        Spec('jpeg_quality', 90, integer(1, 100), '1 to 100, for image_transport compressed'),
+        Spec('width', 0, integer(0, 8192), 'resize to it, pixels; 0: unchanged, or in proportion'),
+        Spec('height', 0, integer(0, 8192), 'resize to it, pixels; 0: unchanged, or in proportion'),
+        Spec('frame_id', 'camera', text(), "the headers' frame_id"),
+    )
 }
 
 USAGE = """\
 usage: image_player [--clock] [--help] --ros-args -p source:=SOURCE [-p NAME:=VALUE ...]
                     [-r image_raw:=TOPIC]
 
-Publish a bag, a video, a folder of pictures or one picture as a camera does. Parameters:
+Publish a bag, a video, a folder of images or one image as a camera does. Parameters:
 """
 
 
-@dataclass(frozen=True)
-class Cue:
-    """A frame, when it is in simulated time, and until when it is the newest."""
-
-    message: CameraMessage | bytes
-    time_ns: int
-    until_ns: int  # simulated time at which the next one is due
-    hold_s: float  # the same in seconds of the wall
-
-
-def cues(
-    source: Source, *, loop: bool, count: int, period_s: float | None, start_ns: int
-) -> Iterator[Cue]:
-    """
-    Yield what to publish when; frames are read one ahead.
-
-    `period_s`: between two frames; None: as their times say. `count`: of frames, 0 is no limit.
-    `start_ns`: simulated time of the first frame, where the source has no time of its own.
-    """
-    frames: Iterator[tuple[int, SourceFrame]] = _passes(source, loop)
-    if count:
-        frames = itertools.islice(frames, count)
-    interval_ns = 0
-    following = next(frames, None)
-    for number in itertools.count():
-        if following is None:
-            return
-        pass_number, frame = following
-        following = next(frames, None)
-        if frame.time_ns is None:
-            assert period_s is not None
-            time_ns = start_ns + round(number * period_s * 1e9)
-            until_ns = start_ns + round((number + 1) * period_s * 1e9)
-        else:
-            time_ns = frame.time_ns
-            if following and following[0] == pass_number and following[1].time_ns is not None:
-                interval_ns = following[1].time_ns - time_ns
-                until_ns = following[1].time_ns
-            else:  # the last one of a pass
-                shortest_s, longest_s = LAST_FRAME_S
-                until_ns = time_ns + round(min(max(interval_ns, shortest_s * 1e9), longest_s * 1e9))
-        hold_s = (until_ns - time_ns) / 1e9 if period_s is None else period_s
-        yield Cue(frame.message, time_ns, until_ns, hold_s)
-
-
-def _passes(source: Source, loop: bool) -> Iterator[tuple[int, SourceFrame]]:
-    """Yield (number of the pass, frame); with `loop` for ever, unless a pass has no frames."""
-    for number in itertools.count():
-        is_empty = True
-        for frame in source.frames():
-            is_empty = False
-            yield number, frame
-        if is_empty or not loop:
-            return
-
-
 class ImagePlayer(Node):
-    """Publishes its source's frames when they are due, until `finished`; `play` makes it go on."""
+    """Publishes its source's frames; call `play` repeatedly until `finished`."""
 
     def __init__(self, clock: bool = False) -> None:
         super().__init__('image_player')
-        values = {name: self._parameter(name) for name in PARAMETERS}
-        self._wait_for_node = values['wait_for_node'].strip('/')
-        rate_hz, reliability = values['rate_hz'], values['reliability']
-        transport = values['image_transport']
-        self._check(
-            'rate_hz', rate_hz, 0.0 <= rate_hz <= 1000.0, "0 (the source's own pace) to 1000"
-        )
-        self._check(
-            'image_transport', transport, transport in ('raw', 'compressed'), 'raw or compressed'
-        )
-        self._check(
-            'reliability',
-            reliability,
-            reliability in ('best_effort', 'reliable'),
-            'best_effort or reliable',
-        )
-        self._check('count', values['count'], values['count'] >= 0, '0 or more')
-        for side in ('width', 'height'):
-            self._check(side, values[side], 0 <= values[side] <= 8192, '0 to 8192')
-        self._check(
-            'jpeg_quality', values['jpeg_quality'], 1 <= values['jpeg_quality'] <= 100, '1 to 100'
-        )
+        parameters.declare(self, SPECS)
+        given = parameters.values(self, SPECS)
+        values = {name: spec.check(given[name]) for name, spec in SPECS.items()}
         makes_clock = clock or values['clock']
         if makes_clock and self.get_parameter('use_sim_time').value:
-            raise PlayerError(
-                'parameter use_sim_time = True: the player cannot follow the /clock that it makes; '
-                'leave it out, or --clock'
+            raise ParameterError(
+                'use_sim_time',
+                True,
+                'and --clock exclude each other: the player cannot follow its own /clock; remove '
+                'one of them',
             )
+        self._wait_for_node = values['wait_for_node'].strip('/')
 
         self._source = open_source(
             values['source'],
             MessageFormat(
-                transport,
+                values['image_transport'],
                 values['width'],
                 values['height'],
                 values['jpeg_quality'],
@@ -189,12 +134,12 @@ class ImagePlayer(Node):
             ),
             values['topic'],
         )
-        own_rate_hz = rate_hz or self._source.rate_hz
+        rate_hz = values['rate_hz'] or self._source.rate_hz
         self._cues = cues(
             self._source,
             loop=values['loop'],
             count=values['count'],
-            period_s=1.0 / own_rate_hz if own_rate_hz else None,
+            period_s=1.0 / rate_hz if rate_hz else None,
             start_ns=time.time_ns(),
         )
         self._next = next(self._cues, None)  # to be published at _due_s
@@ -207,12 +152,12 @@ class ImagePlayer(Node):
         self._published = 0
         self.finished = False
 
-        qos = QoSProfile(depth=5, reliability=ReliabilityPolicy[reliability.upper()])
+        qos = QoSProfile(depth=5, reliability=ReliabilityPolicy[values['reliability'].upper()])
         topic = self.resolve_topic_name('image_raw')
         if self._source.message_type.__name__ == 'CompressedImage':
             topic += '/compressed'
         self._publisher = self.create_publisher(self._source.message_type, topic, qos)
-        pace = f'{own_rate_hz:g} Hz' if own_rate_hz else 'as recorded'
+        pace = f'{rate_hz:g} Hz' if rate_hz else 'as recorded'
         self._what = f'{self._source.description} on {topic}, {pace}'
         self._clock_publisher = None
         self._tick_s = 0.0  # when /clock is due
@@ -220,7 +165,7 @@ class ImagePlayer(Node):
             clock_qos = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
             self._clock_publisher = self.create_publisher(Clock, '/clock', clock_qos)
         self._is_waiting = bool(self._wait_for_node)
-        self._node_state, self._said = 'not heard of', ''
+        self._node_state, self._logged = 'not reported', ''
         if self._is_waiting:
             self._diagnostics = self.create_subscription(
                 DiagnosticArray, '/diagnostics', self._on_diagnostics, 10
@@ -229,8 +174,8 @@ class ImagePlayer(Node):
             self._start()
 
     def play(self) -> float:
-        """Do what is due; return the seconds until there is something again."""
-        # A camera keeps its own pace: the steady clock's, not the simulated one that stamps have.
+        """Publish what is due; return the seconds until something is due again."""
+        # A camera paces itself by the steady clock, not by the simulated time of its stamps.
         now_s = time.monotonic()
         if now_s >= self._due_s:
             if self._is_waiting:
@@ -244,23 +189,6 @@ class ImagePlayer(Node):
                 self._publish_clock(now_s)
             next_s = min(next_s, self._tick_s)
         return max(0.0, next_s - time.monotonic())
-
-    def _parameter(self, name: str) -> Any:
-        """Declare a parameter and return its value, of the default's type."""
-        default, description = PARAMETERS[name]
-        descriptor = ParameterDescriptor(description=description, read_only=True)
-        if isinstance(default, float):
-            descriptor.dynamic_typing = True  # so that 10 is accepted for 10.0
-        value = self.declare_parameter(name, default, descriptor).value
-        if isinstance(default, float):
-            numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
-            self._check(name, value, numeric, 'a number')
-            return float(value)
-        return value
-
-    def _check(self, name: str, value: object, is_valid: bool, allowed: str) -> None:
-        if not is_valid:
-            raise PlayerError(f'parameter {name} = {value!r}: give {allowed}')
 
     def _warn_of_problems(self) -> None:
         for problem in self._source.problems[self._num_warned :]:
@@ -277,7 +205,7 @@ class ImagePlayer(Node):
                 self._node_state = {v.key: v.value for v in status.values}.get('state', '')
 
     def _look_for_node(self) -> None:
-        """Start when the awaited node is subscribed and ready; until then say what is missing."""
+        """Start if the awaited node is subscribed and ready; otherwise log what is missing."""
         topic = self._publisher.topic_name
         subscribers = {
             f'{info.node_namespace}/{info.node_name}'.strip('/')
@@ -294,8 +222,8 @@ class ImagePlayer(Node):
             f'waiting for /{self._wait_for_node}: {"" if is_subscribed else "not "}subscribed to '
             f'{topic}, state {self._node_state!r}'
         )
-        if waiting != self._said:
-            self._said = waiting
+        if waiting != self._logged:
+            self._logged = waiting
             self.get_logger().info(waiting)
 
     # ---- playing
@@ -306,12 +234,12 @@ class ImagePlayer(Node):
 
     def _publish_next(self, now_s: float) -> None:
         cue = self._next
-        if cue is None:  # a period after the last frame, which has had its time to arrive
+        if cue is None:  # a period after the last frame, which has had time to arrive
             self.finished = True
             self.get_logger().info(f'published {self._published} frames')
             return
         self._newest, self._since_s = cue, now_s
-        # After a delay the pace goes on from here: no burst of what was missed.
+        # After a delay, continue from now: no burst of missed frames.
         self._due_s = max(self._due_s + cue.hold_s, now_s)
         if self._clock_publisher is not None:
             self._publish_clock(now_s)
@@ -334,7 +262,7 @@ class ImagePlayer(Node):
         if cue is None:
             assert self._next is not None
             return self._next.time_ns
-        # From this frame's time to the next one's in the time that this one holds.
+        # Interpolate from this frame's time to the next one's while this one is the newest.
         hold_s = self._due_s - self._since_s
         part = min(1.0, (now_s - self._since_s) / hold_s) if hold_s > 0.0 else 0.0
         return cue.time_ns + int(part * (cue.until_ns - cue.time_ns))
@@ -342,16 +270,17 @@ class ImagePlayer(Node):
 
 def _time(time_ns: int) -> Time:
     seconds, nanoseconds = divmod(time_ns, 1_000_000_000)
-    return Time(sec=min(max(seconds, 0), 2**31 - 1), nanosec=nanoseconds)  # a bag may say anything
+    # A bag may contain any value.
+    return Time(sec=min(max(seconds, 0), 2**31 - 1), nanosec=nanoseconds)
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run the player until it has finished or is told to stop; return the exit status."""
+    """Run the player until it has finished or gets a signal; return the exit status."""
     arguments = sys.argv[1:] if args is None else args
     if '--help' in arguments or '-h' in arguments:
         print(USAGE + '\n'.join(_parameter_lines()))
         return 0
-    stop = stop_event_on_signals()
+    stop = StopSignals().listen()
     try:
         rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
     except RuntimeError as error:
@@ -361,8 +290,7 @@ def main(args: list[str] | None = None) -> int:
         unknown = [argument for argument in remove_ros_args(arguments) if argument != '--clock']
         if unknown:
             raise PlayerError(
-                f'argument {unknown[0]!r}: not known; parameters go behind --ros-args -p, '
-                'see --help'
+                f'unknown argument {unknown[0]!r}: give parameters as --ros-args -p, see --help'
             )
         executor = SingleThreadedExecutor()
         node = ImagePlayer(clock='--clock' in arguments)
@@ -372,7 +300,7 @@ def main(args: list[str] | None = None) -> int:
             if node.finished:
                 break
             executor.spin_once(timeout_sec=min(wait_s, STOP_POLL_S))
-    except (PlayerError, BagError, ConversionError, OSError, ParameterException) as error:
+    except (UserError, OSError, ParameterException) as error:
         print(f'image_player: error: {error}', file=sys.stderr)
         return 2
     finally:
@@ -381,9 +309,10 @@ def main(args: list[str] | None = None) -> int:
 
 
 def _parameter_lines() -> Iterator[str]:
-    for name, (default, description) in PARAMETERS.items():
-        shown = repr(default) if isinstance(default, str) else str(default).lower()
-        yield f'  {name:<16} {shown:<14} {description}'
+    for spec in SPECS.values():
+        is_text = isinstance(spec.default, str)
+        default = repr(spec.default) if is_text else str(spec.default).lower()
+        yield f'  {spec.name:<16} {default:<14} {spec.description}'
 
 
 if __name__ == '__main__':

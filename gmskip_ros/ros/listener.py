@@ -1,164 +1,120 @@
-"""What a soak hears of the node: results, comparisons, health, and the picture for people."""
+"""What the node publishes, handed on as plain values: for commands that run a node and watch it."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import QoSProfile
+from rclpy.signals import SignalHandlerOptions
+from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import Header
 
 from gmskip_ros.pipeline import records
-from gmskip_ros.pipeline.health import FRAME_COUNTERS
+from gmskip_ros.pipeline.health import ERROR, OK, WARN
 from gmskip_ros.pipeline.pipeline import BRANCHES
-from gmskip_ros.pipeline.records import NODE_NAME
+from gmskip_ros.ros.conversions import image_to_rgb
 
 COMPARISON = 'comparison'
+QUEUE = 100  # messages; more than arrive while the observer draws or writes
+LEVELS = {DiagnosticStatus.OK: OK, DiagnosticStatus.WARN: WARN}
 
-QUEUE = 100  # messages; more than come in while a picture of this process's own is drawn
 
+class Observer(Protocol):
+    """Receives everything that the node publishes; called by the function of `listening`."""
 
-@dataclass(frozen=True)
-class HealthReport:
-    """A message of the node on /diagnostics."""
+    def frame(self, topic: str, stamp_ns: int, statuses: list[records.Status]) -> None:
+        """Receive one message on a frame: `topic` is 'skip', 'full' or 'comparison'."""
 
-    arrived_s: float  # steady clock
-    values: dict[str, str]
+    def health(self, values: dict[str, str]) -> None:
+        """Receive the values of one health report."""
 
-    @property
-    def state(self) -> str:
-        """One of the states."""
-        return self.values['state']
-
-    @property
-    def reason(self) -> str:
-        """What the state does not say itself, or ''."""
-        return self.values['reason']
-
-    @property
-    def counters(self) -> dict[str, int]:
-        """Return the frame counters, by FRAME_COUNTERS."""
-        return {name: int(self.values[f'frames_{name}']) for name in FRAME_COUNTERS}
-
-    @property
-    def frames_rest(self) -> bool:
-        """Return whether no frame waits or is worked on."""
-        counters = self.counters
-        return counters['received'] * 2 == sum(counters.values())
+    def overlay(self, stamp_ns: int, rgb: np.ndarray) -> None:
+        """Receive the image with the answers drawn on it: uint8 RGB, (H, W, 3)."""
 
 
 @contextmanager
-def listening() -> Iterator[Listener]:
-    """Give a Listener in a ROS context of its own, in the domain that the environment names."""
-    with ros_node('gmskip_soak') as (node, executor):
-        yield Listener(node, executor)
+def listening(
+    name: str, observer: Observer, *, jpeg: bool = False
+) -> Iterator[Callable[[float], None]]:
+    """Yield a function that hands on the next message, or returns after so many seconds.
+
+    The ROS node `name` lives in a context of its own, in the environment's domain. jpeg: subscribe
+    to the overlay as JPEG, not as raw image.
+    """
+    with ros_node(name) as (node, executor):
+        _subscribe(node, observer, jpeg)
+
+        def spin_once(timeout_s: float) -> None:
+            executor.spin_once(timeout_sec=max(0.0, timeout_s))
+
+        yield spin_once
 
 
-class Listener:
-    """Keeps all that is published on frames, and the health reports."""
+@contextmanager
+def ros_node(name: str) -> Iterator[tuple[Node, SingleThreadedExecutor]]:
+    """Yield a node and its executor, in a context of their own, in the environment's domain."""
+    context = rclpy.Context()
+    # rclpy's signal handlers would shut the context down while child processes still run.
+    rclpy.init(context=context, signal_handler_options=SignalHandlerOptions.NO)
+    try:
+        node = rclpy.create_node(name, context=context)
+        executor = SingleThreadedExecutor(context=context)
+        executor.add_node(node)
+        try:
+            yield node, executor
+        finally:
+            executor.shutdown()
+            node.destroy_node()
+    finally:
+        rclpy.try_shutdown(context=context)
 
-    def __init__(self, node: Any, executor: Any) -> None:
-        from diagnostic_msgs.msg import DiagnosticArray
-        from rclpy.qos import QoSProfile
-        from sensor_msgs.msg import CompressedImage
 
-        self.answers: list[Answer] = []
-        self.reports: list[HealthReport] = []
-        self.pictures = 0
-        self._executor = executor
-        reliable = QoSProfile(depth=QUEUE)  # reliable is its default
-        topics = {branch: records.RESULT_TOPIC.format(branch=branch) for branch in BRANCHES}
-        topics[COMPARISON] = records.COMPARISON_TOPIC
-        for what, topic in topics.items():
-            node.create_subscription(
-                DiagnosticArray, absolute(topic), self._receiver(what), reliable
-            )
-        node.create_subscription(DiagnosticArray, '/diagnostics', self._receive_health, reliable)
-        # Somebody looks at it, so the node draws it: that could leak, too.
-        node.create_subscription(
-            CompressedImage, absolute(records.JPEG_TOPIC), self._receive_picture, QUEUE
+def _subscribe(node: Node, observer: Observer, jpeg: bool) -> None:
+    def receive_frame(topic: str) -> Callable[[DiagnosticArray], None]:
+        return lambda message: observer.frame(
+            topic, _stamp_ns(message.header), [_status(status) for status in message.status]
         )
 
-    def spin_once(self, timeout_s: float) -> None:
-        """Take one message, or wait this long for one."""
-        self._executor.spin_once(timeout_sec=max(0.0, timeout_s))
-
-    def _receiver(self, what: str) -> Callable[[Any], None]:
-        def receive(message: Any) -> None:
-            stamp_ns = stamp_ns_of(message.header)
-            self.answers.append(
-                Answer(
-                    what=what,
-                    stamp_ns=stamp_ns,
-                    arrived_s=time.monotonic(),
-                    age_ms=(time.time_ns() - stamp_ns) / 1e6,
-                    busy_ms=0.0 if what == COMPARISON else _busy_ms(message),
-                )
-            )
-
-        return receive
-
-    def _receive_health(self, message: Any) -> None:
+    def receive_health(message: DiagnosticArray) -> None:
         for status in message.status:
-            if status.name == f'{NODE_NAME}: inference':
-                self.reports.append(HealthReport(time.monotonic(), key_values(status)))
+            if status.name == f'{records.NODE_NAME}: inference':
+                observer.health(_status(status).values)
 
-    def _receive_picture(self, _: Any) -> None:
-        self.pictures += 1
+    def receive_overlay(message: Image | CompressedImage) -> None:
+        observer.overlay(_stamp_ns(message.header), image_to_rgb(message))
 
+    def subscribe(message_type: Any, topic: str, callback: Callable[[Any], None]) -> None:
+        full_name = topic.replace('~', f'/{records.NODE_NAME}', 1)
+        reliable = QoSProfile(depth=QUEUE)  # rclpy's default reliability
+        node.create_subscription(message_type, full_name, callback, reliable)
 
-def _busy_ms(message: Any) -> float:
-    """Return how long a branch took for a frame: the picture once, the language of every task."""
-    tasks = [key_values(status) for status in message.status]
-    encoding_ms = [float(task['preprocess_ms']) + float(task['vision_ms']) for task in tasks]
-    language_ms = [float(task['prefill_ms']) + float(task['decode_ms']) for task in tasks]
-    return max(encoding_ms, default=0.0) + sum(language_ms)
-
-
-@contextmanager
-def ros_node(name: str) -> Iterator[tuple[Any, Any]]:
-    """Give a node and its executor, in a context of their own, in the environment's domain."""
-    import rclpy
-    from rclpy.executors import SingleThreadedExecutor
-    from rclpy.signals import SignalHandlerOptions
-
-    context = rclpy.Context()
-    # Signals stay ours: the children have to be ended too.
-    rclpy.init(context=context, signal_handler_options=SignalHandlerOptions.NO)
-    node = rclpy.create_node(name, context=context)
-    executor = SingleThreadedExecutor(context=context)
-    executor.add_node(node)
-    try:
-        yield node, executor
-    finally:
-        executor.shutdown()
-        node.destroy_node()
-        rclpy.shutdown(context=context)
+    for branch in BRANCHES:
+        topic = records.RESULT_TOPIC.format(branch=branch)
+        subscribe(DiagnosticArray, topic, receive_frame(branch))
+    subscribe(DiagnosticArray, records.COMPARISON_TOPIC, receive_frame(COMPARISON))
+    subscribe(DiagnosticArray, '/diagnostics', receive_health)
+    if jpeg:
+        subscribe(CompressedImage, records.JPEG_TOPIC, receive_overlay)
+    else:
+        subscribe(Image, records.PICTURE_TOPIC, receive_overlay)
 
 
-def absolute(topic: str) -> str:
-    """Return a topic of the node (records.py: '~/...') by its full name."""
-    from gmskip_ros.pipeline.records import NODE_NAME
-
-    return topic.replace('~', f'/{NODE_NAME}', 1)
-
-
-def stamp_ns_of(header: Any) -> int:
-    """Return a header's stamp in ns."""
+def _stamp_ns(header: Header) -> int:
     return header.stamp.sec * 1_000_000_000 + header.stamp.nanosec
 
 
-def key_values(status: Any) -> dict[str, str]:
-    """Return a DiagnosticStatus's values by key."""
-    return {entry.key: entry.value for entry in status.values}
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A message of results as it came in."""
-
-    what: str  # skip, full or comparison
-    stamp_ns: int  # of the frame
-    arrived_s: float  # since any moment, the same for all answers
-    age_ms: float  # arrival minus stamp
-    busy_ms: float  # that this branch took for the frame, as its statuses say; 0 for a comparison
+def _status(status: DiagnosticStatus) -> records.Status:
+    return records.Status(
+        level=LEVELS.get(status.level, ERROR),
+        name=status.name,
+        message=status.message,
+        hardware_id=status.hardware_id,
+        values={entry.key: entry.value for entry in status.values},
+    )

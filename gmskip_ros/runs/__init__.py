@@ -1,1 +1,1 @@
-"""What takes a while and leaves a folder: replay, demo, soak."""
+"""Runs that take a while and leave a folder: replay, demo, soak."""

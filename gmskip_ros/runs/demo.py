@@ -1,212 +1,235 @@
-"""The live demo: a camera that plays scenes, the node, and what both of them said."""
+"""The live demo: a camera that plays scenes, the node, and the frames that both branches answered.
+
+The node and the camera are processes of their own; this one sees only what is on the topics.
+"""
 
 from __future__ import annotations
 
-import argparse
-import shlex
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from gmskip_ros.files import write_atomically
+from gmskip_ros.machine import describe_run
+from gmskip_ros.pipeline.records import NODE_NAME
+from gmskip_ros.pipeline.rows import FrameRow, json_line
+from gmskip_ros.pipeline.settings import settings_from
+from gmskip_ros.report.formatting import machine_name
+from gmskip_ros.runs.demo_frames import Frame, FrameCollector
 from gmskip_ros.runs.live import (
     CAMERA_TOPIC,
     Child,
     LiveRunError,
-    end,
-    make_room,
     number_of_scenes,
+    prepare_output,
     render_scenes,
     set_ros_environment,
     start_camera,
     start_node,
+    stop_all,
 )
-from gmskip_ros.signals import StopRequest
+from gmskip_ros.runs.output import WRITTEN_AT_THE_END, describe_questions, write_run
+from gmskip_ros.signals import StopSignals
 
-if TYPE_CHECKING:
-    from gmskip_ros.pipeline.rows import FrameRow
-    from gmskip_ros.ros.demo_listener import Frame, Listener
-
-MAX_SCENES = 60  # the camera begins again after so many, or a few more
+MAX_SCENES = 60  # about; then the camera starts over
 OVERLAY_WITHIN_S = 5.0  # of the last frame's comparison
 
 
+@dataclass(frozen=True)
+class DemoOptions:
+    """How a demo runs."""
+
+    num_frames: int  # answered by both branches
+    camera_rate_hz: float
+    model: str
+    source: Path | None  # folder of images for the camera; None: rendered scenes
+    out: Path
+    deadline_s: float  # without any news from the node
+    command: str  # for the report
+
+
+class DemoScreen(Protocol):
+    """Shows how a demo goes."""
+
+    def progress(self, text: str) -> None:
+        """Show what happens now."""
+
+    def waiting(self, state: str, done: int, wanted: int) -> None:
+        """Show the node's state ('' while unknown) and how many frames are done."""
+
+    def frame(self, number: int, frame: Frame) -> None:
+        """Show an answered frame; `number` counts from 1."""
+
+
+def run_demo(options: DemoOptions, stop: StopSignals, screen: DemoScreen) -> list[Frame]:
+    """Run a demo, write its results into the folder, and return the answered frames.
+
+    Raises LiveRunError, and KeyboardInterrupt when stopped by a signal; frames.jsonl is written
+    even then.
+    """
+    return _Demo(options, stop, screen).run()
+
+
 class _Demo:
-    def __init__(self, args: argparse.Namespace, stop: StopRequest, screen: Any) -> None:
-        self._args = args
-        self._stop = stop
-        self._screen = screen
+    def __init__(self, options: DemoOptions, stop: StopSignals, screen: DemoScreen) -> None:
+        self._options, self._stop, self._screen = options, stop, screen
         self._children: list[Child] = []
+        self._collector = FrameCollector()
+        self._frames: list[Frame] = []
+        self._parameters: dict[str, object] = {'model': options.model}
+        if options.model == 'demo':
+            self._parameters['labels'] = ['scenes']
 
-    def run(self) -> int:
-        from gmskip_ros.ros.demo_listener import listening
-        from gmskip_ros.runs.files import WRITTEN_AT_THE_END
+    def run(self) -> list[Frame]:
+        from gmskip_ros.ros.listener import listening
 
-        out = self._args.out
-        make_room(
-            out,
-            ('overlay.png', 'frames.jsonl', *WRITTEN_AT_THE_END),
-            ('node.log', 'camera.log'),
-        )
+        results = ('overlay.png', 'frames.jsonl', *WRITTEN_AT_THE_END)
+        prepare_output(self._options.out, results, ('node.log', 'camera.log'))
         set_ros_environment()
-        frames: list[Frame] = []
-        about: dict[str, Any] = {}
+        description: dict[str, Any] = {}
         rows: list[FrameRow] = []
         with tempfile.TemporaryDirectory(prefix='gmskip_demo_') as scratch:
             try:
-                with self._screen.live():
-                    self._children.append(self._start_node())
-                    with listening() as listener:
-                        source = self._args.source or self._render_scenes(Path(scratch))
-                        self._children.append(self._start_camera(source))
-                        self._collect(listener, frames)
-                        self._save_overlay(listener, frames[-1])
+                self._children.append(self._start_node())
+                with listening('gmskip_demo', self._collector) as spin_once:
+                    source = self._options.source or self._render_scenes(Path(scratch))
+                    self._children.append(self._start_camera(source))
+                    self._collect(spin_once)
+                    self._save_overlay(spin_once)
             finally:
-                end(self._children)
-                if frames:
-                    about = self._about(listener, frames[-1])
-                    rows = self._write_rows(about, frames)
-        self._screen.summary(frames)
-        self._write_report(about, rows, listener)
-        self._screen.files(out)
-        return 0
+                stop_all(self._children)
+                if self._frames:
+                    description = self._describe()
+                    rows = self._write_rows(description)
+        self._write_report(description, rows)
+        return self._frames
 
-    def _write_rows(self, about: dict[str, Any], frames: list[Frame]) -> list[FrameRow]:
-        """Write frames.jsonl and return its rows."""
-        from gmskip_ros.pipeline.rows import json_line
-        from gmskip_ros.report.formatting import machine_name
+    # ---- the processes
 
-        rows = [
-            row
-            for number, frame in enumerate(frames, start=1)
-            for row in frame.rows(number, about['model'], machine_name(about))
-        ]
-        _write_aside(self._args.out / 'frames.jsonl', ''.join(map(json_line, rows)).encode())
-        return rows
+    def _start_node(self) -> Child:
+        self._screen.progress(f'starting the node with the model {self._options.model}')
+        return start_node(self._parameters, self._options.out / 'node.log')
 
-    def _about(self, listener: Listener, last: Frame) -> dict[str, Any]:
+    def _start_camera(self, source: Path) -> Child:
+        parameters = {'source': str(source), 'rate_hz': self._options.camera_rate_hz}
+        return start_camera(parameters, self._options.out / 'camera.log')
+
+    def _render_scenes(self, folder: Path) -> Path:
+        count = number_of_scenes(min(self._options.num_frames, MAX_SCENES))
+        self._screen.progress(f'rendering {count} driving scenes')
+        render_scenes(folder, count, self._stop.check)
+        return folder
+
+    # ---- the frames
+
+    def _collect(self, spin_once: Callable[[float], None]) -> None:
+        """Collect and show the frames; raises LiveRunError if none arrives for too long."""
+        node, wanted = self._collector, self._options.num_frames
+        shown: set[tuple[str, str]] = set()
+        last_news = time.monotonic()
+        while len(self._frames) < wanted:
+            self._wait_a_little(spin_once)
+            step = node.reason if node.state == 'loading' else ''
+            if node.state and (node.state, step) not in shown:
+                shown.add((node.state, step))
+                self._screen.progress(': '.join(filter(None, (node.state, node.reason))))
+                last_news = time.monotonic()
+            if node.state == 'error':
+                raise LiveRunError(f'the node reports an error: {node.reason}')
+            while node.frames and len(self._frames) < wanted:
+                self._frames.append(node.frames.popleft())
+                self._screen.frame(len(self._frames), self._frames[-1])
+                last_news = time.monotonic()
+            self._screen.waiting(node.state, len(self._frames), wanted)
+            if time.monotonic() - last_news > self._options.deadline_s:
+                state = f'in state {node.state}' if node.state else 'no message received'
+                raise LiveRunError(
+                    f'nothing new from the node ({state}) for {self._options.deadline_s:g} s: '
+                    f'raise --deadline-sec; {self._children[0].last_lines()}'
+                )
+
+    def _save_overlay(self, spin_once: Callable[[float], None]) -> None:
+        """Save the last frame's overlay, or the newest there is if that one does not arrive."""
+        import cv2
+
+        node, last = self._collector, self._frames[-1]
+        deadline = time.monotonic() + OVERLAY_WITHIN_S
+        while node.overlay_stamp_ns < last.stamp_ns and time.monotonic() < deadline:
+            self._wait_a_little(spin_once)
+        if node.newest_overlay is None:
+            log = self._options.out / 'node.log'
+            raise LiveRunError(f'no image received on /{NODE_NAME}/debug/image: see {log}')
+        image = cv2.cvtColor(node.newest_overlay, cv2.COLOR_RGB2BGR)
+        _write(self._options.out / 'overlay.png', cv2.imencode('.png', image)[1].tobytes())
+
+    def _wait_a_little(self, spin_once: Callable[[float], None]) -> None:
+        spin_once(0.1)
+        self._stop.check()
+        for child in self._children:
+            child.check()
+
+    # ---- the results
+
+    def _describe(self) -> dict[str, Any]:
         """Return what the report says about the run."""
-        from gmskip_ros.machine import machine, software
-        from gmskip_ros.pipeline.settings import settings_from
-        from gmskip_ros.runs.files import describe_questions
-
-        facts = listener.facts
+        facts = self._collector.facts
         skip_sets = [
             (
                 task,
                 values['operating_point'],
                 [int(block) for block in values['skipped_blocks'].split(',') if block],
             )
-            for task, values in last.skip.items()
+            for task, values in self._frames[-1].skip.items()
         ]
         return {
             'source': {
-                'camera': str(self._args.source or 'rendered driving scenes'),
+                'camera': str(self._options.source or 'rendered driving scenes'),
                 'topic': CAMERA_TOPIC,
-                'camera_rate_hz': self._args.rate_hz,
+                'camera_rate_hz': self._options.camera_rate_hz,
                 'rate_hz': float(facts['rate_hz']),
             },
-            'model': facts['model'],
-            'device': facts['device'],
-            'dtype': facts['dtype'],
-            'num_blocks': int(facts['num_blocks']),
-            'machine': machine(facts['device']),
-            'software': software(),
-            **describe_questions(settings_from(self._node_parameters()), skip_sets),
+            **describe_run(
+                facts['model'], facts['device'], facts['dtype'], int(facts['num_blocks'])
+            ),
+            **describe_questions(settings_from(self._parameters), skip_sets),
         }
 
-    def _write_report(
-        self, about: dict[str, Any], rows: list[FrameRow], listener: Listener
-    ) -> None:
-        from gmskip_ros.runs.files import write_run
+    def _write_rows(self, description: dict[str, Any]) -> list[FrameRow]:
+        """Write frames.jsonl and return its rows."""
+        model, machine = description['model'], machine_name(description)
+        rows = [
+            row
+            for number, frame in enumerate(self._frames, start=1)
+            for row in frame.rows(number, model, machine)
+        ]
+        _write(self._options.out / 'frames.jsonl', ''.join(map(json_line, rows)).encode())
+        return rows
 
-        out = self._args.out
+    def _write_report(self, description: dict[str, Any], rows: list[FrameRow]) -> None:
+        out = self._options.out
         self._screen.progress('writing the report')
         try:
             write_run(
                 out,
-                about,
+                description,
                 rows,
-                listener.gallery,
-                command='gmskip ' + shlex.join(self._args.arguments),
+                self._collector.gallery,
+                command=self._options.command,
                 frames={'answered': rows[-1].frame},
             )
         except OSError as error:
-            raise LiveRunError(
-                f'{error.filename or out}: {error.strerror}: give another folder with --out'
-            ) from None
-
-    def _start_node(self) -> Child:
-        self._screen.progress(f'starting the node with the model {self._args.model}')
-        return start_node(self._node_parameters(), self._args.out / 'node.log')
-
-    def _node_parameters(self) -> dict[str, object]:
-        parameters: dict[str, object] = {'model': self._args.model}
-        if self._args.model == 'demo':
-            parameters['labels'] = ['scenes']
-        return parameters
-
-    def _start_camera(self, source: Path) -> Child:
-        parameters = {'source': str(source), 'rate_hz': self._args.rate_hz}
-        return start_camera(parameters, self._args.out / 'camera.log')
-
-    def _render_scenes(self, folder: Path) -> Path:
-        count = number_of_scenes(min(self._args.frames, MAX_SCENES))
-        self._screen.progress(f'rendering {count} driving scenes')
-        render_scenes(folder, count, self._stop.check)
-        return folder
-
-    def _collect(self, listener: Listener, frames: list[Frame]) -> None:
-        """Fill `frames` from the topics and show each; raises LiveRunError where nothing comes."""
-        shown: set[tuple[str, str]] = set()
-        last_news = time.monotonic()
-        while len(frames) < self._args.frames:
-            self._wait_a_little(listener)
-            loading_what = listener.reason if listener.state == 'loading' else ''
-            if listener.state and (listener.state, loading_what) not in shown:
-                shown.add((listener.state, loading_what))
-                self._screen.progress(': '.join(filter(None, (listener.state, listener.reason))))
-                last_news = time.monotonic()
-            if listener.state == 'error':
-                raise LiveRunError(f'the node reports an error: {listener.reason}')
-            while listener.frames and len(frames) < self._args.frames:
-                frames.append(listener.frames.popleft())
-                self._screen.frame(len(frames), frames[-1])
-                last_news = time.monotonic()
-            self._screen.waiting(listener.state, len(frames), self._args.frames)
-            if time.monotonic() - last_news > self._args.deadline_sec:
-                state = f'in state {listener.state}' if listener.state else 'never heard of'
-                raise LiveRunError(
-                    f'nothing new from the node ({state}) for {self._args.deadline_sec:g} s: give '
-                    f'it longer with --deadline-sec; {self._children[0].last_lines()}'
-                )
-
-    def _save_overlay(self, listener: Listener, last: Frame) -> None:
-        """Save the last frame's picture, or the newest one if that one does not come."""
-        import cv2
-
-        from gmskip_ros.pipeline.records import NODE_NAME
-        from gmskip_ros.ros.conversions import image_to_rgb
-
-        deadline = time.monotonic() + OVERLAY_WITHIN_S
-        while listener.overlay_stamp_ns < last.stamp_ns and time.monotonic() < deadline:
-            self._wait_a_little(listener)
-        if listener.overlay is None:
-            log = self._args.out / 'node.log'
-            raise LiveRunError(f'no picture came on /{NODE_NAME}/debug/image: see {log}')
-        picture = cv2.cvtColor(image_to_rgb(listener.overlay), cv2.COLOR_RGB2BGR)
-        _write_aside(self._args.out / 'overlay.png', cv2.imencode('.png', picture)[1].tobytes())
-
-    def _wait_a_little(self, listener: Listener) -> None:
-        listener.spin_once(0.1)
-        self._stop.check()
-        for child in self._children:
-            child.check()
+            raise _not_written(error.filename or out, error) from None
 
 
-def _write_aside(path: Path, data: bytes) -> None:
+def _write(path: Path, data: bytes) -> None:
     try:
         write_atomically(path, data)
     except OSError as error:
-        raise LiveRunError(f'{path}: {error.strerror}: give another folder with --out') from None
+        raise _not_written(path, error) from None
+
+
+def _not_written(path: object, error: OSError) -> LiveRunError:
+    return LiveRunError(f'{path}: {error.strerror}: choose a different folder with --out')

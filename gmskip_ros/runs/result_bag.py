@@ -1,8 +1,7 @@
-"""
-A replay's answers as a bag: the node's own topics, under the frames' own headers.
+"""A replay's answers as a bag: the node's topics, with the headers of the frames.
 
-rosbag2 with sqlite3 in metadata version 8, which Humble and Jazzy read (version 9's QoS lists are
-beyond Humble). Every message is recorded at the time at which its frame was.
+rosbag2 with sqlite3 in metadata version 8, which Humble and Jazzy read (Humble cannot read version
+9's QoS lists). Every message has the recording time of its frame.
 """
 
 from __future__ import annotations
@@ -35,7 +34,6 @@ from gmskip_ros.pipeline.pixels import JPEG_FORMAT
 from gmskip_ros.pipeline.records import Status
 from gmskip_ros.pipeline.replay import AnsweredFrame
 
-LEVELS = {OK: 0, WARN: 1, ERROR: 2}  # of diagnostic_msgs/DiagnosticStatus
 # As the node publishes: reliable, depth 1.
 _FOREVER = QosTime(9_223_372_036, 854_775_807)  # as rosbag2 records it
 _QOS = Qos(
@@ -49,10 +47,13 @@ _QOS = Qos(
     _FOREVER,
     False,
 )
-_TYPES = get_typestore(Stores.ROS2_HUMBLE)  # of these messages, Jazzy's are the same
-_Array = _TYPES.types['diagnostic_msgs/msg/DiagnosticArray']
-_Status = _TYPES.types['diagnostic_msgs/msg/DiagnosticStatus']
-_KeyValue = _TYPES.types['diagnostic_msgs/msg/KeyValue']
+_TYPES = get_typestore(Stores.ROS2_HUMBLE)  # Jazzy's definitions of these messages are the same
+_DIAGNOSTIC_TYPES = records.DiagnosticTypes(
+    _TYPES.types['diagnostic_msgs/msg/DiagnosticArray'],
+    _TYPES.types['diagnostic_msgs/msg/DiagnosticStatus'],
+    _TYPES.types['diagnostic_msgs/msg/KeyValue'],
+    {OK: 0, WARN: 1, ERROR: 2},
+)
 _String = _TYPES.types['std_msgs/msg/String']
 _Floats = _TYPES.types['std_msgs/msg/Float64MultiArray']
 _Layout = _TYPES.types['std_msgs/msg/MultiArrayLayout']
@@ -63,11 +64,10 @@ _Time = _TYPES.types['builtin_interfaces/msg/Time']
 
 
 def node_name(operating_point: str, is_only_one: bool) -> str:
-    """
-    Return the full name of the node whose topics hold the answers at an operating point.
+    """Return the full name of the node whose topics hold the answers at an operating point.
 
-    With several of them each has a namespace, as several nodes would; one that is a number of
-    blocks is `blocks_<n>`, since no name in ROS begins with a digit.
+    If there are several, each has a namespace, as several nodes would have; a number of blocks is
+    `blocks_<n>`, since names in ROS must not start with a digit.
     """
     if is_only_one:
         return f'/{records.NODE_NAME}'
@@ -76,7 +76,10 @@ def node_name(operating_point: str, is_only_one: bool) -> str:
 
 
 class ResultBag:
-    """A context manager that writes the bag aside; at the end, also after an error, it is there."""
+    """A context manager that writes a temporary bag and moves it in place at the end.
+
+    After an error, the bag holds the frames before it.
+    """
 
     def __init__(self, folder: Path, nodes: Sequence[str]) -> None:
         """`folder` must not exist; `nodes` has a full name (`node_name`) per operating point."""
@@ -85,27 +88,28 @@ class ResultBag:
         self._connections: dict[str, Any] = {}
 
     def __enter__(self) -> ResultBag:
-        """Raise OSError where nothing can be written."""
-        self._aside = Path(tempfile.mkdtemp(prefix='.bag.', dir=self._folder.parent))
+        """Create the temporary bag; raises OSError."""
+        self._temporary = Path(tempfile.mkdtemp(prefix='.bag.', dir=self._folder.parent))
         self._writer = Writer(
-            self._aside / self._folder.name,
+            self._temporary / self._folder.name,
             version=8,
             storage_plugin=StoragePlugin.SQLITE3,
         )
         try:
             self._writer.open()
             self._database: sqlite3.Connection = cast(Any, self._writer.storage).conn
-            # The bag is aside until it is whole, so neither needs the disk's time nor its room.
+            # A temporary bag needs no protection against a crash.
             self._database.execute('PRAGMA journal_mode=MEMORY')
             self._database.execute('PRAGMA synchronous=OFF')
         except sqlite3.Error as error:
             raise OSError(0, str(error), str(self._folder)) from error
         return self
 
-    def write(self, frame: AnsweredFrame, pictures: Sequence[bytes]) -> None:
-        """Write all that the node would publish; `pictures` has a JPEG per operating point.
+    def write(self, frame: AnsweredFrame, overlays: Sequence[bytes]) -> None:
+        """Write everything that the node would publish on a frame.
 
-        Raises OSError when the disk is full; then the bag has the frames before this one.
+        overlays: a JPEG per operating point. Raises OSError when the disk is full; the bag then
+        holds the frames before this one.
         """
         header = _header(frame)
         counts = dict(self._writer.counts)
@@ -118,7 +122,7 @@ class ResultBag:
                 message = _Compressed(
                     header=header,
                     format=JPEG_FORMAT,
-                    data=np.frombuffer(pictures[index], np.uint8),
+                    data=np.frombuffer(overlays[index], np.uint8),
                 )
                 self._write(node, records.JPEG_TOPIC, frame.time_ns, message)
             self._database.commit()
@@ -138,9 +142,9 @@ class ResultBag:
             self._writer.close()
         except sqlite3.Error as problem:
             raise OSError(0, str(problem), str(self._folder)) from problem
-        finally:  # one without metadata, too: `gmskip replay` and `ros2 bag reindex` know it
-            (self._aside / self._folder.name).rename(self._folder)
-            shutil.rmtree(self._aside, ignore_errors=True)
+        finally:  # even without metadata: `gmskip replay` and `ros2 bag reindex` can read it
+            (self._temporary / self._folder.name).rename(self._folder)
+            shutil.rmtree(self._temporary, ignore_errors=True)
 
     def _write_branch(self, node: str, time_ns: int, header: Any, result: BranchResult) -> None:
         statuses = records.result_statuses(result, node)
@@ -161,19 +165,7 @@ class ResultBag:
     def _write_array(
         self, node: str, topic: str, time_ns: int, header: Any, statuses: Sequence[Status]
     ) -> None:
-        array = _Array(
-            header=header,
-            status=[
-                _Status(
-                    level=LEVELS[status.level],
-                    name=status.name,
-                    message=status.message,
-                    hardware_id=status.hardware_id,
-                    values=[_KeyValue(key=key, value=text) for key, text in status.values.items()],
-                )
-                for status in statuses
-            ],
-        )
+        array = records.diagnostic_array(_DIAGNOSTIC_TYPES, header, statuses)
         self._write(node, topic, time_ns, array)
 
     def _write(self, node: str, topic: str, time_ns: int, message: Any) -> None:
@@ -187,7 +179,7 @@ class ResultBag:
 
 
 def _header(frame: AnsweredFrame) -> Any:
-    """Return the frame's own header, as a type of this store."""
+    """Return the frame's header as a type of _TYPES."""
     stamp = frame.header.stamp
     return _Header(
         stamp=_Time(sec=stamp.sec, nanosec=stamp.nanosec), frame_id=frame.header.frame_id

@@ -1,4 +1,4 @@
-"""Skip lists: which Transformer blocks may be left out, in which order, and how that was found."""
+"""Skip lists: which Transformer blocks may be skipped, in which order, and how that was found."""
 
 from gmskip_ros.skipping.errors import SkipListError, SkipListMismatchError, SkipSetError
 from gmskip_ros.skipping.file import load_skip_list, save_skip_list, shipped_skip_lists

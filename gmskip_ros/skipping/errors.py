@@ -1,4 +1,4 @@
-"""What can be wrong with a skip list."""
+"""Errors of skip lists and skip sets."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ class SkipListError(UserError, ValueError):
 
 
 class SkipListMismatchError(SkipListError):
-    """A skip list was made for a model with another number of blocks."""
+    """A skip list was made for a model with a different number of blocks."""
 
 
 class SkipSetError(UserError, ValueError):
-    """A skip set names a block that does not exist, or names one twice, or not by an integer."""
+    """A skip set lists a block that does not exist, lists one twice, or lists a non-integer."""

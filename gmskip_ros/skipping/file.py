@@ -1,4 +1,4 @@
-"""The skip-list file, `*.skip.yaml`: read strictly, written so that nothing is ever half there."""
+"""The skip-list file, `*.skip.yaml`: read strictly, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _REMOVAL_FIELDS = ('block', 'score')
 
 
 def shipped_skip_lists() -> list[str]:
-    """Return the names of the skip lists that come with the package, sorted."""
+    """Return the names of the skip lists that are shipped with the package, sorted."""
     folder = resources.files('gmskip_ros') / 'assets' / 'skip_lists'
     if not folder.is_dir():
         return []
@@ -59,14 +59,14 @@ def shipped_skip_lists() -> list[str]:
 
 
 def load_skip_list(name_or_path: str | os.PathLike[str]) -> SkipList:
-    """Return the skip list of a shipped name ('gmskip_captioning') or of a file.
+    """Return a skip list, by the name of a shipped one ('gmskip_captioning') or by its path.
 
-    A text with a '/' or the ending .yaml is a path. Raises SkipListError (one line: file, field,
-    value, remedy) if there is no such list or anything in it is not as the format says.
+    Raises SkipListError (one line: file, field, value, remedy) if there is no such list, or if
+    anything in it violates the format.
     """
     given = os.fspath(name_or_path)
     if not given.strip():
-        raise SkipListError(f'skip list: {given!r} names no file; {_shipped()}')
+        raise SkipListError(f'skip list: {given!r} does not name a file; {_shipped()}')
     if given in shipped_skip_lists():
         entry = resources.files('gmskip_ros') / 'assets' / 'skip_lists' / (given + _SUFFIX)
         return _parse(entry.read_bytes(), given)
@@ -74,10 +74,10 @@ def load_skip_list(name_or_path: str | os.PathLike[str]) -> SkipList:
 
 
 def save_skip_list(skip_list: SkipList, path: str | os.PathLike[str]) -> None:
-    """Write a skip list to a file; an older file of that name is replaced as a whole or not at all.
+    """Write a skip list to a file, so that load_skip_list returns an equal one.
 
-    load_skip_list gives back an equal SkipList. Raises SkipListError if it cannot be written; then
-    the older file is as it was.
+    An existing file is replaced whole. Raises SkipListError if the list cannot be written; an
+    existing file is then unchanged.
     """
     content = _format(skip_list).encode('utf-8')
     try:
@@ -85,7 +85,7 @@ def save_skip_list(skip_list: SkipList, path: str | os.PathLike[str]) -> None:
     except (OSError, ValueError, RuntimeError) as error:
         raise SkipListError(
             f'{_shown(path)}: cannot be written ({_reason(error)}); '
-            'check the folder, its permissions and the space left'
+            'check the folder, its permissions and the free space'
         ) from error
 
 
@@ -99,20 +99,21 @@ def _reason(error: Exception) -> str:
 
 
 def _shipped() -> str:
-    return f'shipped are {", ".join(shipped_skip_lists()) or "none"}; or give the path of a file'
+    names = ', '.join(shipped_skip_lists()) or 'none'
+    return f'use a shipped list ({names}) or the path of a {_SUFFIX} file'
 
 
 def _read(given: str) -> bytes:
     try:
         path = Path(given).expanduser()
         if path.is_dir():
-            raise SkipListError(f'{_shown(given)}: is a folder; give the {_SUFFIX} file in it')
+            raise SkipListError(f'{_shown(given)}: is a folder; name the {_SUFFIX} file in it')
         if not path.exists():
             if '/' in given or given.endswith(('.yaml', '.yml')):
-                raise SkipListError(f'{_shown(given)}: there is no such file; {_shipped()}')
+                raise SkipListError(f'{_shown(given)}: does not exist; {_shipped()}')
             raise SkipListError(f'skip list: {given!r} is unknown; {_shipped()}')
         if not path.is_file():  # reading a pipe or a device might never end
-            raise SkipListError(f'{_shown(given)}: is not a regular file; give a {_SUFFIX} file')
+            raise SkipListError(f'{_shown(given)}: is not a regular file; name a {_SUFFIX} file')
         return path.read_bytes()
     except SkipListError:
         raise
@@ -150,7 +151,7 @@ def _load_yaml(content: bytes) -> object:
 
 
 def _refuse_repeated_keys(root: yaml.Node | None) -> None:
-    """YAML keeps the last of two equal keys silently; a person who wrote both should know."""
+    """Raise SkipListError for a key that is given twice; YAML silently keeps the last one."""
     waiting, seen = [root], set()
     while waiting:
         node = waiting.pop()
@@ -166,7 +167,7 @@ def _refuse_repeated_keys(root: yaml.Node | None) -> None:
                     if key.value in keys:
                         line = key.start_mark.line + 1
                         raise SkipListError(
-                            f'line {line}: {short(key.value)} is there twice; remove one'
+                            f'line {line}: {short(key.value)} is given twice; remove one'
                         )
                     keys.add(key.value)
                 waiting += [key, value]
@@ -174,16 +175,16 @@ def _refuse_repeated_keys(root: yaml.Node | None) -> None:
 
 def _from_mapping(data: object) -> SkipList:
     if not isinstance(data, Mapping):
-        raise SkipListError(f'is not a skip list; it has to start with schema: {SCHEMA}')
+        raise SkipListError(f'is not a skip list; the first field must be schema: {SCHEMA}')
     if data.get('schema') != SCHEMA:
         raise SkipListError(
-            f'schema: {short(data.get("schema"))} is not known; this version reads {SCHEMA}'
+            f'schema: {short(data.get("schema"))} is unknown; this version reads {SCHEMA}'
         )
     nested = data.get('nested', True)
     absent = ('nested', 'removed', 'operating_points') if nested is False else ('nested', 'sets')
     _check_fields('', data, _FIELDS, [name for name in _FIELDS if name not in absent])
     if nested is not False and 'sets' in data:
-        raise SkipListError('sets: only for nested: false; write nested: false or remove it')
+        raise SkipListError('sets: allowed only with nested: false; write that or remove sets')
     values = {name: value for name, value in data.items() if name != 'schema'}
     values['prompt'] = Prompt(**_record('prompt', data['prompt'], _PROMPT_FIELDS))
     if 'removed' in data:
@@ -197,7 +198,7 @@ def _from_mapping(data: object) -> SkipList:
         )
     if nested is not False and data['operating_points'] is None:
         raise SkipListError('operating_points: null; write {high_performance: ..., ...}')
-    if isinstance(data['created'], datetime.datetime):  # as YAML reads an unquoted time
+    if isinstance(data['created'], datetime.datetime):  # YAML's type for an unquoted time
         values['created'] = _as_utc(data['created'])
     return SkipList(**values)
 
@@ -221,13 +222,13 @@ def _check_fields(
     for name in required:
         if name not in value:
             raise SkipListError(
-                f'{prefix}{name}: is missing; add it (null or {NOT_STATED!r} if it is not known)'
+                f'{prefix}{name}: is missing; add it (null or {NOT_STATED!r} if unknown)'
             )
 
 
 def _as_utc(time: datetime.datetime) -> str | datetime.datetime:
     if time.tzinfo is None or time.microsecond:
-        return time  # refused like every other text that is not a time in UTC
+        return time  # SkipList refuses it: it cannot be converted to whole seconds of UTC
     return time.astimezone(datetime.timezone.utc).strftime('%Y-%m-%dT%H:%M:%SZ')
 
 
@@ -247,23 +248,22 @@ def _format(skip_list: SkipList) -> str:
         if name == 'removed' and skip_list.removed:
             lines.append('removed:\n')
             for removal in skip_list.removed:
-                entry = {'block': removal.block, 'score': _as_float(removal.score)}
+                entry = {'block': removal.block, 'score': _plain(removal.score)}
                 lines.append(f'  - {_flow(entry)}\n')
         elif name == 'removed':
             lines.append('removed: []\n')
         elif name == 'created' and skip_list.created is not None:
-            lines.append(f'created: {skip_list.created}\n')  # unquoted: a time to YAML
+            lines.append(f'created: {skip_list.created}\n')  # unquoted: YAML reads it as a time
         elif isinstance(values[name], (dict, list)):
             lines.append(f'{name}: {_flow(values[name])}\n')
         else:
-            value = values[name]
-            value = _as_float(value) if isinstance(value, float) else value
-            lines.append(_dump({name: value}, flow=False))
+            lines.append(_dump({name: _plain(values[name])}, flow=False))
     return ''.join(lines)
 
 
-def _as_float(score: float | None) -> float | None:
-    return None if score is None else score if type(score) is int else float(score)
+def _plain(value: Any) -> Any:
+    """Return a NumPy float64, which is a float that YAML cannot write, as Python's float."""
+    return float(value) if isinstance(value, float) else value
 
 
 def _flow(value: object) -> str:
@@ -271,10 +271,10 @@ def _flow(value: object) -> str:
 
 
 def _dump(value: object, flow: bool) -> str:
-    # No line is wrapped: a line a field, easy to compare with a diff.
+    # No line is wrapped: with one field per line, a diff of two files is easy to read.
     text = yaml.safe_dump(
         value, default_flow_style=flow, sort_keys=False, allow_unicode=True, width=float('inf')
     )
-    if '\x85' in text:  # PyYAML writes this line break as it is, and reads it as a space
+    if '\x85' in text:  # PyYAML does not escape this line break, and reads it as a space
         text = yaml.safe_dump(value, default_flow_style=flow, sort_keys=False, width=float('inf'))
     return text

@@ -1,4 +1,4 @@
-"""One trajectory of block removals and where it came from."""
+"""A skip list: the order in which blocks are removed, and where it came from."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from gmskip_ros.errors import UserError
+from gmskip_ros.numbers import is_number, is_whole_number
 from gmskip_ros.skipping.errors import SkipListError, SkipListMismatchError
 from gmskip_ros.skipping.skip_set import PHASES
 
 OPERATING_POINTS = ('high_performance', 'high_sparsity')
 NOT_STATED = 'not stated'
-JOINT = 'joint'  # the task of a list that was found for all tasks together
+JOINT = 'joint'  # the task of a list that was calibrated for all tasks together
 # A score computed as k/n and one computed as ratio x full may differ in the last bits.
 _RATIO_TOLERANCE = 1e-12
 
 
 @dataclass(frozen=True)
 class Removal:
-    """A block left out, and the score without it and all blocks removed before it."""
+    """A removed block, and the score without it and all blocks removed before it."""
 
     block: int
     score: float | None = None
@@ -29,7 +30,7 @@ class Removal:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the model was asked during calibration; None = not stated."""
+    """The prompt of the calibration; None = not stated."""
 
     text: str | None = None
     template_sha256: str | None = None
@@ -39,11 +40,11 @@ class Prompt:
 def derive_operating_points(
     full_score: float, scores: Sequence[float], min_score_ratio: float
 ) -> dict[str, int]:
-    """Return the lengths of the prefixes that are the operating points of a trajectory.
+    """Return the operating points of a trajectory, as the lengths of two of its prefixes.
 
-    high_performance: the prefix with the best score, the empty one (full_score) included, of
-    equally good ones the longest; high_sparsity: the longest prefix all of whose prefixes score
-    at least min_score_ratio x full_score.
+    high_performance: the longest of the prefixes with the best score, the empty prefix
+    (full_score) included. high_sparsity: the longest prefix all of whose prefixes score at least
+    min_score_ratio x full_score.
     """
     all_scores = [full_score, *scores]
     best = max(all_scores)
@@ -57,7 +58,7 @@ def derive_operating_points(
 
 
 def meets_ratio(score: float, full_score: float, min_score_ratio: float) -> bool:
-    """Tell whether a score is at least min_score_ratio x full_score, up to rounding."""
+    """Return whether a score is at least min_score_ratio x full_score, up to rounding."""
     return score >= min_score_ratio * full_score - _RATIO_TOLERANCE * abs(full_score)
 
 
@@ -65,8 +66,8 @@ def meets_ratio(score: float, full_score: float, min_score_ratio: float) -> bool
 class SkipList:
     """A skip list: blocks in order of removal (or, if not nested, one set per size).
 
-    The fields are those of the file (see load_skip_list) and have the same meaning; whatever was
-    not stated is None. Creating one checks it: SkipListError names the field, value and remedy.
+    The fields are those of the file (see load_skip_list) and have the same meaning; None = not
+    stated. The constructor checks them: SkipListError names the field, the value and the remedy.
     """
 
     model: str
@@ -96,7 +97,7 @@ class SkipList:
         for name in ('text_model_type', 'target', 'metric', 'dtype'):
             _check_text(name, getattr(self, name), or_none=True)
         if not isinstance(self.provenance, str):
-            raise _wrong('provenance', self.provenance, 'is not a text; put it in quotes')
+            raise _wrong('provenance', self.provenance, 'is not text; put it in quotes')
         _check_whole_number('num_blocks', self.num_blocks, least=1)
         self._set('phases', _checked_phases(self.phases))
         _check_prompt(self.prompt)
@@ -109,7 +110,7 @@ class SkipList:
             self._set('calibration', _checked_mapping('calibration', self.calibration))
             for name, value in self.calibration.items():
                 if value is not None and not isinstance(value, (str, int, float)):
-                    problem = 'is not a text, a number or null; put it in quotes'
+                    problem = 'is not text, a number or null; put it in quotes'
                     raise _wrong(f'calibration.{short(name)}', value, problem)
         self._set('software', _checked_mapping('software', self.software))
         for name, version in self.software.items():
@@ -126,7 +127,7 @@ class SkipList:
 
     def _check_trajectory(self) -> None:
         if self.sets:
-            raise _wrong('sets', self.sets, 'is only for nested: false; remove it')
+            raise _wrong('sets', self.sets, 'is allowed only with nested: false; remove it')
         if not isinstance(self.removed, Sequence) or isinstance(self.removed, str):
             raise _wrong('removed', self.removed, 'is not a sequence of Removal')
         self._set('removed', tuple(self.removed))
@@ -160,15 +161,15 @@ class SkipList:
                 raise _wrong(
                     f'operating_points.{name}',
                     points[name],
-                    f'is not what the scores give; write {length} or correct the scores',
+                    f'does not follow from the scores; write {length} or correct the scores',
                 )
         self._set('operating_points', points)
 
     def _check_sets(self) -> None:
         if self.removed:
-            raise SkipListError('removed: only for nested: true; remove it, the sets are in sets')
+            raise SkipListError('removed: allowed only with nested: true; remove it')
         if not isinstance(self.sets, Mapping) or not self.sets:
-            raise _wrong('sets', self.sets, 'has no set; write {8: [...], 16: [...]}')
+            raise _wrong('sets', self.sets, 'holds no set; write {8: [...], 16: [...]}')
         sets: dict[int, tuple[int, ...]] = {}
         for size, blocks in self.sets.items():
             _check_whole_number('sets', size, least=1)
@@ -187,14 +188,14 @@ class SkipList:
             where = f'{name}[{i}{suffix}'
             _check_whole_number(where, block, least=0)
             if block >= self.num_blocks:
-                last = self.num_blocks - 1
-                raise _wrong(where, block, f'is no block of the {last + 1}; use 0..{last}')
+                count = self.num_blocks
+                raise _wrong(where, block, f'is not one of the {count} blocks; use 0..{count - 1}')
             if block in seen:
-                raise _wrong(where, block, 'was removed before; remove it once')
+                raise _wrong(where, block, 'is listed twice; list it once')
             seen.add(block)
         if len(seen) >= self.num_blocks:
             raise SkipListError(
-                f'{name}: all {self.num_blocks} blocks are removed; at least one has to stay'
+                f'{name}: all {self.num_blocks} blocks are removed; keep at least one'
             )
 
     def _checked_operating_points(self, lengths: Iterable[int]) -> dict[str, int]:
@@ -212,13 +213,15 @@ class SkipList:
                 length = _check_whole_number(f'operating_points.{name}', stated[name], least=0)
                 if length not in lengths:
                     raise _wrong(
-                        f'operating_points.{name}', length, f'is no length; use {_some(lengths)}'
+                        f'operating_points.{name}',
+                        length,
+                        f'is not a length of this list; use {_range_text(lengths)}',
                     )
                 points[name] = length
         return points
 
     def blocks_at(self, operating_point: str | int) -> tuple[int, ...]:
-        """Return the blocks left out at an operating point, in the order of removal.
+        """Return the blocks skipped at an operating point, in the order of removal.
 
         `operating_point` is 'high_performance', 'high_sparsity' or a number of blocks (8 or '8').
         Raises SkipListError if the list has no such point.
@@ -240,10 +243,10 @@ class SkipList:
         if type(point) is int and point in lengths:
             return point
         known = ''.join(f'{name} ({length}), ' for name, length in points.items())
-        what = f'{len(self.removed)} removed blocks' if self.nested else f'{len(self.sets)} sets'
+        size = f'{len(self.removed)} removed blocks' if self.nested else f'{len(self.sets)} sets'
         raise SkipListError(
             f'operating_point: {short(operating_point)} is not in the skip list for {self.task}, '
-            f'which has {what}; use {known}or a number of blocks: {_some(lengths)}'
+            f'which has {size}; use {known}or a number of blocks: {_range_text(lengths)}'
         )
 
     def warnings_for(
@@ -258,10 +261,10 @@ class SkipList:
         task: str | None = None,
         model: str | None = None,
     ) -> list[str]:
-        """Return one line for every way in which the model in use is not the calibrated one.
+        """Return one line for each setting in use that differs from the calibration's.
 
-        What the list does not state gives no warning, nor does an argument that is None. Raises
-        SkipListMismatchError if the model has another number of blocks.
+        Settings that the list does not state, and arguments that are None, are not compared.
+        Raises SkipListMismatchError if the model has a different number of blocks.
         """
         if num_blocks != self.num_blocks:
             raise SkipListMismatchError(
@@ -286,11 +289,12 @@ class SkipList:
 
 
 def short(value: object) -> str:
-    """Return a value for an error message: one line, and never a log full of a broken file."""
+    """Return a value for an error message: one short line, however broken the file is."""
     return reprlib.repr(value)
 
 
-def _some(lengths: Iterable[int]) -> str:
+def _range_text(lengths: Iterable[int]) -> str:
+    """Return '0..4' for consecutive lengths from 0, '0, 2, 3' for others."""
     lengths = list(lengths)
     if len(lengths) > 1 and lengths == list(range(lengths[-1] + 1)):
         return f'0..{lengths[-1]}'
@@ -305,13 +309,13 @@ def _check_text(name: str, value: object, or_none: bool = False) -> None:
     if value is None and or_none:
         return
     if not isinstance(value, str):
-        raise _wrong(name, value, 'is not a text; put it in quotes')
+        raise _wrong(name, value, 'is not text; put it in quotes')
     if not value.strip():
         raise _wrong(name, value, f'is empty; write {"null" if or_none else repr(NOT_STATED)}')
 
 
 def _check_whole_number(name: str, value: object, least: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
+    if not is_whole_number(value):
         raise _wrong(name, value, 'is not a whole number')
     if value < least:
         raise _wrong(name, value, f'is too small; use {least} or more')
@@ -321,11 +325,11 @@ def _check_whole_number(name: str, value: object, least: int) -> int:
 def _check_number(name: str, value: object) -> None:
     if value is None:
         return
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
+    if not is_number(value):
         raise _wrong(name, value, 'is not a number; write a number or null')
     try:
         finite = math.isfinite(value)
-    except OverflowError:  # a whole number beyond the floats
+    except OverflowError:  # a whole number too large for a float
         finite = False
     if not finite:
         raise _wrong(name, value, 'is not finite; write a number or null')
@@ -365,30 +369,29 @@ def _checked_mapping(name: str, value: object) -> dict[str, object]:
         raise _wrong(name, value, 'is not a mapping {name: value, ...}')
     for key in value:
         if not isinstance(key, str):
-            raise _wrong(name, key, 'as a name is not a text; put it in quotes')
+            raise _wrong(name, key, 'is not a text key; put it in quotes')
     return dict(value)
 
 
 def reselect(skip_list: SkipList, min_score_ratio: float, name: str) -> SkipList:
     """Return the list that the same search would have found with a higher min_score_ratio.
 
-    Such a search removes the same blocks in the same order, and stops before the first one without
-    which the score is too low. `name` is for errors. Raises UserError if that cannot be known.
+    That search removes the same blocks in the same order, and stops before the first block whose
+    removal makes the score too low. `name` names the list in errors. Raises UserError if the list
+    does not hold the scores that this needs.
     """
-    from gmskip_ros.skipping import derive_operating_points
-
     scores = [removal.score for removal in skip_list.removed if removal.score is not None]
     has_scores = skip_list.nested and len(scores) == len(skip_list.removed)
     full_score, least = skip_list.full_score, skip_list.min_score_ratio
     if not has_scores or full_score is None or least is None:
         raise UserError(
-            f'{name}: does not give the score after each removal, from which to choose: calibrate '
-            f'with --min-score-ratio {min_score_ratio}'
+            f'{name}: does not record the score after each removal; calibrate with '
+            f'--min-score-ratio {min_score_ratio}'
         )
     if not least <= min_score_ratio < float('inf'):
         raise UserError(
-            f'--min-score-ratio {min_score_ratio}: the search of {name} stopped at {least}, '
-            'what comes after that is not in it: give no less, or calibrate again'
+            f'--min-score-ratio {min_score_ratio}: the search for {name} stopped at {least} and '
+            f'records nothing below it; give {least} or more, or calibrate again'
         )
     points = derive_operating_points(full_score, scores, min_score_ratio)
     command = f'gmskip skiplist reselect --min-score-ratio {min_score_ratio}'
@@ -397,6 +400,6 @@ def reselect(skip_list: SkipList, min_score_ratio: float, name: str) -> SkipList
         skip_list,
         removed=removed,
         min_score_ratio=min_score_ratio,
-        operating_points=None,  # derived from the scores that are left
+        operating_points=None,  # derived from the remaining scores
         provenance='; '.join(filter(None, (skip_list.provenance, command))),
     )

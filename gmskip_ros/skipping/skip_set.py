@@ -1,4 +1,4 @@
-"""Which blocks of the language decoder are left out, in which phase."""
+"""Which blocks of the language decoder are skipped, and in which phase."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ PHASES = ('prefill', 'decode')
 
 @dataclass(frozen=True, init=False)
 class SkipSet:
-    """Blocks to leave out, by original 0-based index; the two phases may differ.
+    """Blocks to skip, by original 0-based index; the two phases may differ.
 
-    Construct from any iterables of integers. Raises SkipSetError for a negative index, one named
-    twice, or something that is not an integer; `check` also holds them against a model.
+    Built from any iterables of integers. Raises SkipSetError for a negative index, a repeated one,
+    or something that is not an integer; `check` compares them with a model.
     """
 
     prefill: frozenset[int] = frozenset()
@@ -29,19 +29,19 @@ class SkipSet:
 
     @classmethod
     def of(cls, blocks: SkipSet | Iterable[int], phases: Iterable[str] = PHASES) -> SkipSet:
-        """Return the set that leaves `blocks` out in `phases`; a SkipSet is returned as it is."""
+        """Return the set that skips `blocks` in `phases`; a SkipSet is returned unchanged."""
         if isinstance(blocks, SkipSet):
             return blocks
         phases = [phases] if isinstance(phases, str) else list(phases)
         unknown = [phase for phase in phases if phase not in PHASES]
         if unknown:
-            raise SkipSetError(f'unknown phase {unknown[0]!r}: give prefill, decode or both')
+            raise SkipSetError(f'unknown phase {unknown[0]!r}: use {" or ".join(PHASES)}, or both')
         indices = _block_indices(blocks)
         return cls(**{phase: indices for phase in phases})
 
     @property
     def blocks(self) -> tuple[int, ...]:
-        """Blocks left out in either phase, ascending."""
+        """Blocks skipped in either phase, ascending."""
         return tuple(sorted(self.prefill | self.decode))
 
     def __bool__(self) -> bool:
@@ -64,16 +64,16 @@ def _block_indices(blocks: Iterable[int]) -> frozenset[int]:
     for block in blocks:
         index = _block_index(block)
         if index in seen:
-            raise SkipSetError(f'block {index} is named twice in the skip set: name each once')
+            raise SkipSetError(f'block {index} is named twice in the skip set: name it once')
         seen.add(index)
     return frozenset(seen)
 
 
 def _block_index(block: Any) -> int:
     try:
-        if isinstance(block, bool):  # True is 1 to Python, and a slip to everybody else
+        if isinstance(block, bool):  # True counts as 1 in Python; here it is a mistake
             raise TypeError
-        index = operator.index(block)  # takes NumPy integers, refuses floats and strings
+        index = operator.index(block)  # accepts NumPy integers, refuses floats and strings
     except TypeError:
         raise SkipSetError(f'block {block!r} is not an integer: give 0-based indices') from None
     if index < 0:

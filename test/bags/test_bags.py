@@ -1,4 +1,4 @@
-"""Camera frames out of bags: whole ones and broken ones, as far as they can be read."""
+"""Camera frames of bags, whole and damaged."""
 
 from __future__ import annotations
 
@@ -38,8 +38,9 @@ from bag_files import (
 from rosbags.rosbag2 import Reader
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
+from gmskip_ros.bags.mcap_salvage import McapScan
 from gmskip_ros.bags.reading import BagError, BagFrame, CameraBag, is_bag, open_camera_bag
-from gmskip_ros.bags.salvage import McapScan, Sqlite3Scan
+from gmskip_ros.bags.sqlite3_salvage import Sqlite3Scan
 from gmskip_ros.pipeline.pixels import ConversionError, message_to_rgb
 
 CAMERA = '/camera'
@@ -54,7 +55,7 @@ IN_PLACE = [both for both in COMPRESSIONS if both[1] != 'file']
 
 
 def texts(count: int = 30) -> list[Recorded]:
-    """What else is in a bag: it begins a second before the camera, and ends before it."""
+    """Return the messages of another topic: they start a second before the camera's."""
     return [Recorded(START_NS + (i - 20) * PERIOD_NS // 2, text_message('x')) for i in range(count)]
 
 
@@ -73,7 +74,7 @@ def assert_equal(frames: list[BagFrame], messages: list[Recorded]) -> None:
         np.testing.assert_array_equal(frame.message.data, recorded.message.data)
 
 
-# ---- bags as they should be
+# ---- whole bags
 
 
 @pytest.mark.parametrize('version', [8, 9])
@@ -153,7 +154,7 @@ def test_a_part_is_by_recording_time_from_the_start_of_the_bag(tmp_path, storage
             assert [f.time_ns for f in frames] == [m.time_ns for m in expected]
 
 
-def test_one_file_of_a_bag_is_a_bag_too(tmp_path):
+def test_one_file_of_a_bag_is_a_bag(tmp_path):
     messages = camera_messages(30)
     for storage in STORAGES:
         bag_path = write_split_bag(
@@ -164,7 +165,7 @@ def test_one_file_of_a_bag_is_a_bag_too(tmp_path):
         assert bag.problems == []
 
 
-def test_characters_that_mean_something_in_a_uri_are_part_of_the_name(tmp_path):
+def test_special_characters_of_uris_are_part_of_the_name(tmp_path):
     messages = camera_messages(3)
     for storage in STORAGES:
         bag_path = write_bag(tmp_path / 'bag', {CAMERA: messages}, storage=storage)
@@ -174,7 +175,7 @@ def test_characters_that_mean_something_in_a_uri_are_part_of_the_name(tmp_path):
 
 
 def test_frames_are_not_all_in_memory(tmp_path):
-    """Two hundred of a megabyte each: reading them takes less than sixty."""
+    """Two hundred frames of a megabyte each: reading them takes less than 60 MB."""
     data = np.zeros(1_000_000, np.uint8)
     image = raw_image(np.zeros((1, 1, 3), np.uint8), START_NS)
     image.data = data
@@ -219,7 +220,7 @@ def test_a_message_that_is_damaged_is_a_frame_without_a_message(tmp_path, storag
     class Damaged(Recorded):
         cdr = property(lambda self: raws[messages.index(self)])  # type: ignore[assignment]
 
-    # Of the writer's view only the bytes differ.
+    # The writer sees other bytes and the same topics.
     damaged = [Damaged(*m) for m in messages]
     bag, frames = read(write_bag(tmp_path / 'bag', {CAMERA: damaged}, storage=storage))
 
@@ -247,7 +248,7 @@ def test_definitions_of_the_distribution_where_the_bag_has_none(tmp_path, distro
 
 
 def test_definitions_of_the_bag_are_used(tmp_path):
-    """A field more, and only the bag says so."""
+    """The bag's definition has one more field."""
     definition = TYPES.generate_msgdef(COMPRESSED, ros_version=2)[0]
     definition = definition.replace('string format', 'int64 exposure\nstring format')
     types = get_typestore(Stores.EMPTY)
@@ -315,7 +316,7 @@ def test_the_topic_may_be_left_out_or_given(tmp_path):
         ('/front', ["no topic '/front'", 'give one of /chatter (std_msgs/msg/String, 30)']),
     ],
 )
-def test_without_pictures_it_says_what_the_bag_has(tmp_path, topic, words):
+def test_without_images_the_error_lists_the_topics(tmp_path, topic, words):
     for storage in STORAGES:
         bag_path = write_bag(tmp_path / storage, {'/chatter': texts()}, storage=storage)
         with pytest.raises(BagError) as error:
@@ -352,10 +353,10 @@ def test_other_serializations_are_refused(tmp_path):
         open_camera_bag(bag_path)
 
 
-# ---- what is no bag
+# ---- what is not a bag
 
 
-def test_what_is_no_bag_is_one_line(tmp_path):
+def test_what_is_not_a_bag_is_one_line(tmp_path):
     (tmp_path / 'folder').mkdir()
     (tmp_path / 'text.txt').write_text('no bag')
     (tmp_path / 'ros1.bag').write_bytes(b'#ROSBAG V2.0\n')
@@ -371,8 +372,8 @@ def test_what_is_no_bag_is_one_line(tmp_path):
     for name, words in [
         ('missing', 'not found; give a bag folder'),
         ('folder', 'no .db3 or .mcap file in it'),
-        ('text.txt', 'no bag; give a bag folder'),
-        ('ros1.bag', 'of ROS 1; convert it with rosbags-convert'),
+        ('text.txt', 'not a bag; give a bag folder'),
+        ('ros1.bag', 'a ROS 1 bag; convert it with rosbags-convert'),
         ('garbage.db3', 'nothing readable: garbage.db3: file is not a database'),
         ('empty.db3', 'nothing readable: empty.db3: '),
         ('other.db3', 'nothing readable: other.db3: '),
@@ -397,7 +398,7 @@ def test_what_looks_like_a_bag(tmp_path):
     assert not is_bag(tmp_path) and not is_bag(tmp_path / 'film.mp4')
 
 
-# ---- recordings that did not end well
+# ---- damaged recordings
 
 
 @pytest.mark.parametrize(('storage', 'compression'), IN_PLACE)
@@ -426,7 +427,7 @@ def test_a_killed_recording_is_read_without_metadata(tmp_path, storage, compress
 
 
 @pytest.mark.parametrize('content', ['', '{', 'a: b', 'rosbag2_bagfile_information: 5', '\x00\xff'])
-def test_broken_metadata_are_done_without(tmp_path, content):
+def test_broken_metadata_are_not_needed(tmp_path, content):
     messages = camera_messages(3)
     bag_path = write_bag(tmp_path / 'bag', {CAMERA: messages})
     (bag_path / 'metadata.yaml').write_text(content, encoding='latin-1')
@@ -436,7 +437,7 @@ def test_broken_metadata_are_done_without(tmp_path, content):
 
 
 @pytest.mark.parametrize('storage', STORAGES)
-def test_of_files_that_are_missing_or_unusable_the_others_are_read(tmp_path, storage):
+def test_the_other_files_are_read_if_some_are_missing_or_unusable(tmp_path, storage):
     messages = camera_messages(40)
     bag_path = write_split_bag(tmp_path / 'bag', {CAMERA: messages}, num_files=4, storage=storage)
     files = storage_files(bag_path)
@@ -448,9 +449,9 @@ def test_of_files_that_are_missing_or_unusable_the_others_are_read(tmp_path, sto
     assert_equal(frames, messages[:10] + messages[30:])
     assert bag.num_frames == 20
     assert [p.partition(':')[0] for p in bag.problems] == [files[1].name, files[2].name]
-    assert 'named by metadata.yaml and not there' in bag.problems[0]
+    assert 'named by metadata.yaml but missing' in bag.problems[0]
 
-    # Renamed files: none is as the metadata have it.
+    # Renamed files: the metadata name none of them.
     for i in (0, 3):
         files[i].rename(bag_path / f'renamed_{i}{files[i].suffix}')
     files[2].unlink()
@@ -488,7 +489,7 @@ def test_a_truncated_file_is_read_to_its_end(tmp_path, storage, compression, par
     bag, frames = read(bag_path)
 
     assert_is_beginning(frames, messages)
-    # A chunk, or what the packer had not flushed, is lost.
+    # A chunk, or what the compressor had not flushed, is lost.
     assert part * 60 - 7 <= len(frames) <= 60
     if part <= 0.97:
         assert len(frames) < 60
@@ -497,7 +498,7 @@ def test_a_truncated_file_is_read_to_its_end(tmp_path, storage, compression, par
 
 
 @pytest.mark.parametrize('compression', ['none', 'storage'])
-def test_of_a_chunk_that_is_cut_off_the_first_messages_are_read(tmp_path, compression):
+def test_the_first_messages_of_a_chunk_that_is_cut_off_are_read(tmp_path, compression):
     messages = camera_messages(400)  # less than a megabyte: one chunk for all of them
     bag_path = write_bag(
         tmp_path / 'bag', {CAMERA: messages}, storage='mcap', compression=compression
@@ -513,8 +514,8 @@ def test_of_a_chunk_that_is_cut_off_the_first_messages_are_read(tmp_path, compre
     assert (bag.start_ns, bag.end_ns) == (START_NS, frames[-1].time_ns)
 
 
-def test_of_a_chunk_whose_index_is_cut_off_all_messages_are_read(tmp_path):
-    """Cut behind the index of another topic: that is not all that the chunk holds."""
+def test_all_messages_of_a_chunk_whose_index_is_cut_off_are_read(tmp_path):
+    """Cut after the index of another topic: the chunk holds more than that."""
     messages = camera_messages(10)
     topics = {'/words': texts(), CAMERA: messages}
     bag = write_bag(tmp_path / 'bag', topics, storage='mcap', compression='storage')
@@ -531,7 +532,7 @@ def test_of_a_chunk_whose_index_is_cut_off_all_messages_are_read(tmp_path):
         assert_equal(read(bag)[1], messages)
 
 
-def test_of_one_name_with_two_types_the_one_with_more_messages_is_read(tmp_path):
+def test_if_a_name_has_two_types_the_one_with_more_messages_is_read(tmp_path):
     few, many = camera_messages(3), camera_messages(7, raw=True)
     bag = write_bag(tmp_path / 'bag', {CAMERA: few, '/other': many})
     (file,) = storage_files(bag)
@@ -634,7 +635,7 @@ def test_damage_in_the_middle_of_a_db3_costs_what_is_damaged(tmp_path):
     ('storage', 'compression'), [('sqlite3', 'none'), ('sqlite3', 'file'), ('mcap', 'storage')]
 )
 def test_whatever_is_damaged_it_ends_and_is_one_line_each(tmp_path, storage, compression):
-    """Bytes changed at random; a tree of sqlite's may lead round and round then."""
+    """Bytes changed at random, which may make a tree of sqlite circular."""
     messages = camera_messages(12, width=32, height=32)
     bag_path = write_split_bag(
         tmp_path / 'bag',

@@ -1,4 +1,4 @@
-"""A `gmskip` command of a test that starts processes of its own, and what became of them."""
+"""A `gmskip` command that starts processes of its own, run by a test."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ import time
 import uuid
 from pathlib import Path
 
+import psutil
 from ros_process import free_domain_id
 
 MARK = 'GMSKIP_TEST_MARK'  # in the environment of everything that a test starts
-DEADLINE_S = 150.0  # only to end a test that hangs
+DEADLINE_S = 150.0  # for a test that hangs
 
 
 class LiveCommand:
-    """One running command, `gmskip COMMAND --out OUT OPTIONS`, and whatever it has started."""
+    """A running command, `gmskip COMMAND --out OUT OPTIONS`, and everything it has started."""
 
     def __init__(self, command: str, out: Path, *options: str) -> None:
         self._mark = f'{MARK}={uuid.uuid4()}'
@@ -55,13 +56,14 @@ class LiveCommand:
         return self._process.returncode, self._stdout.read_text(), stderr
 
     def processes(self) -> dict[int, str]:
-        """Return the command lines, by process id, of all that runs with this command's mark."""
+        """Return the command lines, by process id, of everything that the command has started."""
+        name, _, value = self._mark.partition('=')
         found = {}
-        for process in Path('/proc').iterdir():
+        for process in psutil.process_iter():
             try:
-                if self._mark.encode() in (process / 'environ').read_bytes().split(b'\0'):
-                    found[int(process.name)] = (process / 'cmdline').read_text().replace('\0', ' ')
-            except (OSError, ValueError):  # not a process, ended meanwhile, or not ours
+                if process.environ().get(name) == value:
+                    found[process.pid] = ' '.join(process.cmdline())
+            except psutil.Error:  # it has exited, or belongs to somebody else
                 continue
         return {pid: command for pid, command in found.items() if command}
 

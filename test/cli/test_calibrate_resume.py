@@ -281,7 +281,7 @@ def test_a_broken_checkpoint_is_one_line(
     ('stage', 'number', 'status'),
     [
         ('loading', signal.SIGINT, 130),
-        ('encoding pictures', signal.SIGINT, 130),
+        ('encoding images', signal.SIGINT, 130),
         ('32 candidates', signal.SIGINT, 130),
         ('testing skip sets', signal.SIGINT, 130),
         ('32 candidates', signal.SIGTERM, 143),
@@ -321,7 +321,7 @@ def test_progress_is_shown_on_a_terminal(root):
     with on_terminal(root / 'terminal', terminal) as process:
         assert process.wait() == 0, terminal.text
     for shown in (
-        'encoding pictures',
+        'encoding images',
         'rounds',
         'answers',
         '32 candidates',

@@ -1,4 +1,4 @@
-"""The real `gmskip demo`: its table, its files, its errors, and that nothing of it stays behind."""
+"""The real `gmskip demo`: its table, files and errors, and that no process stays behind."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ from live_command import LiveCommand
 from gmskip_ros.datasets.scenes import render_scene
 from gmskip_ros.pipeline.overlay import AGREES_RGB, DIFFERS_RGB, MAX_PANEL_FRACTION, RAN_RGB
 from gmskip_ros.pipeline.rows import csv_bytes, read_json_lines
-from gmskip_ros.runs.demo import _write_aside
+from gmskip_ros.runs.demo import _write
 from gmskip_ros.runs.live import FIRST_SCENE_SEED, LiveRunError
-from gmskip_ros.signals import StopRequest
 from gmskip_ros.tasks import TASK_NAMES
 
-NODE_IS_HEARD = r's  (loading|warming_up|ready)'
+NODE_REPORTS = r's  (loading|warming_up|ready)'
 
 
 @pytest.fixture
@@ -38,13 +37,21 @@ def demo(tmp_path: Path) -> Iterator:
         running.kill_all()
 
 
+@pytest.fixture
+def one_image(tmp_path: Path) -> str:
+    """Return a folder with one image for the camera: it needs no time to render."""
+    (tmp_path / 'images').mkdir()
+    assert cv2.imwrite(str(tmp_path / 'images/0.png'), np.full((60, 80, 3), 127, np.uint8))
+    return str(tmp_path / 'images')
+
+
 def test_three_frames(demo, tmp_path):
     running = demo('--frames', '3')
     status, stdout, stderr = running.wait()
     assert (status, stderr) == (0, '')
     assert not running.processes()
 
-    # What the node says of itself (states that last less than a second may be missing), the table.
+    # The node's states (those of less than a second may be missing) and the table.
     order = ['loading', 'warming_up', 'ready', 'overload']
     states = [
         state for state in re.findall(r'^ *[\d.]+ s  (\w+)', stdout, re.MULTILINE) if state in order
@@ -98,7 +105,7 @@ def test_three_frames(demo, tmp_path):
     )
     assert {each['skip_list'] for each in run['skip_sets']} == {f'demo_{t}' for t in TASK_NAMES}
 
-    # The picture is one of the camera's, with the panel of three tasks on top.
+    # The overlay is an image of the camera, with the panel of three tasks on top.
     picture = cv2.cvtColor(cv2.imread(str(tmp_path / 'out/overlay.png')), cv2.COLOR_BGR2RGB)
     below = int(picture.shape[0] * MAX_PANEL_FRACTION)
     scenes = [render_scene(FIRST_SCENE_SEED + index).image for index in range(3)]
@@ -112,45 +119,45 @@ def test_three_frames(demo, tmp_path):
 
 
 @pytest.mark.parametrize(('signum', 'expected'), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_everything(demo, signum, expected):
-    running = demo('--frames', '50')
-    running.wait_for_line(NODE_IS_HEARD)
+def test_a_signal_stops_everything(demo, one_image, signum, expected):
+    running = demo('--frames', '50', '--source', one_image)
+    running.wait_for_line(NODE_REPORTS)
     assert len(running.processes()) >= 2
     running.send_signal(signum)
     status, _, stderr = running.wait()
     assert status == expected
-    assert stderr == f'gmskip demo: ended by {signal.Signals(signum).name}\n'
+    assert stderr == f'gmskip demo: stopped by {signal.Signals(signum).name}\n'
     assert not running.processes()
 
 
-def test_node_that_ends_is_one_clear_line(demo):
-    running = demo('--frames', '50')
-    running.wait_for_line(NODE_IS_HEARD)
+def test_node_that_exits_is_one_clear_line(demo, one_image):
+    running = demo('--frames', '50', '--source', one_image)
+    running.wait_for_line(NODE_REPORTS)
     node = [pid for pid, command in running.processes().items() if 'dual_vlm_node' in command]
     assert len(node) == 1
     os.kill(node[0], signal.SIGTERM)  # SIGKILL would leave its shared memory behind
     status, _, stderr = running.wait()
     assert status == 1
     first, *log = stderr.splitlines()
-    assert first.startswith('gmskip demo: error: dual_vlm_node ended by itself (exit status 0)')
+    assert first.startswith('gmskip demo: error: dual_vlm_node exited unexpectedly (exit status 0)')
     assert 'node.log' in first and log and all(line.startswith('  ') for line in log)
     assert not running.processes()
 
 
-def test_pictures_that_cannot_be_read_are_named(demo, tmp_path):
+def test_images_that_cannot_be_read_are_named(demo, tmp_path):
     (tmp_path / 'photos').mkdir()
-    (tmp_path / 'photos/broken.jpg').write_bytes(b'not a picture')
+    (tmp_path / 'photos/broken.jpg').write_bytes(b'not an image')
     running = demo('--source', str(tmp_path / 'photos'))
     status, _, stderr = running.wait()
     assert status == 1
-    assert 'error: image_player ended by itself (exit status 2)' in stderr
+    assert 'error: image_player exited unexpectedly (exit status 2)' in stderr
     assert 'broken.jpg' in stderr
     assert not running.processes()
 
 
-def test_model_that_cannot_be_loaded_is_named(demo, tmp_path):
+def test_model_that_cannot_be_loaded_is_named(demo, one_image, tmp_path):
     (tmp_path / 'no_model').mkdir()
-    running = demo('--model', str(tmp_path / 'no_model'))
+    running = demo('--model', str(tmp_path / 'no_model'), '--source', one_image)
     status, _, stderr = running.wait()
     assert status == 1
     assert stderr.startswith('gmskip demo: error: the node reports an error: ')
@@ -158,8 +165,8 @@ def test_model_that_cannot_be_loaded_is_named(demo, tmp_path):
     assert not running.processes()
 
 
-def test_silence_has_a_deadline(demo):
-    running = demo('--deadline-sec', '0.01', '--no-progress')
+def test_silence_has_a_deadline(demo, one_image):
+    running = demo('--deadline-sec', '0.01', '--no-progress', '--source', one_image)
     status, stdout, stderr = running.wait()
     assert status == 1
     assert stdout == ''
@@ -174,7 +181,7 @@ def test_folder_that_cannot_be_written_to(demo, tmp_path):
     assert stderr.startswith(f'gmskip demo: error: --out {tmp_path / "out"}: ')
 
 
-def test_folder_in_which_nothing_can_be_made(demo):
+def test_folder_in_which_nothing_can_be_created(demo):
     status, _, stderr = demo('--frames', '1', '--out', '/sys').wait()
     assert status == 1
     assert stderr.startswith('gmskip demo: error: --out /sys: ') and len(stderr.splitlines()) == 1
@@ -182,19 +189,7 @@ def test_folder_in_which_nothing_can_be_made(demo):
 
 def test_folder_that_is_gone_at_the_end(tmp_path):
     with pytest.raises(LiveRunError, match=r'/gone/frames\.jsonl: .*--out'):
-        _write_aside(tmp_path / 'gone/frames.jsonl', b'')
-
-
-def test_a_signal_that_is_ignored_stays_ignored():
-    handler = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
-    try:
-        stop = StopRequest()
-        os.kill(os.getpid(), signal.SIGHUP)
-        stop.check()
-        stop.release()
-        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGHUP, handler)
+        _write(tmp_path / 'gone/frames.jsonl', b'')
 
 
 @pytest.mark.parametrize(

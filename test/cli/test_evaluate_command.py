@@ -112,7 +112,7 @@ def test_the_demo_has_its_own_list_and_equal_sets_are_one_row(gmskip, scenes):
     assert (status, errors) == (0, '')
     names = {line.strip() for line in output.splitlines()}
     assert any(name.startswith('Full') for name in names)
-    assert 'Does it still look?' in names
+    assert 'Does it still look at the picture?' in names
     output = gmskip('--dataset', scenes, *QUICK, '--json', '--operating-point', points)[1]
     assert f'GM-Skip high performance, GM-Skip {length} blocks' in ' '.join(output.split())
 

@@ -1,8 +1,9 @@
-"""The real `gmskip replay` on real bags: which frames, what is answered, what is left behind."""
+"""The real `gmskip replay` on real bags: which frames, which answers, which files."""
 
 from __future__ import annotations
 
 import csv
+import functools
 import importlib
 import json
 import os
@@ -29,6 +30,7 @@ from bag_files import (
     write_bag,
 )
 from rosbags.highlevel import AnyReader
+from tiny_models import make_tiny_model
 
 from gmskip_ros.cli.main import main
 from gmskip_ros.datasets.scenes import render_scene
@@ -39,13 +41,18 @@ from gmskip_ros.vlm import Vlm, load_vlm
 
 TOPIC = '/front/image_raw/compressed'
 SECOND_NS = 1_000_000_000
-JUMP_AT, BROKEN_AT = 22, 10  # the 22nd and later frames are stamped 30 s earlier
+JUMP_AT, BROKEN_AT = 22, 10  # frames 22 and later are stamped 30 s earlier
 FIRST_SEED = 70_000_000
 
 
 def scene(number: int) -> Any:
-    """Return the picture of frame `number`: a new one every half second; uint8 RGB."""
-    return render_scene(FIRST_SEED + number // 5).image
+    """Return the image of frame `number`: a new one every half second; uint8 RGB."""
+    return rendered(FIRST_SEED + number // 5)
+
+
+@functools.cache
+def rendered(seed: int) -> Any:
+    return render_scene(seed).image
 
 
 def stamp_ns(number: int) -> int:
@@ -53,7 +60,7 @@ def stamp_ns(number: int) -> int:
 
 
 def drive(count: int = 40) -> list[Recorded]:
-    """Return a camera's messages at 10 Hz: with a broken JPEG, with a jump back in time."""
+    """Return a camera's messages at 10 Hz, with a broken JPEG and a jump back in time."""
     return [
         Recorded(
             START_NS + number * PERIOD_NS,
@@ -64,7 +71,7 @@ def drive(count: int = 40) -> list[Recorded]:
 
 
 def due_frames(numbers: range, period_ns: int = SECOND_NS) -> list[int]:
-    """Return the frames that design.md's rule takes, written down anew."""
+    """Return the frames that the gate takes, by an independent implementation."""
     due, last, newest = [], None, None
     for number in numbers:
         stamp = stamp_ns(number)
@@ -82,7 +89,7 @@ def replay(*arguments: object) -> int:
 
 
 def answers(rows: list[FrameRow]) -> list[tuple[object, ...]]:
-    """Return what must be the same each time: everything but the times."""
+    """Return what must be the same in every run: everything but the times."""
     return [
         (
             row.frame,
@@ -128,13 +135,19 @@ def out(bag: Path) -> Path:
 
 
 @pytest.fixture(scope='module')
+def tiny_model(bag: Path) -> Path:
+    """Return a random model of four blocks, for tests that are not about the answers."""
+    return make_tiny_model(bag.parent / 'tiny_model')
+
+
+@pytest.fixture(scope='module')
 def vlm() -> Vlm:
     return load_vlm('demo')
 
 
-def test_the_frames_are_those_of_the_rule(out: Path) -> None:
+def test_the_frames_are_those_of_the_gate(out: Path) -> None:
     due = due_frames(range(40))
-    assert BROKEN_AT in due and JUMP_AT in due  # or this test would be about less than it seems
+    assert BROKEN_AT in due and JUMP_AT in due  # or this test would prove less
     rows = read_json_lines(out / 'frames.jsonl')
     expected = [number for number in due if number != BROKEN_AT]
     assert list(dict.fromkeys(row.stamp_ns for row in rows)) == [stamp_ns(n) for n in expected]
@@ -186,7 +199,7 @@ def test_agreement_is_with_full_on_the_same_frame(out: Path) -> None:
     assert all(row.agree is None for row in full.values())
 
 
-def test_table_and_lines_say_the_same(out: Path) -> None:
+def test_table_and_lines_hold_the_same(out: Path) -> None:
     rows = read_json_lines(out / 'frames.jsonl')
     assert (out / 'frames.csv').read_bytes() == csv_bytes(rows)
     with (out / 'frames.csv').open(newline='') as file:
@@ -226,7 +239,7 @@ def test_the_result_bag_holds_what_the_node_would_publish(out: Path) -> None:
             assert float(values['total_ms']) == row.total_ms
             assert values['format'] == 'gmskip/result/1'
             seen += 1
-    # Two namespaces, as two nodes would have, each with a full branch of its own.
+    # Two namespaces, as two nodes would have, each with its own full branch.
     assert seen == sum(2 if row.branch == 'full' else 1 for row in rows)
     nodes = {topic.split('/dual_vlm/')[0] for topic, _, _ in messages}
     assert nodes == {'/high_performance', '/blocks_4'}
@@ -333,7 +346,7 @@ def test_raw_frames_with_padding_and_a_choice_of_topics(
     assert full.raw_text == answer.text
 
 
-def test_the_nodes_parameter_file_is_taken_and_options_win(bag: Path, tmp_path: Path) -> None:
+def test_options_take_precedence_over_the_nodes_parameter_file(bag: Path, tmp_path: Path) -> None:
     file = tmp_path / 'my.param.yaml'
     file.write_text(
         '/**:\n  ros__parameters:\n    tasks: [captioning, single_object]\n    branches: [skip]\n'
@@ -377,9 +390,8 @@ def replay_process(*arguments: object, **options: Any) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize(('signum', 'status'), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_stopped_in_the_middle_it_leaves_a_valid_part(
-    tmp_path: Path, out: Path, signum: int, status: int
+    tmp_path: Path, bag: Path, out: Path, signum: int, status: int
 ) -> None:
-    bag = write_bag(tmp_path / 'long', {TOPIC: drive(40)})
     folder = tmp_path / 'part'
     process = replay_process(
         bag,
@@ -418,16 +430,19 @@ def test_stopped_in_the_middle_it_leaves_a_valid_part(
     assert sorted(path.name for path in folder.iterdir()) == sorted(
         ['bag', 'frames.csv', 'frames.jsonl', 'latency.png', 'replay.json', 'report.html']
     )
-    # The answers until then are those of the whole run (here at 10 Hz: on the same first frame).
+    # The answers so far are those of the whole run (here at 10 Hz: on the same first frame).
     whole = [row for row in read_json_lines(out / 'frames.jsonl') if row.frame == 1]
     assert answers(rows)[: len(whole)] == answers(whole)
 
 
-def test_a_full_disk_is_one_line_and_what_was_answered_stays(tmp_path: Path) -> None:
-    bag = write_bag(tmp_path / 'drive', {TOPIC: drive(40)})
+def test_a_full_disk_is_one_line_and_what_was_answered_stays(
+    tmp_path: Path, bag: Path, tiny_model: Path
+) -> None:
     size = 150_000  # bytes: the bag of results does not fit, the table does
     process = replay_process(
         bag,
+        '--model',
+        tiny_model,
         '--out',
         tmp_path / 'out',
         '--rate',
@@ -441,7 +456,7 @@ def test_a_full_disk_is_one_line_and_what_was_answered_stays(tmp_path: Path) -> 
     assert str(tmp_path / 'out') in stderr.splitlines()[-1]
     rows = read_json_lines(tmp_path / 'out/frames.jsonl')
     assert 0 < rows[-1].frame < 40
-    # The bag has whole frames only: all that the disk had room for.
+    # The bag has whole frames only, as many as the disk had space for.
     topics = Counter(topic for topic, _, _ in read_results(tmp_path / 'out/bag'))
     assert set(topics.values()) == {rows[-1].frame - 1} and len(topics) == 8
     assert not list((tmp_path / 'out').glob('.*'))
@@ -460,7 +475,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_it_runs_without_ros(bag: Path, tmp_path: Path) -> None:
+def test_it_runs_without_ros(bag: Path, tmp_path: Path, tiny_model: Path) -> None:
     done = subprocess.run(
         [
             sys.executable,
@@ -468,6 +483,8 @@ def test_it_runs_without_ros(bag: Path, tmp_path: Path) -> None:
             WITHOUT_ROS,
             'replay',
             bag,
+            '--model',
+            tiny_model,
             '--out',
             tmp_path / 'out',
             '--limit',
@@ -483,7 +500,7 @@ def test_it_runs_without_ros(bag: Path, tmp_path: Path) -> None:
     assert 'single_object' in done.stdout and str(tmp_path / 'out/report.html') in done.stdout
 
 
-def test_earlier_results_are_kept_unless_they_may_go(
+def test_earlier_results_are_kept_without_overwrite(
     out: Path, bag: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     before = (out / 'frames.jsonl').read_bytes()
@@ -495,7 +512,7 @@ def test_earlier_results_are_kept_unless_they_may_go(
     assert replay(bag, '--out', tmp_path / 'out', *options) == 0
     assert replay(bag, '--out', tmp_path / 'out', *options, '--overwrite') == 0
     assert {row.frame for row in read_json_lines(tmp_path / 'out/frames.jsonl')} == {1}
-    # What cannot be replayed does not cost the earlier results, and no bag becomes its own result.
+    # A replay that fails early keeps the earlier results, and no bag is replaced by its own result.
     capsys.readouterr()
     assert replay(bag, '--out', tmp_path / 'out', '--operating-point', 30, '--overwrite') == 2
     assert '30' in capsys.readouterr().err
@@ -507,7 +524,7 @@ def test_earlier_results_are_kept_unless_they_may_go(
     assert len(read_results(results)) == len(before) > 0
 
 
-def test_the_part_without_frames_is_told(
+def test_a_part_without_frames_is_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = {'/words': [Recorded(START_NS, text_message('hello'))]}
@@ -521,7 +538,7 @@ def test_the_part_without_frames_is_told(
     assert 'none of the 3' in capsys.readouterr().err
 
 
-def test_frames_without_a_stamp_are_taken_by_recording_time(
+def test_frames_without_a_stamp_use_the_recording_time(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     frames = [Recorded(START_NS + i * SECOND_NS, jpeg_image(scene(i), 0)) for i in range(3)]
@@ -532,8 +549,8 @@ def test_frames_without_a_stamp_are_taken_by_recording_time(
     assert {row.stamp_ns for row in rows} == {frame.time_ns for frame in frames}
 
 
-def test_damage_to_the_bag_is_told_beside_any_number_of_broken_frames(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_damage_to_the_bag_is_reported_beside_any_number_of_broken_frames(
+    tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     frames = [
         Recorded(
@@ -543,7 +560,8 @@ def test_damage_to_the_bag_is_told_beside_any_number_of_broken_frames(
     ]
     bag = write_bag(tmp_path / 'drive', {TOPIC: frames})
     (bag / 'metadata.yaml').unlink()
-    assert replay(bag, '--out', tmp_path / 'out', '--task', 'single_object') == 0
+    options = ('--model', tiny_model, '--task', 'single_object')
+    assert replay(bag, '--out', tmp_path / 'out', *options) == 0
     assert 'metadata.yaml: missing' in capsys.readouterr().err
     problems = json.loads((tmp_path / 'out/replay.json').read_text())['problems']
     assert 'metadata.yaml: missing' in problems[0] and problems[-1] == '29 more like these'
@@ -574,11 +592,11 @@ def test_a_signal_outside_of_the_frames(
     bag = write_bag(tmp_path / 'drive', {TOPIC: drive(1)})
     status = replay(bag, '--out', tmp_path / 'out', '--task', 'single_object')
     error = capsys.readouterr().err
-    if moment == 'writing the report':  # nothing is left to stop: the run is whole
+    if moment == 'writing the report':  # too late to stop: the run is complete
         assert (status, error) == (0, '')
         assert json.loads((tmp_path / 'out/replay.json').read_text())['complete']
     else:
-        # At once: by its own account before the first frame where a model was being loaded.
+        # At once; while the model is loaded, the message says that there is no frame yet.
         assert status == 143 and len(error.splitlines()) == 1
         assert ('before the first frame' in error) is (moment == 'loading')
         assert not (tmp_path / 'out/frames.jsonl').exists()
@@ -626,7 +644,10 @@ def test_a_bag_of_broken_frames_ends_with_a_report_of_them(
         (['ROWS', '--against', 'none.jsonl'], ['none.jsonl']),
         (['ROWS', '--against', 'ROWS', '--rate', '2'], ['--rate', '--against']),
         (['ROWS', '--against', 'ROWS', '--overwrite'], ['--overwrite', '--out']),
-        (['ROWS', '--against', 'ROWS', '--out', 'RUN', '--overwrite'], ['--out', 'own']),
+        (
+            ['ROWS', '--against', 'ROWS', '--out', 'RUN', '--overwrite'],
+            ['--out', 'one of the runs'],
+        ),
         (['BAG', '--out', '/proc/nowhere'], ['/proc/nowhere', '--out']),
     ],
 )
@@ -659,7 +680,7 @@ def test_two_runs_against_each_other(
     out: Path, bag: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = tmp_path / 'other'
-    options = ('--task', 'single_object,captioning', '--labels', 'scenes')
+    options = ('--task', 'single_object,captioning', '--labels', 'scenes', '--limit', 2)
     assert replay(bag, '--out', other, *options, '--operating-point', 'high_sparsity') == 0
     mine = tmp_path / 'mine'
     assert replay(bag, '--out', mine, *options, '--operating-point', 'high_performance') == 0

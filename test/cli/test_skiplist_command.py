@@ -113,10 +113,10 @@ SETS = SkipList(
         (SCORED, 0.89, 'stopped at 0.9'),
         (SCORED, float('inf'), '--min-score-ratio inf'),
         (SCORED, float('nan'), '--min-score-ratio nan'),
-        (UNSCORED, 1, 'does not give the score'),
-        (replace(UNSCORED, full_score=0.5, min_score_ratio=0.9), 1, 'does not give the score'),
-        (SkipList('m', 8, 'captioning'), 1, 'does not give the score'),
-        (SETS, 1, 'does not give the score'),
+        (UNSCORED, 1, 'does not record the score'),
+        (replace(UNSCORED, full_score=0.5, min_score_ratio=0.9), 1, 'does not record the score'),
+        (SkipList('m', 8, 'captioning'), 1, 'does not record the score'),
+        (SETS, 1, 'does not record the score'),
     ],
 )
 def test_what_cannot_be_chosen_is_one_line(skiplist, tmp_path, skip_list, ratio, said):
@@ -188,8 +188,8 @@ def test_lists_without_scores_and_sets_are_shown(skiplist, tmp_path):
     status, output, _ = skiplist('show', path)
     assert status == 0 and 'phases: decode' in output
     assert rows(output) == [
-        ['0', '0.0 %', '', '', 'high_performance'],
-        ['1', '12.5 %', '3', '', 'high_sparsity'],
+        ['0', '0.0 %', '', 'not published', 'high_performance'],
+        ['1', '12.5 %', '3', 'not published', 'high_sparsity'],
     ]
     save_skip_list(SETS, path)
     status, output, _ = skiplist('show', path)

@@ -1,4 +1,4 @@
-"""Which frames are due: design.md's rule, by stamps alone."""
+"""Which frames are due, by their stamps alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def chosen(stamps: list[int], period_ns: int = SECOND) -> list[int]:
     gate = FrameGate(period_ns)
     taken = []
     for stamp in stamps:
-        if gate.offer(stamp) in ('due', 'reset'):
+        if gate.judge(stamp) in ('due', 'reset'):
             gate.take(stamp)
             taken.append(stamp)
     return taken
@@ -33,7 +33,7 @@ def test_jitter_never_changes_the_number_of_frames(seed: int) -> None:
     # 10 Hz, each stamp late by up to 90 ms: still in order, and one in each 100 ms.
     stamps = [start + i * SECOND // 10 + rng.randrange(90_000_000) for i in range(600)]
     taken = chosen(stamps)
-    # Exactly the first frame of each second, computed another way.
+    # Exactly the first frame of each second, computed in a different way.
     first_of_second: dict[int, int] = {}
     for stamp in stamps:
         first_of_second.setdefault(stamp // SECOND, stamp)
@@ -48,51 +48,51 @@ def test_a_camera_slower_than_the_rate_loses_no_frame() -> None:
 
 def test_frames_stay_due_until_one_is_taken() -> None:
     gate = FrameGate(SECOND)
-    gate.offer(0)
+    gate.judge(0)
     gate.take(0)
-    assert gate.offer(SECOND // 2) == 'gated'
-    assert gate.offer(SECOND) == 'due'
-    assert gate.offer(SECOND + 1) == 'due'  # the worker is still busy: the newer one replaces it
+    assert gate.judge(SECOND // 2) == 'gated'
+    assert gate.judge(SECOND) == 'due'
+    assert gate.judge(SECOND + 1) == 'due'  # the worker is still busy: the newer one replaces it
     gate.take(SECOND + 1)
-    assert gate.offer(SECOND + 2) == 'gated'
+    assert gate.judge(SECOND + 2) == 'gated'
 
 
 def test_a_small_step_back_is_out_of_order() -> None:
     gate = FrameGate(SECOND)
-    assert gate.offer(5 * SECOND) == 'due'  # waits, not yet taken
-    assert gate.offer(4 * SECOND + 1) == 'out_of_order'
-    assert gate.offer(4 * SECOND) == 'out_of_order'  # exactly one period
+    assert gate.judge(5 * SECOND) == 'due'  # waits, not yet taken
+    assert gate.judge(4 * SECOND + 1) == 'out_of_order'
+    assert gate.judge(4 * SECOND) == 'out_of_order'  # exactly one period
     gate.take(5 * SECOND)
-    assert gate.offer(6 * SECOND) == 'due'
+    assert gate.judge(6 * SECOND) == 'due'
 
 
 def test_a_jump_back_starts_over() -> None:
     gate = FrameGate(SECOND)
     for stamp in (100 * SECOND, 101 * SECOND):
-        assert gate.offer(stamp) == 'due'
+        assert gate.judge(stamp) == 'due'
         gate.take(stamp)
-    assert gate.offer(3 * SECOND) == 'reset'
+    assert gate.judge(3 * SECOND) == 'reset'
     gate.take(3 * SECOND)
-    assert gate.offer(3 * SECOND + 1) == 'gated'
-    assert gate.offer(4 * SECOND) == 'due'
+    assert gate.judge(3 * SECOND + 1) == 'gated'
+    assert gate.judge(4 * SECOND) == 'due'
 
 
 def test_a_jump_back_is_seen_even_when_it_lands_after_the_last_taken_frame() -> None:
     gate = FrameGate(SECOND)
-    gate.offer(100 * SECOND)
+    gate.judge(100 * SECOND)
     gate.take(100 * SECOND)
-    gate.offer(120 * SECOND)  # the worker was busy all that time
-    assert gate.offer(105 * SECOND) == 'reset'
+    gate.judge(120 * SECOND)  # the worker was busy all that time
+    assert gate.judge(105 * SECOND) == 'reset'
 
 
 def test_the_same_stamp_twice_is_taken_once() -> None:
     assert chosen([7, 7, 7]) == [7]
 
 
-def test_a_new_period_counts_from_the_next_offer() -> None:
+def test_a_new_period_counts_from_the_next_frame() -> None:
     gate = FrameGate(SECOND)
-    gate.offer(0)
+    gate.judge(0)
     gate.take(0)
-    assert gate.offer(SECOND // 2) == 'gated'
+    assert gate.judge(SECOND // 2) == 'gated'
     gate.period_ns = SECOND // 4
-    assert gate.offer(SECOND // 2 + 1) == 'due'
+    assert gate.judge(SECOND // 2 + 1) == 'due'

@@ -1,4 +1,4 @@
-"""What the overlay picture shows: checked by where and in which colour something is drawn."""
+"""What the overlay shows, checked by the place and colour of what is drawn."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CAPTION = 'A red bus drives along a wet street while two pedestrians wait near a
 
 
 def road(height: int = 480, width: int = 640) -> np.ndarray:
-    """A textured grey picture that holds none of the overlay's colours."""
+    """Return a textured grey image that contains none of the overlay's colours."""
     noise = np.random.default_rng(0).integers(60, 100, (height, width, 1), np.uint8)
     return np.repeat(noise, 3, axis=2)
 
@@ -56,14 +56,14 @@ def is_colour(picture: np.ndarray, rgb: tuple[int, int, int]) -> np.ndarray:
 
 
 def changed_box(a: np.ndarray, b: np.ndarray) -> tuple[int, int, int, int]:
-    """Return (top, left, bottom, right) of the pixels in which two pictures differ."""
+    """Return (top, left, bottom, right) of the pixels in which two images differ."""
     ys, xs = np.nonzero((a != b).any(axis=2))
     assert ys.size, 'the pictures are the same'
     return int(ys.min()), int(xs.min()), int(ys.max()) + 1, int(xs.max()) + 1
 
 
 def tall_and_low_cells(picture: np.ndarray) -> tuple[list[int], list[int]]:
-    """Return the left edges of the cells of the (only) bar: of blocks that ran, and skipped."""
+    """Return the left edges of the only bar's cells: of blocks that ran, and of skipped ones."""
 
     def left_edges(rgb: tuple[int, int, int]) -> list[int]:
         mask = is_colour(picture, rgb)[:, : picture.shape[1] // 2].astype(np.uint8)
@@ -146,7 +146,7 @@ def test_long_answers_are_wrapped_and_then_cut():
 @pytest.mark.parametrize('size', [(480, 640), (1080, 1920)])
 @pytest.mark.parametrize('head', [CAPTION * 9, 'W' * 900 + '-', ''])
 def test_answers_that_differ_look_different(size, head):
-    """Also where they are alike for longer than there is room."""
+    """Even if they share more text than there is room for."""
     image = road(*size)
     answers = [(head + 'dog', head + 'dog'), (head + 'dog', head + 'cat')]
     alike, differing = (draw_overlay(image, [row(a, b, False)]) for a, b in answers)
@@ -158,7 +158,7 @@ def test_answers_that_differ_look_different(size, head):
     assert (alike != differing).any() and (one != other).any()
 
 
-def test_what_differs_keeps_its_room():
+def test_answers_that_differ_keep_their_room():
     """Three long answers do not fit in two lines each: the one that differs is cut last."""
     image = road()
 
@@ -196,7 +196,7 @@ def test_disagreement_is_visible_at_a_glance(height, width):
 
 
 def test_disagreement_is_visible_without_colour():
-    """Seen in grey (the strictest colour blindness), mark and word still tell verdicts apart."""
+    """In grey (the strictest colour blindness), mark and word still distinguish the verdicts."""
     image = road()
     panels = []
     for agree in (True, False, None):
@@ -208,7 +208,7 @@ def test_disagreement_is_visible_without_colour():
 
 @pytest.mark.parametrize(('height', 'width'), SIZES[:2])
 def test_disagreement_catches_the_eye_in_grey(height, width):
-    """One task of three differs: in grey its row holds by far the largest bright patch."""
+    """One task of three differs: in grey its row has by far the largest bright patch."""
     tasks = three_rows(True)
     tasks[1] = row('bus, car', 'bus', False, task='multi_object')
     picture = draw_overlay(road(height, width), tasks, title='frame 7')
@@ -238,7 +238,7 @@ def test_block_indices_outside_the_model_are_not_drawn():
     assert (draw_overlay(image, [row(skipped=(3, -1, 32, 400))]) == plain).all()
 
 
-def test_full_answer_that_has_not_come_yet():
+def test_a_full_answer_that_does_not_exist_yet():
     image = road()
     pending = draw_overlay(image, [row('bus', None, None)])
     answered = draw_overlay(image, [row('bus', 'bus', None)])
@@ -321,7 +321,7 @@ def test_any_number_of_blocks(num_blocks):
         )
 
 
-def test_no_tasks_is_the_picture_itself():
+def test_without_tasks_the_image_is_unchanged():
     assert (draw_overlay(road(), []) == road()).all()
 
 

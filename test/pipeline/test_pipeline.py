@@ -1,8 +1,9 @@
-"""One frame through both branches: order, what is asked, what comes out, what is refused."""
+"""One frame through both branches: order, prompts, results, and what is refused."""
 
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,16 +26,16 @@ TASKS = [make_task(name) for name in TASK_NAMES]
 SKIP_LISTS = {name: load_skip_list(f'gmskip_{name}') for name in TASK_NAMES}
 
 
-def plan(vlm: FakeVlm, **arguments: object) -> FramePlan:
-    return plan_frame(vlm, **{'tasks': TASKS, 'skip_lists': SKIP_LISTS, **arguments})  # type: ignore[arg-type]
+def plan(vlm: FakeVlm, **arguments: Any) -> FramePlan:
+    return plan_frame(vlm, **{'tasks': TASKS, 'skip_lists': SKIP_LISTS, **arguments})
 
 
 def test_encode_once_then_skip_then_full_then_comparison() -> None:
     vlm = FakeVlm()
-    results = FramePipeline(vlm, plan(vlm)).run(GREY)  # type: ignore[arg-type]
+    results = FramePipeline(vlm, plan(vlm)).run(GREY)
     skip = next(results)
     assert isinstance(skip, BranchResult) and skip.branch == 'skip'
-    # Yielded before the full branch is begun: the production result does not wait for it.
+    # Yielded before the full branch starts: the production result does not wait for it.
     assert [call[0] for call in vlm.calls] == ['encode'] + 3 * ['answer']
     full, comparison = results
     assert isinstance(full, BranchResult) and full.branch == 'full'
@@ -46,7 +47,7 @@ def test_encode_once_then_skip_then_full_then_comparison() -> None:
 
 def test_each_task_is_asked_with_its_prompt_its_skip_set_and_its_length() -> None:
     vlm = FakeVlm()
-    list(FramePipeline(vlm, plan(vlm, operating_point='high_performance')).run(GREY))  # type: ignore[arg-type]
+    list(FramePipeline(vlm, plan(vlm, operating_point='high_performance')).run(GREY))
     asked = vlm.calls[1:]
     published_lengths = {'single_object': 11, 'multi_object': 9, 'captioning': 3}
     for task, call in zip(TASKS, asked[:3], strict=True):
@@ -57,9 +58,9 @@ def test_each_task_is_asked_with_its_prompt_its_skip_set_and_its_length() -> Non
         assert call == ('answer', task.prompt, SkipSet(), task.max_new_tokens)
 
 
-def test_warming_up_asks_everything_once_and_briefly() -> None:
+def test_warming_up_answers_every_task_once_and_briefly() -> None:
     vlm = FakeVlm()
-    FramePipeline(vlm, plan(vlm)).warm_up()  # type: ignore[arg-type]
+    FramePipeline(vlm, plan(vlm)).warm_up()
     encode, *asked = vlm.calls
     assert encode[0] == 'encode'
     assert [(call[1], bool(call[2])) for call in asked] == [
@@ -68,9 +69,9 @@ def test_warming_up_asks_everything_once_and_briefly() -> None:
     assert {call[3] for call in asked} == {2}
 
 
-def test_results_say_what_was_left_out() -> None:
+def test_results_name_the_skipped_blocks() -> None:
     vlm = FakeVlm()
-    skip, full, comparison = FramePipeline(vlm, plan(vlm, operating_point=2)).run(GREY)  # type: ignore[arg-type]
+    skip, full, comparison = FramePipeline(vlm, plan(vlm, operating_point=2)).run(GREY)
     assert skip.tasks[0].removed_blocks == (29, 16)  # in the order of removal
     assert skip.tasks[0].operating_point == '2' and skip.tasks[0].sparsity == 2 / 32
     assert full.tasks[0].removed_blocks == () and full.tasks[0].operating_point == '0'
@@ -84,7 +85,7 @@ def test_results_say_what_was_left_out() -> None:
 @pytest.mark.parametrize('branch', ['skip', 'full'])
 def test_one_branch_alone_has_no_comparison(branch: str) -> None:
     vlm = FakeVlm()
-    (result,) = FramePipeline(vlm, plan(vlm, branches=[branch])).run(GREY)  # type: ignore[arg-type]
+    (result,) = FramePipeline(vlm, plan(vlm, branches=[branch])).run(GREY)
     assert result.branch == branch and result.schedule == f'{branch}_only'
 
 
@@ -95,23 +96,23 @@ def test_skip_runs_first_in_whatever_order_the_branches_are_named() -> None:
 
 def test_an_operating_point_of_zero_blocks_agrees_with_full() -> None:
     vlm = FakeVlm()
-    *_, comparison = FramePipeline(vlm, plan(vlm, operating_point=0)).run(GREY)  # type: ignore[arg-type]
+    *_, comparison = FramePipeline(vlm, plan(vlm, operating_point=0)).run(GREY)
     assert isinstance(comparison, Comparison)
     assert all(task.agreement.agree for task in comparison.tasks)
 
 
 def test_stopping_the_full_branch_keeps_the_skip_result() -> None:
     vlm = FakeVlm()
-    results = FramePipeline(vlm, plan(vlm)).run(GREY, lambda branch: branch == 'full')  # type: ignore[arg-type]
+    results = FramePipeline(vlm, plan(vlm)).run(GREY, lambda branch: branch == 'full')
     assert isinstance(next(results), BranchResult)
     with pytest.raises(Stopped):
         next(results)
 
 
-def test_the_overlay_shows_what_was_said_where_it_is_no_label() -> None:
+def test_the_overlay_shows_the_models_own_words_outside_the_label_set() -> None:
     vlm = FakeVlm()
-    tasks = [make_task('single_object', labels=['car'])]  # 'dog' is none
-    skip, full, comparison = FramePipeline(vlm, plan(vlm, tasks=tasks)).run(GREY)  # type: ignore[arg-type]
+    tasks = [make_task('single_object', labels=['car'])]  # 'dog' is not one of them
+    skip, full, comparison = FramePipeline(vlm, plan(vlm, tasks=tasks)).run(GREY)
     assert isinstance(skip, BranchResult) and isinstance(full, BranchResult)
     assert isinstance(comparison, Comparison)
     (drawn,) = records.overlay_tasks([skip, full], comparison)
@@ -127,11 +128,11 @@ def test_elapsed_time_counts_the_shared_part_for_both_branches() -> None:
             return super().encode(image)
 
     vlm = SlowEncoder()
-    skip, full, _ = FramePipeline(vlm, plan(vlm)).run(GREY)  # type: ignore[arg-type]
+    skip, full, _ = FramePipeline(vlm, plan(vlm)).run(GREY)
     assert skip.elapsed_ms >= 30.0 and full.elapsed_ms >= 30.0
 
 
-def test_a_task_without_a_skip_list_leaves_nothing_out_and_warns() -> None:
+def test_a_task_without_a_skip_list_skips_nothing_and_warns() -> None:
     vlm = FakeVlm()
     planned = plan(vlm, tasks=TASKS[:1], skip_lists={})
     assert not planned.tasks[0].skip_set
@@ -139,7 +140,7 @@ def test_a_task_without_a_skip_list_leaves_nothing_out_and_warns() -> None:
     assert plan(vlm, tasks=TASKS[:1], skip_lists={}, branches=['full']).warnings == ()
 
 
-def test_a_skip_list_for_another_number_of_blocks_is_refused() -> None:
+def test_a_skip_list_for_a_different_number_of_blocks_is_refused() -> None:
     vlm = FakeVlm()
     vlm.num_blocks = 24
     with pytest.raises(SkipListMismatchError, match=r'(?s)32.*24|24.*32'):

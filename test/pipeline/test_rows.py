@@ -1,4 +1,4 @@
-"""Rows of frames.csv and frames.jsonl: made of what the node publishes, written, read again."""
+"""Rows of frames.csv and frames.jsonl: made from what the node publishes, written, read back."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_row_holds_what_was_published():
 
 
 def test_the_node_writes_what_a_row_is_made_of():
-    """The node's own statuses, as `gmskip replay` and the demo get them."""
+    """From the node's own statuses, as `gmskip replay` and the demo receive them."""
     task = make_task('captioning')
     times = dict.fromkeys(('preprocess_ms', 'vision_ms', 'prefill_ms', 'decode_ms'), 1.5)
     answer = SimpleNamespace(
@@ -152,7 +152,7 @@ def test_json_lines_are_read_as_they_were_written(tmp_path, text):
     csv_bytes(rows)  # any text can be written
 
 
-def test_a_torn_last_line_is_left_out_but_one_in_the_middle_is_not(tmp_path):
+def test_a_torn_last_line_is_skipped_but_one_in_the_middle_is_not(tmp_path):
     path, line = tmp_path / 'frames.jsonl', json_line(skip_row())
     for torn in (line[:40], line[:-2], '\x00' * 512, '{"frame": 1, "answer": "\xc3'):
         path.write_bytes((line + line).encode() + torn.encode('latin-1'))
@@ -176,7 +176,7 @@ def test_a_torn_last_line_is_left_out_but_one_in_the_middle_is_not(tmp_path):
         ({'agree': 1}, "line 2 agree: '1' is not true, false or null"),
         ({'tokens': True}, "line 2 tokens: 'True' is not a whole number"),
         ({'skipped_blocks': '29 16'}, "line 2 skipped_blocks: '29 16' is not a list of whole"),
-        ({'answer': None}, "line 2 answer: 'None' is not a text"),
+        ({'answer': None}, "line 2 answer: 'None' is not a string"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_line(tmp_path, change, message):
@@ -192,7 +192,7 @@ def test_a_wrong_value_is_named_with_its_line(tmp_path, change, message):
 def test_other_files_are_refused_with_the_remedy(tmp_path):
     path = tmp_path / 'x.jsonl'
     for content, message in (
-        ('[1, 2]\n', 'line 1 is no JSON object'),
+        ('[1, 2]\n', 'line 1 is not a JSON object'),
         ('{"frame": 1, "skip": {}}\n', "line 1 has no 'stamp_ns'"),
         ('hello\nyou\n', 'line 1 is not JSON'),
         ('\udcff\n', 'line 1 is not JSON'),
@@ -205,7 +205,7 @@ def test_other_files_are_refused_with_the_remedy(tmp_path):
             read_json_lines(other)
 
 
-def test_keys_of_later_versions_are_passed_over(tmp_path):
+def test_keys_of_later_versions_are_ignored(tmp_path):
     path = tmp_path / 'frames.jsonl'
     path.write_text(json.dumps({**json.loads(json_line(skip_row())), 'later': [1]}) + '\n')
     assert read_json_lines(path) == [skip_row()]

@@ -1,8 +1,9 @@
-"""Parameters: the code, the parameter file and the schema agree; bad values are refused."""
+"""Parameters: the table, the files made from it and the code agree; bad values are refused."""
 
 from __future__ import annotations
 
 import json
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +11,20 @@ import jsonschema
 import pytest
 import yaml
 
+from gmskip_ros.pipeline.parameter_kinds import ParameterError
+from gmskip_ros.pipeline.parameters import SPECS
 from gmskip_ros.pipeline.settings import (
-    SPECS,
-    TASK_NAMES,
-    ParameterError,
     check_operating_point,
     load_skip_lists,
     settings_from,
     values_from_file,
 )
+from gmskip_ros.tasks import TASK_NAMES
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = json.loads((ROOT / 'schema/dual_vlm.schema.json').read_text())
 PARAM_FILE = yaml.safe_load((ROOT / 'config/dual_vlm.param.yaml').read_text())
+PARAMETER_FILES = runpy.run_path(str(ROOT / 'tools/parameter_files.py'))['FILES']
 DEFAULTS = {name: spec.default for name, spec in SPECS.items()}
 
 
@@ -51,7 +53,7 @@ LEAVES = schema_leaves(SCHEMA['definitions']['dual_vlm']['properties'])
 
 
 def param_file_with(name: str, value: Any) -> dict[str, Any]:
-    """Return the parameter file's content with one other value."""
+    """Return the parameter file's content with one value changed."""
     document = json.loads(json.dumps(PARAM_FILE))
     node = document['/**']['ros__parameters']
     *groups, key = name.split('.')
@@ -59,6 +61,11 @@ def param_file_with(name: str, value: Any) -> dict[str, Any]:
         node = node[group]
     node[key] = value
     return document
+
+
+@pytest.mark.parametrize('path', PARAMETER_FILES)
+def test_the_committed_files_are_made_from_the_table(path: str) -> None:
+    assert (ROOT / path).read_text() == PARAMETER_FILES[path](), 'run tools/parameter_files.py'
 
 
 def test_the_parameter_file_fits_the_schema() -> None:
@@ -82,7 +89,7 @@ def test_the_schema_says_which_parameters_can_be_changed_at_run_time() -> None:
 
 
 GOOD = [
-    ('rate_hz', 1),  # an integer for a number
+    ('rate_hz', 1),  # an integer where a number is expected
     ('rate_hz', 0.01),
     ('rate_hz', 60.0),
     ('max_frame_age_sec', 0),
@@ -160,7 +167,7 @@ def test_bad_values_fail_the_schema_and_the_code(name: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize('value', [float('nan'), float('inf'), None])
-def test_what_json_cannot_say_is_refused_too(value: Any) -> None:
+def test_values_that_json_cannot_express_are_refused(value: Any) -> None:
     with pytest.raises(ParameterError, match='parameter rate_hz: '):
         settings_from({**DEFAULTS, 'rate_hz': value})
 
@@ -200,7 +207,7 @@ def test_skip_lists_are_loaded_for_the_tasks_that_run() -> None:
     assert 'captioning' not in load_skip_lists(without)
 
 
-def test_the_demo_models_skip_lists_are_for_the_demo_model_alone() -> None:
+def test_only_the_demo_model_gets_the_demo_models_skip_lists() -> None:
     demo = load_skip_lists(settings_from(DEFAULTS))
     assert {skip_list.model for skip_list in demo.values()} == {'demo'} and len(demo) == 3
     other = settings_from({**DEFAULTS, 'model': 'llava-hf/llava-1.5-7b-hf'})
@@ -246,7 +253,7 @@ def test_a_parameter_file_is_read_without_ros_as_ros_reads_it(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ('content', 'words'),
     [
-        ('/**: {ros__parameters: {rate: 2.0}}', ('rate', 'no parameter')),
+        ('/**: {ros__parameters: {rate: 2.0}}', ('rate', 'is not a parameter')),
         ('/**: {rate_hz: 2.0}', ('ros__parameters',)),
         ('just words', ('ros__parameters',)),
         ('/**: {ros__parameters: &b {prompt: *b}}', ('refers to itself',)),
@@ -256,7 +263,7 @@ def test_a_parameter_file_is_read_without_ros_as_ros_reads_it(tmp_path: Path) ->
         (None, ('cannot be read', 'No such file')),
     ],
 )
-def test_a_parameter_file_that_is_none_is_refused_in_one_line(
+def test_an_unusable_parameter_file_is_refused_in_one_line(
     tmp_path: Path, content: str | None, words: tuple[str, ...]
 ) -> None:
     file = tmp_path / 'x.yaml'

@@ -1,4 +1,4 @@
-"""The inference thread with a stand-in model: which frame is taken, what is published, states."""
+"""The worker with a stand-in model: which frame it takes, what is published, states."""
 
 from __future__ import annotations
 
@@ -14,9 +14,15 @@ import pytest
 from fake_vlm import FakeVlm
 
 from gmskip_ros.pipeline.gate import Frame
+from gmskip_ros.pipeline.parameters import SPECS
 from gmskip_ros.pipeline.pipeline import BranchResult, Comparison
-from gmskip_ros.pipeline.settings import SPECS, Settings, load_skip_lists, settings_from
-from gmskip_ros.pipeline.worker import MAX_FAILURES_IN_A_ROW, InferenceWorker
+from gmskip_ros.pipeline.settings import Settings, load_skip_lists, settings_from
+from gmskip_ros.pipeline.worker import (
+    MAX_FAILURES_IN_A_ROW,
+    FinishedFrame,
+    FrameResult,
+    InferenceWorker,
+)
 from gmskip_ros.vlm import ModelLoadError, NonFiniteLogitsError, VlmOutOfMemoryError
 
 SECOND = 1_000_000_000
@@ -25,26 +31,24 @@ DEADLINE_S = 30.0
 
 
 class Recorder:
-    """Outputs that remember."""
+    """Publishes by remembering."""
 
     def __init__(self) -> None:
         self.events: list[tuple[str, int]] = []  # (what, stamp in s)
 
-    def branch_done(self, frame: Frame, result: BranchResult) -> None:
-        self.events.append((result.branch, frame.stamp_ns // SECOND))
-
-    def comparison_done(self, frame: Frame, comparison: Comparison) -> None:
-        self.events.append(('comparison', frame.stamp_ns // SECOND))
-
-    def frame_done(self, frame: Frame, *_: Any) -> None:
-        self.events.append(('done', frame.stamp_ns // SECOND))
+    def publish(self, frame: Frame, result: FrameResult) -> None:
+        if isinstance(result, BranchResult):
+            what = result.branch
+        else:
+            what = 'comparison' if isinstance(result, Comparison) else 'done'
+        self.events.append((what, frame.stamp_ns // SECOND))
 
     def done(self) -> list[int]:
         return [stamp for what, stamp in self.events if what == 'done']
 
 
 class Bench:
-    """A worker with a stand-in model, its clock, settings and outputs."""
+    """A worker with a stand-in model, its clock and settings, and a thread that publishes."""
 
     def __init__(self, vlm: FakeVlm | None = None, **settings: Any) -> None:
         self.vlm = vlm or FakeVlm()
@@ -52,30 +56,45 @@ class Bench:
         values.update({f'skip_list.{task}': f'gmskip_{task}' for task in values['tasks']})
         self.settings = settings_from({**values, 'tasks': ['single_object'], **settings})
         self.outputs = Recorder()
+        self.publish: Callable[[Frame, FrameResult], None] = self.outputs.publish
         self.now_ns = 0
         self.load: Callable[[], FakeVlm] = lambda: self.vlm
         self.to_rgb: Callable[[Any], np.ndarray] = lambda message: GREY
         self.worker = InferenceWorker(
-            load=self._load,  # type: ignore[arg-type]
+            load=self._load,
             to_rgb=lambda message: self.to_rgb(message),
             settings=lambda: self.settings,
             skip_lists=load_skip_lists(self.settings),
-            outputs=self.outputs,
             now_ns=lambda: self.now_ns,
             log=logging.getLogger('bench'),
         )
+        self.thread = threading.Thread(target=self._publish_results)
 
     def _load(self, settings: Settings, on_progress: Callable[[str], None]) -> FakeVlm:
         on_progress('reading weights')
         return self.load()
 
+    def _publish_results(self) -> None:
+        """Do as the node's inference thread does."""
+        for frame, result in self.worker.results():
+            try:
+                self.publish(frame, result)
+            except BaseException as error:
+                self.worker.publishing_failed(error)
+
     def start(self) -> Bench:
-        self.worker.start()
+        self.thread.start()
         return self
 
-    def offer(self, *stamps_s: float) -> None:
+    def stop(self, timeout_s: float) -> bool:
+        """Stop the worker; return whether its thread has ended."""
+        self.worker.stop()
+        self.thread.join(timeout_s)
+        return not self.thread.is_alive()
+
+    def send(self, *stamps_s: float) -> None:
         for stamp in stamps_s:
-            self.worker.offer(Frame(message=stamp, stamp_ns=round(stamp * SECOND)))
+            self.worker.receive(Frame(message=stamp, stamp_ns=round(stamp * SECOND)))
 
     def state(self) -> str:
         return self.worker.health.report(time.monotonic()).state
@@ -84,7 +103,7 @@ class Bench:
         return self.worker.health.report(time.monotonic()).frames
 
     def wait_for_answers(self, count: int = 1) -> None:
-        """Wait until so many frames are done and counted."""
+        """Wait until this many frames are finished and counted."""
         self.wait(lambda: sum(map(self.frames().get, ('answered', 'full_dropped'))) >= count)
 
     def wait(self, condition: Callable[[], object]) -> None:
@@ -104,11 +123,11 @@ def bench() -> Iterator[Callable[..., Bench]]:
 
     yield make
     for made in benches:
-        assert made.worker.stop(DEADLINE_S)
+        assert made.stop(DEADLINE_S)
 
 
 class Gate:
-    """Holds the model at its next token, once armed, until it is let go."""
+    """Once armed, blocks the model at its next token until it is released."""
 
     def __init__(self, holds: Callable[[bool], bool] = lambda skips: True) -> None:
         self.holds = holds
@@ -126,7 +145,7 @@ def test_each_branch_is_handed_on_in_order(bench: Callable[..., Bench]) -> None:
     b = bench().start()
     b.wait(lambda: b.state() == 'ready')
     assert b.outputs.events == []  # warming up publishes nothing
-    b.offer(1.0)
+    b.send(1.0)
     b.wait_for_answers()
     assert b.outputs.events == [('skip', 1), ('full', 1), ('comparison', 1), ('done', 1)]
 
@@ -136,9 +155,9 @@ def test_a_busy_worker_takes_the_newest_due_frame(bench: Callable[..., Bench]) -
     b = bench(FakeVlm(gate)).start()
     b.wait(lambda: b.state() == 'ready')
     gate.armed.set()
-    b.offer(0.0)
+    b.send(0.0)
     assert gate.reached.wait(DEADLINE_S)
-    b.offer(0.5, 1.0, 1.5, 2.0, 3.0, 2.9)
+    b.send(0.5, 1.0, 1.5, 2.0, 3.0, 2.9)
     gate.let_go.set()
     b.wait_for_answers(2)
     assert b.outputs.done() == [0, 3]
@@ -162,10 +181,10 @@ def test_frames_before_ready_are_counted_and_not_kept(bench: Callable[..., Bench
     b.start()
     b.wait(lambda: 'reading weights' in b.worker.health.report(0.0).reason)
     assert b.state() == 'loading'
-    b.offer(0.0, 1.0)
+    b.send(0.0, 1.0)
     let_go.set()
     b.wait(lambda: b.state() == 'ready')
-    b.offer(2.0)
+    b.send(2.0)
     b.wait_for_answers()
     assert b.outputs.done() == [2]
     assert b.frames()['not_ready'] == 2
@@ -177,8 +196,8 @@ def test_stale_frames_are_dropped_and_do_not_use_up_their_period(
     b = bench(max_frame_age_sec=0.5).start()
     b.wait(lambda: b.state() == 'ready')
     b.now_ns = 10 * SECOND
-    b.offer(9.0)  # too old
-    b.offer(9.6)
+    b.send(9.0)  # too old
+    b.send(9.6)
     b.wait_for_answers()
     assert b.outputs.done() == [9] and b.frames()['stale'] == 1
 
@@ -188,9 +207,9 @@ def test_a_frame_that_became_stale_while_it_waited_is_dropped(bench: Callable[..
     b = bench(FakeVlm(gate), max_frame_age_sec=2).start()
     b.wait(lambda: b.state() == 'ready')
     gate.armed.set()
-    b.offer(0.0)
+    b.send(0.0)
     assert gate.reached.wait(DEADLINE_S)
-    b.offer(1.0)
+    b.send(1.0)
     b.now_ns = 10 * SECOND
     gate.let_go.set()
     b.wait(lambda: b.frames()['stale'] == 1)
@@ -202,9 +221,9 @@ def test_drop_full_gives_way_to_a_newer_due_frame_only(bench: Callable[..., Benc
     b = bench(FakeVlm(gate), overload_policy='drop_full').start()
     b.wait(lambda: b.state() == 'ready')
     gate.armed.set()
-    b.offer(0.0)
+    b.send(0.0)
     assert gate.reached.wait(DEADLINE_S)  # in the full branch
-    b.offer(0.5, 1.0)  # the second is due
+    b.send(0.5, 1.0)  # the second is due
     gate.let_go.set()
     b.wait_for_answers(2)
     assert b.outputs.events == [
@@ -223,9 +242,9 @@ def test_slow_down_runs_both_branches_whatever_waits(bench: Callable[..., Bench]
     b = bench(FakeVlm(gate), overload_policy='slow_down').start()
     b.wait(lambda: b.state() == 'ready')
     gate.armed.set()
-    b.offer(0.0)
+    b.send(0.0)
     assert gate.reached.wait(DEADLINE_S)
-    b.offer(1.0)
+    b.send(1.0)
     gate.let_go.set()
     b.wait_for_answers(2)
     assert [what for what, stamp in b.outputs.events if stamp == 0] == [
@@ -240,7 +259,7 @@ def test_a_frame_longer_than_its_period_is_overload(bench: Callable[..., Bench])
     b = bench(rate_hz=60.0).start()
     b.wait(lambda: b.state() == 'ready')
     b.vlm.on_token = lambda skips: time.sleep(0.02)
-    b.offer(0.0)
+    b.send(0.0)
     b.wait_for_answers()
     report = b.worker.health.report(time.monotonic())
     assert report.state == 'overload' and '17 ms' in report.reason
@@ -256,11 +275,11 @@ def test_new_settings_hold_from_the_next_frame(bench: Callable[..., Bench]) -> N
         b.settings = replace(before, prompt=prompt)
         return GREY
 
-    b.to_rgb = change  # while the first frame is worked on
-    b.offer(0.0)
+    b.to_rgb = change  # while the first frame is being answered
+    b.send(0.0)
     b.wait_for_answers()
     assert b.vlm.calls[-1][1] == before.prompt['single_object']
-    b.offer(1.0)
+    b.send(1.0)
     b.wait_for_answers(2)
     assert b.vlm.calls[-1][1] == 'Which?'
 
@@ -272,20 +291,20 @@ def test_pausing_abandons_the_frame_and_publishes_nothing_more(
     b = bench(FakeVlm(gate)).start()
     b.wait(lambda: b.state() == 'ready')
     gate.armed.set()
-    b.offer(0.0)
+    b.send(0.0)
     assert gate.reached.wait(DEADLINE_S)
-    b.offer(1.0)  # waits
+    b.send(1.0)  # waits
     assert b.worker.set_enabled(False) == (True, 'paused')
     gate.let_go.set()
     b.wait(lambda: b.frames()['abandoned'] == 1)
-    b.offer(2.0)
+    b.send(2.0)
     assert b.state() == 'paused'
     assert b.worker.set_enabled(True) == (True, 'resumed')
-    b.offer(3.0)
+    b.send(3.0)
     b.wait_for_answers()
     assert b.outputs.done() == [3]
     frames = b.frames()
-    assert frames['not_ready'] == 2  # the one that waited, and the one that came in the pause
+    assert frames['not_ready'] == 2  # the one that was waiting, and the one during the pause
     assert frames.pop('received') == sum(frames.values())  # each counted once
 
 
@@ -296,13 +315,13 @@ def test_a_frame_from_before_a_pause_is_not_answered_after_a_quick_resume(
     b = bench(FakeVlm(gate)).start()
     b.wait(lambda: b.state() == 'ready')
     gate.armed.set()
-    b.offer(0.0)
+    b.send(0.0)
     assert gate.reached.wait(DEADLINE_S)
     b.worker.set_enabled(False)
     b.worker.set_enabled(True)
     gate.let_go.set()
     b.wait(lambda: b.frames()['abandoned'] == 1)
-    b.offer(1.0)
+    b.send(1.0)
     b.wait_for_answers()
     assert {stamp for _, stamp in b.outputs.events} == {1}
 
@@ -310,15 +329,15 @@ def test_a_frame_from_before_a_pause_is_not_answered_after_a_quick_resume(
 def test_a_frame_is_not_drawn_after_a_pause(bench: Callable[..., Bench]) -> None:
     b = bench().start()
     b.wait(lambda: b.state() == 'ready')
-    compared = b.outputs.comparison_done
 
-    def pause(frame: Frame, comparison: Comparison) -> None:
-        compared(frame, comparison)
-        b.worker.set_enabled(False)
-        b.worker.set_enabled(True)
+    def pause(frame: Frame, result: FrameResult) -> None:
+        b.outputs.publish(frame, result)
+        if isinstance(result, Comparison):
+            b.worker.set_enabled(False)
+            b.worker.set_enabled(True)
 
-    b.outputs.comparison_done = pause  # type: ignore[method-assign]
-    b.offer(0.0)
+    b.publish = pause
+    b.send(0.0)
     b.wait_for_answers()
     assert b.outputs.events == [('skip', 0), ('full', 0), ('comparison', 0)]
 
@@ -326,10 +345,10 @@ def test_a_frame_is_not_drawn_after_a_pause(bench: Callable[..., Bench]) -> None
 def test_started_disabled_it_loads_and_waits(bench: Callable[..., Bench]) -> None:
     b = bench(start_enabled=False).start()
     b.wait(lambda: b.state() == 'paused')
-    b.offer(0.0)
+    b.send(0.0)
     assert b.frames()['not_ready'] == 1
     assert b.worker.set_enabled(True)[0]
-    b.offer(1.0)
+    b.send(1.0)
     b.wait_for_answers()
     assert b.outputs.done() == [1]
 
@@ -347,43 +366,88 @@ def test_an_undecodable_image_is_counted_and_never_answered(
 
     b.to_rgb = refuse
     for stamp in range(MAX_FAILURES_IN_A_ROW + 3):
-        b.offer(float(stamp))
+        b.send(float(stamp))
         b.wait(lambda stamp=stamp: b.frames()['undecodable'] == stamp + 1)
     report = b.worker.health.report(time.monotonic())
-    # The camera is at fault, not the model: never the state error, whatever their number.
+    # The camera is at fault, not the model: however many, they never lead to the state error.
     assert report.state == 'degraded' and 'encoding theora' in report.last_error
     assert len([r for r in caplog.records if 'theora' in r.message]) == 1  # logged once
     assert b.outputs.events == []
-    b.offer(100.0)
+    b.send(100.0)
     b.wait_for_answers()
     assert b.outputs.done() == [100]
 
 
-@pytest.mark.parametrize('where', ['to_rgb', 'frame_done'])
+@pytest.mark.parametrize('where', ['to_rgb', 'publish'])
 def test_failures_outside_the_model_count_like_those_inside(
     bench: Callable[..., Bench], where: str
 ) -> None:
     b = bench().start()
     b.wait(lambda: b.state() == 'ready')
-    owner = b if where == 'to_rgb' else b.outputs
-    healthy = getattr(owner, where)
+    healthy = getattr(b, where)
 
     def fail(*_: Any) -> Any:
         raise MemoryError('too large')
 
-    setattr(owner, where, fail)
+    setattr(b, where, fail)
     for stamp in range(MAX_FAILURES_IN_A_ROW):
-        b.offer(float(stamp))
+        b.send(float(stamp))
         b.wait(lambda stamp=stamp: b.frames()['failed'] == stamp + 1)
     b.wait(lambda: b.state() == 'error')
     assert 'MemoryError: too large' in b.worker.health.report(time.monotonic()).reason
     assert b.frames()['answered'] == 0
-    setattr(owner, where, healthy)
+    setattr(b, where, healthy)
     b.worker.set_enabled(False)
     assert b.worker.set_enabled(True)[0]
-    b.offer(60.0)
+    b.send(60.0)
     b.wait_for_answers()
     assert b.outputs.done() == [60] and b.state() == 'ready'
+
+
+@pytest.mark.parametrize(
+    ('kind', 'published'),
+    [
+        (BranchResult, []),
+        (Comparison, ['skip', 'full']),
+        (FinishedFrame, ['skip', 'full', 'comparison']),
+    ],
+)
+def test_a_result_that_cannot_be_published_fails_its_frame_alone(
+    bench: Callable[..., Bench], kind: type, published: list[str]
+) -> None:
+    b = bench().start()
+    b.wait(lambda: b.state() == 'ready')
+
+    def fail(frame: Frame, result: FrameResult) -> None:
+        if isinstance(result, kind) and frame.stamp_ns == 0:
+            raise RuntimeError('the publisher is gone')
+        b.outputs.publish(frame, result)
+
+    b.publish = fail
+    b.send(0.0)
+    b.wait(lambda: b.frames()['failed'] == 1)
+    assert b.outputs.events == [(what, 0) for what in published]  # and nothing after it
+    report = b.worker.health.report(time.monotonic())
+    assert report.last_error == 'inference failed: RuntimeError: the publisher is gone'
+    assert set(report.latency_ms) == set(published) & {'skip', 'full'}
+    b.send(1.0)
+    b.wait_for_answers()
+    assert b.outputs.done() == [1] and b.frames()['answered'] == 1
+    assert b.state() == 'ready'
+
+
+def test_results_that_are_closed_in_the_middle_of_a_frame_count_nothing() -> None:
+    b = Bench()
+    results = b.worker.results()
+    taken = threading.Thread(target=lambda: next(results))
+    taken.start()
+    b.wait(lambda: b.state() == 'ready')
+    b.send(0.0)
+    taken.join(DEADLINE_S)
+    results.close()
+    frames = b.frames()
+    assert frames.pop('received') == 1 and not any(frames.values())
+    assert b.state() == 'ready'
 
 
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnhandledThreadExceptionWarning')
@@ -394,9 +458,9 @@ def test_a_thread_that_has_ended_is_an_error_that_enable_cannot_end(
     b = bench(FakeVlm(gate), max_frame_age_sec=9.0).start()
     b.wait(lambda: b.state() == 'ready')
     gate.armed.set()
-    b.offer(0.0)
+    b.send(0.0)
     assert gate.reached.wait(DEADLINE_S)
-    b.offer(1.0)
+    b.send(1.0)
     b.now_ns = None  # type: ignore[assignment]  # the clock fails, outside of any frame
     gate.let_go.set()
     b.wait(lambda: b.state() == 'error')
@@ -418,10 +482,10 @@ def test_failures_in_a_row_end_in_error_and_enable_recovers(
 
     b.vlm.on_token = fail
     for stamp in range(MAX_FAILURES_IN_A_ROW):
-        b.offer(float(stamp))
+        b.send(float(stamp))
         b.wait(lambda stamp=stamp: b.frames()['failed'] == stamp + 1)
     b.wait(lambda: b.state() == 'error')
-    b.offer(50.0)
+    b.send(50.0)
     assert b.frames()['not_ready'] == 1
     assert b.outputs.events == []
     success, message = b.worker.set_enabled(True)
@@ -429,17 +493,17 @@ def test_failures_in_a_row_end_in_error_and_enable_recovers(
     b.worker.set_enabled(False)
     assert b.worker.set_enabled(True)[0]
     for stamp in range(100, 100 + MAX_FAILURES_IN_A_ROW):
-        b.offer(float(stamp))
+        b.send(float(stamp))
         expected = MAX_FAILURES_IN_A_ROW + stamp - 99
         b.wait(lambda expected=expected: b.frames()['failed'] == expected)
     b.wait(lambda: b.state() == 'error')
-    # The same reason, said again by whoever reads the log after the operator's retry.
+    # The same reason is logged again after the operator's retry.
     assert len([r for r in caplog.records if '10 frames in a row' in r.message]) == 2
     b.vlm.on_token = lambda skips: None
     b.worker.set_enabled(False)
     assert b.state() == 'paused'
     assert b.worker.set_enabled(True)[0]
-    b.offer(60.0)
+    b.send(60.0)
     b.wait_for_answers()
     assert b.outputs.done() == [60] and b.state() == 'ready'
 
@@ -452,7 +516,7 @@ def test_a_failure_does_not_hide_that_no_frames_come(bench: Callable[..., Bench]
         raise ValueError('half a picture')
 
     b.to_rgb = fail
-    b.offer(0.0)
+    b.send(0.0)
     b.wait(lambda: b.worker.health.report(time.monotonic()).last_error)
     assert b.state() == 'degraded'
     report = b.worker.health.report(time.monotonic() + 60.0)
@@ -468,14 +532,14 @@ def test_one_failure_is_degraded_until_the_next_answer(bench: Callable[..., Benc
             raise RuntimeError('first line\nsecond line')
 
     b.vlm.on_token = fail_in_full
-    b.offer(0.0)
+    b.send(0.0)
     b.wait(lambda: b.frames()['failed'] == 1)
     b.wait(lambda: b.state() == 'degraded')
     report = b.worker.health.report(time.monotonic())
     assert report.last_error == 'inference failed: RuntimeError: first line'
-    assert b.outputs.events == [('skip', 0)]  # what was answered stays answered; no comparison
+    assert b.outputs.events == [('skip', 0)]  # published before the failure; no comparison
     b.vlm.on_token = lambda skips: None
-    b.offer(1.0)
+    b.send(1.0)
     b.wait_for_answers()
     assert b.state() == 'ready'
 
@@ -529,18 +593,18 @@ def test_stopping_in_the_middle_of_an_answer(bench: Callable[..., Bench]) -> Non
     b = bench(FakeVlm(gate)).start()
     b.wait(lambda: b.state() == 'ready')
     gate.armed.set()
-    b.offer(0.0)
+    b.send(0.0)
     assert gate.reached.wait(DEADLINE_S)
-    assert not b.worker.stop(0.01)  # it is held
+    assert not b.stop(0.01)  # it is held
     gate.let_go.set()
-    assert b.worker.stop(DEADLINE_S)
+    assert b.stop(DEADLINE_S)
     assert b.outputs.events == []
 
 
 def hang(b: Bench, gate: Gate) -> None:
     """Let inference hang in the middle of a frame until the watchdog has seen it."""
     gate.armed.set()
-    b.offer(0.0)
+    b.send(0.0)
     assert gate.reached.wait(DEADLINE_S)
     b.worker.check_progress()
     assert b.state() != 'error'  # not at once
@@ -560,7 +624,7 @@ def test_inference_that_hangs_is_an_error_that_enable_cannot_end(
     b = bench(FakeVlm(gate), watchdog_sec=1.0).start()
     b.wait(lambda: b.state() == 'ready')
     hang(b, gate)
-    b.offer(5.0)
+    b.send(5.0)
     assert b.frames()['not_ready'] == 1
     b.worker.set_enabled(False)
     success, message = b.worker.set_enabled(True)
@@ -581,7 +645,7 @@ def test_inference_that_comes_back_is_recovered_by_enable_and_its_frame_is_not_a
     assert b.state() == 'error'  # an operator decides
     b.worker.set_enabled(False)
     assert b.worker.set_enabled(True)[0]
-    b.offer(10.0)
+    b.send(10.0)
     b.wait_for_answers()
     assert b.outputs.done() == [10] and b.state() == 'ready'
 
@@ -601,7 +665,7 @@ def test_memory_that_runs_out_once_is_freed_and_the_frame_answered(
 
     b.vlm.on_token = fail_once
     b.vlm.free_memory = lambda: freed.append(1)  # type: ignore[method-assign]
-    b.offer(0.0)
+    b.send(0.0)
     b.wait_for_answers()
     assert freed == [1] and b.outputs.events == [
         ('skip', 0),
@@ -623,20 +687,20 @@ def test_memory_that_stays_out_is_an_error_at_once_and_enable_recovers(
             raise VlmOutOfMemoryError('no memory left: use a smaller model')
 
     b.vlm.on_token = fail_full
-    b.offer(0.0)
+    b.send(0.0)
     b.wait(lambda: b.state() == 'error')
     assert 'smaller model' in b.worker.health.report(time.monotonic()).reason
-    assert b.outputs.events == [('skip', 0)]  # it was whole; nothing stands for the full branch
+    assert b.outputs.events == [('skip', 0)]  # it was complete; nothing is published for full
     b.vlm.on_token = lambda skips: None
     b.worker.set_enabled(False)
     assert b.worker.set_enabled(True)[0]
-    b.offer(5.0)
+    b.send(5.0)
     b.wait_for_answers()
     assert b.state() == 'ready'
 
 
 class Panic(BaseException):
-    """As the Rust libraries under the tokenizer raise it."""
+    """Like the panics that the tokenizer's Rust libraries raise."""
 
 
 def test_a_panic_is_a_failure_like_any_other(bench: Callable[..., Bench]) -> None:
@@ -647,11 +711,11 @@ def test_a_panic_is_a_failure_like_any_other(bench: Callable[..., Bench]) -> Non
         raise Panic('index out of bounds')
 
     b.vlm.on_token = panic
-    b.offer(0.0)
+    b.send(0.0)
     b.wait(lambda: b.frames()['failed'] == 1)
     assert 'index out of bounds' in b.worker.health.report(time.monotonic()).last_error
     b.vlm.on_token = lambda skips: None
-    b.offer(5.0)
+    b.send(5.0)
     b.wait_for_answers()
     assert b.outputs.done() == [5]
 

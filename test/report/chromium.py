@@ -1,6 +1,7 @@
-"""A headless Chromium, as a test sees a page in it: what it shows, and what it asks for.
+"""Headless Chromium for tests: what a page shows, and what it requests.
 
-Over Chromium's DevTools protocol on a pipe: no port, no driver, nothing to install but Chromium.
+It is driven by the DevTools protocol over a pipe: no port, no driver, nothing to install but
+Chromium.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ FLAGS = (
 )
 TIMEOUT_S = 60.0
 MAX_SCREENSHOT_PX = 12_000
-# Chromium reads commands from descriptor 3 and writes answers to 4; the pipes' ends become these.
+# Chromium reads commands from descriptor 3 and writes answers to descriptor 4.
 _TRAMPOLINE = (
     'import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); '
     'os.execv(sys.argv[3], sys.argv[3:])'
@@ -63,7 +64,7 @@ def find_chromium() -> str | None:
 
 @dataclass(frozen=True)
 class Page:
-    """A page that has been loaded: `requests` are the URLs that it asked for, itself first."""
+    """A loaded page; `requests` are the URLs that it requested, its own first."""
 
     url: str
     requests: list[str]
@@ -82,9 +83,9 @@ class Chromium:
         self._last_id = 0
 
     def open(self, url: str, *, width: int = 1280, height: int = 900, facts: str = 'null') -> Page:
-        """Load a page in a window of this size and return what became of it.
+        """Load a page in a window of this size and return it.
 
-        `facts` is a JavaScript expression, evaluated in the page when its pictures are decoded.
+        `facts` is a JavaScript expression, evaluated in the page once its pictures are decoded.
         """
         target = self._call('Target.createTarget', {'url': 'about:blank'})['targetId']
         session = self._call('Target.attachToTarget', {'targetId': target, 'flatten': True})
@@ -135,7 +136,7 @@ class Chromium:
         return Page(url, requests, dom, base64.b64decode(shot['data']), found)
 
     def close(self) -> None:
-        """Ask the browser to end."""
+        """Tell the browser to quit."""
         self._call('Browser.close', {})
 
     def _call(
@@ -167,14 +168,14 @@ class Chromium:
             content = content[os.write(self._to, content) :]
 
     def _read(self, deadline: float, waiting_for: str) -> dict[str, Any]:
-        """Return the next message; events are kept."""
+        """Return the next message; keep events."""
         while b'\0' not in self._unread:
             ready, _, _ = select.select([self._from], [], [], max(0, deadline - time.monotonic()))
             if not ready:
                 raise TimeoutError(f'chromium: no answer to {waiting_for} within {TIMEOUT_S:.0f} s')
             content = os.read(self._from, 1 << 20)
             if not content:
-                raise ConnectionError(f'chromium ended while {waiting_for} was awaited')
+                raise ConnectionError(f'chromium exited before {waiting_for}')
             self._unread += content
         text, _, self._unread = self._unread.partition(b'\0')
         message = json.loads(text)
@@ -185,12 +186,12 @@ class Chromium:
 
 @contextlib.contextmanager
 def chromium() -> Iterator[Chromium]:
-    """Give a browser that ends with the block. Raises RuntimeError where there is none."""
+    """Yield a browser that quits after the block. Raises RuntimeError if none is installed."""
     path = find_chromium()
     if path is None:
-        raise RuntimeError(f'no Chromium that starts: none of {", ".join(NAMES)}')
+        raise RuntimeError(f'no Chromium starts: tried {", ".join(NAMES)}')
     with tempfile.TemporaryDirectory(prefix='chromium-', ignore_cleanup_errors=True) as profile:
-        ends = [_beyond_ten(fd) for fd in (*os.pipe(), *os.pipe())]
+        ends = [_move_above_ten(fd) for fd in (*os.pipe(), *os.pipe())]
         commands_out, commands_in, answers_out, answers_in = ends
         arguments = [str(commands_out), str(answers_in), path, *FLAGS, f'--user-data-dir={profile}']
         process = subprocess.Popen(
@@ -218,8 +219,8 @@ def chromium() -> Iterator[Chromium]:
             os.close(answers_out)
 
 
-def _beyond_ten(fd: int) -> int:
-    """Move a descriptor out of the way of 3 and 4."""
+def _move_above_ten(fd: int) -> int:
+    """Move a descriptor away from 3 and 4; return its new number."""
     moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10)
     os.close(fd)
     return moved

@@ -1,4 +1,4 @@
-"""What a browser would find in a report: tables, texts, pictures and everything it would load."""
+"""What a browser would find in a report: tables, text, pictures and everything it would load."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 class HtmlPage(HTMLParser):
-    """`tables`: per table rows of cell texts; `tags`; `links`: all src, href, ... ; `text`."""
+    """`tables`: rows of cell texts, per table; `tags`; `links`: every src, href, ...; `text`."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(convert_charrefs=True)

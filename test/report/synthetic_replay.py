@@ -1,4 +1,4 @@
-"""A run of `gmskip replay`, made up: its replay.json, its rows and its gallery; no model needed."""
+"""A synthetic run of `gmskip replay`: its replay.json, rows and gallery, without a model."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def rows(
     differing: float = 0.15,
     period_s: float = 1.0,
 ) -> list[FrameRow]:
-    """Return a run's rows in its order: frame by frame, skip at each operating point, then full."""
+    """Return a run's rows in order: frame by frame, skip at each operating point, then full."""
     dice = random.Random(seed)
     made = []
     for frame in range(1, frames + 1):
@@ -73,7 +73,7 @@ def rows(
             for task in tasks:
                 blocks = blocks_of(task, point)
                 chance = differing * (2.0 if point == 'high_sparsity' else 1.0)
-                # In the middle of the drive something makes it harder.
+                # The middle of the drive is harder.
                 if frames / 2 < frame < 0.6 * frames:
                     chance *= 3
                 agrees = dice.random() >= chance
@@ -120,7 +120,7 @@ def rows(
 
 
 def blocks_of(task: str, point: str) -> tuple[int, ...]:
-    """Return what a task's list leaves out at an operating point, a name or a number."""
+    """Return the blocks that a task's list skips at an operating point, a name or a number."""
     length = LENGTHS[point][task] if point in LENGTHS else int(point)
     return REMOVED[task][:length]
 
@@ -222,14 +222,14 @@ def run(
             'undecodable': 1,
             'resets': 0,
         },
-        'problems': ['frame 17 (stamp 1793448016.25): a broken JPEG; left out'],
+        'problems': ['frame 17 (stamp 1793448016.25): a broken JPEG; skipped'],
         'gallery': {'disagreeing': 12, 'shown': 12},
         **changes,
     }
 
 
 def gallery(frame_rows: Sequence[FrameRow], limit: int = 12) -> list[GalleryFrame]:
-    """Return the pictures of the first frames on which the branches disagree."""
+    """Return the first frames on which the branches disagree, with their overlays."""
     shown = {row.frame: row.stamp_ns for row in frame_rows if row.agree is False}
     pictures = []
     for frame, stamp_ns in list(shown.items())[:limit]:
@@ -241,7 +241,7 @@ def gallery(frame_rows: Sequence[FrameRow], limit: int = 12) -> list[GalleryFram
 
 
 def overlay_tasks(of_frame: Sequence[FrameRow]) -> list[OverlayTask]:
-    """Return what the overlay shows of one frame: the first operating point of each task."""
+    """Return the contents of a frame's overlay: the first operating point of each task."""
     tasks = []
     for task in dict.fromkeys(row.task for row in of_frame):
         skip, full = (
@@ -257,7 +257,7 @@ def overlay_tasks(of_frame: Sequence[FrameRow]) -> list[OverlayTask]:
 
 
 def road(seed: int = 0, height: int = 480, width: int = 640) -> np.ndarray:
-    """Return a picture with a sky, a road with its lines, and some boxes; uint8 RGB."""
+    """Return an image of a sky, a road and some boxes, uint8 RGB (height, width, 3)."""
     dice = random.Random(seed)
     image = np.empty((height, width, 3), np.uint8)
     horizon = round(height * 0.48)

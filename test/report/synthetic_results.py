@@ -1,4 +1,4 @@
-"""Results of calibrations and evaluations, made up: no model and no images are needed."""
+"""Synthetic results of calibrations and evaluations: no model and no images are needed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ COMMAND = 'gmskip calibrate --model demo --task single_object'
 
 
 def evaluation(length: int = 0, **changes: Any) -> dict[str, Any]:
-    """Return the evaluation of `length` blocks: the score rises a little, then falls fast."""
+    """Return the evaluation of `length` skipped blocks: the score rises a little, then falls."""
     score = 0.942 + 0.004 * length - 0.00004 * length**3 if length < 16 else 0.1
     language_ms = 412.5 - 11.3 * length
     return {
@@ -43,7 +43,7 @@ def evaluation(length: int = 0, **changes: Any) -> dict[str, Any]:
 def calibration(
     num_blocks: int = 32, num_removed: int = 14, *, test: bool = True, **changes: Any
 ) -> dict[str, Any]:
-    """Return a nested trajectory: `num_removed` rounds, and one more in which it stopped."""
+    """Return a nested trajectory: `num_removed` rounds, and one more in which it stops."""
     order = [(num_blocks - 3 - 7 * i) % num_blocks for i in range(num_blocks)]
     removed = list(dict.fromkeys([*order, *range(num_blocks)]))[:num_removed]
     prefixes = [
@@ -78,7 +78,7 @@ def calibration(
         'stopped_by': 'the best candidate of round 15 scores below 1.0 x full',
         'dataset': {
             'name': 'coco-val2017',
-            'notes': ['3 crowd boxes left out'],
+            'notes': ['3 crowd boxes skipped'],
             'warnings': [],
             'calibration': {'images': 1000, 'sha256': 'c0ffee' * 8, 'seed': 0},
             'test': {'images': 500, 'sha256': 'beef' * 12} if test else None,
@@ -149,7 +149,7 @@ def fixed_interval() -> dict[str, Any]:
 
 
 def captioning(**changes: Any) -> dict[str, Any]:
-    """Return a result guided by CIDEr, whose test images are another number."""
+    """Return a result guided by CIDEr, with a different number of test images."""
     result = calibration(task='captioning', target=None, metric='cider', **changes)
     result['full_score'] *= 1.2
     for prefix in result['prefixes']:
@@ -197,7 +197,7 @@ JOINT_EVALUATION = {
 
 
 def joint() -> dict[str, Any]:
-    """Return a result for several tasks: its score is the least share of full's."""
+    """Return a result for several tasks: its score is the lowest score / full score."""
     result = calibration(
         task='joint',
         target=None,

@@ -1,11 +1,10 @@
-"""The files and the table of a calibration: the same figures everywhere, nothing from outside."""
+"""The files and the table of a calibration: the same figures everywhere, no network."""
 
 from __future__ import annotations
 
 import base64
 import copy
 import csv
-import io
 import json
 import re
 from pathlib import Path
@@ -15,8 +14,7 @@ import numpy as np
 import pytest
 import synthetic_results as made_up
 from html_page import HtmlPage
-from rich.console import Console
-from rich.table import Table
+from terminal import printed, printed_ascii
 
 from gmskip_ros.report.calibration_report import calibration_table, write_calibration_report
 
@@ -38,11 +36,8 @@ def picture(path: Path) -> np.ndarray:
     return image
 
 
-def printed(table: Table, width: int) -> list[str]:
-    file = io.StringIO()
-    console = Console(width=width, file=file, color_system=None)
-    console.print(table)
-    return file.getvalue().splitlines()
+def table_lines(result: dict, width: int) -> list[str]:
+    return printed([calibration_table(result)], width).splitlines()
 
 
 def read_csv(folder: Path) -> list[dict[str, str]]:
@@ -51,7 +46,7 @@ def read_csv(folder: Path) -> list[dict[str, str]]:
 
 
 def nothing_measured() -> dict:
-    """Return a result in which all that may be None is, and some figures are NaN."""
+    """Return a result in which every optional value is None, and some figures are NaN."""
     result = made_up.calibration(
         target=None,
         text_model_type=None,
@@ -141,8 +136,8 @@ def test_rounds_name_the_removed_blocks(tmp_path):
 
 def test_sets_that_are_not_nested_are_listed(tmp_path):
     write_calibration_report(made_up.fixed_interval(), tmp_path)
-    rows = HtmlPage(tmp_path / 'report.html').table('Blocks left out', 'Blocks')
-    assert rows[4]['Blocks left out'] == '7'
+    rows = HtmlPage(tmp_path / 'report.html').table('Skipped blocks', 'Blocks')
+    assert rows[4]['Skipped blocks'] == '7'
     assert rows[4]['Blocks'] == '4, 8, 12, 16, 20, 24, 28'
 
 
@@ -177,15 +172,15 @@ def test_everything_is_escaped(tmp_path):
     assert page.text.count(evil) > 15
     assert r'not-\udcffunicode.jpg' in page.text
     assert read_csv(tmp_path)[0]['test_most_frequent_answer'] == evil
-    assert evil in ' '.join(printed(calibration_table(result), 400))
+    assert evil in ' '.join(table_lines(result, 400))
 
 
-def test_what_is_not_known_is_a_dash(tmp_path):
+def test_unknown_values_are_dashes(tmp_path):
     result = nothing_measured()
     write_calibration_report(result, tmp_path)
     page = HtmlPage(tmp_path / 'report.html')
     texts = [page.text, (tmp_path / 'trajectory.csv').read_text()]
-    texts += printed(calibration_table(result), 120)
+    texts += table_lines(result, 120)
     for text in texts:
         assert not re.search(r'\b(None|nan|null|inf)\b', text)
     [full, *_] = page.table('Shuffled score', 'AUROC, %')
@@ -193,7 +188,7 @@ def test_what_is_not_known_is_a_dash(tmp_path):
     assert read_csv(tmp_path)[3]['test_score'] == ''
 
 
-def test_result_may_have_been_a_json_file(tmp_path):
+def test_a_result_read_from_json_gives_the_same_report(tmp_path):
     result = made_up.calibration()
     write_calibration_report(result, tmp_path / 'a')
     write_calibration_report(json.loads(json.dumps(result)), tmp_path / 'b')
@@ -201,7 +196,7 @@ def test_result_may_have_been_a_json_file(tmp_path):
         assert (tmp_path / 'a' / name).read_bytes() == (tmp_path / 'b' / name).read_bytes()
 
 
-def test_cider_of_other_images_is_not_compared(tmp_path):
+def test_cider_on_different_numbers_of_images_is_not_compared(tmp_path):
     different, same = made_up.captioning(), made_up.captioning()
     same['dataset']['test']['images'] = same['dataset']['calibration']['images']
     write_calibration_report(different, tmp_path / 'different')
@@ -215,7 +210,7 @@ def test_cider_of_other_images_is_not_compared(tmp_path):
     assert '-' not in gaps['same']
     assert 'not comparable' in pages['different'].text
     assert 'not comparable' not in pages['same'].text
-    # the test curve has a panel of its own
+    # The test curve has its own panel.
     heights = {name: picture(tmp_path / name / 'trade_off.png').shape[0] for name in pages}
     assert heights['different'] > heights['same']
     for page in pages.values():
@@ -233,7 +228,7 @@ def test_cider_is_shown_as_in_papers(tmp_path):
     write_calibration_report(result, tmp_path)
     [full, *_] = HtmlPage(tmp_path / 'report.html').table('Calibration')
     assert full['Calibration'] == '119.7'
-    assert any('CIDEr x100' in line for line in printed(calibration_table(result), 80))
+    assert any('CIDEr x100' in line for line in table_lines(result, 80))
 
 
 def test_every_latency_has_its_machine(tmp_path):
@@ -243,7 +238,7 @@ def test_every_latency_has_its_machine(tmp_path):
         (on_cpu, 'AMD EPYC 9554 (cpu, float32)', 'H200'),
     ):
         write_calibration_report(result, tmp_path)
-        lines = ' '.join(printed(calibration_table(result), 120))
+        lines = ' '.join(table_lines(result, 120))
         assert name in lines
         assert other not in lines
         assert {record['machine'] for record in read_csv(tmp_path)} == {name}
@@ -262,10 +257,10 @@ def test_alerts_come_first(tmp_path):
     top = page.text.partition('Result')[0]
     assert 'COCO train images' in top
     assert '1 image could not be read' in top
-    assert 'Answers got shorter at: 4 blocks' in top
+    assert 'Answers got shorter: 4 blocks' in top
     assert 'a/broken.jpg' in page.text
     assert page.table('Round', 'Block')[4]['Language time cut, %'].endswith('*')
-    lines = printed(calibration_table(result), 80)
+    lines = table_lines(result, 80)
     assert [line for line in lines if ' * ' in line and ' 8 ' in line]  # round 4 removed block 8
     assert any('answers got shorter' in line for line in lines)
 
@@ -284,11 +279,11 @@ def test_stability_over_seeds(tmp_path):
     write_calibration_report(result, tmp_path)
     rows = HtmlPage(tmp_path / 'report.html').table('Jaccard', 'Seed')
     assert [row['Seed'] for row in rows] == ['0', '1', '7']
-    assert [row['Blocks left out'] for row in rows] == ['16, 29', '15, 29', '16, 29']
+    assert [row['Skipped blocks'] for row in rows] == ['16, 29', '15, 29', '16, 29']
     assert rows[0]['Jaccard'] in ('0.75', '0.76')
 
 
-def test_what_was_run_is_on_the_page(tmp_path):
+def test_the_settings_are_on_the_page(tmp_path):
     result = made_up.calibration(prompt={'text': 'What is it?', 'max_new_tokens': 8})
     write_calibration_report(result, tmp_path)
     text = HtmlPage(tmp_path / 'report.html').text
@@ -309,7 +304,7 @@ def test_what_was_run_is_on_the_page(tmp_path):
 
 
 def test_heat_map_marks_one_cell(tmp_path):
-    """A bound and a removal change the picture in their own cell, and nowhere else."""
+    """A bound and a removal change the picture only in their own cell."""
     plain = made_up.calibration(num_removed=3)
     for each in plain['rounds']:
         for cell in each['cells']:
@@ -331,16 +326,16 @@ def test_heat_map_marks_one_cell(tmp_path):
     (bound_y, bound_x), (ring_y, ring_x) = centres['hatched'], centres['unmarked']
     assert ring_y < bound_y  # round 1 above round 2
     assert (ring_x - bound_x) / images['plain'].shape[1] == pytest.approx(19 / 35, abs=0.05)
-    # a block that was removed before has an empty cell
+    # The cell of a block that was removed before is empty.
     assert (images['plain'][bound_y, ring_x] == 255).all()
     assert (images['plain'][bound_y, bound_x] < 255).any()
 
 
-def test_old_heat_map_does_not_stay_beside_a_result_without_one(tmp_path):
+def test_an_old_heat_map_is_removed_for_a_result_without_one(tmp_path):
     write_calibration_report(made_up.calibration(), tmp_path)
     write_calibration_report(made_up.fixed_interval(), tmp_path)
     assert not (tmp_path / 'heat_map.png').exists()
-    assert 'there is no heat map' in HtmlPage(tmp_path / 'report.html').text
+    assert 'so there is no heat map' in HtmlPage(tmp_path / 'report.html').text
 
 
 def test_folder_that_cannot_be_made(tmp_path):
@@ -353,7 +348,7 @@ def test_folder_that_cannot_be_made(tmp_path):
 @pytest.mark.parametrize('name', CASES)
 def test_table_fits_the_terminal(name, width):
     result = CASES[name]
-    lines = printed(calibration_table(result), width)
+    lines = table_lines(result, width)
     assert max(map(len, lines)) <= width
     for prefix in result['prefixes']:
         figures = [f'{100 * prefix["sparsity"]:.1f}', f'{100 * prefix["calibration_score"]:.1f}']
@@ -365,18 +360,18 @@ def test_table_fits_the_terminal(name, width):
         assert any(set(figures) <= set(line.split()) for line in lines), figures
 
 
-def test_no_latency_is_spoken_of_that_was_not_measured():
+def test_an_unmeasured_latency_is_not_mentioned():
     result = made_up.calibration()
     for prefix in result['prefixes']:
         prefix['test'].update(latency_ms=None, language_ms=None)
-    lines = printed(calibration_table(result), 80)
+    lines = table_lines(result, 80)
     assert not any('Latency' in line or 'ms' in line.split() for line in lines)
     assert not any('No test images' in line for line in lines)
 
 
 def test_table_shows_names_as_they_are():
     result = made_up.calibration(model='[red]m[/red]', stopped_by='[bold]end')
-    text = '\n'.join(printed(calibration_table(result), 120))
+    text = '\n'.join(table_lines(result, 120))
     assert '[red]m[/red]' in text
     assert '[bold]end' in text
 
@@ -385,16 +380,12 @@ def test_long_model_path_keeps_its_end_in_titles(tmp_path):
     path = '/models/' + 'folder/' * 30 + 'llava-1.5-7b'
     result = made_up.calibration(model=path)
     write_calibration_report(result, tmp_path)
-    lines = printed(calibration_table(result), 80)
+    lines = table_lines(result, 80)
     assert lines[0].rstrip().endswith('folder/llava-1.5-7b: accuracy, %')
     page = HtmlPage(tmp_path / 'report.html')
-    assert path in page.text  # whole among the facts
+    assert path in page.text  # in full among the facts
     assert path not in page.text.partition('Result')[0]
 
 
 def test_table_prints_on_an_ascii_terminal():
-    content = io.BytesIO()
-    file = io.TextIOWrapper(content, encoding='ascii')
-    Console(width=80, file=file).print(calibration_table(made_up.calibration()))
-    file.flush()
-    assert b'high_sparsity' in content.getvalue()
+    assert 'high_sparsity' in printed_ascii([calibration_table(made_up.calibration())])

@@ -1,11 +1,10 @@
-"""Two runs against each other: what is paired, what counts as the same, and what is said of it."""
+"""The comparison of two runs: what is paired, what counts as the same, what is reported."""
 
 from __future__ import annotations
 
 import base64
 import csv
 import html
-import io
 import json
 import re
 import statistics
@@ -18,7 +17,7 @@ import numpy as np
 import pytest
 import synthetic_replay as made_up
 from html_page import HtmlPage
-from rich.console import Console
+from terminal import printed, printed_ascii
 
 from gmskip_ros.pipeline.rows import FrameRow
 from gmskip_ros.report.comparison_report import (
@@ -33,7 +32,7 @@ POINT = ('high_sparsity',)
 
 
 def changed(rows: list[FrameRow], every: int = 3, **changes: Any) -> list[FrameRow]:
-    """Return rows of which every so manieth has another answer."""
+    """Return the rows with a different answer in one of every `every` rows."""
     return [
         replace(
             row,
@@ -49,7 +48,7 @@ def changed(rows: list[FrameRow], every: int = 3, **changes: Any) -> list[FrameR
 
 
 def one_task(task: str, a: str, b: str, *, known: tuple[bool, bool] = (True, True)) -> dict:
-    """Return the only group of two runs of one frame with these answers of full."""
+    """Return the only group of two runs of one frame with these answers from full."""
     [row] = [row for row in made_up.rows(1, (task,), POINT) if row.branch == 'full']
     runs = [
         [replace(row, answer=text if known_ else 'unknown', raw_text=text, in_vocabulary=known_)]
@@ -58,14 +57,6 @@ def one_task(task: str, a: str, b: str, *, known: tuple[bool, bool] = (True, Tru
     result = compare_runs(*runs)
     assert len(result['changes']) == 1 - result['groups'][0]['same']
     return result['groups'][0]
-
-
-def printed(result: dict, width: int = 80) -> str:
-    file = io.StringIO()
-    console = Console(width=width, file=file, color_system=None)
-    for table in comparison_tables(result):
-        console.print(table)
-    return file.getvalue()
 
 
 def write(folder: Path, result: dict) -> HtmlPage:
@@ -96,10 +87,10 @@ def test_a_run_is_the_same_as_itself(tmp_path):
         assert group['gained'] == group['lost'] == 0
         assert group['agreement_a'] == group['agreement_b']
     page = write(tmp_path, result)
-    assert 'Model, machine and blocks are the same.' in page.text
+    assert 'Model, machine and skipped blocks are the same.' in page.text
     assert 'li' not in page.tags, 'no alert'
     assert (tmp_path / 'changes.csv').read_text().startswith('stamp_ns,frame_a,frame_b,task,branch')
-    assert 'Changed answers' not in printed(result)
+    assert 'Changed answers' not in printed(comparison_tables(result))
 
 
 @pytest.mark.parametrize(
@@ -141,7 +132,7 @@ def test_captions_are_the_same_by_raw_text_and_alike_by_rouge_l():
 
 
 def test_figures_are_those_of_the_pairs(tmp_path):
-    """Computed here once more, from the rows alone."""
+    """Computed here a second time, from the rows alone."""
     a = made_up.rows(12)
     b = [row for row in changed(made_up.rows(12, seed=0), 4) if row.frame > 2]
     b = [replace(row, total_ms=row.total_ms * (1 + row.frame / 10)) for row in b]
@@ -156,7 +147,7 @@ def test_figures_are_those_of_the_pairs(tmp_path):
             for r in b
             if (r.task, r.branch, r.operating_point) == name
         ]
-        same = [one.raw_text == other.raw_text for one, other in pairs]
+        same = [row_a.raw_text == row_b.raw_text for row_a, row_b in pairs]
         assert (group['compared'], group['same']) == (10, sum(same))
         assert group['same_share'] == pytest.approx(sum(same) / 10)
         assert group['total_ms_a'] == pytest.approx(statistics.median(o.total_ms for o, _ in pairs))
@@ -214,12 +205,12 @@ def test_times_of_two_machines_are_not_divided(tmp_path):
     assert result['differences'] == [{'what': 'machine', 'a': made_up.GPU, 'b': made_up.CPU}]
     for group in result['groups']:
         assert group['time_ratio'] is None
-        assert group['no_time_ratio'] == f'other machines: {made_up.GPU}; {made_up.CPU}'
+        assert group['no_time_ratio'] == f'different machines: {made_up.GPU}; {made_up.CPU}'
         assert group['total_ms_b'] == pytest.approx(30 * group['total_ms_a'])
     page = write(tmp_path, result)
     assert {row['A / B'] for row in page.table('A, ms', 'A / B')} == {'-'}
-    assert f'No A / B: other machines: {made_up.GPU}; {made_up.CPU}' in page.text
-    text = ' '.join(printed(result).split())
+    assert f'No A / B: different machines: {made_up.GPU}; {made_up.CPU}' in page.text
+    text = ' '.join(printed(comparison_tables(result)).split())
     assert f'A on {made_up.GPU} B on {made_up.CPU} No A / B' in text
 
 
@@ -228,7 +219,7 @@ def test_rows_of_several_machines_in_one_run_give_no_median():
     b = [replace(row, machine=made_up.CPU) if row.frame > 2 else row for row in a]
     for group in compare_runs(a, b)['groups']:
         assert (group['machine_b'], group['total_ms_b'], group['time_ratio']) == (None, None, None)
-        assert group['no_time_ratio'] == 'the rows of a run are of several machines'
+        assert group['no_time_ratio'] == 'a run has rows from several machines'
         assert group['total_ms_a'] is not None
 
 
@@ -244,13 +235,15 @@ def test_two_lists_at_their_only_operating_points_are_compared(tmp_path):
     assert [len(group['skipped_blocks_b']) for group in skip] == [5, 5, 5]
     assert {group['compared'] for group in result['groups']} == {3}
     page = write(tmp_path, result)
-    said = 'high_performance of A is compared with 5 of B: single_object, multi_object, captioning.'
-    assert said in page.text
+    alert = (
+        'high_performance of A is compared with 5 of B: single_object, multi_object, captioning.'
+    )
+    assert alert in page.text
     assert [(group['task'], group['branch']) for group in result['groups']] == [
         (task, branch) for task in made_up.TASKS for branch in ('full', 'skip')
     ]
     settings = {row['Setting']: (row['A'], row['B']) for row in page.table('Setting', 'A', 'B')}
-    assert settings['blocks left out of captioning'] == ('25, 27, 22', '25, 27, 22, 18, 29')
+    assert settings['skipped blocks for captioning'] == ('25, 27, 22', '25, 27, 22, 18, 29')
     [row] = [
         row
         for row in page.table('Same, %', 'Operating point')
@@ -259,7 +252,7 @@ def test_two_lists_at_their_only_operating_points_are_compared(tmp_path):
     assert row['Operating point'] == 'high_performance vs 5'
 
 
-def test_what_has_no_partner_is_said(tmp_path):
+def test_what_only_one_run_has_is_reported(tmp_path):
     a = made_up.rows(3, made_up.TASKS[:2], ('high_performance', '5'))
     b = made_up.rows(3, made_up.TASKS[1:], ('high_performance', '7'), model='demo')
     result = compare_runs(a, b)
@@ -276,17 +269,19 @@ def test_what_has_no_partner_is_said(tmp_path):
         ('captioning', 'skip', '7', 'b'),
     }
     page = write(tmp_path, result)
-    assert 'Only in A, and not compared: single_object/full, single_object/skip at hi' in page.text
-    assert 'Only in B, and not compared: multi_object/skip at 7, captioning/full, c' in page.text
+    assert 'Only in A, not compared: single_object/full, single_object/skip at hi' in page.text
+    assert 'Only in B, not compared: multi_object/skip at 7, captioning/full, c' in page.text
     assert 'No skip branch is compared' not in page.text
     assert {'what': 'model', 'a': made_up.MODEL, 'b': 'demo'} in result['differences']
-    assert made_up.MODEL in printed(result) and 'demo' in printed(result)
+    assert made_up.MODEL in printed(comparison_tables(result)) and 'demo' in printed(
+        comparison_tables(result)
+    )
 
 
 def test_skip_branches_without_a_common_point_are_not_called_the_same(tmp_path):
     a = made_up.rows(3, ('captioning',), ('high_performance', '5'))
     page = write(tmp_path, compare_runs(a, made_up.rows(3, ('captioning',), ('7', '6'))))
-    assert 'Model and machine are the same.' in page.text and 'blocks are' not in page.text
+    assert 'Model and machine are the same.' in page.text and 'blocks are the same' not in page.text
     assert 'No skip branch is compared' in page.text
 
 
@@ -298,7 +293,7 @@ def test_runs_without_a_common_frame(tmp_path, apart):
     assert result['frames'] == {'only_a': 3, 'only_b': 3 if apart else 0, 'both': 0}
     page = write(tmp_path, result)
     assert 'No frame is in both runs' in page.text
-    assert 'No frame is in both runs' in ' '.join(printed(result).split())
+    assert 'No frame is in both runs' in ' '.join(printed(comparison_tables(result)).split())
     assert page.links == []
     assert compare_runs([], [])['groups'] == []
     write(tmp_path, compare_runs([], []))
@@ -324,14 +319,14 @@ def test_page_holds_its_picture_and_loads_nothing(tmp_path):
         assert name in page.text
 
 
-def test_many_changes_are_cut_on_the_page_only(tmp_path):
+def test_many_changes_are_truncated_only_on_the_page(tmp_path):
     a = made_up.rows(400, ('captioning',), POINT)
     result = compare_runs(a, [replace(row, raw_text='x') for row in a])
     page = write(tmp_path, result)
-    assert '800 in all, of which the first 500 are shown' in page.text
+    assert '800 in total; the first 500 are shown' in page.text
     assert len(page.table('A says', 'B says')) == 500
     assert len((tmp_path / 'changes.csv').read_text().splitlines()) == 801
-    assert 'Changed answers: 800, the first 10' in printed(result)
+    assert 'Changed answers: 800, the first 10' in printed(comparison_tables(result))
 
 
 def test_everything_is_escaped(tmp_path):
@@ -346,7 +341,7 @@ def test_everything_is_escaped(tmp_path):
     shown = EVIL.replace('\udcff', '\\udcff')
     assert 'script' not in page.tags
     assert page.text.count(shown) > 15
-    assert shown in printed(result, 500)
+    assert shown in printed(comparison_tables(result), 500)
     json.loads((tmp_path / 'comparison.json').read_text())
 
 
@@ -367,16 +362,12 @@ def test_any_answer_can_be_shown(tmp_path, text):
 
 def test_tables_fit_the_terminal():
     b = [replace(row, machine=made_up.CPU) for row in changed(made_up.rows(9))]
-    text = printed(compare_runs(made_up.rows(9), b))
+    text = printed(comparison_tables(compare_runs(made_up.rows(9), b)))
     assert max(map(len, text.splitlines())) <= 80
     for title in ('A against B', 'Agreement with full', 'Median total time', 'Changed answers'):
         assert title in text
 
 
 def test_table_prints_on_an_ascii_terminal():
-    content = io.BytesIO()
-    file = io.TextIOWrapper(content, encoding='ascii')
-    for table in comparison_tables(compare_runs(made_up.rows(3), changed(made_up.rows(3)))):
-        Console(width=80, file=file).print(table)
-    file.flush()
-    assert b'high_sparsity' in content.getvalue()
+    result = compare_runs(made_up.rows(3), changed(made_up.rows(3)))
+    assert 'high_sparsity' in printed_ascii(comparison_tables(result))

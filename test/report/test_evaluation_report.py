@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import copy
 import csv
-import io
 import re
 
 import pytest
 import synthetic_results as made_up
 from html_page import HtmlPage
-from rich.console import Console
+from terminal import printed
 
 from gmskip_ros.report.evaluation_report import evaluation_tables, write_evaluation_report
 
 
-def printed(result: dict, width: int) -> list[str]:
-    file = io.StringIO()
-    console = Console(width=width, file=file, color_system=None)
-    for table in evaluation_tables(result):
-        console.print(table)
-    return file.getvalue().splitlines()
+def table_lines(result: dict, width: int) -> list[str]:
+    return printed(evaluation_tables(result), width).splitlines()
 
 
 def test_writes_a_csv_and_a_page_that_loads_nothing(tmp_path):
@@ -73,21 +68,21 @@ def test_page_and_csv_have_the_figures_of_the_result(tmp_path):
     assert full[3]['McNemar p'] == '<0.001'
     assert sets[0] == {
         'Skip set': 'Full',
-        'Blocks left out': '0',
+        'Skipped blocks': '0',
         'Sparsity, %': '0.0',
         'Blocks': '-',
         'Source': '-',
     }
 
 
-def test_metrics_have_a_table_of_their_own_only_if_there_are_several(tmp_path):
+def test_only_several_metrics_have_their_own_table(tmp_path):
     result = made_up.evaluated()
     titles = [str(table.title) for table in evaluation_tables(result)]
     assert [title.partition(':')[0] for title in titles] == [
         'Score and cost',
         'All scores',
         'Against full',
-        'Does it still look?',
+        'Does it still look at the picture?',
     ]
     for row in result['rows']:
         row['evaluation']['scores'] = {'rouge_l': 0.5}
@@ -102,9 +97,9 @@ def test_cider_is_shown_as_in_papers_with_its_note(tmp_path):
     page = HtmlPage(tmp_path / 'report.html')
     assert page.table('CIDEr x100')[0]['CIDEr x100'] == '119.7'
     assert note in page.text
-    assert note in ' '.join(printed(result, 120))
+    assert note in ' '.join(table_lines(result, 120))
 
-    result['metric'] = 'rouge_l'  # beside which CIDEr is shown
+    result['metric'] = 'rouge_l'  # CIDEr is then in the table of all scores
     for row in result['rows']:
         row['evaluation']['scores'] = {'cider': 0.9, 'rouge_l': 0.5}
     captions = [str(table.caption) for table in evaluation_tables(result)]
@@ -130,16 +125,16 @@ def test_everything_is_escaped(tmp_path):
     page = HtmlPage(tmp_path / 'report.html')
     assert 'script' not in page.tags
     assert page.text.count(evil) > 15
-    assert evil in ' '.join(printed(result, 400))
+    assert evil in ' '.join(table_lines(result, 400))
 
 
-def test_what_is_not_known_is_a_dash(tmp_path):
+def test_unknown_values_are_dashes(tmp_path):
     result = made_up.evaluated(target=None, machine={'cpu': None, 'gpu': None})
     for row in result['rows']:
         row['evaluation'] = {**dict.fromkeys(row['evaluation']), 'score': float('nan')}
     write_evaluation_report(result, tmp_path)
     page = HtmlPage(tmp_path / 'report.html')
-    texts = [page.text, (tmp_path / 'evaluation.csv').read_text(), *printed(result, 120)]
+    texts = [page.text, (tmp_path / 'evaluation.csv').read_text(), *table_lines(result, 120)]
     for text in texts:
         assert not re.search(r'\b(None|nan|null|inf)\b', text)
     assert page.table('accuracy, %')[0]['accuracy, %'] == '-'
@@ -150,31 +145,31 @@ def test_every_latency_has_its_machine(tmp_path):
     result = made_up.evaluated(device='cpu', dtype='float32')
     write_evaluation_report(result, tmp_path)
     text = HtmlPage(tmp_path / 'report.html').text
-    for shown in (text, ' '.join(printed(result, 120))):
+    for shown in (text, ' '.join(table_lines(result, 120))):
         notes = re.findall(r'Latency:[^\n]{0,60}', shown)
         assert len(notes) == 2  # of the two tables with latencies
         assert all('AMD EPYC 9554 (cpu, float32)' in note for note in notes)
 
 
-def test_no_latency_is_spoken_of_that_was_not_measured():
+def test_an_unmeasured_latency_is_not_mentioned():
     result = made_up.evaluated()
     for row in result['rows']:
         row['evaluation'].update(
             dict.fromkeys(('latency_ms', 'ms_per_token', 'language_ms', 'latency_cut'))
         )
-    assert not any('Latency' in line or 'ms' in line.split() for line in printed(result, 80))
+    assert not any('Latency' in line or 'ms' in line.split() for line in table_lines(result, 80))
 
 
 def test_shorter_answers_are_marked(tmp_path):
     result = made_up.evaluated()
-    assert not any('shorter' in line for line in printed(result, 120))
+    assert not any('shorter' in line for line in table_lines(result, 120))
     result['rows'][2]['evaluation']['answers_got_shorter'] = True
     write_evaluation_report(result, tmp_path)
     page = HtmlPage(tmp_path / 'report.html')
     cuts = [row['Language time cut, %'] for row in page.table('Language time cut, %')]
     assert [cut.endswith('*') for cut in cuts] == [False, False, True, False]
     assert '* answers got shorter' in page.text
-    assert any('* answers got shorter' in line for line in printed(result, 120))
+    assert any('* answers got shorter' in line for line in table_lines(result, 120))
 
 
 def test_warnings_and_unreadable_images_come_first(tmp_path):
@@ -192,7 +187,7 @@ def test_warnings_and_unreadable_images_come_first(tmp_path):
 @pytest.mark.parametrize('width', [80, 120])
 def test_tables_fit_the_terminal(width):
     result = made_up.evaluated()
-    lines = printed(result, width)
+    lines = table_lines(result, width)
     assert max(map(len, lines)) <= width
     for row in result['rows']:
         evaluation = row['evaluation']
@@ -211,7 +206,7 @@ def joint() -> dict:
 
 def test_each_task_of_a_joint_evaluation_has_a_table_of_scores(tmp_path):
     result = joint()
-    lines = printed(result, 80)
+    lines = table_lines(result, 80)
     assert max(map(len, lines)) <= 80 and not any('\u2026' in line for line in lines)
     titles = [str(table.title) for table in evaluation_tables(result)]
     assert [title for title in titles if 'All scores' in title] == [
@@ -225,7 +220,7 @@ def test_each_task_of_a_joint_evaluation_has_a_table_of_scores(tmp_path):
         assert [row[title] for row in page.table(title)] == [shown] * len(result['rows'])
 
 
-def test_what_a_joint_score_is_made_of_is_told(tmp_path):
+def test_the_parts_of_a_joint_score_are_named(tmp_path):
     write_evaluation_report(joint(), tmp_path)
     name = 'least of score / full score: accuracy, set_precision, cider'
     with open(tmp_path / 'evaluation.csv', encoding='utf-8', newline='') as file:
@@ -233,13 +228,13 @@ def test_what_a_joint_score_is_made_of_is_told(tmp_path):
     assert name in HtmlPage(tmp_path / 'report.html').text
 
 
-def test_what_no_row_has_needs_no_room_on_the_terminal(tmp_path):
+def test_a_column_without_values_is_dropped_on_the_terminal(tmp_path):
     result = made_up.evaluated(target=None)
     for row in result['rows'][1:]:
         row['evaluation'].update(auroc=None, score_without_target=None)
-    assert any('AUROC' in line for line in printed(result, 80))  # full has it
+    assert any('AUROC' in line for line in table_lines(result, 80))  # full has it
     result['rows'][0]['evaluation'].update(auroc=None, score_without_target=None)
-    lines = printed(result, 80)
+    lines = table_lines(result, 80)
     assert not any('AUROC' in line or 'target' in line for line in lines)
     assert any('Most frequent' in line for line in lines)
     write_evaluation_report(result, tmp_path)
@@ -249,4 +244,4 @@ def test_what_no_row_has_needs_no_room_on_the_terminal(tmp_path):
 def test_table_shows_names_as_they_are():
     result = made_up.evaluated()
     result['rows'][1]['name'] = '[red]x[/red]'
-    assert any('[red]x[/red]' in line for line in printed(result, 120))
+    assert any('[red]x[/red]' in line for line in table_lines(result, 120))

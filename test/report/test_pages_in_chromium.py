@@ -1,4 +1,4 @@
-"""The reports in a real browser: they render, and ask the network for nothing."""
+"""The reports in a real browser: they render, and request nothing from the network."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from gmskip_ros.report.evaluation_report import write_evaluation_report
 from gmskip_ros.report.replay_report import write_replay_report
 
 pytestmark = pytest.mark.skipif(
-    find_chromium() is None, reason='no Chromium here: install it (apt install chromium)'
+    find_chromium() is None, reason='Chromium is not installed (apt install chromium)'
 )
 
 WIDTHS = (1280, 640)
 HEADINGS = {
     'calibration': ['Result', 'Trajectory', 'Every block that was tried', 'Stability over seeds'],
-    'evaluation': ['Score and cost: single_object (person)', 'Against full', 'The skip sets'],
+    'evaluation': ['Score and cost: single_object (person)', 'Against full', 'Skip sets'],
     'replay': [
         'Result',
         'Where the time goes',
@@ -39,7 +39,7 @@ HEADINGS = {
         'What was run',
     ],
     'replay, nothing answered': ['Result', 'Which blocks ran', 'What was run'],
-    'comparison': ['What is different', 'Answers', 'Time', 'Changed answers'],
+    'comparison': ['What differs', 'Answers', 'Time', 'Changed answers'],
 }
 PICTURES = {
     'calibration': 2,
@@ -66,7 +66,7 @@ def browser() -> Iterator[Chromium]:
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory) -> Path:
-    """Return a folder with every kind of report, made of figures that are made up."""
+    """Return a folder with every kind of report, with synthetic figures."""
     folder = tmp_path_factory.mktemp('reports')
     rows = synthetic_replay.rows(12, ('single_object', 'captioning'))
     write_calibration_report(synthetic_results.calibration(), folder / 'calibration')
@@ -94,12 +94,12 @@ def pages(browser: Chromium, folder: Path) -> dict[tuple[str, int], Page]:
 
 @pytest.fixture
 def server() -> Iterator[tuple[str, list[str]]]:
-    """Give the address of a server on this machine, and the paths that were asked of it."""
-    asked: list[str] = []
+    """Yield the address of a server on this machine, and the paths requested from it."""
+    requested: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked.append(self.path)
+            requested.append(self.path)
             self.send_response(404)
             self.end_headers()
 
@@ -109,7 +109,7 @@ def server() -> Iterator[tuple[str, list[str]]]:
     with ThreadingHTTPServer(('127.0.0.1', 0), Handler) as http:
         thread = threading.Thread(target=http.serve_forever, daemon=True)
         thread.start()
-        yield f'http://127.0.0.1:{http.server_port}', asked
+        yield f'http://127.0.0.1:{http.server_port}', requested
         http.shutdown()
         thread.join()
 
@@ -123,7 +123,7 @@ def test_page_renders(pages, name, width):
     assert page.facts['rows'] >= 5, 'tables are laid out'
     assert len(page.facts['pictures']) == PICTURES[name]
     for natural_width, shown_width, shown_height in page.facts['pictures']:
-        assert natural_width > 0, 'a picture that is not decoded'
+        assert natural_width > 0, 'a picture was not decoded'
         assert 0 < shown_width <= width and shown_height > 0
     assert page.facts['overflow'] <= 0, 'the page is wider than its window'
     shot = cv2.imdecode(np.frombuffer(page.screenshot, np.uint8), cv2.IMREAD_COLOR)
@@ -133,7 +133,7 @@ def test_page_renders(pages, name, width):
 
 @pytest.mark.parametrize('name', HEADINGS)
 @pytest.mark.parametrize('width', WIDTHS)
-def test_page_asks_for_nothing_but_itself(pages, name, width):
+def test_page_requests_nothing_but_itself(pages, name, width):
     page = pages[name, width]
     assert page.requests[0] == page.url
     assert len(page.requests) >= 1 + PICTURES[name]
@@ -148,22 +148,22 @@ def test_figures_for_programs_are_not_shown(pages):
 
 
 def test_a_page_that_loads_something_is_detected(browser, server, tmp_path):
-    address, asked = server
+    address, requested = server
     path = tmp_path / 'page.html'
     path.write_text(
         f'<h1>A picture</h1><img src="{address}/picture.png"><script>window.ran = true</script>'
     )
     page = browser.open(path.as_uri(), facts=FACTS)
     assert f'{address}/picture.png' in page.requests
-    assert asked == ['/picture.png']
-    assert page.facts['pictures'][0][0] == 0, 'a picture that did not come is told'
+    assert requested == ['/picture.png']
+    assert page.facts['pictures'][0][0] == 0, 'a missing picture is reported'
     assert page.facts['ran']
 
 
 @pytest.mark.parametrize('name', ['calibration', 'replay', 'comparison'])
-def test_what_slips_into_a_report_can_neither_load_nor_run(browser, folder, server, tmp_path, name):
-    """The page's own policy: answers are a model's words, and a report may be mailed around."""
-    address, asked = server
+def test_injected_html_can_neither_load_nor_run(browser, folder, server, tmp_path, name):
+    """The page's own policy: answers are a model's words, and reports are passed on."""
+    address, requested = server
     intruder = (
         f'<img src="{address}/a.png"><link rel="stylesheet" href="{address}/b.css">'
         f'<iframe src="{address}/c.html"></iframe><script>window.ran = true</script>'
@@ -175,11 +175,11 @@ def test_what_slips_into_a_report_can_neither_load_nor_run(browser, folder, serv
     path.write_text(report.replace('</h1>', '</h1>' + intruder, 1), encoding='utf-8')
     page = browser.open(path.as_uri(), facts=FACTS)
     assert 'Intruder' in page.facts['headings']
-    assert asked == []
+    assert requested == []
     assert not page.facts['ran']
 
 
-def test_long_words_and_strange_ones_stay_in_the_window(browser, tmp_path):
+def test_long_and_odd_words_stay_in_the_window(browser, tmp_path):
     word = 'W' * 500 + '\u202e\x07<script>window.ran = true</script>'
     rows = [
         replace(row, answer=word, raw_text=word, agree=False)
@@ -209,7 +209,7 @@ def test_long_words_and_strange_ones_stay_in_the_window(browser, tmp_path):
         assert 'W' * 300 in page.facts['shown'].replace('\n', '')
 
 
-def test_a_page_that_is_too_wide_is_told(browser, tmp_path):
+def test_a_page_that_is_too_wide_is_detected(browser, tmp_path):
     path = tmp_path / 'page.html'
     path.write_text('<p style="width: 2000px">wide</p>')
     assert browser.open(path.as_uri(), width=640, facts=FACTS).facts['overflow'] > 1000

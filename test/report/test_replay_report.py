@@ -1,4 +1,4 @@
-"""What a run leaves for people: the figures are those of frames.csv, whatever the run was like."""
+"""The report of a run: its figures are those of frames.csv, whatever the run was like."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import base64
 import copy
 import csv
 import html
-import io
 import json
 import re
 import statistics
@@ -20,7 +19,7 @@ import numpy as np
 import pytest
 import synthetic_replay as made_up
 from html_page import HtmlPage
-from rich.console import Console
+from terminal import printed, printed_ascii
 
 from gmskip_ros.pipeline.rows import FrameRow, csv_bytes
 from gmskip_ros.report import replay_pictures
@@ -40,7 +39,7 @@ JPEG = cv2.imencode('.jpg', np.full((24, 32, 3), 90, np.uint8))[1].tobytes()
 
 
 def two_machines() -> list[FrameRow]:
-    """Return the rows of two files, one after the other: of a GPU and of a slow CPU."""
+    """Return the rows of two files, one after the other: from a GPU and from a slow CPU."""
     files = ((9, made_up.GPU, 1.0), (7, made_up.CPU, 40.0))
     return [
         row
@@ -65,14 +64,14 @@ CASES: dict[str, Callable[[], list[FrameRow]]] = {
 
 
 def embedded(folder: Path) -> dict[str, Any]:
-    """Return the figures that a page holds for programs."""
+    """Return the figures that a page embeds for programs."""
     page = (folder / 'report.html').read_text(encoding='utf-8')
     [text] = re.findall(r'<pre id="figures" hidden>(.*?)</pre>', page, re.DOTALL)
     return json.loads(html.unescape(text))
 
 
 def few(frames: int = 2, **changes: Any) -> list[FrameRow]:
-    """Return the rows of one task at one operating point: pictures of few panels."""
+    """Return the rows of one task at one operating point, for pictures with few panels."""
     return made_up.rows(frames, ('captioning',), ('high_sparsity',), **changes)
 
 
@@ -81,12 +80,8 @@ def write(folder: Path, rows: list[FrameRow], **changes: Any) -> HtmlPage:
     return HtmlPage(folder / 'report.html')
 
 
-def printed(rows: list[FrameRow], width: int, **changes: Any) -> str:
-    file = io.StringIO()
-    console = Console(width=width, file=file, color_system=None)
-    for table in replay_tables(made_up.run(**changes), rows):
-        console.print(table)
-    return file.getvalue()
+def summary_text(rows: list[FrameRow], width: int) -> str:
+    return printed(replay_tables(made_up.run(), rows), width)
 
 
 @pytest.fixture(scope='module', params=CASES)
@@ -236,8 +231,8 @@ def test_times_of_two_machines_are_never_in_one_figure(tmp_path):
         for machine in (made_up.GPU, made_up.CPU)
     )
     assert 10 * max(gpu) < max(cpu) and 10 * min(gpu) < min(cpu)
-    said = f'The answers are of {made_up.GPU}; of {made_up.CPU}: no figure mixes them.'
-    assert said in page.text
+    alert = f'The answers come from {made_up.GPU}; {made_up.CPU}: no figure mixes them.'
+    assert alert in page.text
     captions = re.findall(r'Times of one answer, on ([^\n]*)', page.text)
     assert captions == [made_up.GPU, made_up.CPU]
     heights = []
@@ -245,7 +240,7 @@ def test_times_of_two_machines_are_never_in_one_figure(tmp_path):
         write(tmp_path, rows)
         heights.append(cv2.imread(str(tmp_path / 'latency.png')).shape[0])
     assert heights[1] > 1.8 * heights[0], 'each machine has a panel of its own'
-    text = printed(two_machines(), 100)
+    text = summary_text(two_machines(), 100)
     assert text.count('Skip against full') == 2
     assert made_up.GPU in text and made_up.CPU in text
 
@@ -257,7 +252,7 @@ def test_rows_of_two_models_are_not_pooled(tmp_path):
 
 
 def test_speed_up_is_paired_by_frame(tmp_path):
-    """Also where a bag was played twice: the same stamps come again, with other times."""
+    """Also for a bag that was played twice: the same stamps recur, with different times."""
     first = made_up.rows(2, ('single_object',), ('8',))
     again = [replace(row, frame=row.frame + 2) for row in first]
     totals = {
@@ -285,7 +280,7 @@ def test_speed_up_is_paired_by_frame(tmp_path):
 
 
 def test_frames_beyond_the_axis_are_counted(monkeypatch):
-    """One frame of forty was a hundred times as quick: the axis leaves it out, and says so."""
+    """One frame of forty was a hundred times as fast: it lies beyond the axis, and is counted."""
     rows = [replace(r, total_ms=10.0) for r in made_up.rows(40, ('captioning',), ('3', '7'))]
     rows[-1] = replace(rows[-1], total_ms=1000.0)  # full's
     texts = []
@@ -303,7 +298,7 @@ def test_frames_beyond_the_axis_are_counted(monkeypatch):
 
 
 def test_agreement_is_drawn_where_it_is(monkeypatch):
-    """Frames 3 and 4 of twelve differ: marks there, and the share around each frame."""
+    """Frames 3 and 4 of twelve differ: they have marks, and lower the share around them."""
     rows = [
         replace(row, agree=row.frame not in (3, 4)) if row.branch == 'skip' else row
         for row in few(12)
@@ -327,15 +322,14 @@ def test_agreement_is_drawn_where_it_is(monkeypatch):
     assert texts == ['83.3 % of 12\n2 differ']
 
 
-def test_what_was_run_is_said_in_one_sentence(tmp_path):
+def test_what_was_run_is_at_the_top(tmp_path):
     page = write(tmp_path, few())
     top = page.text.partition('Result')[0]
     for expected in (
-        '29 frames were asked about single_object, multi_object, captioning',
-        '(bag /data/drives/2026-10-31/drive_07, topic /camera/front',
-        made_up.MODEL,
-        '32 blocks',
-        'high_performance, high_sparsity',
+        '29 frames of bag /data/drives/2026-10-31/drive_07, topic /camera/front',
+        'tasks: single_object, multi_object, captioning;',
+        f'full model: {made_up.MODEL}, 32 blocks',
+        'skip at high_performance, high_sparsity',
         'NVIDIA H200 (cuda:0, float16)',
         '2026-11-20T12:00:00Z',
     ):
@@ -344,8 +338,7 @@ def test_what_was_run_is_said_in_one_sentence(tmp_path):
 
 def test_the_source_may_be_a_camera(tmp_path):
     page = write(tmp_path, few(1), source={'camera': 'rendered scenes'}, frames={})
-    assert '1 frame was asked about' in page.text
-    assert '(camera rendered scenes)' in page.text
+    assert '1 frame of camera rendered scenes; tasks' in page.text
 
 
 def test_alerts_come_first(tmp_path):
@@ -361,10 +354,10 @@ def test_alerts_come_first(tmp_path):
     frames = {**made_up.run()['frames'], 'undecodable': 3, 'due': 12, 'resets': 2}
     page = write(tmp_path, rows, skip_sets=sets, frames=frames, complete=False, stopped_by='SIGINT')
     top = page.text.partition('Result')[0]
-    assert 'Partial result: the run was ended by SIGINT' in top
-    assert 'left out: 3 of 12 due frames (25.0 %)' in top
-    assert 'Time stamps jumped back: 2 times' in top
-    assert 'single_object at high_performance leaves no block out' in top
+    assert 'Partial result: the run was stopped by SIGINT' in top
+    assert 'could not be decoded: 3 of 12 due frames (25.0 %)' in top
+    assert 'time stamps jumped back: 2.' in top
+    assert 'single_object at high_performance skips no blocks' in top
     assert top.count('multi_object has no skip list') == 1
     assert 'Answers got shorter: captioning at high_sparsity.' in top
     assert 'captioning has no skip list' not in top
@@ -379,15 +372,15 @@ def test_no_alert_without_a_reason(tmp_path):
     assert 'No problems.' in page.text
 
 
-def test_nothing_answered_is_said(tmp_path):
+def test_no_answered_frame_is_reported(tmp_path):
     write(tmp_path, few())
     frames = {**made_up.run()['frames'], 'due': 5, 'answered': 0, 'undecodable': 5}
     page = write(tmp_path, [], frames=frames)
     assert 'No frame was answered: there are no figures.' in page.text
     assert '5 of 5 due frames (100.0 %)' in page.text
-    assert not (tmp_path / 'latency.png').exists(), 'an earlier picture stays beside it'
+    assert not (tmp_path / 'latency.png').exists(), 'an earlier picture was not removed'
     assert page.links == []
-    assert printed([], 80) == ''
+    assert summary_text([], 80) == ''
 
 
 def test_gallery_shows_frames_with_both_answers(tmp_path):
@@ -404,7 +397,7 @@ def test_gallery_shows_frames_with_both_answers(tmp_path):
     page = HtmlPage(tmp_path / 'report.html')
     jpegs = [link for link in page.links if link.startswith('data:image/jpeg')]
     assert [base64.b64decode(link.partition(',')[2]) for link in jpegs] == [JPEG, JPEG]
-    assert '3 frames differ in some answer. Shown: 2 of them.' in page.text
+    assert 'The branches disagree on 3 frames. Shown: 2 of them.' in page.text
     seconds = (rows[-1].stamp_ns - rows[0].stamp_ns) / 1e9
     assert f'Frame 3, {seconds:.1f} s into the drive, 2026-10-31 12:00:02.' in page.text
     tables = [table for table in page.tables if 'Verdict' in table[0]]
@@ -419,12 +412,12 @@ def test_gallery_shows_frames_with_both_answers(tmp_path):
             assert row['Operating point'] == 'high_sparsity'
             assert row['Verdict'] == ('agrees' if row['Task'] == 'captioning' else 'DIFFERS')
             assert row['Full says'] == full.answer
-            said = '' if skip.in_vocabulary else f', said: "{skip.raw_text}"'
-            assert row['Skip says'] == skip.answer + said
+            words = '' if skip.in_vocabulary else f', said: "{skip.raw_text}"'
+            assert row['Skip says'] == skip.answer + words
         assert [row['Task'] for row in found] == list(made_up.TASKS)
 
 
-def test_gallery_keeps_some_pictures_of_the_whole_drive():
+def test_gallery_keeps_some_frames_of_the_whole_drive():
     gallery = Gallery()
     for frame in range(1, 1001):
         if gallery.wants_next():
@@ -434,12 +427,12 @@ def test_gallery_keeps_some_pictures_of_the_whole_drive():
     assert frames[0] == 1 and len(set(np.diff(frames))) == 1 and frames[-1] + frames[1] > 1000
 
 
-def test_no_disagreement_is_said(tmp_path):
+def test_no_disagreement_is_reported(tmp_path):
     page = write(tmp_path, few(4, differing=0.0), gallery={'disagreeing': 0, 'shown': 0})
-    assert 'on every frame that both branches answered they agree' in page.text
+    assert 'None: the branches agree on every frame that both answered.' in page.text
 
 
-def test_block_map_tells_what_ran_and_the_order_of_removal(tmp_path):
+def test_block_map_shows_what_ran_and_the_order_of_removal(tmp_path):
     sets = made_up.run(points=('high_sparsity',))['skip_sets']
     page = write(tmp_path, few(1), skip_sets=sets)
     [blocks] = [table for table in page.tables if table[0][0] == 'Block']
@@ -500,7 +493,7 @@ def test_everything_is_escaped(tmp_path):
     page = HtmlPage(tmp_path / 'report.html')
     assert 'script' not in page.tags
     assert page.text.count(EVIL.replace('\udcff', '\\udcff')) > 20
-    assert EVIL.replace('\udcff', '\\udcff') in printed(rows, 400)
+    assert EVIL.replace('\udcff', '\\udcff') in summary_text(rows, 400)
     assert embedded(tmp_path)['summary'][0]['task'] == EVIL
 
 
@@ -525,7 +518,7 @@ def test_a_long_drive_gives_a_small_page(tmp_path):
 @pytest.mark.parametrize('name', [name for name in CASES if name != 'nothing answered'])
 def test_table_fits_the_terminal(name):
     rows = CASES[name]()
-    lines = printed(rows, 80).splitlines()
+    lines = summary_text(rows, 80).splitlines()
     assert max(map(len, lines)) <= 80
     for task in {row.task for row in rows}:
         totals: dict[tuple[str, str], list[float]] = {}
@@ -538,12 +531,7 @@ def test_table_fits_the_terminal(name):
 
 
 def test_table_prints_on_an_ascii_terminal():
-    content = io.BytesIO()
-    file = io.TextIOWrapper(content, encoding='ascii')
-    for table in replay_tables(made_up.run(), made_up.rows(3)):
-        Console(width=80, file=file).print(table)
-    file.flush()
-    assert b'high_sparsity' in content.getvalue()
+    assert 'high_sparsity' in printed_ascii(replay_tables(made_up.run(), made_up.rows(3)))
 
 
 def test_folder_that_cannot_be_made(tmp_path):

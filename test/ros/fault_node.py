@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from gmskip_ros.pipeline.settings import Settings
+from gmskip_ros.pipeline.worker import load_engine
 from gmskip_ros.ros import node
-from gmskip_ros.signals import stop_event_on_signals
+from gmskip_ros.signals import StopSignals
 from gmskip_ros.vlm import SkipSet, Stopped, VlmOutOfMemoryError
 
 FAULTS = {  # upper left pixel (RGB) -> what happens
@@ -91,11 +92,11 @@ class FaultyVlm:
 
 
 def main() -> int:
-    stop = stop_event_on_signals()
+    stop = StopSignals().listen()
     folder = Path(sys.argv.pop(1))
 
     def load(settings: Settings, on_progress: Callable[[str], None]) -> Any:
-        return FaultyVlm(node._load_vlm(settings, on_progress), folder)
+        return FaultyVlm(load_engine(settings, on_progress), folder)
 
     node.DIAGNOSTICS_PERIOD_S = REPORT_S
     return node.run(stop, load=load)

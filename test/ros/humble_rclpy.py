@@ -1,14 +1,13 @@
-"""
-rclpy as Humble has it: what later distributions added is taken away.
+"""rclpy as in Humble: what later distributions added is removed.
 
     python humble_rclpy.py MODULE ARGUMENT ...     # python -m MODULE, with such an rclpy
 
 Humble is not on the package index. `HUMBLE` is the public API of its rclpy, read from the sources:
 github.com/ros2/rclpy, branch humble, 3.3.15, commit b488272b. Modules and classes that are not in
-it count as not there: look them up in that branch and add them.
+it count as missing: look them up in that branch and add them.
 """
 
-# ruff: noqa: E501  (names, as they stand in the sources)
+# ruff: noqa: E501  (names, copied from the sources)
 from __future__ import annotations
 
 import enum
@@ -130,7 +129,7 @@ HUMBLE: dict[str, str] = {
     'rclpy.utilities': 'get_available_rmw_implementations get_default_context get_rmw_implementation_identifier '
     'ok remove_ros_args shutdown timeout_sec_to_nsec try_shutdown',
 }
-# Parameters that functions of Humble got later.
+# Parameters that were added to these functions after Humble.
 LATER_PARAMETERS = {
     'rclpy.create_node': 'enable_logger_service',
     'rclpy.client.Client.call': 'timeout_sec',
@@ -155,14 +154,14 @@ def find(path: str) -> Any:
 
 
 def is_known(module: str, name: str) -> bool:
-    """Say whether Humble's module has this name: defined there, or a module in it."""
+    """Return whether Humble's module has this name: defined there, or a module in it."""
     if name in HUMBLE.get(module, '').split():
         return True
     return any(f'{path}.'.startswith(f'{module}.{name}.') for path in HUMBLE)
 
 
 def added_members(cls: type) -> set[str]:
-    """Return the public members of a class of the installed rclpy that Humble's has not."""
+    """Return the public members of a class of the installed rclpy that Humble's lacks."""
     known = set().union(*(MEMBERS.get(base.__name__, set()) for base in cls.__mro__))
     added = {name for name in vars(cls) if not name.startswith('_')} - known
     # `with context:`, `with executor:`
@@ -176,7 +175,7 @@ def classes() -> dict[str, type]:
 
 
 def _is_from_outside() -> bool:
-    """Say whether the code that called the caller is not rclpy's own."""
+    """Return whether the caller was called by code outside rclpy."""
     name = sys._getframe(2).f_globals.get('__name__', '')
     return name.partition('.')[0] != 'rclpy'
 
@@ -191,7 +190,7 @@ class _Module(types.ModuleType):
 
 
 class _Denied:
-    """A member of a class, for rclpy's own code only."""
+    """A member of a class that only rclpy's own code may use."""
 
     def __init__(self, name: str, member: Any) -> None:
         self.name, self.member = name, member
@@ -221,7 +220,7 @@ def _without_parameters(path: str, function: Callable[..., Any]) -> Callable[...
 
 
 def deny() -> None:
-    """Take away, from all code but rclpy's own, what Humble has not; for a process of its own."""
+    """Remove what Humble lacks from all code except rclpy's own; for a separate process."""
     import rclpy
 
     for path, cls in classes().items():

@@ -18,7 +18,7 @@ from std_srvs.srv import SetBool
 from gmskip_ros.ros.conversions import rgb_to_compressed, rgb_to_image
 from gmskip_ros.tasks import TASK_NAMES
 
-# GM-Skip's published lists, and answers short enough for a machine with other work to do.
+# GM-Skip's published lists, and answers short enough for a busy machine.
 PARAMETERS: dict[str, Any] = {
     **{f'skip_list.{task}': f'gmskip_{task}' for task in TASK_NAMES},
     **{f'max_new_tokens.{task}': 4 for task in TASK_NAMES},
@@ -34,7 +34,7 @@ def picture() -> np.ndarray:
 
 
 class Probe:
-    """One node's surroundings, made of one node of the test's own process."""
+    """Everything around one node, played by a single node in the test's own process."""
 
     def __init__(self, node: Any, process: RosProcess, name: str, image_topic: str) -> None:
         self.node, self.process, self.name = node, process, name
@@ -42,7 +42,7 @@ class Probe:
         self.second = int(time.time())  # of the next frame's stamp
         is_jpeg = image_topic.endswith('/compressed')
         self.make_message = rgb_to_compressed if is_jpeg else rgb_to_image
-        # Reliable, so that it matches whatever the node asks for.
+        # Reliable, so that it matches any subscription.
         qos = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
         self.camera = node.create_publisher(CompressedImage if is_jpeg else Image, image_topic, qos)
         self.enable_client = node.create_client(SetBool, f'{name}/enable')
@@ -90,7 +90,7 @@ class Probe:
         return [message for message in self.on(topic) if message.header == header]
 
     def ask(self, offset_s: float = 0.0, wait_for: str = 'output/comparison') -> Header:
-        """Publish a frame until its result arrives (a second copy of it is gated anyway)."""
+        """Publish a frame, again if need be, until its result arrives (second copies are gated)."""
         header = self.header(offset_s)
         message = self.make_message(picture(), header)
         self.publish(message)

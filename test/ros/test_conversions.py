@@ -26,7 +26,7 @@ BAYER_CELLS = {'rggb': 'rg gb', 'bggr': 'bg gr', 'gbrg': 'gb rg', 'grbg': 'gr bg
 
 
 def image_to_rgb(msg: Image | CompressedImage) -> np.ndarray:
-    """Return the picture; the node's way (cv_bridge) and the replay's (without ROS) are one."""
+    """Return the image; the node's conversion (cv_bridge) and the replay's must agree."""
     try:
         rgb = conversions.image_to_rgb(msg)
     except ConversionError as error:
@@ -43,7 +43,7 @@ def random_bytes(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def image(rows: np.ndarray, encoding: str, width: int, height: int, padding: int = 0, **fields):
-    """Make a message of rows of bytes (rows, row bytes), each followed by bytes of rubbish."""
+    """Return a message of rows of bytes (rows, row bytes), each followed by random padding."""
     padded = np.hstack([rows, np.full((len(rows), padding), 0xA5, np.uint8)])
     msg = Image(width=width, height=height, encoding=encoding, step=padded.shape[1], **fields)
     msg.data = array.array('B', padded.tobytes())
@@ -57,7 +57,7 @@ def compressed(data: bytes, image_format: str = 'jpeg') -> CompressedImage:
 
 
 def encoded(picture: np.ndarray | PilImage.Image, file_format: str, **options) -> bytes:
-    """Return a picture as a file, written by Pillow (our own code reads with OpenCV)."""
+    """Return an image as a file, written by Pillow (our own code reads with OpenCV)."""
     file = io.BytesIO()
     if isinstance(picture, np.ndarray):
         picture = PilImage.fromarray(picture)
@@ -86,7 +86,7 @@ def assert_is_rgb(rgb: np.ndarray, height: int, width: int) -> None:
 
 
 def mosaic(colour: np.ndarray, pattern: str) -> np.ndarray:
-    """Return what a Bayer sensor with that pattern sees of an RGB picture (H, W, 3)."""
+    """Return what a Bayer sensor with this pattern records of an RGB image (H, W, 3)."""
     cells = [['rgb'.index(c) for c in row] for row in BAYER_CELLS[pattern].split()]
     seen = np.empty(colour.shape[:2], colour.dtype)
     for row in range(2):
@@ -137,7 +137,7 @@ def test_interleaved(layout, rgb_channels, bits, big_endian, padding):
 @pytest.mark.parametrize('pattern', BAYER_CELLS)
 @pytest.mark.parametrize('bits', [8, 16])
 def test_bayer(pattern, bits, padding):
-    """One colour everywhere comes back exactly; of two, each half has its own."""
+    """A uniform colour is reproduced exactly; with two colours, each half has its own."""
     colour = np.empty((HEIGHT, WIDTH, 3), np.uint8)
     colour[:, : WIDTH // 2] = (200, 120, 40)
     colour[:, WIDTH // 2 :] = (10, 60, 250)
@@ -278,7 +278,7 @@ def test_any_header_and_bytes_give_a_picture_or_a_refusal():
         except ConversionError as error:
             assert '\n' not in str(error)
             outcomes['refusal'] += 1
-    assert min(outcomes.values()) > 20  # both happened, or this test has seen nothing
+    assert min(outcomes.values()) > 20  # both happened, or the test proves nothing
 
 
 # --- CompressedImage ---
@@ -367,7 +367,7 @@ def test_bytes_after_a_complete_jpeg_are_ignored():
         ('bayer_rggb8; png compressed ', 'Bayer'),
     ],
 )
-def test_files_that_are_no_pictures_are_refused(image_format, word):
+def test_files_that_are_not_images_are_refused(image_format, word):
     data = encoded(random_bytes(HEIGHT, WIDTH), 'png')
     assert_refused(compressed(data, image_format), word, repr(image_format))
 
@@ -377,7 +377,7 @@ def test_other_files_are_refused(data):
     assert_refused(compressed(data, 'h264'), "'h264'", 'neither JPEG nor PNG')
 
 
-def test_files_that_say_an_absurd_size_are_refused():
+def test_files_with_an_absurd_size_are_refused():
     png = bytearray(encoded(random_bytes(HEIGHT, WIDTH, 3), 'png'))
     png[16:24] = (60_000).to_bytes(4, 'big') * 2
     assert_refused(compressed(bytes(png), 'png'), '60000x60000')
@@ -450,7 +450,7 @@ def test_arrays_that_are_not_rgb_are_refused(wrong):
             to_message(wrong, header())
 
 
-def test_what_jpeg_cannot_hold_is_refused():
+def test_images_too_large_for_jpeg_are_refused():
     for quality in (0, 101):
         with pytest.raises(ConversionError, match=f'quality {quality}'):
             rgb_to_compressed(smooth_picture(), header(), quality)

@@ -1,4 +1,4 @@
-"""Random messages and parameters: a right array or ConversionError, Settings or ParameterError."""
+"""Random messages and parameters are converted or checked correctly, or refused in one line."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from gmskip_ros.pipeline.settings import SPECS, ParameterError, Settings, settin
 from gmskip_ros.ros.conversions import image_to_rgb
 from gmskip_ros.tasks import TASK_NAMES
 
-# The same examples in every run: no test fails on one machine and not on the next.
+# The same examples in every run, so that results do not differ between machines.
 fuzz = settings(
     derandomize=True,
     database=None,
@@ -44,7 +44,7 @@ UINT32 = 2**32 - 1
 
 
 def row_bytes_and_rows(encoding: str, width: int, height: int) -> tuple[int, int] | None:
-    """Return the bytes of a row and the rows that the encoding asks for; None if it is unknown."""
+    """Return the bytes per row and the rows that the encoding needs; None if it is unknown."""
     if encoding not in SUPPORTED_ENCODINGS:
         return None
     if encoding == 'nv12':
@@ -56,7 +56,7 @@ def row_bytes_and_rows(encoding: str, width: int, height: int) -> tuple[int, int
 
 
 def has_a_picture(msg: Image) -> bool:
-    """Return whether a message holds a picture by what pixels.py promises."""
+    """Return whether a message contains an image, by what pixels.py promises."""
     needed = row_bytes_and_rows(msg.encoding, msg.width, msg.height)
     if needed is None or not 0 < msg.width * msg.height <= MAX_PIXELS:
         return False
@@ -71,7 +71,7 @@ def has_a_picture(msg: Image) -> bool:
 
 
 def pixels_by_numpy(msg: Image) -> np.ndarray | None:
-    """Return the picture as plain numpy reads it; None where that is not simple."""
+    """Return the image as plain numpy reads it; None if that is not simple."""
     kind = msg.encoding.rstrip('0123456789')
     if kind not in CHANNELS:
         return None
@@ -88,7 +88,7 @@ def pixels_by_numpy(msg: Image) -> np.ndarray | None:
 
 @st.composite
 def near_misses(draw: st.DrawFn, encoding: str) -> Image:
-    """Draw an Image that is right, or nearly so."""
+    """Draw a valid or nearly valid Image."""
     width, height = draw(st.integers(0, 12)), draw(st.integers(0, 12))
     row_bytes, rows = row_bytes_and_rows(encoding, width, height) or (width, height)
     step = max(0, row_bytes + draw(st.sampled_from((0, 0, 0, 1, 5, -1))))
@@ -98,7 +98,7 @@ def near_misses(draw: st.DrawFn, encoding: str) -> Image:
 
 @st.composite
 def any_images(draw: st.DrawFn) -> Image:
-    """Draw an Image with anything anywhere."""
+    """Draw an Image with arbitrary fields."""
     sides = st.integers(0, 12) | st.integers(0, UINT32)
     return image(
         draw(st.sampled_from(SUPPORTED_ENCODINGS) | st.text()),
@@ -113,7 +113,7 @@ def any_images(draw: st.DrawFn) -> Image:
 def image(
     encoding: str, width: int, height: int, step: int, length: int, is_bigendian: int
 ) -> Image:
-    """Return a message with so many bytes of data."""
+    """Return a message with this many bytes of data."""
     msg = Image(width=width, height=height, step=step, encoding=encoding)
     msg.is_bigendian = is_bigendian
     content = np.random.default_rng(length).integers(0, 256, length, np.uint8)
@@ -122,8 +122,8 @@ def image(
 
 
 def rgb_or_refusal(msg: Image | CompressedImage) -> np.ndarray | str:
-    """Return what both ways make of a message, which is the same: a picture or a refusal."""
-    # As rosbags gives it: the same fields, the data as an array of numpy.
+    """Return what both conversions make of a message, which must agree: an image or a refusal."""
+    # As in rosbags: the same fields, the data as a numpy array.
     alike = SimpleNamespace(
         **{
             name.lstrip('_'): getattr(msg, name.lstrip('_'))
@@ -155,7 +155,7 @@ def assert_is_refusal(outcome: np.ndarray | str) -> None:
 
 
 def is_read_or_refused(msg: Image) -> bool:
-    """Check what becomes of a message; return whether it is a picture."""
+    """Check the conversion of a message; return whether it is an image."""
     outcome = rgb_or_refusal(msg)
     if not has_a_picture(msg):
         assert_is_refusal(outcome)
@@ -168,7 +168,7 @@ def is_read_or_refused(msg: Image) -> bool:
 
 
 @pytest.mark.parametrize('encoding', (*SUPPORTED_ENCODINGS, *UNKNOWN_ENCODINGS))
-def test_images_that_are_nearly_right_are_read_rightly_or_refused(encoding):
+def test_nearly_valid_images_are_read_correctly_or_refused(encoding):
     outcomes = set()
 
     @settings(fuzz, max_examples=40)
@@ -182,7 +182,7 @@ def test_images_that_are_nearly_right_are_read_rightly_or_refused(encoding):
 
 @fuzz
 @given(any_images())
-def test_any_image_is_read_rightly_or_refused(msg):
+def test_any_image_is_read_correctly_or_refused(msg):
     is_read_or_refused(msg)
 
 
@@ -191,7 +191,7 @@ def test_any_image_is_read_rightly_or_refused(msg):
 
 @st.composite
 def picture_files(draw: st.DrawFn) -> tuple[bytes, np.ndarray]:
-    """Draw a JPEG or PNG written by Pillow, and the picture that Pillow reads in it."""
+    """Draw a JPEG or PNG written by Pillow, and the image that Pillow reads from it."""
     height, width = draw(st.integers(1, 24)), draw(st.integers(1, 24))
     mode = draw(st.sampled_from(('RGB', 'L')))
     seed, is_smooth = draw(st.integers(0, 3)), draw(st.booleans())
@@ -216,7 +216,7 @@ def picture_files(draw: st.DrawFn) -> tuple[bytes, np.ndarray]:
 
 @st.composite
 def damaged_files(draw: st.DrawFn) -> bytes:
-    """Draw a file with bytes changed, cut off, left out or added."""
+    """Draw a file with bytes changed, cut off, removed or added."""
     data = bytearray(draw(picture_files())[0])
     for _ in range(draw(st.integers(1, 3))):
         at = round(draw(st.floats(0.0, 1.0)) * (len(data) - 1))
@@ -258,7 +258,7 @@ def test_files_that_are_cut_off_are_refused(file_and_picture, part):
 
 
 def is_picture_or_refusal(data: bytes, image_format: str) -> bool:
-    """Check what becomes of a file; return whether it is a picture."""
+    """Check the conversion of a file; return whether it is an image."""
     outcome = rgb_or_refusal(compressed(data, image_format))
     if isinstance(outcome, str):
         assert_is_refusal(outcome)
@@ -337,7 +337,7 @@ values = st.recursive(
 
 
 @pytest.mark.parametrize('name', SPECS)
-def test_any_value_of_a_parameter_is_taken_or_refused(name):
+def test_any_value_of_a_parameter_is_accepted_or_refused(name):
     outcomes = set()
 
     @settings(fuzz, max_examples=40)
@@ -360,7 +360,7 @@ def test_any_value_of_a_parameter_is_taken_or_refused(name):
 
 @fuzz
 @given(st.dictionaries(st.sampled_from(sorted(SPECS)) | st.text(max_size=9), values, max_size=6))
-def test_any_parameters_together_are_taken_or_refused(some):
+def test_any_combination_of_parameters_is_accepted_or_refused(some):
     try:
         assert isinstance(settings_from(some), Settings)
     except ParameterError as error:

@@ -1,4 +1,4 @@
-"""Frames between two real processes: counted, compared, acknowledged."""
+"""Frames between two real processes are counted, compared and acknowledged."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def own_domain(monkeypatch) -> None:
 def test_frames_arrive_whole_and_are_acknowledged(transport, frame_bytes) -> None:
     found = measure_round_trip(64, 48, transport, 'reliable', num_frames=5)
     assert (found.connected, found.sent, found.damaged) == (True, 5, 0)
-    assert 1 <= found.arrived <= 5  # depth 1: a process that is held up keeps the newest
+    assert 1 <= found.arrived <= 5  # depth 1: a slow process keeps only the newest
     assert 1 <= found.acknowledged <= found.arrived
     assert found.frame_bytes == frame_bytes
     assert found.round_trip_ms > 0
@@ -41,5 +41,5 @@ def test_damaged_frames_are_counted_apart(monkeypatch) -> None:
 @pytest.mark.parametrize('program', ['import os; os.abort()', 'print("no count")'])
 def test_a_camera_that_fails_is_an_error(program, monkeypatch) -> None:
     monkeypatch.setattr(dds_round_trip, 'CAMERA_PROGRAM', program)
-    with pytest.raises(RoundTripError, match='the publishing process ended'):
+    with pytest.raises(RoundTripError, match='the publishing process exited'):
         measure_round_trip(64, 48, num_frames=1)

@@ -111,7 +111,7 @@ def noise(size: int) -> bytes:
             ['neither JPEG nor PNG'],
             id='video_packet',
         ),
-        pytest.param(jpeg, '16UC1; compressedDepth', ['depth is not a picture'], id='depth'),
+        pytest.param(jpeg, '16UC1; compressedDepth', ['depth is not a colour image'], id='depth'),
     ],
 )
 def test_file_that_is_no_picture(

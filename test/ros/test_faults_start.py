@@ -69,7 +69,7 @@ REFUSED_STARTS: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
     'no_task': (parameter('tasks:=[]'), ['tasks', 'at least one']),
     'task_twice': (
         parameter('tasks:=[captioning, captioning]'),
-        ['tasks', 'names something twice'],
+        ['tasks', 'has an entry twice'],
     ),
     'unknown_device': (parameter('device:=gpu'), ['device', "'gpu'", 'cuda:N']),
     'image_token_in_prompt': (
@@ -81,7 +81,7 @@ REFUSED_STARTS: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
     'broken_parameter_file': (parameter_file('/**: {ros__parameters: ['), ['my.param.yaml']),
     'no_skip_list': (
         parameter('skip_list.single_object:=/no/list.skip.yaml'),
-        ['skip_list.single_object', '/no/list.skip.yaml', 'give the path of a file'],
+        ['skip_list.single_object', '/no/list.skip.yaml', 'or the path of a .skip.yaml file'],
     ),
     'skip_list_is_a_folder': (parameter('skip_list.single_object:=/usr/'), ['/usr/']),
     'skip_list_not_yaml': (skip_list(b'a: [1, 2\nb: }'), ['list.skip.yaml']),
@@ -92,7 +92,7 @@ REFUSED_STARTS: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
     ),
     'skip_list_block_twice': (
         skip_list(demo_list('{block: 4,', '{block: 31,')),
-        ['removed[25].block', '31', 'was removed before'],
+        ['removed[25].block', '31', 'is listed twice'],
     ),
     'skip_list_block_out_of_range': (
         skip_list(demo_list('{block: 4,', '{block: 32,')),

@@ -1,4 +1,4 @@
-"""The package on Humble's rclpy, which cannot be had here: see humble_rclpy.py."""
+"""The package on Humble's rclpy, which cannot be installed here: see humble_rclpy.py."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / 'gmskip_ros'
 
 
 def humble_command(command: list[str]) -> list[str]:
-    """Return `python -m MODULE ...` as it is run with Humble's rclpy."""
+    """Return the command that runs `python -m MODULE ...` with Humble's rclpy."""
     python, option, *rest = command
     assert option == '-m'
     return [python, humble_rclpy.__file__, *rest]
@@ -39,7 +39,7 @@ def dotted(node: ast.expr) -> list[str]:
 
 
 def not_in_humble(tree: ast.AST) -> Iterator[str]:
-    """Yield what a module uses of rclpy that Humble has not, with its line."""
+    """Yield what a module uses of rclpy that Humble lacks, with its line."""
     names: dict[str, str] = {}  # in this module: of rclpy's modules, classes and functions
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -69,7 +69,7 @@ def not_in_humble(tree: ast.AST) -> Iterator[str]:
             yield f'{node.lineno}: {ast.unparse(node)}'
 
 
-def test_nothing_is_used_that_humble_has_not() -> None:
+def test_nothing_is_used_that_humble_lacks() -> None:
     used = {
         str(path.relative_to(PACKAGE)): list(not_in_humble(ast.parse(path.read_text())))
         for path in PACKAGE.rglob('*.py')
@@ -92,7 +92,7 @@ def test_nothing_is_used_that_humble_has_not() -> None:
         'node.wait_for_node("a", 1.0)',
     ],
 )
-def test_what_humble_has_not_is_found(line: str) -> None:
+def test_uses_of_what_humble_lacks_are_found(line: str) -> None:
     assert list(not_in_humble(ast.parse(line)))
 
 
@@ -114,7 +114,7 @@ DENIED = {
 }
 
 
-def test_humbles_rclpy_has_no_more_than_humbles() -> None:
+def test_the_stand_in_for_humble_has_nothing_that_humble_lacks() -> None:
     lines = [
         'import humble_rclpy, rclpy',
         'humble_rclpy.deny()',
@@ -169,7 +169,7 @@ def test_the_player_runs_on_humbles_rclpy(tmp_path: Path) -> None:
         assert 'published 2 frames' in process.output()
 
 
-def test_the_profile_keeps_to_this_machine_in_humbles_words(
+def test_the_profile_keeps_to_this_machine_on_humble(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     names = {'ROS_LOCALHOST_ONLY', 'ROS_AUTOMATIC_DISCOVERY_RANGE'}

@@ -1,4 +1,4 @@
-"""The player as others meet it: a process that publishes, waits, ends, and refuses."""
+"""The player as its users see it: a process that publishes, waits, ends, and refuses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from gmskip_ros.ros import camera_sources, image_player
 from gmskip_ros.ros.camera_sources import MessageFormat, SourceFrame, open_source
 from gmskip_ros.ros.conversions import image_to_rgb
-from gmskip_ros.ros.image_player import cues
+from gmskip_ros.ros.cues import cues
 
 RELIABLE = QoSProfile(depth=50, reliability=ReliabilityPolicy.RELIABLE)
 BEST_EFFORT = QoSProfile(depth=50, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -29,7 +29,7 @@ COLOURS = [(200, 30, 30), (30, 200, 30), (30, 30, 200)]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three pictures of 64x48 in COLOURS by the order of their names, and what is no picture."""
+    """Return a folder of three 64x48 images in COLOURS, sorted by name, and other entries."""
     for name, index in (('c.png', 2), ('a.png', 0), ('b.JPG', 1)):
         picture = np.full((48, 64, 3), COLOURS[index], np.uint8)
         PilImage.fromarray(picture).save(tmp_path / name)
@@ -49,13 +49,13 @@ def diagnostics(node: str, state: str) -> DiagnosticArray:
 
 
 class ReadyNode:
-    """What the player waits for: a node that is subscribed and says again and again `state`."""
+    """What the player waits for: a subscribed node that keeps reporting `state`."""
 
     def __init__(
         self, node, message_type=Image, topic='/image_raw', qos=RELIABLE, state='ready', raw=False
     ):
         self.frames: list = []
-        self.clock_ns: list[int] = []  # what /clock said
+        self.clock_ns: list[int] = []  # from /clock
         self.state = state
         if topic:
             node.create_subscription(message_type, topic, self.frames.append, qos, raw=raw)
@@ -70,7 +70,7 @@ class ReadyNode:
 def play_to_the_end(player: RosProcess, node) -> None:
     wait_until(lambda: player.returncode() is not None, node, what='the end of the player')
     assert player.wait() == 0, player.output()
-    for _ in range(10):  # what has arrived but is not yet read
+    for _ in range(10):  # read what has arrived
         node.executor.spin_once(timeout_sec=0.05)
 
 
@@ -101,7 +101,7 @@ def test_a_folder_is_played_in_order_again_and_again(folder):
 
 
 def test_compressed_resized_remapped_and_without_loop(folder):
-    """One remapping of the camera's name moves the compressed topic too."""
+    """One remapping of the camera's name also moves the compressed topic."""
     command = ros_command(
         'image_player',
         source=folder,
@@ -139,15 +139,15 @@ def test_best_effort_raw_images_arrive_with_the_fast_dds_profile(tmp_path, width
     np.testing.assert_array_equal(image_to_rgb(ready.frames[-1]), noise)
 
 
-def test_it_waits_for_the_node_not_for_anybody_and_until_it_is_ready(folder):
+def test_it_waits_until_the_named_node_is_subscribed_and_ready(folder):
     command = ros_command(
         'image_player', source=folder, count=2, reliability='reliable', wait_for_node='/dual_vlm'
     )
     with RosProcess(command) as player:
         with ros_node('recorder') as recorder:
-            # Somebody else is subscribed, and somebody else is ready.
+            # A different node is subscribed, and it is ready.
             other = ReadyNode(recorder)
-            said = "waiting for /dual_vlm: not subscribed to /image_raw, state 'not heard of'"
+            said = "waiting for /dual_vlm: not subscribed to /image_raw, state 'not reported'"
             wait_until(lambda: said in player.output(), recorder, what=said, process=player)
             with ros_node('dual_vlm') as node:
                 ready = ReadyNode(node, topic='')
@@ -166,7 +166,7 @@ def test_it_waits_for_the_node_not_for_anybody_and_until_it_is_ready(folder):
                 assert ready.frames == other.frames == []
                 assert 'publishing' not in player.output()
 
-                # A node that was ready long before the player came has no frames by now.
+                # A node that was ready long before the player started is in state no_frames.
                 ready.state = 'no_frames'
                 play_to_the_end(player, node)
                 assert len(ready.frames) == 2
@@ -174,9 +174,9 @@ def test_it_waits_for_the_node_not_for_anybody_and_until_it_is_ready(folder):
 
 @pytest.mark.parametrize('stop_signal', [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(
-    ('wait_for_node', 'sign'), [('', 'publishing 3 picture(s)'), ('/nobody', 'waiting for /nobody')]
+    ('wait_for_node', 'sign'), [('', 'publishing 3 image(s)'), ('/nobody', 'waiting for /nobody')]
 )
-def test_told_to_stop_it_ends_without_a_fuss(folder, stop_signal, wait_for_node, sign):
+def test_a_signal_ends_it_cleanly(folder, stop_signal, wait_for_node, sign):
     command = ros_command('image_player', source=folder, rate_hz=1000, wait_for_node=wait_for_node)
     with RosProcess(command) as player:
         player.wait_for_output(sign)
@@ -196,7 +196,7 @@ def player_command(*flags: str, **options) -> list[str]:
 
 
 def assert_are(frames: list[bytes], messages: list[Recorded]) -> None:
-    """Hold serialized messages against recorded ones; on its way DDS pads them to 4 bytes."""
+    """Compare serialized messages with recorded ones; DDS pads them to 4 bytes."""
     assert len(frames) == len(messages)
     for frame, recorded in zip(frames, messages, strict=True):
         cdr = recorded.cdr
@@ -207,7 +207,7 @@ def assert_are(frames: list[bytes], messages: list[Recorded]) -> None:
     ('storage', 'raw'), [('sqlite3', True), ('mcap', False)], ids=['raw db3', 'jpeg mcap']
 )
 def test_a_bag_is_published_as_it_was_recorded(tmp_path, storage, raw):
-    """Byte by byte, padding, jumps and damage included; with its own time on /clock."""
+    """Byte by byte, including padding, jumps and damage; with its own time on /clock."""
     messages = camera_messages(
         8, raw=raw, padding=5, jump={3: -5_000_000_000}, broken=[5], period_ns=60_000_000
     )
@@ -306,7 +306,7 @@ def test_the_clock_stands_while_the_player_waits(tmp_path):
 
 @pytest.fixture
 def video(tmp_path) -> Path:
-    """Ten frames of 64x48, brighter from one to the next, 12.5 a second."""
+    """Return a video of ten 64x48 frames, each brighter than the last, at 12.5 Hz."""
     path = tmp_path / 'film.avi'
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'MJPG'), 12.5, (64, 48))
     for i in range(10):
@@ -343,7 +343,7 @@ def test_a_video_is_played_at_its_pace_with_its_time_on_the_clock(video):
     assert stamps[0] <= ready.clock_ns[0] and ready.clock_ns[-1] <= stamps[-1] + 80_000_000
 
 
-def test_pictures_and_videos_go_on_in_time_when_they_start_over(folder, video):
+def test_images_and_videos_go_on_in_time_when_they_start_over(folder, video):
     for source, num_frames in [(folder, 3), (video, 10)]:
         played = open_source(str(source), MessageFormat(), topic='')
         all_cues = list(
@@ -380,7 +380,7 @@ def test_as_recorded_each_frame_holds_until_the_next_ones_time():
         (13.5, 13.75, 0.25),
         (13.75, 14.0, 0.25),
     ]
-    # At a rate of their own, simulated time still ends at the next frame's.
+    # With a rate, simulated time still ends at the next frame's.
     assert holds(source, period_s=2.0, count=3) == [
         (10.0, 10.5, 2.0),
         (10.5, 10.5, 2.0),
@@ -398,14 +398,14 @@ def test_the_last_frame_of_a_pass_holds_for_a_moment():
     assert holds(Recording(), loop=True) == []
 
 
-# ---- what is wrong
+# ---- errors
 
 
 def test_help_and_unknown_arguments(capfd):
     assert image_player.main(['--help']) == 0
     usage = capfd.readouterr().out
     assert usage.startswith('usage: image_player [--clock]')
-    for name in image_player.PARAMETERS:
+    for name in image_player.SPECS:
         assert f'  {name} ' in usage
 
     for arguments, wrong in [
@@ -415,8 +415,8 @@ def test_help_and_unknown_arguments(capfd):
     ]:
         assert image_player.main(arguments) == 2
         assert capfd.readouterr().err == (
-            f'image_player: error: argument {wrong!r}: not known; parameters go behind '
-            '--ros-args -p, see --help\n'
+            f'image_player: error: unknown argument {wrong!r}: give parameters as --ros-args -p, '
+            'see --help\n'
         )
 
 
@@ -426,7 +426,7 @@ def test_a_wrong_source_is_one_line_and_status_2(tmp_path):
         assert player.wait() == 2
     assert player.output().splitlines() == [
         f'image_player: error: source {str(missing)!r}: not found; '
-        'give a picture, a folder of pictures, a video or a bag'
+        'give an image, a folder of images, a video or a bag'
     ]
 
 
@@ -434,20 +434,20 @@ def test_a_wrong_source_is_one_line_and_status_2(tmp_path):
     ('parameters', 'words'),
     [
         ({'source': ''}, ['source', 'not found']),
-        ({'source': '{tmp}'}, ['no pictures']),
-        ({'source': '{tmp}/broken.png'}, ['broken.png', 'not a readable picture']),
-        ({'source': '{tmp}/empty.jpg'}, ['empty.jpg', 'not a readable picture']),
-        ({'rate_hz': -1}, ['rate_hz = -1', "0 (the source's own pace) to 1000"]),
-        ({'rate_hz': 1001}, ['rate_hz = 1001']),
-        ({'rate_hz': '.nan'}, ['rate_hz', 'number']),
+        ({'source': '{tmp}'}, ['no images']),
+        ({'source': '{tmp}/broken.png'}, ['broken.png', 'not a readable image']),
+        ({'source': '{tmp}/empty.jpg'}, ['empty.jpg', 'not a readable image']),
+        ({'rate_hz': -1}, ['rate_hz: -1', 'give 0 to 1000']),
+        ({'rate_hz': 1001}, ['rate_hz: 1001']),
+        ({'rate_hz': '.nan'}, ['rate_hz', 'is not a number']),
         ({'rate_hz': True}, ['rate_hz', 'number']),
-        ({'image_transport': 'theora'}, ["image_transport = 'theora'", 'raw or compressed']),
-        ({'reliability': 'some'}, ["reliability = 'some'", 'best_effort or reliable']),
-        ({'count': -1}, ['count = -1']),
+        ({'image_transport': 'theora'}, ["image_transport: 'theora'", 'raw, compressed']),
+        ({'reliability': 'some'}, ["reliability: 'some'", 'best_effort, reliable']),
+        ({'count': -1}, ['count: -1']),
         ({'count': 2.5}, ['count', '2.5']),
-        ({'width': 100_000}, ['width = 100000']),
-        ({'height': -1}, ['height = -1']),
-        ({'jpeg_quality': 0}, ['jpeg_quality = 0', '1 to 100']),
+        ({'width': 100_000}, ['width: 100000']),
+        ({'height': -1}, ['height: -1']),
+        ({'jpeg_quality': 0}, ['jpeg_quality: 0', '1 to 100']),
     ],
 )
 def test_wrong_parameters_are_one_line_and_status_2(
@@ -486,16 +486,16 @@ def test_a_wrong_bag_or_video_is_one_line_and_status_2(tmp_path, monkeypatch, ca
     for options, words in [
         ({'source': bag}, [f'bag {str(bag)!r}', 'several camera topics', '/a', '/b']),
         ({'source': bag, 'topic': '/c'}, ["no topic '/c'", 'give one of /a']),
-        ({'source': empty}, [f'source {str(empty)!r}: no messages on /a']),
+        ({'source': empty}, [f'source {str(empty)!r}: contains no messages on /a']),
         ({'source': tmp_path / 'missing.mcap'}, ['missing.mcap', 'not found']),
         ({'source': tmp_path / 'missing.mp4'}, ['missing.mp4', 'not found']),
         ({'source': tmp_path / 'broken.mp4'}, ['broken.mp4', 'not a readable video']),
-        ({'source': tmp_path / 'a.png', 'topic': '/a'}, ["topic = '/a': only a bag has topics"]),
-        ({'source': bag, 'width': 5}, ['width = 5', "a bag's messages are published as they"]),
-        ({'source': bag, 'height': 5}, ['height = 5', 'leave it out']),
-        ({'source': bag, 'frame_id': 'front'}, ["frame_id = 'front'"]),
-        ({'source': bag, 'jpeg_quality': 80}, ['jpeg_quality = 80']),
-        ({'source': bag, 'image_transport': 'compressed'}, ["image_transport = 'compressed'"]),
+        ({'source': tmp_path / 'a.png', 'topic': '/a'}, ["topic: '/a'", 'only a bag has topics']),
+        ({'source': bag, 'width': 5}, ['width: 5', 'published as they were recorded']),
+        ({'source': bag, 'height': 5}, ['height: 5', 'remove it']),
+        ({'source': bag, 'frame_id': 'front'}, ["frame_id: 'front'"]),
+        ({'source': bag, 'jpeg_quality': 80}, ['jpeg_quality: 80']),
+        ({'source': bag, 'image_transport': 'compressed'}, ["image_transport: 'compressed'"]),
         ({'source': bag, 'clock': True, 'use_sim_time': True}, ['use_sim_time', '--clock']),
         ({'source': bag, 'clock': 1}, ['clock', '1']),
     ]:
@@ -513,7 +513,7 @@ def test_wrong_ros_arguments_are_status_2(capfd):
         assert 'image_player: error: ROS arguments' in capfd.readouterr().err
 
 
-def test_pictures_are_shown_upright_and_in_the_size_asked_for(tmp_path):
+def test_images_are_upright_and_in_the_given_size(tmp_path):
     exif = PilImage.Exif()
     exif[0x0112] = 6  # "rotate by 90 degrees to show"
     path = tmp_path / 'upright.jpg'
@@ -529,8 +529,8 @@ def test_pictures_are_shown_upright_and_in_the_size_asked_for(tmp_path):
         assert image_to_rgb(frame.message).shape == shape
 
 
-def test_the_pictures_kept_in_memory_are_bounded(folder, monkeypatch):
-    """Two of three fit: they are made once and ahead, the third every time it is due."""
+def test_the_images_kept_in_memory_are_bounded(folder, monkeypatch):
+    """Two of three fit: they are made once in advance, the third each time it is due."""
     monkeypatch.setattr(camera_sources, 'CACHE_BYTES', 2 * 64 * 48 * 3)
     source = open_source(str(folder), MessageFormat(), topic='')
     (folder / 'a.png').unlink()

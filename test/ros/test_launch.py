@@ -1,8 +1,7 @@
-"""
-The launch files: their arguments, and what they hand to the node.
+"""The launch files: their arguments, and what they pass to the node.
 
-With stand-ins for `launch`, and, where the real one can be imported, with it: the node's executable
-is then a script that writes down what it was started with.
+Tested with stand-ins for `launch` and, if it can be imported, with the real one: the node's
+executable is then a script that records how it was started.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ ARGUMENTS = {
 
 
 class Recorded:
-    """Keeps what it was made with."""
+    """Keeps its arguments."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.args, self.kwargs = args, kwargs
@@ -92,7 +91,7 @@ def entities(description: Recorded, kind: str) -> list[Recorded]:
 
 
 def launched_node(description: Recorded, **given: str) -> dict[str, Any]:
-    """Return what the Node action is made with when the launch file is given these arguments."""
+    """Return the arguments of the Node action for these arguments of the launch file."""
     context = {
         argument.args[0]: argument.kwargs['default_value']
         for argument in entities(description, 'DeclareLaunchArgument')
@@ -144,23 +143,23 @@ def test_the_camera_is_remapped_by_its_base_name(description: Recorded, transpor
 def test_the_xml_file_is_the_python_file() -> None:
     launch = ElementTree.parse(XML_FILE).getroot()
     (include,) = launch
-    # No argument is declared or passed on: those given are seen in the file that is included, and
-    # a default that stood here, too, would hold instead of the one there.
+    # No argument is declared or passed on: the included file sees those that are set, and a
+    # second default here would override its own.
     assert (launch.tag, include.tag, list(include)) == ('launch', 'include', [])
     assert include.attrib == {'file': INCLUDED + LAUNCH_FILE.name}
 
 
 # --- with the real launch ---
 
-# The node's executable: its arguments and the parameter files' contents (of which launch removes
-# some when it ends).
+# The node's executable: records its arguments and the parameter files' contents (launch removes
+# some of the files when it ends).
 RECORDER = """#!/usr/bin/env python3
 import json, os, sys
 arguments = sys.argv[1:]
 files = [open(b).read() for a, b in zip(arguments, arguments[1:]) if a == '--params-file']
 json.dump({'arguments': arguments, 'files': files}, open(os.environ['RECORD'], 'w'))
 """
-# As `ros2 launch` does it.
+# As `ros2 launch` does.
 LAUNCH = """
 import sys
 from launch import LaunchDescription, LaunchService
@@ -182,7 +181,7 @@ def entry_after(arguments: list[str], flag: str) -> list[str]:
 
 
 class Launched:
-    """What the node was started with."""
+    """How the node was started."""
 
     def __init__(self, arguments: list[str], files: list[str]) -> None:
         remaps = [rule.split(':=') for rule in entry_after(arguments, '-r')]
@@ -197,7 +196,7 @@ class Launched:
 
 @pytest.fixture
 def launch_it(tmp_path: Path) -> Callable[..., Launched]:
-    """Give a function that runs a launch file with arguments `name:=value`."""
+    """Return a function that runs a launch file with arguments `name:=value`."""
     pytest.importorskip('launch', reason='the package index has no wheel of launch')
     pytest.importorskip('launch_ros', reason='the package index has no wheel of launch_ros')
     prefix = tmp_path / 'prefix'
@@ -299,7 +298,7 @@ def test_the_documented_launch_snippet_in_the_real_launch(
         launch.append(snippet)
         (include,) = snippet.iter('include')
         given = {e.attrib['name']: e.attrib['value'] for e in include.iter('arg')}
-        # Paths of packages that only a vehicle has.
+        # Paths of packages that exist only on a vehicle.
         param_file = ROOT / 'config/dual_vlm.param.yaml'
         for argument in include.iter('arg'):
             if argument.attrib['name'] == 'param_file':

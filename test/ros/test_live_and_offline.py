@@ -1,4 +1,4 @@
-"""A bag played to the real node and the same bag replayed offline: the same answers."""
+"""A bag played to the real node, and replayed offline, gives the same answers."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def live(bag: Path, transport: str) -> tuple[Answers, list[float]]:
             10,
         )
         with RosProcess(player_command) as player:
-            # It ends by itself; the node may still be at the last frame that it took.
+            # It ends by itself; the node may still be answering its last frame.
             wait_until(
                 lambda: player.returncode() is not None,
                 probe,
@@ -128,7 +128,7 @@ def live(bag: Path, transport: str) -> tuple[Answers, list[float]]:
 
 
 @pytest.mark.parametrize('transport', ['compressed', 'raw'])
-def test_live_and_offline_say_the_same(tmp_path: Path, transport: str) -> None:
+def test_live_and_offline_give_the_same_answers(tmp_path: Path, transport: str) -> None:
     bag = write_bag(tmp_path / 'drive', {'/front/image_raw': drive(transport)}, storage='mcap')
     of_bag = offline(bag, tmp_path / 'out')
     of_node, latencies_ms = live(bag, transport)

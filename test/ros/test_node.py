@@ -1,4 +1,4 @@
-"""The node as its users meet it: one real process with the demo model, on real topics."""
+"""The node as its users see it: one real process with the demo model, on real topics."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ TITLE_HEIGHT = 16  # px, of the overlay on the probe's picture
 
 @pytest.fixture(scope='module')
 def probe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Probe]:
-    """One node, both branches, raw images, for all tests, which leave it as they found it."""
-    # The published lists do not state a prompt; one that does lets a change of it be seen.
+    """One node, both branches, raw images, for all tests; they restore what they change."""
+    # The published lists state no prompt; one that does makes a change of prompt visible.
     published = load_skip_list('gmskip_single_object')
     stated = dataclasses.replace(published.prompt, text=DEFAULT_PROMPTS['single_object'])
     path = tmp_path_factory.mktemp('skip_lists') / 'single_object.skip.yaml'
@@ -63,7 +63,7 @@ def probe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Probe]:
         assert 'Traceback' not in process.output() and 'terminate' not in process.output()
 
 
-def test_health_is_told_from_the_first_second(probe: Probe) -> None:
+def test_health_is_reported_from_the_first_second(probe: Probe) -> None:
     reports = probe.received['/diagnostics']
     states = [keys(report.status[0])['state'] for report in reports]
     assert states[0] == 'loading' and states.index('loading') < states.index('ready')
@@ -113,7 +113,7 @@ def test_a_frame_gets_both_branches_and_a_comparison_under_its_own_header(probe:
     assert 'jaccard' in keys(comparison.status[1]) and 'rouge_l' in keys(comparison.status[2])
 
 
-def test_debug_topics_say_the_same_as_the_result(probe: Probe) -> None:
+def test_debug_topics_agree_with_the_result(probe: Probe) -> None:
     header = probe.ask()
     for branch in ('skip', 'full'):
         (result,) = probe.results_of(header, f'output/{branch}/result')
@@ -131,13 +131,13 @@ def test_debug_topics_say_the_same_as_the_result(probe: Probe) -> None:
     assert math.isfinite(probe.on('debug/pipeline_latency_ms')[-1].data)
 
 
-def test_the_overlay_is_made_while_somebody_looks(probe: Probe) -> None:
+def test_the_overlay_is_made_while_it_has_subscribers(probe: Probe) -> None:
     raw = probe.read('/dual_vlm/debug/image', Image)
     jpeg = probe.read('/dual_vlm/debug/image/compressed', CompressedImage)
     probe.wait(lambda: probe.node.count_publishers('/dual_vlm/debug/image'), 'the overlay topic')
 
     def drawn() -> bool:
-        # A frame may be done before the node has seen the new subscriptions: then the next one.
+        # A frame may be finished before the node sees the new subscriptions: then try the next.
         probe.ask()
         for _ in range(20):
             probe.node.executor.spin_once(timeout_sec=0.05)
@@ -157,7 +157,7 @@ def test_the_overlay_is_made_while_somebody_looks(probe: Probe) -> None:
     probe.node.destroy_subscription(jpeg)
 
 
-def test_of_a_10_hz_camera_the_first_frame_of_each_second_is_answered(probe: Probe) -> None:
+def test_the_first_frame_of_each_second_of_a_10_hz_camera_is_answered(probe: Probe) -> None:
     before = len(probe.on('output/skip/result'))
     gated = int(probe.health()['frames_gated'])
     firsts = []
@@ -172,7 +172,7 @@ def test_of_a_10_hz_camera_the_first_frame_of_each_second_is_answered(probe: Pro
     assert answered[:-1] == firsts
 
 
-def test_the_rate_can_be_changed_while_it_runs(probe: Probe) -> None:
+def test_the_rate_can_be_changed_at_run_time(probe: Probe) -> None:
     probe.ask()
     gated = int(probe.health()['frames_gated'])
     probe.second -= 1  # half a second after the frame just answered
@@ -181,7 +181,7 @@ def test_the_rate_can_be_changed_while_it_runs(probe: Probe) -> None:
     probe.wait(lambda: int(probe.health()['frames_gated']) > gated, 'a gated frame')
     assert not probe.results_of(half, 'output/skip/result')
     probe.second += 1
-    assert probe.set_parameter('rate_hz', 2).successful  # an integer for a number
+    assert probe.set_parameter('rate_hz', 2).successful  # an integer where a number is expected
     probe.ask()
     probe.second -= 1
     probe.ask(0.5)
@@ -189,7 +189,7 @@ def test_the_rate_can_be_changed_while_it_runs(probe: Probe) -> None:
     assert probe.set_parameter('rate_hz', 1.0).successful
 
 
-def test_operating_point_and_prompt_can_be_changed_while_it_runs(probe: Probe) -> None:
+def test_operating_point_and_prompt_can_be_changed_at_run_time(probe: Probe) -> None:
     assert probe.set_parameter('operating_point', 2).successful
     header = probe.ask()
     (skip,) = probe.results_of(header, 'output/skip/result')
@@ -199,7 +199,7 @@ def test_operating_point_and_prompt_can_be_changed_while_it_runs(probe: Probe) -
     prompt = 'Which one of these is the largest thing that you can see?'
     assert probe.set_parameter('prompt.single_object', prompt).successful
     probe.ask()
-    # The skip list was calibrated with another prompt: a warning that names the new one.
+    # The skip list was calibrated with a different prompt: a warning names the new one.
     probe.process.wait_for_output(prompt)
 
 
@@ -211,7 +211,7 @@ def test_operating_point_and_prompt_can_be_changed_while_it_runs(probe: Probe) -
         ('operating_point', 99, ['operating_point', '99']),
         ('operating_point', 'most', ['operating_point', "'most'", 'high_sparsity']),
         ('prompt.captioning', '', ['prompt.captioning', 'empty']),
-        ('prompt.captioning', 'Is <image> wet?', ['prompt.captioning', '<image>', 'leave it out']),
+        ('prompt.captioning', 'Is <image> wet?', ['prompt.captioning', '<image>', 'remove it']),
         ('device', 'cpu', ['read-only', 'device']),
         ('model', 'other', ['read-only', 'model']),
     ],

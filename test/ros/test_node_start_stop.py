@@ -1,4 +1,4 @@
-"""Starting and ending: transports, namespaces, signals, what is refused; a process per test."""
+"""Start and stop: transports, namespaces, signals, bad parameters; a process per test."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_compressed_images_under_a_namespace_with_the_production_branch_alone() 
         **PARAMETERS,
     )
     with RosProcess(command) as process, ros_node() as node:
-        # The remap of the image's name moves the compressed topic with it.
+        # Remapping the image's name also moves the compressed topic.
         probe = Probe(node, process, '/front/dual_vlm', '/cam/image_raw/compressed')
         probe.wait_for_state('ready', 'no_frames')
         assert probe.received['/diagnostics'][-1].status[0].hardware_id == '/front/dual_vlm'
@@ -51,19 +51,23 @@ def test_compressed_images_under_a_namespace_with_the_production_branch_alone() 
         assert 'Traceback' not in process.output() and 'terminate' not in process.output()
 
 
-def test_simulated_time_that_nobody_publishes_yet() -> None:
+def test_simulated_time_before_the_first_clock_message() -> None:
     command = ros_command('dual_vlm_node', use_sim_time=True, tasks=['single_object'], **PARAMETERS)
     with RosProcess(command) as process, ros_node() as node:
         probe = Probe(node, process, '/dual_vlm', '/dual_vlm/input/image')
         probe.wait_for_state('ready', 'no_frames')  # /diagnostics does not wait for /clock
         probe.ask()
         assert math.isnan(float(probe.health()['input_age_ms']))
-        assert not probe.on('debug/pipeline_latency_ms')  # none can be told
+        assert not probe.on('debug/pipeline_latency_ms')  # unknown until then
         clock = node.create_publisher(Clock, '/clock', 1)
         header = probe.header(offset_s=1.5)
         probe.wait(lambda: clock.get_subscription_count() > 0, 'the subscription of /clock')
-        clock.publish(Clock(clock=header.stamp))
-        probe.wait(lambda: probe.health()['input_age_ms'] != 'nan', 'simulated time')
+
+        def has_time() -> bool:
+            clock.publish(Clock(clock=header.stamp))  # best effort: one may be lost
+            return probe.health()['input_age_ms'] != 'nan'
+
+        probe.wait(has_time, 'simulated time')
         probe.ask(offset_s=1.0)
         probe.wait(lambda: probe.on('debug/pipeline_latency_ms'), 'the latency')
         (latency,) = probe.on('debug/pipeline_latency_ms')
@@ -90,7 +94,7 @@ def test_a_skip_list_for_another_model_is_an_error_and_nothing_runs(tmp_path: Pa
         probe.publish(rgb_to_image(picture(), header))
         probe.wait(lambda: probe.health()['frames_not_ready'] == '1', 'a frame not taken')
         assert not probe.results_of(header, 'output/skip/result')
-        # Off and on tries again, and the reason is still there.
+        # Off and on tries again and fails for the same reason.
         assert probe.enable(False).success and probe.enable(True).success
         probe.wait_for_state('error')
         assert process.stop(signal.SIGTERM) == 0
@@ -121,7 +125,7 @@ def test_a_misspelt_parameter_is_named() -> None:
     with RosProcess(command) as process:
         process.wait_for_output('rate_Hz')
         process.wait_for_output(': loading')
-        assert process.output().count('misspelt') == 1
+        assert process.output().count('check its spelling') == 1
         assert process.stop() == 0
 
 
@@ -137,7 +141,7 @@ sys.exit(main())
 """
 
 
-def test_a_python_without_the_engine_is_named_with_the_remedy() -> None:
+def test_a_python_without_the_engine_is_reported_with_the_remedy() -> None:
     with RosProcess([sys.executable, '-c', WITHOUT_ENGINE, '--ros-args']) as process:
         process.wait_for_output(f'is not installed for {sys.executable}: activate the virtual')
         assert process.stop() == 0

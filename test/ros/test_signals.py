@@ -1,8 +1,7 @@
-"""
-SIGINT and SIGTERM at 30 random moments of the node's life: it always ends well.
+"""SIGINT and SIGTERM at 30 random moments of the node's life: it always exits cleanly.
 
-It holds from the first line of the executable on, which takes over the signals before it imports
-anything that takes long. Before that, while Python itself starts, nobody can.
+This is true from the first line of the executable on, which installs the signal handlers before the
+slow imports. Before that, while Python itself starts, no handler can exist.
 """
 
 from __future__ import annotations
@@ -35,11 +34,10 @@ RUNS = 'runs with'  # the node's line when it has warmed up
 
 @dataclass(frozen=True)
 class Moment:
-    """
-    When the node gets which signal.
+    """When the node gets which signal.
 
-    `at` is in seconds: after its handlers are there if it still imports, after RUNS if it idles or
-    answers. While it starts, it is the share of the time that others took from handlers to RUNS.
+    `at` is in seconds: since its handlers exist if it still imports, since RUNS if it idles or
+    answers. While it starts, it is a share of the time that others took from handlers to RUNS.
     """
 
     while_it: str  # 'imports', 'starts', 'idles' or 'answers'
@@ -53,7 +51,7 @@ class Moment:
 
 def moments() -> list[Moment]:
     draw = random.Random(SEED)
-    # Those first from which the others learn how long a start takes.
+    # First the ones that tell the others how long a start takes.
     return [
         Moment(
             while_it,
@@ -116,7 +114,7 @@ def run(index: int, moment: Moment, starts_s: list[float]) -> End:
 
 @pytest.fixture(scope='module')
 def ends() -> Iterator[list[Future[End]]]:
-    """What becomes of the nodes, some at a time, while a camera runs at 30 Hz."""
+    """Run the nodes, a few at a time, while a camera publishes at 30 Hz; return how each ended."""
     stopped = threading.Event()
     with ros_node('camera') as node:
         camera = node.create_publisher(Image, '/camera', 1)

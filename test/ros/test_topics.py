@@ -1,4 +1,4 @@
-"""The topics in docs/topics.md and in the replay are those that the node publishes."""
+"""The node publishes the topics that docs/topics.md names and that the replay writes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def published() -> Iterator[set[str]]:
         wait_until(lambda: '/diagnostics' in topics(), node, what='the node', process=process)
         seen: list[set[str]] = [set()]
 
-        def settled() -> bool:  # discovery brings them one by one
+        def settled() -> bool:  # discovery finds them one by one
             seen.append(topics())
             return len(seen) > 10 and len({frozenset(each) for each in seen[-10:]}) == 1
 
@@ -56,7 +56,7 @@ def test_the_rqt_commands_of_the_docs_name_only_published_topics(published: set[
     commands = [line for line in section.splitlines() if re.match(r'ros2 run rqt', line)]
     for tool in ('rqt_image_view', 'rqt_topic', 'rqt_plot', 'rqt_runtime_monitor'):
         assert any(tool in command for command in commands), tool
-    # rqt_plot takes a field of a message behind the topic's name.
+    # rqt_plot takes a message field after the topic's name.
     named = {
         re.sub(r'/data(\[\d+\])?$', '', name)
         for name in re.findall(r'/(?:dual_vlm|diagnostics)[\w/\[\]]*', section)

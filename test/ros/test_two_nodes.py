@@ -1,4 +1,4 @@
-"""Two nodes in two namespaces on one camera: side by side, and told apart everywhere."""
+"""Two nodes in two namespaces on one camera: both work and can be told apart everywhere."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHARED_TOPICS = {'/diagnostics', '/parameter_events', '/rosout'}
 
 
 class Pair:
-    """Both nodes with their surroundings, on one node of the test's own process."""
+    """Everything around both nodes, played by a single node in the test's own process."""
 
     def __init__(self, node: Any, processes: dict[str, RosProcess]) -> None:
         self.node, self.processes = node, processes
@@ -83,14 +83,14 @@ def pair() -> Iterator[Pair]:
             assert 'Traceback' not in process.output()
 
 
-def test_every_node_name_is_there_once(pair: Pair) -> None:
-    # A duplicate one blocks Autoware's autonomous mode.
+def test_every_node_name_exists_once(pair: Pair) -> None:
+    # A duplicate name blocks Autoware's autonomous mode.
     names = Counter(pair.node.get_node_names_and_namespaces())
     assert {('dual_vlm', namespace) for namespace in NAMESPACES} <= set(names)
     assert set(names.values()) == {1}
 
 
-def test_topics_and_services_are_under_the_own_name(pair: Pair) -> None:
+def test_topics_and_services_are_under_the_nodes_own_name(pair: Pair) -> None:
     for namespace in NAMESPACES:
         own = f'{namespace}/dual_vlm/'
         topics, services = pair.topics(namespace), pair.services(namespace)
@@ -116,7 +116,7 @@ def test_both_answer_one_frame_under_its_header(pair: Pair) -> None:
         assert {status.hardware_id for status in result.status} == {probe.name}
 
 
-def test_one_is_paused_and_the_other_goes_on(pair: Pair) -> None:
+def test_pausing_one_leaves_the_other_running(pair: Pair) -> None:
     front, rear = pair.probes.values()
     assert front.enable(False).success
     rear.wait(lambda: pair.states()['/front/dual_vlm'] == 'paused', '/front to pause')
@@ -127,7 +127,7 @@ def test_one_is_paused_and_the_other_goes_on(pair: Pair) -> None:
     assert front.enable(True).success
 
 
-def test_their_health_is_told_apart(pair: Pair) -> None:
+def test_their_health_can_be_told_apart(pair: Pair) -> None:
     statuses = [status for report in pair.reports() for status in report.status]
     told = {status.hardware_id: status.name for status in statuses}
     assert set(told) == {f'{namespace}/dual_vlm' for namespace in NAMESPACES}

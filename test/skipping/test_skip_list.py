@@ -1,4 +1,4 @@
-"""Skip lists in Python: operating points, prefixes, and what does not fit the model in use."""
+"""Skip lists in Python: operating points, prefixes, and mismatches with the model in use."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_published_lists(task: str) -> None:
     assert skip_list.phases == ('prefill', 'decode')
     assert skip_list.blocks_at('high_sparsity') == tuple(blocks)
     assert skip_list.blocks_at('high_performance') == tuple(blocks[:high_performance])
-    # What the paper does not state is not made up.
+    # Nothing is invented that the paper does not state.
     assert skip_list.model == 'not stated'
     assert skip_list.text_model_type is skip_list.target is skip_list.dtype is None
     assert skip_list.full_score is skip_list.min_score_ratio is None
@@ -91,13 +91,13 @@ def test_shipped_names() -> None:
     [
         (0.5, [], 1.0, 0, 0),
         (0.5, [0.4], 1.0, 0, 0),
-        (0.5, [0.5], 1.0, 1, 1),  # a tie with the full model: the longer
+        (0.5, [0.5], 1.0, 1, 1),  # a tie with the full model: the longer prefix
         (0.5, [0.6, 0.7, 0.7, 0.5, 0.4], 1.0, 3, 4),
         (0.5, [0.4, 0.9], 1.0, 2, 0),  # below the ratio once ends high_sparsity
         (0.5, [0.4, 0.9], 0.8, 2, 2),
         (0.5, [0.45, 0.44, 0.45], 0.9, 0, 1),
-        (0.1, [0.09, 0.08], 0.9, 0, 1),  # in floats 0.9 * 0.1 is a hair above 0.09
-        (40 / 48, [32 / 48, 31 / 48], 0.8, 0, 1),  # and 0.8 * (40/48) above 32/48
+        (0.1, [0.09, 0.08], 0.9, 0, 1),  # in floats, 0.9 * 0.1 is slightly above 0.09
+        (40 / 48, [32 / 48, 31 / 48], 0.8, 0, 1),  # and 0.8 * (40/48) slightly above 32/48
         (1.0, [0.95 - 1e-6], 0.95, 0, 0),
         (0.0, [0.0, 0.0], 1.0, 2, 2),
         (0.5, [0.1, 0.0], 0.0, 0, 2),
@@ -139,7 +139,7 @@ def test_blocks_at_an_operating_point(point: str | int, blocks: tuple[int, ...])
 @pytest.mark.parametrize(
     'point', [5, '5', -1, '-1', 'best', '', 'high performance', True, 2.0, None, '9' * 50]
 )
-def test_an_operating_point_that_is_not_there(point: object) -> None:
+def test_an_unknown_operating_point_is_refused(point: object) -> None:
     with pytest.raises(SkipListError) as caught:
         scored().blocks_at(point)
     message = str(caught.value)
@@ -149,7 +149,7 @@ def test_an_operating_point_that_is_not_there(point: object) -> None:
     assert '\n' not in message and len(message) < 300
 
 
-def test_sets_that_are_no_prefixes_of_one_another() -> None:
+def test_sets_that_are_not_prefixes_of_one_another() -> None:
     skip_list = fixed_interval(operating_points={'high_sparsity': 3})
     assert skip_list.blocks_at(2) == (3, 6)
     assert skip_list.blocks_at('3') == skip_list.blocks_at('high_sparsity') == (2, 4, 6)
@@ -159,7 +159,7 @@ def test_sets_that_are_no_prefixes_of_one_another() -> None:
             skip_list.blocks_at(point)
 
 
-def test_a_model_with_another_number_of_blocks_is_refused() -> None:
+def test_a_model_with_a_different_number_of_blocks_is_refused() -> None:
     with pytest.raises(SkipListMismatchError) as caught:
         scored().warnings_for(**{**IN_USE, 'num_blocks': 24})
     message = str(caught.value)
@@ -179,7 +179,7 @@ def test_a_model_with_another_number_of_blocks_is_refused() -> None:
         ('model', 'another/model'),
     ],
 )
-def test_anything_else_that_differs_is_one_warning(name: str, used: object) -> None:
+def test_any_other_difference_is_one_warning(name: str, used: object) -> None:
     assert scored().warnings_for(**IN_USE) == []
     warnings = scored().warnings_for(**{**IN_USE, name: used})
     assert len(warnings) == 1
@@ -200,7 +200,7 @@ def test_a_list_for_all_tasks_together_fits_each_task() -> None:
         assert joint.warnings_for(**{**IN_USE, 'task': task, 'prompt': 'Which?'}) == []
 
 
-def test_a_skip_list_does_not_change_with_what_it_was_made_of() -> None:
+def test_a_skip_list_does_not_change_with_its_arguments() -> None:
     blocks, software = [Removal(1)], {'torch': '2.13.0'}
     skip_list = SkipList(
         model='m',
@@ -233,7 +233,7 @@ def test_a_skip_list_does_not_change_with_what_it_was_made_of() -> None:
         ({'full_score': 10**400}, 'is not finite'),
     ],
 )
-def test_a_list_made_in_python_is_checked_too(changes: dict, message: str) -> None:
+def test_a_list_made_in_python_is_checked(changes: dict, message: str) -> None:
     with pytest.raises(SkipListError) as caught:
         scored(**changes)
     assert message in str(caught.value)
@@ -242,15 +242,15 @@ def test_a_list_made_in_python_is_checked_too(changes: dict, message: str) -> No
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        ({'sets': {}}, 'sets: {} has no set'),
+        ({'sets': {}}, 'sets: {} holds no set'),
         ({'sets': {2: [1]}}, 'sets.2: [1] has 1 blocks, not 2'),
-        ({'sets': {2: [1, 1]}}, 'sets.2[1]: 1 was removed before'),
-        ({'sets': {2: [1, 8]}}, 'sets.2[1]: 8 is no block of the 8; use 0..7'),
+        ({'sets': {2: [1, 1]}}, 'sets.2[1]: 1 is listed twice'),
+        ({'sets': {2: [1, 8]}}, 'sets.2[1]: 8 is not one of the 8 blocks; use 0..7'),
         ({'sets': {2: '12'}}, "sets.2: '12' is not a list"),
         ({'sets': {True: [1]}}, 'sets: True is not a whole number'),
         ({'sets': {0: []}}, 'sets: 0 is too small'),
         ({'sets': {8: range(8)}}, 'all 8 blocks are removed'),
-        ({'removed': [Removal(1)]}, 'removed: only for nested: true'),
+        ({'removed': [Removal(1)]}, 'removed: allowed only with nested: true'),
         ({'operating_points': {'high_sparsity': 4}}, 'operating_points.high_sparsity: 4'),
         ({'nested': True}, 'sets: '),
         ({'nested': 0}, 'nested: 0 is neither true nor false'),

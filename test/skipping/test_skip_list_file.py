@@ -1,4 +1,4 @@
-"""The skip-list file: what is read, what is refused and how, and writing without loss."""
+"""The skip-list file: what is accepted, what is refused and how, and writing without loss."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gmskip_ros.skipping import (
     shipped_skip_lists,
 )
 
-# The example of the file format, comments and all.
+# The example of the file format, with its comments.
 EXAMPLE = """\
 schema: gmskip/skip-list/1
 model: llava-hf/llava-1.5-7b-hf   # or "not stated"
@@ -78,7 +78,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def refusal(file: Path, content: str | bytes) -> str:
-    """Return the one line with which a file of that content is refused, without the file's name."""
+    """Return the one-line error for a file with this content, without the file's name."""
     file.write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(SkipListError) as caught:
         load_skip_list(str(file))
@@ -126,11 +126,11 @@ def test_an_unknown_name_lists_the_shipped_ones(name: str) -> None:
         assert shipped in message
 
 
-def test_yaml_readers_elsewhere_see_the_same(file: Path) -> None:
+def test_any_yaml_reader_sees_the_same(file: Path) -> None:
     save_skip_list(IN_PYTHON, file)
-    mine, example = yaml.safe_load(file.read_text()), yaml.safe_load(EXAMPLE)
-    assert mine == example
-    assert list(mine) == list(example)  # the order of the format
+    saved, example = yaml.safe_load(file.read_text()), yaml.safe_load(EXAMPLE)
+    assert saved == example
+    assert list(saved) == list(example)  # the order of the format
 
 
 def test_one_removal_a_line(file: Path) -> None:
@@ -212,7 +212,7 @@ def test_round_trip(file: Path, skip_list: SkipList) -> None:
     assert file.read_bytes() == first
 
 
-def test_a_time_elsewhere_is_taken_to_utc(file: Path) -> None:
+def test_a_time_with_an_offset_is_converted_to_utc(file: Path) -> None:
     for written in ('2026-11-20T21:00:00+09:00', '2026-11-20 12:00:00 Z', '"2026-11-20T12:00:00Z"'):
         file.write_text(changed('2026-11-20T12:00:00Z', written))
         assert load_skip_list(file).created == '2026-11-20T12:00:00Z'
@@ -232,19 +232,19 @@ def test_a_missing_field_is_named(file: Path, name: str) -> None:
     ('old', 'new', 'message'),
     [
         # the file as a whole
-        ('skip-list/1', 'skip-list/2', "schema: 'gmskip/skip-list/2' is not known; this version"),
-        ('gmskip/skip-list/1', '1', 'schema: 1 is not known; this version reads gmskip'),
+        ('skip-list/1', 'skip-list/2', "schema: 'gmskip/skip-list/2' is unknown; this version"),
+        ('gmskip/skip-list/1', '1', 'schema: 1 is unknown; this version reads gmskip'),
         ('metric: accuracy', 'metrics: accuracy', "'metrics': is not a field"),
         ('metric: accuracy', 'metric: accuracy\n1: 2', '1: is not a field'),
-        ('metric: accuracy', 'metric: a\nmetric: b', "line 10: 'metric' is there twice"),
-        ('{block: 29,', '{block: 29, block: 3,', "line 15: 'block' is there twice"),
+        ('metric: accuracy', 'metric: a\nmetric: b', "line 10: 'metric' is given twice"),
+        ('{block: 29,', '{block: 29, block: 3,', "line 15: 'block' is given twice"),
         ('metric: accuracy', 'metric: "open', 'is not valid YAML'),
         ('metric: accuracy', 'metric: !!python/name:os.system', 'is not valid YAML'),
         ('metric: accuracy', 'metric: a: b', 'line 9, column 10: is not valid YAML'),
         # blocks
-        ('block: 16', 'block: 29', 'removed[1].block: 29 was removed before'),
+        ('block: 16', 'block: 29', 'removed[1].block: 29 is listed twice'),
         ('block: 16', 'block: -1', 'removed[1].block: -1 is too small; use 0 or more'),
-        ('block: 16', 'block: 32', 'removed[1].block: 32 is no block of the 32; use 0..31'),
+        ('block: 16', 'block: 32', 'removed[1].block: 32 is not one of the 32 blocks; use 0..31'),
         ('block: 16', 'block: 16.0', 'removed[1].block: 16.0 is not a whole number'),
         ('block: 16', 'block: true', 'removed[1].block: True is not a whole number'),
         ('block: 16', 'block: "16"', "removed[1].block: '16' is not a whole number"),
@@ -252,7 +252,7 @@ def test_a_missing_field_is_named(file: Path, name: str) -> None:
         ('{block: 16, score: 0.50}', '16', 'removed[1]: 16 is not {block, score'),
         ('{block: 16, score: 0.50}', '{block: 16}', 'removed[1].score: is missing'),
         ('score: 0.50', 'score: 0.50, x: 1', "removed[1].'x': is not a field"),
-        ('num_blocks: 32', 'num_blocks: 4', 'removed[0].block: 29 is no block of the 4'),
+        ('num_blocks: 32', 'num_blocks: 4', 'removed[0].block: 29 is not one of the 4 blocks'),
         ('num_blocks: 32', 'num_blocks: 0', 'num_blocks: 0 is too small'),
         ('num_blocks: 32', 'num_blocks: 32.0', 'num_blocks: 32.0 is not a whole number'),
         # scores and operating points
@@ -263,9 +263,13 @@ def test_a_missing_field_is_named(file: Path, name: str) -> None:
         ('full_score: 0.42', 'full_score: null', 'full_score: None is missing'),
         ('full_score: 0.42', 'full_score: .inf', 'full_score: inf is not finite'),
         ('min_score_ratio: 1.0', 'min_score_ratio: -1', 'min_score_ratio: -1 is negative'),
-        ('high_performance: 1', 'high_performance: 2', 'operating_points.high_performance: 2 is'),
-        ('high_sparsity: 3', 'high_sparsity: 4', 'is not what the scores give; write 3 or'),
-        ('high_sparsity: 3', 'high_sparsity: 5', 'operating_points.high_sparsity: 5 is no length'),
+        ('high_performance: 1', 'high_performance: 2', 'operating_points.high_performance: 2 does'),
+        ('high_sparsity: 3', 'high_sparsity: 4', 'does not follow from the scores; write 3 or'),
+        (
+            'high_sparsity: 3',
+            'high_sparsity: 5',
+            'high_sparsity: 5 is not a length of this list; use 0..4',
+        ),
         ('high_sparsity: 3', 'high_sparsity: -1', 'points.high_sparsity: -1 is too small'),
         ('high_sparsity: 3', 'high_sparsity: x', "operating_points.high_sparsity: 'x' is not a"),
         ('high_sparsity: 3', 'highest: 3', "operating_points: 'highest' is unknown"),
@@ -276,29 +280,33 @@ def test_a_missing_field_is_named(file: Path, name: str) -> None:
         ('[prefill, decode]', '[]', 'phases: [] is not a list of prefill and decode'),
         ('[prefill, decode]', 'decode', "phases: 'decode' is not a list"),
         ('[prefill, decode]', '[decode, decode]', 'names a phase twice'),
-        ('metric: accuracy', 'metric: 3', 'metric: 3 is not a text; put it in quotes'),
+        ('metric: accuracy', 'metric: 3', 'metric: 3 is not text; put it in quotes'),
         ('metric: accuracy', 'metric: ""', "metric: '' is empty; write null"),
-        ('task: single_object', 'task: null', 'task: None is not a text'),
+        ('task: single_object', 'task: null', 'task: None is not text'),
         ('max_new_tokens: 8', 'max_new_tokens: 0', 'prompt.max_new_tokens: 0 is too small'),
         ('max_new_tokens: 8', 'max_tokens: 8', "prompt.'max_tokens': is not a field"),
-        ('torch: 2.13.0', 'torch: 2.13', "software.'torch': 2.13 is not a text; put it in quotes"),
-        ('seed: 0', 'seed: [0]', "calibration.'seed': [0] is not a text, a number or null"),
+        ('torch: 2.13.0', 'torch: 2.13', "software.'torch': 2.13 is not text; put it in quotes"),
+        ('seed: 0', 'seed: [0]', "calibration.'seed': [0] is not text, a number or null"),
         ('2026-11-20T12:00:00Z', '2026-11-20', 'is not a time in UTC like'),
         ('2026-11-20T12:00:00Z', '2026-11-20T12:00:00', 'is not a time in UTC like'),
-        ('provenance: free text', 'provenance: [a]', "provenance: ['a'] is not a text"),
-        ('provenance: free text', 'provenance: x\nsets: {1: [1]}', 'sets: only for nested: false'),
+        ('provenance: free text', 'provenance: [a]', "provenance: ['a'] is not text"),
+        (
+            'provenance: free text',
+            'provenance: x\nsets: {1: [1]}',
+            'sets: allowed only with nested: false',
+        ),
         ('provenance: free text', 'provenance: x\nnested: no way', "nested: 'no way' is neither"),
         ('provenance: free text', 'provenance: x\nnested: false', 'sets: is missing'),
     ],
 )
-def test_one_thing_wrong(file: Path, old: str, new: str, message: str) -> None:
+def test_one_error_is_named(file: Path, old: str, new: str, message: str) -> None:
     assert message in refusal(file, changed(old, new))
 
 
 @pytest.mark.parametrize(
     ('content', 'message'),
     [
-        (b'', 'is not a skip list; it has to start with schema: gmskip/skip-list/1'),
+        (b'', 'is not a skip list; the first field must be schema: gmskip/skip-list/1'),
         (b'just text', 'is not a skip list'),
         (b'- a\n- b\n', 'is not a skip list'),
         (b'a: b\n\xff\xfe', 'line 2: is not UTF-8 text'),
@@ -306,9 +314,9 @@ def test_one_thing_wrong(file: Path, old: str, new: str, message: str) -> None:
         (b'a: \x00', 'is not valid YAML'),
         (b'a: [1, 2\nb: 3\n', 'line 2, column 2: is not valid YAML'),
         (b'a: b\n---\nc: d\n', 'is not valid YAML'),
-        (b'schema: &a [*a]\n', 'is not known'),
+        (b'schema: &a [*a]\n', 'is unknown'),
         (b'[' * 20000, 'is not valid YAML'),
-        (b'schema: ' + b'x' * 100000, 'is not known'),
+        (b'schema: ' + b'x' * 100000, 'is unknown'),
         (b'? [a]\n: b\n', 'is not valid YAML'),
     ],
 )
@@ -320,12 +328,12 @@ def test_all_blocks_removed(file: Path) -> None:
     removed = ''.join(f'  - {{block: {block}, score: 1.0}}\n' for block in range(4))
     start, end = EXAMPLE.index('  - {block: 29'), EXAMPLE.index('operating_points')
     content = EXAMPLE[:start] + removed + EXAMPLE[end:]
-    assert 'all 4 blocks are removed; at least one has to stay' in refusal(
+    assert 'all 4 blocks are removed; keep at least one' in refusal(
         file, content.replace('num_blocks: 32', 'num_blocks: 4')
     )
 
 
-def test_a_windows_editor_did_no_harm(file: Path) -> None:
+def test_a_byte_order_mark_and_crlf_are_accepted(file: Path) -> None:
     file.write_bytes(b'\xef\xbb\xbf' + EXAMPLE.replace('\n', '\r\n').encode())
     assert load_skip_list(file) == IN_PYTHON
 
@@ -334,16 +342,16 @@ def test_a_windows_editor_did_no_harm(file: Path) -> None:
     ('name', 'message'),
     [
         ('.', 'is a folder'),
-        ('absent.skip.yaml', 'there is no such file'),
+        ('absent.skip.yaml', 'does not exist'),
         ('pipe', 'is not a regular file'),
-        ('loop', 'there is no such file'),
-        ('example.skip.yaml/x', 'there is no such file'),
+        ('loop', 'does not exist'),
+        ('example.skip.yaml/x', 'does not exist'),
         ('nul\x00', "nul\\x00': "),
-        ('two\nlines', "two\\nlines': there is no such file"),
+        ('two\nlines', "two\\nlines': does not exist"),
         ('x' * 300, 'cannot be read'),
     ],
 )
-def test_paths_that_lead_nowhere(file: Path, name: str, message: str) -> None:
+def test_paths_that_cannot_be_read(file: Path, name: str, message: str) -> None:
     file.write_text(EXAMPLE)
     os.mkfifo(file.parent / 'pipe')
     (file.parent / 'loop').symlink_to('loop')
@@ -370,14 +378,14 @@ def test_without_permission(file: Path) -> None:
 
 def assert_nothing_was_lost(file: Path) -> None:
     assert file.read_text() == EXAMPLE
-    assert [entry.name for entry in file.parent.iterdir()] == [file.name]  # no scraps either
+    assert [entry.name for entry in file.parent.iterdir()] == [file.name]  # no temporary files
 
 
 def test_a_full_disk_leaves_the_older_file(file: Path) -> None:
     file.write_text(EXAMPLE)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # bytes: less than the file has
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # bytes, fewer than needed
     try:
         with pytest.raises(SkipListError) as caught:
             save_skip_list(NOT_NESTED, file)
@@ -391,7 +399,7 @@ def test_a_full_disk_leaves_the_older_file(file: Path) -> None:
 
 @pytest.mark.parametrize('step', ['fsync', 'replace'])
 @pytest.mark.parametrize('error', [OSError(28, 'No space left on device'), KeyboardInterrupt()])
-def test_a_save_that_ends_half_way_leaves_the_older_file(
+def test_an_interrupted_save_leaves_the_older_file(
     file: Path, monkeypatch: pytest.MonkeyPatch, step: str, error: BaseException
 ) -> None:
     file.write_text(EXAMPLE)
@@ -407,7 +415,7 @@ def test_a_save_that_ends_half_way_leaves_the_older_file(
 
 
 @pytest.mark.parametrize('where', ['absent/x.skip.yaml', '.', 'nul\x00', 'x' * 300])
-def test_places_that_cannot_be_written(file: Path, where: str) -> None:
+def test_paths_that_cannot_be_written(file: Path, where: str) -> None:
     file.write_text(EXAMPLE)
     with pytest.raises(SkipListError) as caught:
         save_skip_list(IN_PYTHON, f'{file.parent}/{where}')

@@ -1,11 +1,12 @@
-"""Skip sets hold distinct block indices per phase, and nothing else."""
+"""Skip sets hold distinct block indices per phase and refuse anything else."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from gmskip_ros.vlm import SkipSet, SkipSetError
+from gmskip_ros import vlm
+from gmskip_ros.skipping import SkipSet, SkipSetError
 
 
 def test_phases_are_sets_of_ints() -> None:
@@ -32,6 +33,11 @@ def test_an_empty_set_is_false() -> None:
     assert SkipSet(decode=[0])
 
 
+def test_the_engine_exports_the_same_class() -> None:
+    assert vlm.SkipSet is SkipSet
+    assert vlm.SkipSetError is SkipSetError
+
+
 def test_it_is_frozen_and_can_be_a_key() -> None:
     assert {SkipSet.of([1]): 'a'}[SkipSet(prefill=[1], decode=[1])] == 'a'
     with pytest.raises(AttributeError):
@@ -39,7 +45,7 @@ def test_it_is_frozen_and_can_be_a_key() -> None:
 
 
 @pytest.mark.parametrize(
-    ('blocks', 'says'),
+    ('blocks', 'message'),
     [
         ([-1], 'block -1 is negative'),
         ([3, 3], 'block 3 is named twice'),
@@ -52,9 +58,9 @@ def test_it_is_frozen_and_can_be_a_key() -> None:
         (None, 'None is not a list'),
     ],
 )
-def test_bad_blocks_are_named(blocks, says) -> None:
+def test_bad_blocks_are_named(blocks, message) -> None:
     for make in (SkipSet.of, SkipSet, lambda blocks: SkipSet(decode=blocks)):
-        with pytest.raises(SkipSetError, match=says) as caught:
+        with pytest.raises(SkipSetError, match=message) as caught:
             make(blocks)
         assert isinstance(caught.value, ValueError)
         assert '\n' not in str(caught.value)
@@ -65,7 +71,7 @@ def test_unknown_phases_are_named() -> None:
         SkipSet.of([1], phases=['prefill', 'encode'])
 
 
-def test_blocks_are_held_against_the_model() -> None:
+def test_blocks_are_checked_against_the_model() -> None:
     SkipSet.of(range(32)).check(32)
     with pytest.raises(SkipSetError, match='block 32 does not exist: the model has 32 blocks'):
         SkipSet(decode=[0, 32]).check(32)

@@ -1,4 +1,4 @@
-"""`gmskip ask` on a tiny model: both branches about one picture, and one line for bad input."""
+"""`gmskip ask` on a tiny model: both branches about one image, and one line for bad input."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_shipped_skip_list_gives_the_blocks(gmskip, photo) -> None:
     assert blocks['2'] == [13, 19]
 
 
-def test_a_list_for_another_task_is_warned_of(gmskip, photo) -> None:
+def test_a_list_for_a_different_task_is_a_warning(gmskip, photo) -> None:
     options = ('--skip-list', 'gmskip_single_object', '--max-new-tokens', 1)
     _, _, errors = gmskip(photo, *options, '--task', 'captioning')
     assert "warning: skip list for single_object: calibrated with task 'single_object'" in errors
@@ -110,15 +110,15 @@ def test_a_list_for_another_task_is_warned_of(gmskip, photo) -> None:
         (['--prompt', 'What is it?'], 'A [/zebra].', False),
     ],
 )
-def test_the_answer_as_read_and_as_said(
+def test_the_answer_and_the_raw_text(
     gmskip, photo, monkeypatch, options, answer, raw_is_shown
 ) -> None:
     give_answer = Vlm.answer
 
-    def say(*args, **settings):
+    def answer_zebra(*args, **settings):
         return dataclasses.replace(give_answer(*args, **settings), text='A [/zebra].')
 
-    monkeypatch.setattr(Vlm, 'answer', say)
+    monkeypatch.setattr(Vlm, 'answer', answer_zebra)
     status, output, _ = gmskip(photo, '--skip', '', '--max-new-tokens', 1, *options)
     assert status == 0
     rows = {
@@ -138,7 +138,7 @@ def test_names_with_markup_are_names(gmskip, folder, photo, tmp_path) -> None:
     assert status == 0 and '[/v2]' in output.replace('\n', '')
 
 
-def test_nothing_heavy_is_loaded_before_openmp_is_told_to_sleep(photo) -> None:
+def test_openmp_is_set_to_sleep_before_torch_is_loaded(photo) -> None:
     program = (
         'import os, sys\n'
         'from gmskip_ros.cli.main import main\n'
@@ -159,22 +159,22 @@ def test_nothing_heavy_is_loaded_before_openmp_is_told_to_sleep(photo) -> None:
         assert result.stdout == f'{expected}\n'
 
 
-def test_a_list_for_another_model_is_refused(gmskip, photo, tmp_path) -> None:
+def test_a_list_for_a_different_model_is_refused(gmskip, photo, tmp_path) -> None:
     small = make_tiny_model(tmp_path, num_blocks=2)
     status, _, errors = gmskip(photo, '--model', small, '--skip-list', 'gmskip_captioning')
     assert status == 2 and '32' in errors and '2' in errors
 
 
 @pytest.mark.parametrize(
-    ('options', 'says'),
+    ('options', 'words'),
     [
         (['--skip', '29,29'], 'block 29 is named twice'),
         (['--skip=-1'], 'block -1 is negative'),
         (['--skip', '1;2'], "'1;2' is not a list"),
-        (['--skip', '1', '--operating-point', '8'], 'leave it out with --skip'),
+        (['--skip', '1', '--operating-point', '8'], 'remove it or --skip'),
         (['--skip-list', 'no_such_list'], 'no_such_list'),
         (['--skip-list', 'gmskip_captioning', '--operating-point', '99'], '99'),
-        (['--operating-point', '8'], 'give one with --skip-list'),
+        (['--operating-point', '8'], 'add --skip-list'),
         (['--skip', '1', '--max-new-tokens', '0'], '0'),
         (['--skip', '1', '--prompt', 'Why?', '--max-new-tokens', '0'], '0'),
         (['--task', 'multi_object', '--labels', 'car,car'], "'car' is listed twice"),
@@ -182,23 +182,23 @@ def test_a_list_for_another_model_is_refused(gmskip, photo, tmp_path) -> None:
         (['--labels', 'coda'], '--labels is for --task'),
     ],
 )
-def test_bad_options_are_one_line_before_the_model_is_loaded(gmskip, photo, options, says) -> None:
+def test_bad_options_are_one_line_before_the_model_is_loaded(gmskip, photo, options, words) -> None:
     status, output, errors = gmskip(photo, *options, '--model', '/nowhere')
     assert status == 2 and output == ''
     assert errors.startswith('gmskip: error: ') and errors.count('\n') == 1
-    assert says in errors
+    assert words in errors
 
 
-def test_without_blocks_to_skip_both_branches_are_full_and_it_says_so(gmskip, photo) -> None:
-    """For the demo model a task has a list of its own; a prompt of one's own has none."""
+def test_without_blocks_to_skip_both_branches_are_full_with_a_warning(gmskip, photo) -> None:
+    """The demo model has a skip list for each task, and none for --prompt."""
     status, output, errors = gmskip(photo, '--prompt', 'Why?', '--max-new-tokens', 1, '--json')
     assert status == 0
-    assert 'no blocks are left out: give --skip 29,16 or --skip-list FILE' in errors
+    assert 'no blocks are skipped: add --skip 29,16 or --skip-list FILE' in errors
     assert json.loads(output)['branches']['skip']['skipped_blocks'] == []
 
 
 @pytest.mark.parametrize(
-    ('options', 'says'),
+    ('options', 'words'),
     [
         (['--skip', '32'], 'block 32 does not exist'),
         (['--skip', '1', '--prompt', 'an <image>'], '<image>'),
@@ -206,18 +206,18 @@ def test_without_blocks_to_skip_both_branches_are_full_and_it_says_so(gmskip, ph
         (['--skip', '1', '--dtype', 'int3'], 'int3'),
     ],
 )
-def test_what_the_model_refuses_is_one_line(gmskip, photo, options, says) -> None:
+def test_what_the_model_refuses_is_one_line(gmskip, photo, options, words) -> None:
     status, output, errors = gmskip(photo, *options)
     assert status == 2 and output == ''
     assert errors.startswith('gmskip: error: ') and errors.count('\n') == 1
-    assert says in errors
+    assert words in errors
 
 
 @pytest.mark.parametrize('kind', ['missing', 'text', 'empty', 'cut', 'folder'])
-def test_unreadable_pictures_are_one_line(gmskip, photo, tmp_path, kind) -> None:
+def test_unreadable_images_are_one_line(gmskip, photo, tmp_path, kind) -> None:
     path = tmp_path / 'photo.png'
     if kind == 'text':
-        path.write_text('no picture')
+        path.write_text('not an image')
     elif kind == 'empty':
         path.touch()
     elif kind == 'cut':
@@ -226,15 +226,15 @@ def test_unreadable_pictures_are_one_line(gmskip, photo, tmp_path, kind) -> None
         path.mkdir()
     status, _, errors = gmskip(path, '--skip', '1')
     assert status == 2
-    assert errors.count('\n') == 1 and str(path) in errors and 'cannot read picture' in errors
+    assert errors.count('\n') == 1 and str(path) in errors and 'cannot read image' in errors
 
 
-def test_pictures_are_turned_as_people_see_them(tmp_path) -> None:
+def test_the_exif_orientation_is_applied(tmp_path) -> None:
     pixels = np.zeros((8, 16, 3), np.uint8)
     pixels[:, :8] = (255, 0, 0)  # red on the left
     path = tmp_path / 'phone.png'
     exif = Image.Exif()
-    exif[0x0112] = 6  # orientation: turn clockwise by 90 degrees to show
+    exif[0x0112] = 6  # orientation: rotate clockwise by 90 degrees to display
     Image.fromarray(pixels).save(path, exif=exif)
     image = read_photo(str(path))
     assert image.shape == (16, 8, 3) and image.dtype == np.uint8
@@ -254,10 +254,10 @@ def test_any_colour_mode_becomes_rgb(tmp_path, mode) -> None:
     ('name', 'dtype', 'mode'),
     [('a.png', np.uint16, 'I;16'), ('a.tif', np.int32, 'I'), ('a.tif', np.float32, 'F')],
 )
-def test_more_than_8_bits_are_refused_and_not_cut_off(tmp_path, name, dtype, mode) -> None:
+def test_more_than_8_bits_are_refused(tmp_path, name, dtype, mode) -> None:
     path = tmp_path / name
     Image.fromarray(np.full((4, 6), 1000, dtype)).save(path)
     with pytest.raises(
-        UserError, match=f'a.*mode {mode} has more than 8 bits.*give a .* of 8 bits'
+        UserError, match=f'a.*mode {mode} has more than 8 bits.*give a .* 8-bit image'
     ):
         read_photo(str(path))

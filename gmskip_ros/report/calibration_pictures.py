@@ -1,8 +1,4 @@
-"""The two pictures of a calibration: what skipping costs and brings; every block that was tried.
-
-Colours are Okabe-Ito's or of the map `viridis`, both readable with any colour vision; what a line
-or a mark means is written beside it.
-"""
+"""The two pictures of a calibration: the effect of skipping, and every block that was tried."""
 
 from __future__ import annotations
 
@@ -13,7 +9,6 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
@@ -21,24 +16,27 @@ from gmskip_ros.report import formatting as fmt
 from gmskip_ros.report.plotting import (
     BLUE,
     DARK,
-    DPI,
+    DASHED,
     GREEN,
     GREY,
     ORANGE,
     PURPLE,
+    add_label,
     literal,
+    new_figure,
     png_bytes,
     report_style,
+    set_heading,
 )
 
 _HATCH = [((0.0, 0.5), (0.5, 1.0)), ((0.0, 0.0), (1.0, 1.0)), ((0.5, 0.0), (1.0, 0.5))]
 
 
 def scores_are_comparable(result: Mapping[str, Any]) -> bool:
-    """Return whether calibration and test scores may stand on one axis.
+    """Return whether calibration and test scores can share an axis.
 
-    CIDEr weighs words by their frequency in the references in use, so that its values on two sets
-    of different size are two different measures.
+    CIDEr weighs words by their frequency in the references in use, so its values on two sets of
+    different size are two different measures.
     """
     metric = str(result['metric'])
     has_cider = 'cider' in metric or (metric == 'visual_gain' and result['task'] == 'captioning')
@@ -49,32 +47,22 @@ def scores_are_comparable(result: Mapping[str, Any]) -> bool:
 
 
 def draw_trade_off(result: Mapping[str, Any]) -> bytes:
-    """Return a PNG: score, visual gain and latency over sparsity, both operating points marked.
+    """Return a PNG: score, visual gain and latency over sparsity, operating points marked.
 
-    One panel per quantity that was measured, with a common axis for sparsity.
+    There is a panel for each quantity that was measured; they share the sparsity axis.
     """
     with report_style():
         prefixes = sorted(result['prefixes'], key=lambda prefix: prefix['length'])
         panels = _trade_off_panels(result, prefixes)
-        figure = Figure(figsize=(9.5, 1.3 + 2.7 * len(panels)), dpi=DPI, layout='constrained')
+        figure = new_figure(1.3 + 2.7 * len(panels))
         axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0].tolist()
-        figure.suptitle(
-            literal(f'What skipping costs and brings: {fmt.subject(result)}'),
-            x=0.01,
-            ha='left',
-            fontsize=13,
-            weight='bold',
-            wrap=True,
-        )
+        set_heading(figure, f'Effect of skipping: {fmt.subject(result)}')
         highest = max([100 * prefix['sparsity'] for prefix in prefixes] + [10])
         axes[-1].set_xlim(-0.02 * highest, 1.02 * highest)
+        note = '\nNo test images: visual gain and latency were not measured.'
         axes[-1].set_xlabel(
             f'sparsity: skipped blocks, % of {result["num_blocks"]}'
-            + (
-                ''
-                if _tested(prefixes)
-                else '\nNo test images: visual gain and latency were not measured.'
-            )
+            + ('' if _tested(prefixes) else note)
         )
         for axis, draw in zip(axes, panels, strict=True):
             draw(axis)
@@ -129,7 +117,7 @@ def _tested(prefixes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 def _series(
     prefixes: Sequence[Mapping[str, Any]], key: str, factor: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return sparsity in % and a measured quantity, of the prefixes where it is known."""
+    """Return the sparsity in % and a measured quantity, for the prefixes where it is known."""
     known = [prefix for prefix in _tested(prefixes) if fmt.is_known(prefix['test'].get(key))]
     return (
         np.array([100 * prefix['sparsity'] for prefix in known]),
@@ -170,18 +158,18 @@ def _draw_scores(
             levels.append((float(ys[0]), 'full model'))
     title = 'Score' if calibration and test else 'Score on the calibration images'
     if not calibration:
-        title = 'Score on the test images: CIDEr of another number of images, not comparable'
+        title = 'Score on the test images: CIDEr on a different number of images, not comparable'
     if banded:
         title += ' ' if calibration else '\n'
-        title += '(shaded: 95 % interval of the difference to full)'
+        title += '(shaded: 95 % interval of the difference from full)'
     axis.set_title(title)
     _draw_lines(axis, lines, result['nested'], levels)
 
 
 def _draw_interval(axis: Axes, prefixes: Sequence[Mapping[str, Any]], nested: bool) -> bool:
-    """Draw full's test score plus the interval of the difference to it, where that is known.
+    """Draw the interval of the difference from full, around full's test score; return if drawn.
 
-    Return whether it is drawn: as a band, or as bars for sets that are no prefixes of one another.
+    It is a band, or bars for sets that are not prefixes of one another.
     """
     full = [prefix['test'] for prefix in _tested(prefixes) if prefix['length'] == 0]
     known = [
@@ -208,12 +196,12 @@ def _draw_lines(
     levels: Sequence[tuple[float, str]] = (),
     from_zero: bool = False,
 ) -> None:
-    """Draw lines and horizontal levels, each with its name at the right, without overlap."""
+    """Draw lines and horizontal levels, with their names on the right, without overlap."""
     names: list[tuple[float, str, str]] = []
     for xs, ys, colour, marker, label in lines:
         if len(ys):
-            # sets that are no prefixes of one another are points of their own
-            # one of two coinciding points stays in sight: they differ in size
+            # Sets that are not prefixes of one another are unconnected points. The size of the
+            # markers differs, so that both of two coinciding points stay visible.
             axis.plot(
                 xs,
                 ys,
@@ -224,30 +212,21 @@ def _draw_lines(
             )
             names.append((float(ys[-1]), label, colour))
     for level, label in levels:
-        axis.axhline(level, color=GREY, linestyle=(0, (5, 3)), linewidth=1.3, zorder=1)
+        axis.axhline(level, color=GREY, linestyle=DASHED, linewidth=1.3, zorder=1)
         names.append((level, label, GREY))
     low, high = axis.get_ylim()
     low = 0 if from_zero else low
     axis.set_ylim(low, high)
     heights = _spread([(y - low) / (high - low) for y, _, _ in names], gap=0.11)
     for height, (_, label, colour) in zip(heights, names, strict=True):
-        axis.annotate(
-            label,
-            (1.0, height),
-            xytext=(6, 0),
-            xycoords='axes fraction',
-            textcoords='offset points',
-            color=colour,
-            va='center',
-            annotation_clip=False,
-        )
+        add_label(axis, label, (1.0, height), xycoords='axes fraction', color=colour)
 
 
 def _spread(heights: Sequence[float], gap: float) -> list[float]:
-    """Return the heights, those nearer than `gap` moved apart as little as that takes."""
+    """Return the heights, with those closer than `gap` moved apart by as little as possible."""
     order = sorted(range(len(heights)), key=lambda i: heights[i])
     placed = list(heights)
-    for _ in range(50):  # few labels: settles in some steps
+    for _ in range(50):  # converges within a few steps for so few labels
         for below, above in itertools.pairwise(order):
             missing = gap - (placed[above] - placed[below])
             if missing > 0:
@@ -265,14 +244,14 @@ def _mark_operating_points(axes: Sequence[Axes], result: Mapping[str, Any]) -> N
         sparsity = 100 * length / result['num_blocks']
         for axis in axes:
             axis.axvline(sparsity, color=DARK, linewidth=1.2, linestyle=':', zorder=1)
-        # two labels stand on the outer sides of their lines, so that they never overlap
+        # Of two labels, each is on the outer side of its line, so that they never overlap.
         is_left_of_two = len(marked) == 2 and i == 0
-        axes[0].annotate(
+        add_label(
+            axes[0],
             f'{" = ".join(names)}\n{fmt.count_of(length)}, {sparsity:.1f} %',
             (sparsity, 1.0),
-            xytext=(5 if is_left_of_two else -5, 3),
+            (5 if is_left_of_two else -5, 3),
             xycoords=('data', 'axes fraction'),
-            textcoords='offset points',
             va='bottom',
             ha='right' if is_left_of_two else 'left',
             fontsize=9,
@@ -285,88 +264,99 @@ def _mark_operating_points(axes: Sequence[Axes], result: Mapping[str, Any]) -> N
 def draw_heat_map(result: Mapping[str, Any]) -> bytes | None:
     """Return a PNG: the score without each block (x) in each round (y); None without any round.
 
-    The removed block has a ring, a bound in place of a score is hatched, a block that was removed
-    before is left empty.
+    A ring marks the removed block, hatching a bound in place of a score; a block that was removed
+    in an earlier round is empty.
     """
     rounds = [each for each in result['rounds'] if each['cells']]
     if not rounds:
         return None
-    num_blocks = result['num_blocks']
-    scores = np.full((len(rounds), num_blocks), np.nan)
-    bounds, removed = [], []
+    scores = np.full((len(rounds), result['num_blocks']), np.nan)  # x100
+    bounds = []
     for row, each in enumerate(rounds):
         for cell in each['cells']:
             if fmt.is_known(cell['score']):
                 scores[row, cell['block']] = 100 * cell['score']
             if not cell['exact']:
                 bounds.append((cell['block'], row))
-        if each['removed'] is not None:
-            removed.append((each['removed'], row))
-    with report_style():
-        return _draw_heat_map(result, rounds, scores, bounds, removed)
-
-
-def _draw_heat_map(
-    result: Mapping[str, Any],
-    rounds: Sequence[Mapping[str, Any]],
-    scores: np.ndarray,
-    bounds: Sequence[tuple[int, int]],
-    removed: Sequence[tuple[int, int]],
-) -> bytes:
-    """Draw `scores` (rounds, blocks), x100, NaN where there is none."""
+    removed = [
+        (each['removed'], row) for row, each in enumerate(rounds) if each['removed'] is not None
+    ]
     num_rounds, num_blocks = scores.shape
-    cell_inch = 0.30 if num_blocks <= 48 else 0.19
-    figure = Figure(
-        figsize=(max(9.0, 2.2 + cell_inch * num_blocks), max(2.6, 1.5 + cell_inch * num_rounds)),
-        dpi=DPI,
-        layout='constrained',
-    )
-    axis = figure.subplots()
+    is_wide = num_blocks > 48
+    cell_inch = 0.19 if is_wide else 0.30
+    with report_style():
+        figure = new_figure(
+            max(2.6, 1.5 + cell_inch * num_rounds), max(9.0, 2.2 + cell_inch * num_blocks)
+        )
+        axis = figure.subplots()
+        image = axis.imshow(scores, cmap='viridis', interpolation='nearest', aspect='auto')
+        _draw_cell_borders(axis, num_rounds, num_blocks)
+        step = 5 if is_wide else 1
+        axis.set_xticks(range(0, num_blocks, step))
+        rows = [row for row in range(num_rounds) if (row + 1) % step == 0 or row == 0]
+        axis.set_yticks(rows, [str(rounds[row]['round']) for row in rows])
+        axis.tick_params(labelsize=8)
+        axis.set_xlabel('block skipped in addition to those removed in earlier rounds')
+        axis.set_ylabel('round')
+        low, high = image.get_clim()
+        _hatch(axis, bounds, scores, bright_above=(low + high) / 2)
+        axis.scatter(
+            [block for block, _ in removed],
+            [row for _, row in removed],
+            s=(cell_inch * 72 * 0.5) ** 2,
+            facecolors='white',
+            edgecolors='black',
+            linewidths=1.4,
+        )
+        bar = figure.colorbar(image, ax=axis, pad=0.01, fraction=0.03, aspect=18)
+        bar.set_label(literal(fmt.score_label(result)))
+        set_heading(figure, f'Score without each block, round by round: {fmt.subject(result)}')
+        legend = _heat_map_legend()
+        if fmt.is_known(result['min_score_ratio']):
+            least = 100 * result['min_score_ratio'] * result['full_score']
+            label = f'min_score_ratio {result["min_score_ratio"]:g} x full: {least:.1f}'
+            if low <= least <= high:
+                bar.ax.axhline(least, color='black', linewidth=3)
+                legend.append(Line2D([], [], color='black', linewidth=3, label=label))
+            else:  # outside the colour bar
+                legend.append(Line2D([], [], linestyle='', label=f'({label})'))
+        axis.legend(
+            handles=legend,
+            loc='lower left',
+            bbox_to_anchor=(0, 1),
+            ncol=4 if num_blocks > 24 else 2,
+            frameon=False,
+            fontsize=9,
+            borderaxespad=0.4,
+        )
+        return png_bytes(figure)
+
+
+def _draw_cell_borders(axis: Axes, num_rounds: int, num_blocks: int) -> None:
     axis.grid(False)
-    image = axis.imshow(scores, cmap='viridis', interpolation='nearest', aspect='auto')
     axis.set_xticks(np.arange(-0.5, num_blocks), minor=True)
     axis.set_yticks(np.arange(-0.5, num_rounds), minor=True)
     axis.grid(True, which='minor', color='white', linewidth=0.8)
     axis.tick_params(which='both', length=0)
-    step = 1 if num_blocks <= 48 else 5
-    axis.set_xticks(range(0, num_blocks, step))
-    rows = [row for row in range(num_rounds) if (row + 1) % step == 0 or row == 0]
-    axis.set_yticks(rows, [str(rounds[row]['round']) for row in rows])
-    axis.tick_params(labelsize=8)
-    axis.set_xlabel('block left out, besides those removed before')
-    axis.set_ylabel('round')
     axis.spines[:].set_visible(False)
 
-    low, high = image.get_clim()
+
+def _hatch(
+    axis: Axes, cells: Sequence[tuple[int, int]], scores: np.ndarray, bright_above: float
+) -> None:
+    """Hatch cells (x, y): black on bright colours, white on dark ones."""
     for colour, on_bright in (('white', False), ('black', True)):
         stripes = [
             [(x - 0.5 + left, y + 0.5 - bottom), (x - 0.5 + right, y + 0.5 - top)]
-            for x, y in bounds
-            if (scores[y, x] > (low + high) / 2) == on_bright
+            for x, y in cells
+            if (scores[y, x] > bright_above) == on_bright
             for (left, bottom), (right, top) in _HATCH
         ]
         axis.add_collection(LineCollection(stripes, colors=colour, linewidths=0.9))
-    size = (cell_inch * 72 * 0.5) ** 2
-    axis.scatter(
-        [block for block, _ in removed],
-        [row for _, row in removed],
-        s=size,
-        facecolors='white',
-        edgecolors='black',
-        linewidths=1.4,
-    )
 
-    bar = figure.colorbar(image, ax=axis, pad=0.01, fraction=0.03, aspect=18)
-    bar.set_label(literal(fmt.score_label(result)))
-    figure.suptitle(
-        literal(f'Score without each block, round by round: {fmt.subject(result)}'),
-        x=0.01,
-        ha='left',
-        fontsize=13,
-        weight='bold',
-        wrap=True,
-    )
-    keys: list[Any] = [
+
+def _heat_map_legend() -> list[Line2D | Patch]:
+    return [
         Line2D(
             [],
             [],
@@ -377,29 +367,11 @@ def _draw_heat_map(
             markeredgecolor='black',
             label='removed in this round',
         ),
-        Patch(facecolor='white', edgecolor=GREY, label='removed before'),
+        Patch(facecolor='white', edgecolor=GREY, label='removed in an earlier round'),
         Patch(
             facecolor='#3b528b',
             edgecolor='white',
             hatch='////',
-            label='upper bound of a block dropped early',
+            label='upper bound of a pruned block',
         ),
     ]
-    if fmt.is_known(result['min_score_ratio']):
-        least = 100 * result['min_score_ratio'] * result['full_score']
-        text = f'min_score_ratio {result["min_score_ratio"]:g} x full: {least:.1f}'
-        if low <= least <= high:
-            bar.ax.axhline(least, color='black', linewidth=3)
-            keys.append(Line2D([], [], color='black', linewidth=3, label=text))
-        else:  # every score lies on one side of it
-            keys.append(Line2D([], [], linestyle='', label=f'({text})'))
-    axis.legend(
-        handles=keys,
-        loc='lower left',
-        bbox_to_anchor=(0, 1),
-        ncol=4 if num_blocks > 24 else 2,
-        frameon=False,
-        fontsize=9,
-        borderaxespad=0.4,
-    )
-    return png_bytes(figure)

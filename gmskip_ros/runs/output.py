@@ -1,4 +1,7 @@
-"""What a run of both branches leaves behind, offline (`gmskip replay`) or live (`gmskip demo`)."""
+"""The folder that a run of both branches leaves, offline (`gmskip replay`) or live (`gmskip demo`).
+
+`frames.jsonl` is written frame by frame; WRITTEN_AT_THE_END follow.
+"""
 
 from __future__ import annotations
 
@@ -19,39 +22,37 @@ if TYPE_CHECKING:
     from gmskip_ros.pipeline.settings import Settings
 
 FORMAT = 'gmskip/replay/1'
-# Beside the rows in frames.jsonl, which are written as they come.
 WRITTEN_AT_THE_END = ('frames.csv', 'replay.json', 'report.html', 'latency.png')
 
 
-def check_room(
+def check_output(
     folder: Path, names: Sequence[str], overwrite: bool, sources: Sequence[Path]
 ) -> None:
-    """
-    Make the folder if results of these names can go there, or raise UserError; remove nothing.
+    """Create the folder if results of these names may be written there; remove nothing.
 
-    `sources`: what the results are made of, which they must not replace.
+    sources: the run's inputs, which the results must not replace. Raises UserError.
     """
     for name in names:
         result = (folder / name).resolve()
         for source in sources:
             if result == source.resolve() or result in source.resolve().parents:
                 raise UserError(
-                    f'--out {folder}: the results would replace {source} there: give another folder'
+                    f'--out {folder}: the results would replace {source}: choose a different folder'
                 )
         if (folder / name).exists() and not overwrite:
             raise UserError(
-                f'{folder / name} is there already: give another folder with --out, or --overwrite'
+                f'{folder / name} already exists: choose a different --out, or add --overwrite'
             )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f'--out {folder}: {error.strerror}: give another folder') from error
+        raise UserError(f'--out {folder}: {error.strerror}: choose a different folder') from error
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f'--out {folder}: nothing can be written there: give another folder')
+        raise UserError(f'--out {folder}: not writable: choose a different folder')
 
 
-def clear_room(folder: Path, names: Sequence[str]) -> None:
-    """Remove the results of an earlier run and what a killed one left; raises UserError."""
+def clear_output(folder: Path, names: Sequence[str]) -> None:
+    """Remove an earlier run's results and the temporary files of a killed one; raises UserError."""
     try:
         for path in (*(folder / name for name in names), *folder.glob('.bag.*')):
             if path.is_dir() and not path.is_symlink():
@@ -59,14 +60,14 @@ def clear_room(folder: Path, names: Sequence[str]) -> None:
             else:
                 path.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f'--out {folder}: {error.strerror}: give another folder') from error
+        raise UserError(f'--out {folder}: {error.strerror}: choose a different folder') from error
     remove_leftovers(folder)
 
 
 def describe_questions(
     settings: Settings, skip_sets: Sequence[tuple[str, str, Sequence[int]]]
 ) -> dict[str, Any]:
-    """Return what was asked and, by (task, operating point, blocks), what was left out."""
+    """Return the tasks and, for each (task, operating point, blocks), its skip set, as JSON."""
     from gmskip_ros.pipeline.settings import skip_list_names
 
     files = skip_list_names(settings)
@@ -93,7 +94,7 @@ def describe_questions(
 
 def write_run(
     folder: Path,
-    about: Mapping[str, Any],
+    description: Mapping[str, Any],
     rows: Sequence[FrameRow],
     gallery: Gallery,
     *,
@@ -109,7 +110,7 @@ def write_run(
         'stopped_by': stopped_by,
         'created': datetime.now(timezone.utc).strftime('%Y-%m-%dT%H:%M:%SZ'),
         'command': command,
-        **about,
+        **description,
         'frames': dict(frames),
         'problems': list(problems),
         'gallery': {'disagreeing': gallery.seen, 'shown': len(gallery.frames)},
