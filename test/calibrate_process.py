@@ -1,14 +1,13 @@
-"""
-Real processes of `gmskip calibrate` that start quickly.
+"""Real processes of `gmskip calibrate` that start quickly.
 
     with CalibrateProcess(folder, ['--task', 'captioning', ...]) as process:
         process.wait_until(lambda: (folder / 'out' / 'checkpoint.json').exists())
         process.send_signal(signal.SIGINT)
         assert process.wait() == 130
 
-Each is forked from a server that has imported what takes seconds to import, and is otherwise a
-process of its own: signals, limits, exit status, working directory, output. `command_line` is the
-slow way, as a person starts it. Deadlines are only there to end a test that hangs.
+Each is forked from a server that has done the slow imports, and is otherwise a process of its own:
+signals, limits, exit status, working directory, output. `command_line` is the slow way, as a person
+starts it. Deadlines only stop a test that hangs.
 """
 
 from __future__ import annotations
@@ -43,10 +42,10 @@ _context: Any = None
 
 
 def _server() -> Any:
-    """Return the context whose processes are forked, with one thread each: cores are few."""
+    """Return the context whose processes are forked, with one thread each."""
     global _context
     if _context is None:
-        os.environ['OMP_NUM_THREADS'] = '1'  # of what is forked; this process has read it already
+        os.environ['OMP_NUM_THREADS'] = '1'  # for forked processes; this one has read it already
         _context = multiprocessing.get_context('forkserver')
         _context.set_forkserver_preload(PRELOADED)
         forkserver.ensure_running()
@@ -66,11 +65,10 @@ class CalibrateProcess:
         file_size: int | None = None,
         terminal: str | None = None,
     ) -> None:
-        """
-        Start it in `folder`.
+        """Start it in `folder`.
 
-        `save_every_s`: how often it saves within rounds. `file_size`: the most bytes of a file
-        that it may write. `terminal`: the terminal that its errors and progress go to.
+        `save_every_s`: how often it saves within rounds. `file_size`: the largest file that it may
+        write, in bytes. `terminal`: the terminal for its errors and progress.
         """
         self.started = time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
@@ -83,7 +81,7 @@ class CalibrateProcess:
             target=_calibrate,
             args=(
                 str(folder),
-                [str(one) for one in arguments],
+                [str(argument) for argument in arguments],
                 str(self._stdout),
                 terminal or str(self._stderr),
                 dict(environment or {}),
@@ -110,9 +108,9 @@ class CalibrateProcess:
             os.kill(self._process.pid, number)
 
     def wait(self) -> int:
-        """Return the exit status once it has ended: the signal's negative number if by a signal."""
+        """Return the exit status at the end; the negative number of a signal that killed it."""
         self._process.join(DEADLINE_S)
-        assert not self._process.is_alive(), f'it still runs; it printed:\n{self.stderr}'
+        assert not self._process.is_alive(), f'it is still running; it printed:\n{self.stderr}'
         return self._process.exitcode
 
     def wait_until(self, condition: Callable[[], object]) -> None:
@@ -139,7 +137,7 @@ def _calibrate(
     save_every_s: float | None,
     file_size: int | None,
 ) -> None:
-    """What the forked process does."""
+    """Run the command; this is the forked process."""
     import torch
 
     from gmskip_ros.calibration import checkpoint
@@ -156,13 +154,13 @@ def _calibrate(
     if file_size is not None:
         import resource
 
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as Python does by itself
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as Python does itself
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
     sys.exit(main(['calibrate', *arguments]))
 
 
 def command_line(arguments: Sequence[Any], processes: int | None = None) -> list[str]:
-    """Return the command of a person, with `torchrun` for several processes."""
+    """Return the command as a person types it, with `torchrun` for several processes."""
     if processes is None:
         command = [sys.executable, '-m', 'gmskip_ros.cli.main', 'calibrate']
     else:
@@ -180,7 +178,7 @@ def command_line(arguments: Sequence[Any], processes: int | None = None) -> list
 
 
 def start(command: Sequence[str], folder: Path) -> subprocess.Popen[str]:
-    """Start a command in a folder and a session of its own, with one thread per process."""
+    """Start a command in a folder and its own session, with one thread per process."""
     folder.mkdir(parents=True, exist_ok=True)
     return subprocess.Popen(
         command,
@@ -199,11 +197,11 @@ def read_json(path: Path) -> Any:
 
 
 def found(out: Path, name: str = 'single_object') -> dict[str, Any]:
-    """Return all that a finished calibration found, less what depends on the clock."""
+    """Return all that a finished calibration found, except what depends on the clock."""
     skip_list = yaml.safe_load((out / f'{name}.skip.yaml').read_text())
     assert skip_list.pop('created')
     result = read_json(out / 'calibration.json')
-    rounds = [{**one, 'seconds': None} for one in result['rounds']]
+    rounds = [{**each, 'seconds': None} for each in result['rounds']]
     return {
         'skip list': skip_list,
         'rounds': rounds,
@@ -213,5 +211,5 @@ def found(out: Path, name: str = 'single_object') -> dict[str, Any]:
 
 
 def leftovers(out: Path) -> list[str]:
-    """Return the files of a folder that only a killed process leaves there."""
+    """Return the files in a folder that only a killed process leaves there."""
     return [path.name for path in out.rglob('*') if path.name.endswith('.tmp')]

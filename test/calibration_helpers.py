@@ -1,4 +1,4 @@
-"""Calibration without a model: answers from tables, and the search as the issue describes it."""
+"""Calibration without a model: answers from tables, and the search by brute force."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from gmskip_ros.calibration.answering import Ask
+from gmskip_ros.calibration.answering import ImageQuestion
+from gmskip_ros.calibration.methods.registry import METHODS, get_method, search_settings
 from gmskip_ros.calibration.objective import (
     BALANCED_ACCURACY,
     VISUAL_GAIN,
@@ -21,8 +22,9 @@ from gmskip_ros.calibration.objective import (
     make_objective,
     shuffled_images,
 )
-from gmskip_ros.calibration.questions import Questions, make_questions, task_settings
-from gmskip_ros.calibration.settings import SearchSettings
+from gmskip_ros.calibration.questions import Questions, make_questions
+from gmskip_ros.calibration.scoring import Scorer
+from gmskip_ros.calibration.settings import SearchSettings, task_settings
 from gmskip_ros.calibration.trajectory import Round, SearchState
 from gmskip_ros.datasets import Dataset, Sample
 from gmskip_ros.tasks import DEFAULT_PROMPTS, TASK_NAMES, Cider, caption_tokens, rouge_l
@@ -30,7 +32,7 @@ from gmskip_ros.vlm import CandidateAnswer
 
 LABELS = ('car', 'truck', 'bus', 'dog')
 PIECE = 3  # characters to a token
-# What can be answered to each task's question, and the labels that are read in it.
+# What can be answered to each task's question, and the labels that are read from it.
 LABEL_READ = {
     'car': 'car',
     'Cars.': 'car',
@@ -72,14 +74,14 @@ POOLS = {
 }
 
 tokens_of = cache(caption_tokens)
-AnswerOf = Callable[[frozenset[int], int, str], str]  # skip set, picture, prompt -> text
+AnswerOf = Callable[[frozenset[int], int, str], str]  # skip set, image, prompt -> text
 
 
 class TableAnswerer:
-    """Stands in for an Answerer: looks answers up, cuts them once decided, counts the asking."""
+    """Stands in for an Answerer: looks answers up, cuts them once decided, counts questions."""
 
     def __init__(self, num_blocks: int, answer_of: AnswerOf, calls: float = math.inf) -> None:
-        """`calls`: so many times `answers` answers; then it raises KeyboardInterrupt."""
+        """`calls`: how often `answers` answers before it raises KeyboardInterrupt."""
         self.vlm = SimpleNamespace(num_blocks=num_blocks)
         self.token_blocks = 0
         self.asked: list[tuple[frozenset[int], int, str]] = []
@@ -89,13 +91,13 @@ class TableAnswerer:
 
     def answers(
         self,
-        asks: Sequence[Ask],
+        questions: Sequence[ImageQuestion],
         removed: Iterable[int],
         candidates: Sequence[int | None],
         max_new_tokens: int,
         is_decided: Callable[[int, str], bool],
     ) -> list[list[CandidateAnswer]]:
-        """Return the answers as Answerer.answers does."""
+        """Return the answers in the form of Answerer.answers."""
         if self._calls < 1:
             raise KeyboardInterrupt
         self._calls -= 1
@@ -103,15 +105,20 @@ class TableAnswerer:
         assert not common & set(candidates)
         skips = [common if block is None else common | {block} for block in candidates]
         return [
-            [self._answer(i, ask, skip, is_decided) for skip in skips] for i, ask in enumerate(asks)
+            [self._answer(i, question, skip, is_decided) for skip in skips]
+            for i, question in enumerate(questions)
         ]
 
     def _answer(
-        self, i: int, ask: Ask, skip: frozenset[int], is_decided: Callable[[int, str], bool]
+        self,
+        i: int,
+        question: ImageQuestion,
+        skip: frozenset[int],
+        is_decided: Callable[[int, str], bool],
     ) -> CandidateAnswer:
-        self.asked.append((skip, ask.image, ask.prompt))
+        self.asked.append((skip, question.image, question.prompt))
         self.token_blocks += self.vlm.num_blocks - len(skip)
-        text = self._answer_of(skip, ask.image, ask.prompt)
+        text = self._answer_of(skip, question.image, question.prompt)
         for end in range(PIECE, len(text), PIECE):
             if is_decided(i, text[:end]):
                 self.num_cut += 1
@@ -120,7 +127,7 @@ class TableAnswerer:
 
 
 def make_samples(count: int, rng: random.Random) -> tuple[Sample, ...]:
-    """Return samples that every task can be asked about, every one with a picture of its own."""
+    """Return samples that every task can be asked about, each with its own image."""
     return tuple(
         Sample(
             f'{number:04d}',
@@ -139,32 +146,32 @@ def as_dataset(samples: Sequence[Sample], name: str = 'table') -> Dataset:
 
 
 def make_all_questions(samples: Sequence[Sample], task: str, **options: Any) -> list[Questions]:
-    """Return the questions of a task, or of all for 'joint', about the samples as they come.
+    """Return the questions of a task, or of all for 'joint', about the samples in their order.
 
     `options` are those of TaskSettings.
     """
     return [
-        make_questions(samples, settings, settings.make_task(as_dataset(samples)))
+        make_questions(samples, settings, settings.make_task(LABELS))
         for settings in task_settings(task, **options)
     ]
 
 
 @dataclass(frozen=True)
 class Table:
-    """A small search problem: what is answered under every skip set, and what is right."""
+    """A small search problem: the answers under every skip set, and what is right."""
 
     task: str
-    metric: str  # of 'joint': the metric of every task, by commas
+    metric: str  # for 'joint': the metric of every task, separated by commas
     num_blocks: int
     samples: tuple[Sample, ...]
     seed: int
-    noise: int  # per cent of the answers that are any answer
-    harm: int  # per cent more for every harmful block left out
+    noise: int  # per cent of the answers that are arbitrary
+    harm: int  # per cent more for every harmful block skipped
     harmful: frozenset[int] = field(default_factory=frozenset)
-    right: tuple[str, ...] = TASK_NAMES  # the tasks that are otherwise answered rightly
+    right: tuple[str, ...] = TASK_NAMES  # the tasks that are otherwise answered correctly
 
     def answer(self, skip: frozenset[int], image: int, prompt: str) -> str:
-        """Return the answer to a prompt about a picture: the same whenever it is asked."""
+        """Return the answer to a prompt about an image: always the same."""
         drawn = zlib.crc32(f'{self.seed} {sorted(skip)} {image} {prompt}'.encode())
         percent, drawn = drawn % 100, drawn // 100
         pool = POOLS[prompt]
@@ -182,17 +189,17 @@ class Table:
         return Cider([[tokens_of(text) for text in sample.captions] for sample in self.samples])
 
     def objective(self) -> Objective:
-        """Return what the search compares, made by the code that is tested."""
+        """Return what the search compares, made by the code under test."""
         image_of = {sample.image_path: i for i, sample in enumerate(self.samples)}
         questions = make_all_questions(self.samples, self.task)
         return make_objective(questions, self.metric.split(','), image_of, self.seed)
 
     def answerer(self, calls: float = math.inf) -> TableAnswerer:
-        """Return who answers from this table."""
+        """Return an answerer that uses this table."""
         return TableAnswerer(self.num_blocks, self.answer, calls)
 
     def part_scores(self, skip: frozenset[int] = frozenset()) -> list[Any]:
-        """Return the score of every task without the blocks, worked out from the definitions."""
+        """Return the score of every task without the blocks, from the definitions."""
         tasks = TASK_NAMES if self.task == 'joint' else (self.task,)
         metrics = self.metric.split(',')
         return [self._score(*pair, skip) for pair in zip(tasks, metrics, strict=True)]
@@ -213,7 +220,7 @@ class Table:
         count = len(self.samples)
 
         def adds(i: int, image: int) -> Any:
-            """What the answer about a picture is worth to question i."""
+            """What the answer about an image is worth to question i."""
             text, sample = self.answer(skip, image, DEFAULT_PROMPTS[task]), self.samples[i]
             if task == 'single_object':
                 return Fraction(LABEL_READ[text] == sample.main_object)
@@ -243,7 +250,7 @@ class Table:
 
 
 def random_table(task: str, metric: str, seed: int) -> Table:
-    """Return a table of 3 to 8 blocks and 1 to 30 pictures, often with many equal scores."""
+    """Return a table of 3 to 8 blocks and 1 to 30 images, often with many equal scores."""
     rng = random.Random(f'{task} {metric} {seed}')
     num_blocks = rng.randint(3, 8)
     fewest = {VISUAL_GAIN: 2, BALANCED_ACCURACY: 5}.get(metric, 1)
@@ -267,19 +274,31 @@ def random_table(task: str, metric: str, seed: int) -> Table:
 
 
 def random_settings(number: int, **fixed: Any) -> SearchSettings:
-    """Return settings of every kind."""
+    """Return settings of every kind, of `fixed` those that the method has."""
     rng = random.Random(f'settings {number}')
-    drawn = {
+    drawn: dict[str, Any] = {
         'tie_order': rng.choice(['backward', 'forward']),
         'min_score_ratio': rng.choice([0, 0.9, 1.0, 1.0, 1.1]),
         'max_sparsity': rng.choice([0.3, 0.5, 0.7, 0.9, 0.9, 1.0]),
         'rounds': rng.choice([None, None, None, 1, 2, 4]),
     }
-    return SearchSettings(**{**drawn, **fixed})
+    values = {**drawn, **fixed}
+    method = get_method(values.pop('method', 'gm-skip'))
+    others = {option.name for other in METHODS.values() for option in other.options}
+    others -= {option.name for option in method.options}
+    return search_settings(
+        method.name, **{name: value for name, value in values.items() if name not in others}
+    )
+
+
+def run_search(scorer: Scorer) -> SearchState:
+    """Run the settings' method to its end and return the state."""
+    get_method(scorer.settings.method).choose(scorer)
+    return scorer.state
 
 
 def is_enough(score: Any, full: Any, ratio: float) -> bool:
-    """Tell whether a score is at least ratio x full; 0.9 is nine tenths."""
+    """Return whether a score is at least ratio x full; 0.9 is nine tenths."""
     return score >= ratio * full or math.isclose(float(score), ratio * float(full), rel_tol=1e-11)
 
 
@@ -289,14 +308,14 @@ def brute_force(
     settings: SearchSettings,
     order: Sequence[int] | None = None,
 ) -> tuple[list[tuple[int | None, Any, dict[int, Any]]], str]:
-    """Return every round (removed, best score, all scores) and a word of why it ended.
+    """Return every round (removed, best score, all scores) and a word of why it stopped.
 
-    The algorithm as the issue words it; with an `order`, its next block is the only candidate.
+    With an `order`, its next block is the only candidate.
     """
     full = score_of(frozenset())
     removed: list[int] = []
     rounds: list[tuple[int | None, Any, dict[int, Any]]] = []
-    deepest = settings.tie_order == 'backward'
+    deepest = settings.options.get('tie_order') == 'backward'
     while True:
         if settings.rounds is not None and len(removed) == settings.rounds:
             return rounds, 'rounds'
@@ -318,10 +337,10 @@ def brute_force(
 
 
 def without_seconds(rounds: Iterable[Round]) -> list[tuple[Any, ...]]:
-    """Return everything of the rounds but how long they took."""
-    return [(one.removed, one.score, one.cells, one.token_blocks) for one in rounds]
+    """Return everything of the rounds except their duration."""
+    return [(done.removed, done.score, done.cells, done.token_blocks) for done in rounds]
 
 
 def result_of(state: SearchState) -> tuple[Any, ...]:
-    """Return all of a finished search that a result file could hold, but for times."""
+    """Return all of a finished search that a result file could hold, except times."""
     return without_seconds(state.rounds), state.full, state.trunk, state.stopped_by

@@ -2,192 +2,188 @@
 
 from __future__ import annotations
 
-import argparse
-import shlex
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
+from gmskip_ros.calibration.answering import Answerer
+from gmskip_ros.calibration.distributed import Ranks
+from gmskip_ros.calibration.images import EncodedImages
+from gmskip_ros.calibration.methods.gm_skip import GreedySearch
+from gmskip_ros.calibration.objective import choose_metrics, make_objective
+from gmskip_ros.calibration.questions import Questions, choose_question_samples, make_questions
+from gmskip_ros.calibration.scoring import Scorer
+from gmskip_ros.calibration.settings import GIB, SearchSettings, TaskSettings
+from gmskip_ros.datasets import Dataset, open_dataset, sample_hash, write_scenes
 from gmskip_ros.errors import UserError
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
-
-    from gmskip_ros.calibration.images import Pictures
-    from gmskip_ros.calibration.methods.gm_skip import Search
-    from gmskip_ros.calibration.questions import Questions
-    from gmskip_ros.calibration.settings import SearchSettings
-    from gmskip_ros.datasets import Dataset
-    from gmskip_ros.vlm import Vlm
+from gmskip_ros.machine import machine, software
+from gmskip_ros.vlm import CalibrationEngine, load_vlm
 
 FORMAT = 'gmskip/benchmark-calibration/1'
-# Name -> how candidates are answered, and whether those that cannot win are given up.
+EXHAUSTIVE, BATCHED = 'exhaustive', 'batched'
+# Name -> how candidates are answered, and whether those that cannot win are pruned.
 METHODS = {
-    'exhaustive': ('alone', False),
-    'batched': ('batched', False),  # exhaustive, with many pictures in a batch
+    EXHAUSTIVE: ('alone', False),
+    BATCHED: ('batched', False),  # exhaustive, with many images in a batch
     'walk without abandonment': ('walk', False),
     'walk': ('walk', True),
 }
-WHOLE = 0.9  # the goals are for searches up to this sparsity
-# What is to be reached on the demo model, against the exhaustive search: how many times less
-# seconds, and at most which share of its token-blocks.
-GOALS_COMPLETE = {'single_object': 2.0, 'captioning': 3.0}
-GOAL_COMPLETE_SHARE = 0.60
-# With abandonment; it has bite where the full model reaches nearly the best score there is.
-GOAL_TIMES_LESS = 8.0
-GOAL_SHARE = 0.35
-GOOD_FULL_SHARE = 0.9
 
 
-EXHAUSTIVE, BATCHED, COMPLETE, WALK = METHODS
+@dataclass(frozen=True)
+class BenchmarkSettings:
+    """What to measure, and on which model; rendered scenes without a `dataset`."""
+
+    tasks: tuple[str, ...]
+    metric: str | None = None
+    model: str = 'demo'
+    device: str = 'auto'
+    dtype: str = 'auto'
+    dataset: str | None = None
+    split: str | None = None
+    images: int = 12
+    seed: int = 0
+    max_sparsity: float = 0.9
+    rounds: int | None = None
+    threads: int | None = None
+    batch_size: int = 256
+    memory_gib: float = 4.0
+    command: str = ''
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory for image features, and as much again for a batch."""
+        return int(self.memory_gib * GIB)
+
+    def search(self) -> SearchSettings:
+        """Return the limits of every search."""
+        return SearchSettings(min_score_ratio=0, max_sparsity=self.max_sparsity, rounds=self.rounds)
 
 
-def measure(args: argparse.Namespace, tasks: Sequence[str]) -> dict[str, Any]:
-    """Return all figures, as plain JSON values."""
+def measure(
+    settings: BenchmarkSettings, on_round: Callable[[str, int, int], None] = lambda *_: None
+) -> dict[str, Any]:
+    """Return all figures as plain JSON values.
+
+    `on_round` receives the task, the rounds done, and their number. Raises UserError for an image
+    that cannot be read, and what the dataset, the metrics and the model raise.
+    """
     import torch
-    from rich.console import Console
-    from rich.progress import Progress
 
-    from gmskip_ros.calibration.distributed import Ranks
-    from gmskip_ros.calibration.images import GIB, Pictures
-    from gmskip_ros.calibration.questions import (
-        TaskSettings,
-        choose_question_samples,
-        make_questions,
-    )
-    from gmskip_ros.calibration.run import choose_metrics
-    from gmskip_ros.calibration.settings import SearchSettings
-    from gmskip_ros.datasets import sample_hash
-    from gmskip_ros.machine import machine, software
-    from gmskip_ros.vlm import load_vlm
-
-    settings = SearchSettings(min_score_ratio=0, max_sparsity=args.max_sparsity, rounds=args.rounds)
-    metrics = choose_metrics(tasks, args.metric)
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
-    console = Console(stderr=True)
-    is_quiet = args.no_progress or not console.is_terminal
-    with (
-        Progress(console=console, transient=True, disable=is_quiet) as bars,
-        opened(args) as dataset,
-    ):
-        vlm = load_vlm(args.model, args.device, args.dtype)
-        asked = [TaskSettings(name) for name in tasks]
-        samples, _ = choose_question_samples(dataset, asked, args.images, 0, args.seed)
+    metrics = choose_metrics(settings.tasks, settings.metric)
+    search = settings.search()
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    with opened_dataset(settings) as dataset:
+        vlm = load_vlm(settings.model, settings.device, settings.dtype)
+        tasks = [TaskSettings(name) for name in settings.tasks]
+        samples, _ = choose_question_samples(dataset, tasks, settings.images, 0, settings.seed)
         paths = [sample.image_path for sample in samples]
-        pictures = Pictures(vlm, paths, int(args.memory_gib * GIB), Ranks())
-        for problem in pictures.encode_all().values():
+        images = EncodedImages(vlm, paths, settings.memory_bytes, Ranks())
+        for problem in images.encode_all().values():
             raise UserError(problem)
-        # The first pass pays for the libraries' start.
-        vlm.answer(pictures[0], 'What is this?', max_new_tokens=2)
-        found = []
-        for one, metric in zip(asked, metrics, strict=True):
-            questions = make_questions(samples, one, one.make_task(dataset))
-            found.append(measure_task(args, vlm, pictures, questions, metric, settings, bars))
+        # The first pass includes the start of the libraries.
+        vlm.answer(images[0], 'What is this?', max_new_tokens=2)
+        figures = []
+        for task, metric in zip(tasks, metrics, strict=True):
+            questions = make_questions(samples, task, task.make_task(dataset.labels))
+            figures.append(measure_task(settings, search, vlm, images, questions, metric, on_round))
         return {
             'format': FORMAT,
-            'command': 'gmskip ' + shlex.join(args.arguments),
+            'command': settings.command,
             'created': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
             'model': vlm.name,
             'num_blocks': vlm.num_blocks,
             'device': vlm.device,
             'dtype': vlm.dtype,
             'threads': torch.get_num_threads(),
-            'batch_size': args.batch_size,
+            'batch_size': settings.batch_size,
             'dataset': {
                 'name': dataset.name,
                 'images': len(samples),
                 'sha256': sample_hash(samples),
-                'seed': args.seed,
+                'seed': settings.seed,
             },
-            'max_sparsity': args.max_sparsity,
-            'rounds': args.rounds,
-            'tasks': found,
+            'max_sparsity': settings.max_sparsity,
+            'rounds': settings.rounds,
+            'tasks': figures,
             'machine': machine(vlm.device),
             'software': software(),
         }
 
 
 @contextmanager
-def opened(args: argparse.Namespace) -> Iterator[Dataset]:
-    """The dataset; if none is given, rendered scenes in a folder that goes away after `with`."""
-    from gmskip_ros.datasets import open_dataset, write_scenes
-
-    if args.dataset is not None:
-        yield open_dataset(args.dataset, split=args.split)
+def opened_dataset(settings: BenchmarkSettings) -> Iterator[Dataset]:
+    """Yield the dataset; without one, rendered scenes in a folder that is removed afterwards."""
+    if settings.dataset is not None:
+        yield open_dataset(settings.dataset, split=settings.split)
         return
     with tempfile.TemporaryDirectory(prefix='gmskip_scenes_') as folder:
-        write_scenes(folder, args.images, args.seed)
+        write_scenes(folder, settings.images, settings.seed)
         yield open_dataset(folder)
 
 
 @dataclass
 class Runner:
-    """One method's search, and the seconds that it took so far."""
+    """One method's search, and the seconds it has taken so far."""
 
-    search: Search
+    search: GreedySearch
     seconds: float = 0.0
 
     def step(self) -> bool:
-        """Run one more round, before the first the full model; False once the search is over."""
+        """Run the full model, then one round per call; return False once the search is over."""
         started = time.perf_counter()
         goes_on = True
         if self.search.state.full:
             goes_on = self.search.run_round()
         else:
-            self.search.score_full()
+            self.search.scorer.score_full()
         self.seconds += time.perf_counter() - started
         return goes_on
 
+    @property
+    def token_blocks(self) -> int:
+        """The work so far: tokens that went through a block."""
+        return self.search.scorer.answerer.token_blocks
+
 
 def measure_task(
-    args: argparse.Namespace,
-    vlm: Vlm,
-    pictures: Pictures,
+    settings: BenchmarkSettings,
+    search: SearchSettings,
+    vlm: CalibrationEngine,
+    images: EncodedImages,
     questions: Questions,
     metric: str,
-    settings: SearchSettings,
-    bars: Progress,
+    on_round: Callable[[str, int, int], None],
 ) -> dict[str, Any]:
     """Return the figures of one task.
 
-    The methods take turns, a round each, so that what else the machine does hits all alike.
+    The methods take turns, a round each, so that other load on the machine affects all alike.
     """
-    from gmskip_ros.calibration.answering import Answerer
-    from gmskip_ros.calibration.distributed import Ranks
-    from gmskip_ros.calibration.methods.gm_skip import Search
-    from gmskip_ros.calibration.objective import make_objective
-
-    image_of = {path: index for index, path in enumerate(pictures.paths)}
-    runners = {}
+    runners: dict[str, Runner] = {}
     for name, (way, abandon) in METHODS.items():
-        answerer = Answerer(vlm, pictures, Ranks(), way, args.batch_size, args.memory_gib)
-        # One for each, because it remembers the scores of texts.
-        objective = make_objective([questions], [metric], image_of, args.seed)
-        runners[name] = Runner(Search(objective, answerer, replace(settings, abandon=abandon)))
+        answerer = Answerer(vlm, images, Ranks(), way, settings.batch_size, settings.memory_bytes)
+        # Each has its own objective, because it remembers the scores of texts.
+        objective = make_objective([questions], [metric], images.index_of, settings.seed)
+        scorer = Scorer(objective, answerer, search)
+        runners[name] = Runner(GreedySearch(scorer, abandon=abandon))
+    _take_turns(
+        runners,
+        lambda done: on_round(questions.name, done, 1 + search.num_removals(vlm.num_blocks)),
+    )
 
-    order = list(runners)
-    bar = bars.add_task(questions.name, total=1 + settings.num_removals(vlm.num_blocks))
-    waiting = set(order)
-    while waiting:
-        waiting -= {name for name in order if name in waiting and not runners[name].step()}
-        order = order[1:] + order[:1]
-        bars.advance(bar)
-    bars.remove_task(bar)
-
-    searches = {name: runner.search for name, runner in runners.items()}
-    exhaustive = searches[EXHAUSTIVE]
-    full_score = float(exhaustive.full_score)
+    exhaustive = runners[EXHAUSTIVE]
+    full_score = float(exhaustive.search.scorer.full_score)
     best = [objective.bounds(item)[1] for item in range(len(objective.items))]
     differences = {
-        name: f'{questions.name}: {name}: {said}'
-        for name, search in searches.items()
-        if (said := difference(exhaustive, search)) is not None
+        name: f'{questions.name}: {name}: {problem}'
+        for name, runner in runners.items()
+        if (problem := difference(exhaustive.search, runner.search)) is not None
     }
-    figures: dict[str, Any] = {
+    return {
         'task': questions.name,
         'metric': metric,
         'full_score': full_score,
@@ -195,43 +191,54 @@ def measure_task(
         'methods': {
             name: {
                 'seconds': runner.seconds,
-                'times_less': runners[EXHAUSTIVE].seconds / runner.seconds,
-                'token_blocks': runner.search.answerer.token_blocks,
-                'share': runner.search.answerer.token_blocks / exhaustive.answerer.token_blocks,
+                'times_less': exhaustive.seconds / runner.seconds,
+                'token_blocks': runner.token_blocks,
+                'share': runner.token_blocks / exhaustive.token_blocks,
                 'rounds': rounds_of(runner.search),
             }
             for name, runner in runners.items()
         },
         # A batch has no guard against near ties: it may differ in the last bits of a logit.
-        'notes': [said for name, said in differences.items() if name == BATCHED],
-        'errors': [said for name, said in differences.items() if name != BATCHED],
+        'notes': [line for name, line in differences.items() if name == BATCHED],
+        'errors': [line for name, line in differences.items() if name != BATCHED],
     }
-    is_whole = args.rounds is None and args.max_sparsity >= WHOLE
-    return {**figures, 'goals': goals(figures) if is_whole else None}
 
 
-def rounds_of(search: Search) -> list[dict[str, Any]]:
+def _take_turns(runners: dict[str, Runner], on_round: Callable[[int], None]) -> None:
+    """Run all searches to the end, each a round at a time, in an order that rotates."""
+    order = list(runners)
+    waiting = set(order)
+    done = 0
+    while waiting:
+        waiting -= {name for name in order if name in waiting and not runners[name].step()}
+        order = order[1:] + order[:1]
+        done += 1
+        on_round(done)
+
+
+def rounds_of(search: GreedySearch) -> list[dict[str, Any]]:
     """Return the rounds; their seconds and token_blocks are those spent on answers."""
     return [
         {
-            'removed': one.removed,
-            'score': float(one.score),
-            'seconds': one.seconds,
-            'token_blocks': one.token_blocks,
-            'cells': len(one.cells),
-            'exact_cells': sum(cell.is_exact for cell in one.cells),
+            'removed': done.removed,
+            'score': float(done.score),
+            'seconds': done.seconds,
+            'token_blocks': done.token_blocks,
+            'cells': len(done.cells),
+            'exact_cells': sum(cell.is_exact for cell in done.cells),
         }
-        for one in search.state.rounds
+        for done in search.state.rounds
     ]
 
 
-def difference(exhaustive: Search, search: Search) -> str | None:
-    """Return the first thing that a search found otherwise than the exhaustive one, if any.
+def difference(exhaustive: GreedySearch, search: GreedySearch) -> str | None:
+    """Return the first difference between a search and the exhaustive one; None if they agree.
 
-    Scores are compared exactly. Where a candidate was given up, its bound must hold.
+    Scores are compared exactly. The bound of a pruned candidate must hold.
     """
-    if search.full_score != exhaustive.full_score:
-        return f'the full score is {search.full_score}, exhaustive: {exhaustive.full_score}'
+    full_score, exact_full_score = search.scorer.full_score, exhaustive.scorer.full_score
+    if full_score != exact_full_score:
+        return f'the full score is {full_score}, exhaustive: {exact_full_score}'
     pairs = zip(search.state.rounds, exhaustive.state.rounds, strict=True)
     for number, (found, wanted) in enumerate(pairs, start=1):
         if (found.removed, found.score) != (wanted.removed, wanted.score):
@@ -247,24 +254,3 @@ def difference(exhaustive: Search, search: Search) -> str | None:
                     f'exhaustive: {exact.score}'
                 )
     return None
-
-
-def goals(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return what the walk is meant to reach in this task, and whether it did."""
-    methods, task = figures['methods'], figures['task']
-    wanted = []
-    if task in GOALS_COMPLETE:
-        wanted.append((COMPLETE, 'times_less', GOALS_COMPLETE[task]))
-    wanted.append((COMPLETE, 'share', GOAL_COMPLETE_SHARE))
-    if figures['full_share'] >= GOOD_FULL_SHARE:
-        wanted += [(WALK, 'times_less', GOAL_TIMES_LESS), (WALK, 'share', GOAL_SHARE)]
-    return [
-        {
-            'method': name,
-            'figure': figure,
-            'goal': goal,
-            'found': (found := methods[name][figure]),
-            'is_reached': found >= goal if figure == 'times_less' else found <= goal,
-        }
-        for name, figure, goal in wanted
-    ]

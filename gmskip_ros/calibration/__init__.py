@@ -1,1 +1,1 @@
-"""The search for blocks to leave out, and what skip sets do on other pictures."""
+"""The search for blocks to skip, and how skip sets do on held-out images."""

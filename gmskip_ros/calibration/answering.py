@@ -1,4 +1,4 @@
-"""Answers to many questions under many skip sets, over cached pictures and several processes."""
+"""Answers to many questions under many skip sets, from encoded images and by several processes."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gmskip_ros.calibration.distributed import Ranks
-from gmskip_ros.calibration.images import GIB, Pictures
-from gmskip_ros.vlm import CandidateAnswer
-
-if TYPE_CHECKING:
-    from gmskip_ros.vlm import Vlm
+if TYPE_CHECKING:  # `gmskip --help` loads this file, and these load numpy
+    from gmskip_ros.calibration.distributed import Ranks
+    from gmskip_ros.calibration.images import EncodedImages
+    from gmskip_ros.vlm import CalibrationEngine, CandidateAnswer
 
 
 @dataclass(frozen=True)
-class Ask:
-    """One question about one picture, by its index, and a guess of the answer's tokens."""
+class ImageQuestion:
+    """A prompt about one image, by its index, and a guess of the answer's tokens."""
 
     image: int
     prompt: str
@@ -24,36 +22,36 @@ class Ask:
 
 
 class Answerer:
-    """Answers questions under skip sets; what it answers depends on no setting of speed.
+    """Answers questions under skip sets; settings of speed do not change the answers.
 
-    method: 'walk', all candidates in one; 'alone', each question and candidate with a full
-    generation of its own; 'batched', each candidate alone, but many questions at once. Batched
-    answers are the same up to rounding, the others exactly.
+    method: 'walk', all candidates in one pass; 'alone', a generation for each question and
+    candidate; 'batched', one candidate at a time, but many questions at once. Batched answers are
+    the same up to rounding, the others exactly.
     """
 
     def __init__(
         self,
-        vlm: Vlm,
-        pictures: Pictures,
+        vlm: CalibrationEngine,
+        images: EncodedImages,
         ranks: Ranks,
         method: str = 'walk',
         batch_size: int = 256,
-        memory_gib: float = 4.0,
+        memory_bytes: int = 4 << 30,
         should_stop: Callable[[], bool] | None = None,
     ) -> None:
-        """`should_stop` is polled before every block; when it says so, `answers` raises Stopped."""
+        """`should_stop` is polled before every block; once it is true, `answers` raises Stopped."""
         self.vlm = vlm
-        self.pictures = pictures
+        self.images = images
         self.ranks = ranks
         self.method = method
         self.batch_size = batch_size
-        self.memory_bytes = int(memory_gib * GIB)
+        self.memory_bytes = memory_bytes
         self.should_stop = should_stop
         self.token_blocks = 0  # of all processes: tokens that went through a block
 
     def answers(
         self,
-        asks: Sequence[Ask],
+        questions: Sequence[ImageQuestion],
         removed: Iterable[int],
         candidates: Sequence[int | None] = (None,),
         max_new_tokens: int = 16,
@@ -61,15 +59,15 @@ class Answerer:
     ) -> list[list[CandidateAnswer]]:
         """Return, per question and candidate, the answer without `removed` and that block.
 
-        Every process must call it with the same arguments, and gets the same. Errors are the
-        engine's, DatasetError for a picture that has gone, and RankLostError.
+        Every process must make the call with the same arguments, and gets the same answers. Raises
+        the engine's errors, DatasetError for an image that has disappeared, and RankLostError.
         """
         removed = sorted(removed)
-        mine = [i for i, ask in enumerate(asks) if self.pictures.is_mine(ask.image)]
+        mine = [i for i, question in enumerate(questions) if self.images.is_mine(question.image)]
         before = self.vlm.token_blocks
         answered: list[list[CandidateAnswer]] = []
         if mine:
-            own = [asks[i] for i in mine]
+            own = [questions[i] for i in mine]
             if self.method == 'walk':
                 answered = self._walk(
                     own,
@@ -79,65 +77,69 @@ class Answerer:
                     None if is_decided is None else lambda i, text: is_decided(mine[i], text),
                 )
             else:
-                at_once = {'alone': 1, 'batched': self._pictures_at_once()}[self.method]
+                at_once = {'alone': 1, 'batched': self._images_at_once()}[self.method]
                 answered = self._one_by_one(own, removed, candidates, max_new_tokens, at_once)
         work = self.vlm.token_blocks - before
-        results: list[list[CandidateAnswer]] = [[] for _ in asks]
-        for part in self.ranks.gather((work, dict(zip(mine, answered, strict=True)))):
-            self.token_blocks += part[0]
-            for i, answers in part[1].items():
+        results: list[list[CandidateAnswer]] = [[] for _ in questions]
+        for rank_work, rank_answers in self.ranks.gather(
+            (work, dict(zip(mine, answered, strict=True)))
+        ):
+            self.token_blocks += rank_work
+            for i, answers in rank_answers.items():
                 results[i] = answers
         return results
 
     def _walk(
         self,
-        asks: Sequence[Ask],
+        questions: Sequence[ImageQuestion],
         removed: Sequence[int],
         candidates: Sequence[int | None],
         max_new_tokens: int,
         is_decided: Callable[[int, str], bool] | None,
     ) -> list[list[CandidateAnswer]]:
-        # So many pictures that a walk is full with one candidate; it splits what is too much.
+        # As many images as fill a walk with one candidate; the engine splits larger walks.
         results = []
-        at_once = self._pictures_at_once()
-        for start in range(0, len(asks), at_once):
-            some = asks[start : start + at_once]
+        at_once = self._images_at_once()
+        for start in range(0, len(questions), at_once):
+            batch = questions[start : start + at_once]
 
-            def decided(i: int, text: str, start: int = start) -> bool:
+            def is_decided_in_batch(i: int, text: str, start: int = start) -> bool:
                 return is_decided is not None and is_decided(start + i, text)
 
             results += self.vlm.answer_candidates(
-                [self.pictures[ask.image] for ask in some],
-                [ask.prompt for ask in some],
+                [self.images[question.image] for question in batch],
+                [question.prompt for question in batch],
                 removed,
                 candidates,
                 max_new_tokens,
-                drafts=[ask.draft for ask in some],
-                is_decided=None if is_decided is None else decided,
+                drafts=[question.draft for question in batch],
+                is_decided=None if is_decided is None else is_decided_in_batch,
                 max_rows=self.batch_size,
-                memory_bytes=max(1, self.memory_bytes - len(some) * self.pictures.largest_bytes),
+                memory_bytes=max(1, self.memory_bytes - len(batch) * self.images.largest_bytes),
                 should_stop=self.should_stop,
             )
         return results
 
     def _one_by_one(
         self,
-        asks: Sequence[Ask],
+        questions: Sequence[ImageQuestion],
         removed: Sequence[int],
         candidates: Sequence[int | None],
         max_new_tokens: int,
         at_once: int,
     ) -> list[list[CandidateAnswer]]:
         """Answer for one candidate after the other, `at_once` questions in a batch."""
-        results: list[list[CandidateAnswer]] = [[] for _ in asks]
+        from gmskip_ros.vlm import CandidateAnswer
+
+        results: list[list[CandidateAnswer]] = [[] for _ in questions]
         for candidate in candidates:
-            left_out = [*removed, *([] if candidate is None else [candidate])]
-            for start in range(0, len(asks), at_once):
-                some = asks[start : start + at_once]
+            skipped = [*removed, *([] if candidate is None else [candidate])]
+            for start in range(0, len(questions), at_once):
+                batch = questions[start : start + at_once]
                 answers = self.vlm.answer_batch(
-                    [self.pictures[ask.image] for ask in some],
-                    [ask.prompt for ask in some],
-                    left_out,
+                    [self.images[question.image] for question in batch],
+                    [question.prompt for question in batch],
+                    skipped,
                     max_new_tokens,
                     should_stop=self.should_stop,
                 )
@@ -145,7 +147,7 @@ class Answerer:
                     row.append(CandidateAnswer(answer.token_ids, answer.text))
         return results
 
-    def _pictures_at_once(self) -> int:
-        """Return how many pictures' features are on the device together."""
-        most = self.memory_bytes // 4 // max(1, self.pictures.largest_bytes)
+    def _images_at_once(self) -> int:
+        """Return how many images' features are on the device together."""
+        most = self.memory_bytes // 4 // max(1, self.images.largest_bytes)
         return max(1, min(self.batch_size, most))

@@ -1,4 +1,4 @@
-"""What a calibration has found so far, in a file from which the same command goes on."""
+"""What a calibration has found so far, in a file from which the same command resumes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gmskip_ros.calibration.errors import CalibrationError
-from gmskip_ros.calibration.trajectory import Cell, Known, Round, SearchState
+from gmskip_ros.calibration.trajectory import Cell, Round, ScoredAnswer, SearchState
 from gmskip_ros.files import write_atomically
 from gmskip_ros.tasks.scoring import Score
 
@@ -23,29 +23,31 @@ SAVE_EVERY_S = 10.0
 
 @dataclass
 class Checkpoint:
-    """A calibration's state, and the settings that it is the state of."""
+    """A calibration's state, and the settings that it was made with."""
 
     settings: dict[str, Any]
     created: str = ''
     search: SearchState = field(default_factory=SearchState)
-    evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)  # by the blocks left out
+    evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)  # by the skipped blocks
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values that from_json takes."""
+        """Return plain values that from_json accepts."""
         state = self.search
         return {
             'format': FORMAT,
             'settings': self.settings,
             'created': self.created,
             'search': {
-                'full': [_known_to_json(known) for known in state.full],
-                'trunk': [_known_to_json(known) for known in state.trunk],
-                'rounds': [_round_to_json(one) for one in state.rounds],
+                'full': [_answer_to_json(answer) for answer in state.full],
+                'trunk': [_answer_to_json(answer) for answer in state.trunk],
+                'rounds': [_round_to_json(done) for done in state.rounds],
                 'estimates': {str(b): _score_to_json(s) for b, s in state.estimates.items()},
                 'shortfall': state.shortfall,
                 'answered': {
-                    str(block): {str(item): _known_to_json(known) for item, known in one.items()}
-                    for block, one in state.answered.items()
+                    str(block): {
+                        str(item): _answer_to_json(known) for item, known in answers.items()
+                    }
+                    for block, answers in state.answered.items()
                 },
                 'seconds': state.seconds,
                 'token_blocks': state.token_blocks,
@@ -59,14 +61,14 @@ class Checkpoint:
         """Return the checkpoint; raises KeyError, TypeError or ValueError if it is not one."""
         search = content['search']
         state = SearchState(
-            full=[_known(value) for value in search['full']],
-            trunk=[_known(value) for value in search['trunk']],
+            full=[_answer(value) for value in search['full']],
+            trunk=[_answer(value) for value in search['trunk']],
             rounds=[_round(value) for value in search['rounds']],
             estimates={int(block): _score(value) for block, value in search['estimates'].items()},
             shortfall=search['shortfall'],
             answered={
-                int(block): {int(item): _known(value) for item, value in one.items()}
-                for block, one in search['answered'].items()
+                int(block): {int(item): _answer(value) for item, value in answers.items()}
+                for block, answers in search['answered'].items()
             },
             seconds=search['seconds'],
             token_blocks=search['token_blocks'],
@@ -83,15 +85,16 @@ class CheckpointFile:
         self._last_save_s = time.monotonic()
 
     def load(self, settings: Mapping[str, Any]) -> Checkpoint:
-        """Return the state to go on from: a new one where there is no file.
+        """Return the state to resume from: a new one where there is no file.
 
-        Raises CalibrationError if the file is broken or of other settings.
+        Raises CalibrationError if the file is broken or was made with different settings. Settings
+        that only the file has are ignored: older versions recorded options of other methods.
         """
         plain = json.loads(json.dumps(dict(settings)))
         if not self.path.exists():
             created = datetime.now(timezone.utc).strftime('%Y-%m-%dT%H:%M:%SZ')
             return Checkpoint(plain, created)
-        remedy = 'give another --out, or remove the file to begin anew'
+        remedy = 'give a different --out, or remove the file to start over'
         try:
             content = json.loads(self.path.read_bytes())
             if content['format'] != FORMAT:
@@ -101,19 +104,18 @@ class CheckpointFile:
             raise CalibrationError(
                 f'{self.path}: is not a checkpoint ({type(error).__name__}: {error}): {remedy}'
             ) from error
-        for name in sorted({*plain, *checkpoint.settings}):
-            then, now = checkpoint.settings.get(name), plain.get(name)
+        for name, now in sorted(plain.items()):
+            then = checkpoint.settings.get(name)
             if then != now:
                 raise CalibrationError(
-                    f'{self.path}: was made with {name} {then!r}, and this run has {now!r}: '
-                    + remedy
+                    f'{self.path}: was made with {name} {then!r}, this run has {now!r}: {remedy}'
                 )
         return checkpoint
 
     def save(self, checkpoint: Checkpoint, now: bool = True) -> None:
-        """Write the state; if not `now`, only when the last time was SAVE_EVERY_S seconds ago.
+        """Write the state; if not `now`, only once SAVE_EVERY_S seconds have passed since the last.
 
-        Raises CalibrationError if it cannot be written; an older file is as it was.
+        Raises CalibrationError if it cannot be written; an older file stays unchanged.
         """
         if not now and time.monotonic() - self._last_save_s < SAVE_EVERY_S:
             return
@@ -121,8 +123,8 @@ class CheckpointFile:
             write_atomically(self.path, json.dumps(checkpoint.to_json()).encode())
         except OSError as error:
             raise CalibrationError(
-                f'{self.path}: cannot be written ({error.strerror}): make room or check the '
-                'folder, then start the same command again to go on from the last saved state'
+                f'{self.path}: cannot be written ({error.strerror}): free some space or '
+                'check the folder, then run the same command to resume from the last saved state'
             ) from error
         self._last_save_s = time.monotonic()
 
@@ -135,22 +137,22 @@ def _score(value: Any) -> Score:
     return Fraction(value) if isinstance(value, str) else value
 
 
-def _known_to_json(known: Known) -> list[Any]:
-    return [_score_to_json(known.contribution), list(known.token_ids)]
+def _answer_to_json(answer: ScoredAnswer) -> list[Any]:
+    return [_score_to_json(answer.contribution), list(answer.token_ids)]
 
 
-def _known(value: Any) -> Known:
+def _answer(value: Any) -> ScoredAnswer:
     contribution, token_ids = value
-    return Known(_score(contribution), tuple(token_ids))
+    return ScoredAnswer(_score(contribution), tuple(token_ids))
 
 
-def _round_to_json(one: Round) -> dict[str, Any]:
+def _round_to_json(done: Round) -> dict[str, Any]:
     return {
-        'removed': one.removed,
-        'score': _score_to_json(one.score),
-        'cells': [[cell.block, _score_to_json(cell.score), cell.is_exact] for cell in one.cells],
-        'seconds': one.seconds,
-        'token_blocks': one.token_blocks,
+        'removed': done.removed,
+        'score': _score_to_json(done.score),
+        'cells': [[cell.block, _score_to_json(cell.score), cell.is_exact] for cell in done.cells],
+        'seconds': done.seconds,
+        'token_blocks': done.token_blocks,
     }
 
 

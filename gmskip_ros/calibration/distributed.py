@@ -1,4 +1,4 @@
-"""Several processes that share the pictures: started by torchrun, or alone."""
+"""Several processes that share the images: started by torchrun, or a single one."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from gmskip_ros.vlm import Stopped
 
 Value = TypeVar('Value')
 
-# A process that ends is noticed by its connections, which close. That one is slow, with a larger
-# share of the work or a model to load from a network, is no reason to give up.
+# A process that ends is noticed because its connections close. A slow one, with a larger share of
+# the work or a model to load over a network, is no reason to stop.
 PATIENCE = timedelta(days=7)
 
 
 class RankLostError(CalibrationError):
-    """Another process ended, so nothing can be put together any more."""
+    """Another process ended, so results can no longer be put together."""
 
 
 class Ranks:
-    """The processes of this run; one alone unless torchrun started several.
+    """The processes of this run: a single one unless torchrun started several.
 
-    Attributes: rank (0 writes files and talks to people), world_size, local_rank (its GPU).
+    Attributes: rank (0 writes files and prints), world_size, local_rank (its GPU).
     """
 
     def __init__(self, should_stop: Callable[[], bool] = lambda: False) -> None:
@@ -36,12 +36,12 @@ class Ranks:
         self.local_rank = int(os.environ.get('LOCAL_RANK', '0'))
 
     def connect(self, device: str) -> None:
-        """Meet the other processes: gloo on the CPU, nccl for what is on a GPU.
+        """Connect to the other processes: by gloo on the CPU, by nccl for tensors on a GPU.
 
-        Answers are no tensors on a GPU, so all that is passed goes by gloo: within nccl no signal
-        would be heard, and that a process has ended not noticed.
+        Answers are not tensors on a GPU, so everything is passed by gloo: a process within nccl
+        handles no signal and does not notice that another one has ended.
 
-        Raises RankLostError, and Stopped when `should_stop` says so.
+        Raises RankLostError, and Stopped when `should_stop` is true.
         """
         if self.world_size == 1:
             return
@@ -53,12 +53,12 @@ class Ranks:
             torch.cuda.set_device(torch.device(device))
         try:
             store, _, _ = next(rendezvous('env://'))
-            # Waited for here: within init_process_group no signal would be heard, and if another
-            # process has ended, torchrun sends SIGTERM.
+            # Wait here: init_process_group handles no signal, and torchrun sends SIGTERM if another
+            # process has ended.
             store.set(f'gmskip {self.rank}', 'here')
             while not store.check([f'gmskip {rank}' for rank in range(self.world_size)]):
                 if self._should_stop():
-                    raise Stopped('stopped before all processes were there')
+                    raise Stopped('stopped before all processes had connected')
                 time.sleep(0.1)
             torch.distributed.init_process_group(
                 'cpu:gloo,cuda:nccl' if on_gpu else 'gloo',
@@ -88,7 +88,7 @@ class Ranks:
         return self.gather(value if self.rank == 0 else None)[0]  # type: ignore[return-value]
 
     def disconnect(self) -> None:
-        """Leave the other processes."""
+        """Disconnect from the other processes."""
         if self.world_size == 1:
             return
         import torch
@@ -101,5 +101,5 @@ class Ranks:
         return RankLostError(
             f'process {self.rank} of {self.world_size} cannot reach the others '
             f'({reason[0] if reason else type(error).__name__}): one of them ended, see its '
-            'message; start the same command again to go on'
+            'message; run the same command to resume'
         )

@@ -1,4 +1,4 @@
-"""What can keep a calibration from being made."""
+"""Errors of calibration."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from gmskip_ros.errors import UserError
 
 
 class CalibrationError(UserError, ValueError):
-    """Settings or data that cannot be calibrated with; one line with thing, value and remedy."""
+    """Settings or data that do not work; one line with thing, value and remedy."""

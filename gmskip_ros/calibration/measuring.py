@@ -1,4 +1,4 @@
-"""What one skip set does on given pictures, against the full model on the same ones."""
+"""How a skip set does on given images, against the full model on the same images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gmskip_ros.calibration.answering import Answerer, Ask
+from gmskip_ros.calibration.answering import Answerer, ImageQuestion
 from gmskip_ros.calibration.errors import CalibrationError
 from gmskip_ros.calibration.objective import (
     BALANCED_ACCURACY,
@@ -28,17 +28,24 @@ from gmskip_ros.tasks.scoring import METRICS, Score
 from gmskip_ros.tasks.statistics import auroc, mcnemar_p, paired_bootstrap_interval
 from gmskip_ros.vlm import Answer, CandidateAnswer
 
-# An answer is right or wrong, which is what McNemar's test is about.
+# Metrics whose answers are right or wrong, which McNemar's test compares.
 RIGHT_OR_WRONG = ('accuracy', 'exact', 'contains', 'relaxed', 'set_exact_match')
-LATENCY_ROUNDS = 2  # of each picture under each set: how far apart they are is the noise
+LATENCY_FIGURES = (
+    'latency_ms',
+    'ms_per_token',
+    'language_ms',
+    'latency_cut',
+    'answers_got_shorter',
+)
+LATENCY_ROUNDS = 2  # of each image under each set; their difference is the noise
 
 
 class Evaluator:
-    """Measures skip sets on one list of questions, against the full model on the same pictures.
+    """Measures skip sets on one list of questions, against the full model on the same images.
 
     Several `questions` are a joint evaluation, whose score is the least of score / full score.
-    `image_of`: the index of a picture by its path; `seed` shuffles the pictures; `latency_images`
-    questions are also answered alone and timed, none with 0. With several processes, every one
+    `image_of`: the index of an image by its path; `seed` shuffles the images; `latency_images`
+    questions are also answered alone and timed, none with 0. With several processes, each one
     makes the same calls and gets the same figures; rank 0 is timed. Raises CalibrationError and
     TaskError for questions that `metrics` cannot score.
     """
@@ -53,11 +60,10 @@ class Evaluator:
         latency_images: int = 8,
     ) -> None:
         self._answerer = answerer
-        self._seed = seed
         self._latency_images = latency_images
         self._parts = [
-            _Part(asked, metric, image_of, seed)
-            for asked, metric in zip(questions, metrics, strict=True)
+            _Part(of_task, metric, image_of, seed)
+            for of_task, metric in zip(questions, metrics, strict=True)
         ]
         self._is_joint = len(self._parts) > 1
         self._drafts: dict[int, list[tuple[int, ...]]] = {}  # per part: the last known answers
@@ -65,26 +71,26 @@ class Evaluator:
     def evaluate(self, blocks: Sequence[int]) -> dict[str, Any]:
         """Return the figures of the model without `blocks`, as plain JSON values.
 
-        What does not apply is None. Shares are in 0..1, times milliseconds; "all answers" are
-        those to every question about its own picture, the ones without the target included.
+        What does not apply is None. Shares are in 0..1, times in milliseconds. "All answers" are
+        those to every question about its own image, including images without the target.
 
-        - images: different pictures that the score is made of.
-        - score: in the metric given; joint: the least of score / full score over the tasks, None
+        - images: number of different images in the score.
+        - score: in the given metric; joint: the least of score / full score over the tasks, None
           where a full score is not above 0. scores: every metric of the task that these
           references allow, else None; joint: 'single_object.accuracy' and so on.
-        - shuffled_score: the same score (of visual_gain: of the metric it is made of) when every
-          question is asked about another one's picture; all pictures take part in the shuffle,
-          with the target or not. visual_gain = score - shuffled_score. None for one picture, and
-          joint where a task's metric is visual_gain.
-        - auroc: of the target's probability as an answer, over pictures with and without it;
+        - shuffled_score: the same score (for visual_gain: the metric it is computed from) with each
+          question paired with a different question's image; all images are shuffled, with the
+          target or not. visual_gain = score - shuffled_score. None for a single image, and for a
+          joint evaluation where a task's metric is visual_gain.
+        - auroc: of the target's probability as an answer, over images with and without it;
           score_without_target: the share of the latter answered with something else.
-        - most_frequent_answer (normalised; the first in the alphabet of several) and
-          most_frequent_share, in all answers; not of a joint evaluation.
+        - most_frequent_answer (normalised; among several the first in alphabetical order) and
+          most_frequent_share, over all answers; None for a joint evaluation.
         - in_vocabulary_share of all answers, as the tasks read them; None for generic questions.
           tokens_per_answer: mean over all answers, without the end-of-sequence token.
-          token_agreement: the share of all answers with the very tokens of full.
+          token_agreement: the share of all answers with exactly the full model's tokens.
         - difference to the full score (joint: to 1); interval: its paired bootstrap interval
-          (95 %) over the answers; mcnemar_p: see RIGHT_OR_WRONG. Of the full model itself, 0,
+          (95 %) over the answers; mcnemar_p: see RIGHT_OR_WRONG. For the full model itself 0,
           [0, 0] and 1.
         - parameters_run, and the figures of `_timed`.
 
@@ -95,8 +101,8 @@ class Evaluator:
         found = self._ask(blocks) if blocks else full
         score, shuffled_score, visual_gain = self._overall(found)
         full_score = self._overall(full)[0]
-        answers = [answer for of_part in found for answer in of_part.real]
-        full_answers = [answer for of_part in full for answer in of_part.real]
+        answers = [answer for part_answers in found for answer in part_answers.real]
+        full_answers = [answer for part_answers in full for answer in part_answers.real]
         figures = {
             'images': len(
                 {
@@ -121,8 +127,8 @@ class Evaluator:
             **self._timed(blocks),
             'parameters_run': self._answerer.vlm.num_parameters_run(blocks),
             'token_agreement': statistics.fmean(
-                answer.token_ids == of_full.token_ids
-                for answer, of_full in zip(answers, full_answers, strict=True)
+                answer.token_ids == full_answer.token_ids
+                for answer, full_answer in zip(answers, full_answers, strict=True)
             ),
         }
         if not self._is_joint:
@@ -145,17 +151,17 @@ class Evaluator:
         """Return every answer without `blocks`, per part."""
         results = []
         for index, part in enumerate(self._parts):
-            asked = part.questions
+            questions = part.questions
             pairs = [*enumerate(part.images), *part.shuffled.items()]
             drafts = self._drafts.get(index, [()] * len(pairs))
             answered = self._answerer.answers(
                 [
-                    Ask(image, asked.prompts[question], draft)
+                    ImageQuestion(image, questions.prompts[question], draft)
                     for (question, image), draft in zip(pairs, drafts, strict=True)
                 ],
                 blocks,
                 (None,),
-                asked.max_new_tokens,
+                questions.max_new_tokens,
             )
             answers = [of_question[0] for of_question in answered]
             self._drafts[index] = [answer.token_ids for answer in answers]
@@ -201,31 +207,31 @@ class Evaluator:
         return statistics.fmean(inside) if inside else None
 
     def _auroc(self, part: _Part, blocks: Sequence[int]) -> float:
-        """Return how well the target's probability tells pictures with it from those without.
+        """Return how well the target's probability separates images with it from those without.
 
         It is the summed probability of the target's spellings at the start of the answer: with a
-        capital letter or not, after a space or not. One picture at a time, so that no setting of
-        speed and no number of processes changes a figure.
+        capital letter or not, after a space or not. One image is scored at a time, so that neither
+        settings of speed nor the number of processes change a figure.
         """
-        asked, vlm, pictures = part.questions, self._answerer.vlm, self._answerer.pictures
-        assert asked.target is not None
-        words = (asked.target, asked.target[:1].upper() + asked.target[1:])
+        questions, vlm, images = part.questions, self._answerer.vlm, self._answerer.images
+        assert questions.target is not None
+        words = (questions.target, questions.target[:1].upper() + questions.target[1:])
         spellings = [space + word for word in words for space in ('', ' ')]
-        # Some tokenizers put the space there themselves: what has the same tokens counts once.
+        # Some tokenizers add the space themselves: spellings with the same tokens count once.
         distinct = list({vlm.token_ids(spelling): spelling for spelling in spellings}.values())
         mine: dict[int, float] = {}
         for i, image in enumerate(part.images):
-            if pictures.is_mine(image):
+            if images.is_mine(image):
                 logs = vlm.log_probabilities(
-                    [pictures[image]] * len(distinct),
-                    [asked.prompts[i]] * len(distinct),
+                    [images[image]] * len(distinct),
+                    [questions.prompts[i]] * len(distinct),
                     distinct,
                     blocks,
                 )
                 mine[i] = _log_sum(logs)
         found: dict[int, float] = {}
-        for part_of_rank in self._answerer.ranks.gather(mine):
-            found.update(part_of_rank)
+        for of_rank in self._answerer.ranks.gather(mine):
+            found.update(of_rank)
         without = set(part.without_target)
         return auroc(
             [value for i, value in sorted(found.items()) if i not in without],
@@ -233,77 +239,72 @@ class Evaluator:
         )
 
     def _timed(self, blocks: Sequence[int]) -> dict[str, Any]:
-        """Return the times of single answers (batch 1, from cached picture features).
+        """Return the times of single answers (batch 1, from cached image features).
 
-        The first scored questions (of several tasks in turn) are answered twice by full and by the
-        skip set, one after the other, so that what else the machine does meets both. All figures
+        The first scored questions (alternating between several tasks) are answered twice by full
+        and by the skip set, in turn, so that other load on the machine affects both. All figures
         are medians over these answers:
 
-        - latency_ms: the whole answer, preparing and encoding its picture included.
+        - latency_ms: the whole answer, preparing and encoding its image included.
         - language_ms: prefill and decode.
-        - ms_per_token: decode, by its passes: one for each token after the first, the
-          end-of-sequence token included. Answers without any are left out; where there is no
-          other, it is language_ms, which was for a single token.
+        - ms_per_token: decode divided by its passes: one for each token after the first, the
+          end-of-sequence token included. Answers without a pass are ignored; if there are no
+          others, it is language_ms, which was for a single token.
         - latency_cut: 1 - language_ms / full's language_ms; 0 for the full model.
-        - answers_got_shorter: these answers had fewer tokens than full's, and latency_cut is larger
-          than the share of blocks left out by more than noise. That share is at least the skipped
-          share of the language model's time; noise is how far the median language_ms of the two
-          rounds are apart, by the larger one, in the worse of both sets.
+        - answers_got_shorter: these answers had fewer tokens than full's, and latency_cut exceeds
+          the share of skipped blocks by more than noise. That share is at least the skipped share
+          of the language model's time; noise is the difference of the two rounds' median
+          language_ms, relative to the larger one, in the noisier of the two sets.
         """
-        result = dict.fromkeys(
-            (
-                'latency_ms',
-                'ms_per_token',
-                'language_ms',
-                'latency_cut',
-                'answers_got_shorter',
-            )
-        )
+        result = dict.fromkeys(LATENCY_FIGURES)
         if self._latency_images and self._answerer.ranks.rank == 0:
             result.update(self._measure(blocks))
         return self._answerer.ranks.of_first(result)
 
     def _measure(self, blocks: Sequence[int]) -> dict[str, Any]:
         vlm = self._answerer.vlm
-        asked = [
-            (self._answerer.pictures[part.images[i]], part.questions.prompts[i], part.questions)
+        timed = [
+            (self._answerer.images[part.images[i]], part.questions.prompts[i], part.questions)
             for part, i in self._timed_questions()
         ]
         sets = [(), tuple(blocks)] if blocks else [()]
         found: dict[tuple[int, ...], list[_Timed]] = {removed: [] for removed in sets}
-        for features, prompt, questions in [asked[0], *asked * LATENCY_ROUNDS]:
+        for features, prompt, questions in [timed[0], *timed * LATENCY_ROUNDS]:
             for removed in sets:
                 answer = vlm.answer(features, prompt, removed, questions.max_new_tokens)
                 found[removed].append(_Timed(answer, questions.max_new_tokens))
         # The first answer of each set was a warm-up.
         times, full_times = found[tuple(blocks)][1:], found[()][1:]
-        language_ms = statistics.median(one.language_ms for one in times)
-        per_token = [one.decode_ms / one.passes for one in times if one.passes]
-        cut = 1 - language_ms / statistics.median(one.language_ms for one in full_times)
+        language_ms = statistics.median(answer.language_ms for answer in times)
+        per_token = [answer.decode_ms / answer.passes for answer in times if answer.passes]
+        cut = 1 - language_ms / statistics.median(answer.language_ms for answer in full_times)
         noise = max(_noise(times), _noise(full_times))
-        is_shorter = sum(one.tokens for one in times) < sum(one.tokens for one in full_times)
+        num_tokens, num_full_tokens = (
+            sum(answer.tokens for answer in answers) for answers in (times, full_times)
+        )
         return {
-            'latency_ms': statistics.median(one.total_ms for one in times),
+            'latency_ms': statistics.median(answer.total_ms for answer in times),
             'ms_per_token': statistics.median(per_token) if per_token else language_ms,
             'language_ms': language_ms,
             'latency_cut': cut,
-            'answers_got_shorter': is_shorter and cut > len(blocks) / vlm.num_blocks + noise,
+            'answers_got_shorter': num_tokens < num_full_tokens
+            and cut > len(blocks) / vlm.num_blocks + noise,
         }
 
     def _timed_questions(self) -> list[tuple[_Part, int]]:
         longest = max(part.questions.num_scored for part in self._parts)
-        in_turn = [
+        alternating = [
             (part, i)
             for i in range(longest)
             for part in self._parts
             if i < part.questions.num_scored
         ]
-        return in_turn[: self._latency_images]
+        return alternating[: self._latency_images]
 
 
 @dataclass(frozen=True)
 class _Answers:
-    """One skip set's answers to a part's questions, about their own and about other pictures."""
+    """One skip set's answers to a part's questions, about their own and about other images."""
 
     real: Sequence[CandidateAnswer]  # per question
     shuffled: Mapping[int, CandidateAnswer]  # by question; only those that the score needs
@@ -318,7 +319,7 @@ class _Answers:
 
 
 class _Part:
-    """One task's questions, its metrics, and which pictures they are asked about."""
+    """One task's questions, its metrics, and the images that they are asked about."""
 
     def __init__(
         self, questions: Questions, metric: str, image_of: Mapping[Path, int], seed: int
@@ -328,7 +329,7 @@ class _Part:
         self.images = [image_of[sample.image_path] for sample in questions.samples]
         self.without_target = range(questions.num_scored, len(questions.samples))
         plain = metric if metric == BALANCED_ACCURACY else base_metric(questions.name, metric)
-        # The score of one answer to each question, as the search has it.
+        # The score of one answer to each question, as in the search.
         self.objective = make_objective([questions], [plain], image_of, seed)
         names = METRICS[questions.name]
         if questions.name == 'single_object':
@@ -337,19 +338,19 @@ class _Part:
         for name in names:
             try:
                 self.objectives[name] = make_objective([questions], [name], image_of, seed)
-            except (CalibrationError, TaskError):  # as balanced accuracy for a single class
+            except (CalibrationError, TaskError):  # such as balanced accuracy for a single class
                 self.objectives[name] = None
-        self.shuffled: dict[int, int] = {}  # question -> the other picture
+        self.shuffled: dict[int, int] = {}  # question -> the other image
         if len(set(self.images)) > 1 or metric == VISUAL_GAIN:
             others = shuffled_images(self.images, seed)
             self.shuffled = {item.question: others[item.question] for item in self.objective.items}
 
     def shuffled_score(self, answers: _Answers) -> Score | None:
-        """Return the score with the pictures shuffled; None for a single picture."""
+        """Return the score with the images shuffled; None for a single image."""
         return _score(self.objective, answers.shuffled_texts) if answers.shuffled else None
 
     def score(self, answers: _Answers) -> Score:
-        """Return the score in the metric given."""
+        """Return the score in the given metric."""
         score = _score(self.objective, answers.texts)
         if self.metric == VISUAL_GAIN:
             score -= _score(self.objective, answers.shuffled_texts)
@@ -365,7 +366,7 @@ class _Part:
 
 
 class _Timed:
-    """What one timed answer took."""
+    """How long one answer took."""
 
     def __init__(self, answer: Answer, max_new_tokens: int) -> None:
         timing = answer.timing
@@ -373,7 +374,7 @@ class _Timed:
         self.decode_ms = timing.decode_ms
         self.language_ms = timing.prefill_ms + timing.decode_ms
         self.tokens = len(answer.token_ids)
-        # The first token is prefill's; one that ends the answer is not among token_ids.
+        # Prefill gives the first token; token_ids do not include one that ends the answer.
         self.passes = min(self.tokens, max_new_tokens - 1)
 
 
@@ -408,7 +409,7 @@ def _score(objective: Objective, texts: Mapping[int, str]) -> Score:
 
 
 def _log_sum(logs: Sequence[float]) -> float:
-    """Return log(sum(exp(logs))) without leaving the floats."""
+    """Return log(sum(exp(logs))) without underflow."""
     top = max(logs)
     if top == -math.inf:
         return top
@@ -418,7 +419,8 @@ def _log_sum(logs: Sequence[float]) -> float:
 def _noise(times: Sequence[_Timed]) -> float:
     half = len(times) // LATENCY_ROUNDS
     first, second = (
-        statistics.median(one.language_ms for one in some) for some in (times[:half], times[half:])
+        statistics.median(answer.language_ms for answer in round_times)
+        for round_times in (times[:half], times[half:])
     )
     return abs(first - second) / max(first, second)
 

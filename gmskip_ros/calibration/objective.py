@@ -21,7 +21,7 @@ VISUAL_GAIN = 'visual_gain'
 
 @dataclass(frozen=True)
 class Item:
-    """One answer that counts: the question `question` of its part, asked about picture `image`."""
+    """One answer that counts: the question `question` of its part, asked about image `image`."""
 
     part: int
     image: int
@@ -31,7 +31,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Part:
-    """One task's score: the sum of weight x score over its items, by `denominator`."""
+    """One task's score: the sum of weight x score over its items, divided by `denominator`."""
 
     questions: Questions
     metric: str
@@ -41,30 +41,31 @@ class Part:
 
 
 class Objective:
-    """What is compared: one part's score or, of several parts, the least of score / full score."""
+    """What is compared: one part's score or, for several, the least of score / full score."""
 
     def __init__(self, parts: Sequence[Part]) -> None:
         self.parts = tuple(parts)
         self.items = tuple(item for part in parts for item in part.items)
         self.is_joint = len(self.parts) > 1
-        # A sum of counts is exact as it is; floats are summed so that no order matters.
+        # A sum of counts is exact; floats are summed so that their order does not matter.
         self._is_exact = [isinstance(part.scorer.best(0), Fraction) for part in self.parts]
 
     def contribution(self, item: int, text: str) -> Score:
         """Return what an answer adds to its part's sum."""
-        it = self.items[item]
-        return _plain(it.weight * self.parts[it.part].scorer.score(it.question, text))
+        scored = self.items[item]
+        score = self.parts[scored.part].scorer.score(scored.question, text)
+        return _plain(scored.weight * score)
 
     def bounds(self, item: int) -> tuple[Score, Score]:
         """Return the least and the most that any answer could add."""
-        it = self.items[item]
-        extreme = _plain(it.weight * self.parts[it.part].scorer.best(it.question))
-        return (0, extreme) if it.weight > 0 else (extreme, 0)
+        scored = self.items[item]
+        extreme = _plain(scored.weight * self.parts[scored.part].scorer.best(scored.question))
+        return (0, extreme) if scored.weight > 0 else (extreme, 0)
 
     def is_decided(self, item: int, text_so_far: str) -> bool:
-        """Tell whether no continuation of the text could change what it adds."""
-        it = self.items[item]
-        return self.parts[it.part].scorer.is_decided(it.question, text_so_far)
+        """Return whether no continuation of the text could change what it adds."""
+        scored = self.items[item]
+        return self.parts[scored.part].scorer.is_decided(scored.question, text_so_far)
 
     def part_scores(self, contributions: Sequence[Score]) -> tuple[Score, ...]:
         """Return the score of each part, from the contributions of all items in their order."""
@@ -96,31 +97,52 @@ def make_objective(
 
     `metrics`, one for each: any of the task's (tasks.scoring.METRICS), for single_object also
     'balanced_accuracy' (the mean over classes, or over showing the target or not, of the share of
-    right answers), and 'visual_gain' (the task's first metric, less what it is when each question
-    is asked about another one's picture). `image_of`: the index of a picture by its path; `seed`
-    shuffles the pictures. Raises CalibrationError.
+    right answers), and 'visual_gain' (the task's first metric, minus the same score with each
+    question paired with a different question's image). `image_of`: the index of an image by its
+    path; `seed` shuffles the images. Raises CalibrationError.
     """
     parts = []
-    for index, (asked, metric) in enumerate(zip(questions, metrics, strict=True)):
-        scorer = make_scorer(base_metric(asked.name, metric), asked.references, asked.task)
-        images = [image_of[sample.image_path] for sample in asked.samples]
-        scored = range(asked.num_scored)
+    for index, (of_task, metric) in enumerate(zip(questions, metrics, strict=True)):
+        scorer = make_scorer(base_metric(of_task.name, metric), of_task.references, of_task.task)
+        images = [image_of[sample.image_path] for sample in of_task.samples]
+        scored = range(of_task.num_scored)
         if metric == BALANCED_ACCURACY:
-            weights, denominator = _balanced_weights(asked)
+            weights, denominator = _balanced_weights(of_task)
             items = [Item(index, images[i], i, weight) for i, weight in enumerate(weights)]
         else:
             items = [Item(index, images[i], i, 1) for i in scored]
             denominator = len(items)
         if metric == VISUAL_GAIN:
-            # Among all pictures: those that show a target would stand for one another.
+            # Shuffled among all images: those that show a target would replace one another.
             others = shuffled_images(images, seed)
             items += [Item(index, others[i], i, -1) for i in scored]
-        parts.append(Part(asked, metric, scorer, tuple(items), denominator))
+        parts.append(Part(of_task, metric, scorer, tuple(items), denominator))
     return Objective(parts)
 
 
+def choose_metrics(task_names: Sequence[str], metric: str | None) -> list[str]:
+    """Return each task's metric: one that was given and that it has, else the task's first.
+
+    `metric` may name several, separated by commas. Raises CalibrationError for a metric that no
+    task has.
+    """
+    given = [] if metric is None else [name.strip() for name in metric.split(',')]
+    chosen = [METRICS[task_name][0] for task_name in task_names]
+    for name in given:
+        problems = []
+        for index, task_name in enumerate(task_names):
+            try:
+                base_metric(task_name, name)
+                chosen[index] = name
+            except CalibrationError as error:
+                problems.append(error)
+        if len(problems) == len(task_names):
+            raise problems[0]
+    return chosen
+
+
 def base_metric(task_name: str, metric: str) -> str:
-    """Return the metric of one answer that a metric of many is made of. Raises CalibrationError."""
+    """Return the per-answer metric that `metric` is computed from. Raises CalibrationError."""
     own = METRICS[task_name]
     more = (BALANCED_ACCURACY, VISUAL_GAIN) if task_name == 'single_object' else (VISUAL_GAIN,)
     if metric in own:
@@ -128,17 +150,17 @@ def base_metric(task_name: str, metric: str) -> str:
     if metric in more:
         return own[0]
     raise CalibrationError(
-        f'metric {metric!r} is none of {task_name}: use one of {", ".join((*own, *more))}'
+        f'metric {metric!r} is not defined for {task_name}: use one of {", ".join((*own, *more))}'
     )
 
 
 def shuffled_images(images: Sequence[int], seed: int) -> list[int]:
-    """Return for every place the picture of another place, by one random cycle through them.
+    """Return, for every place, the image of a different place, by one random cycle through them.
 
-    Where the pictures repeat, a place may get its own again. Raises CalibrationError for one place.
+    Where images repeat, a place may get its own again. Raises CalibrationError for a single image.
     """
     if len(set(images)) < 2:
-        raise CalibrationError('one picture cannot be shuffled: use 2 or more')
+        raise CalibrationError('a single image cannot be shuffled: use 2 or more')
     order = list(range(len(images)))
     random.Random(f'shuffled pictures {seed}').shuffle(order)
     others = [0] * len(images)
@@ -147,24 +169,24 @@ def shuffled_images(images: Sequence[int], seed: int) -> list[int]:
     return others
 
 
-def _balanced_weights(asked: Questions) -> tuple[list[int], int]:
+def _balanced_weights(questions: Questions) -> tuple[list[int], int]:
     """Return whole weights of the right answers, and the denominator that makes them a mean."""
     classes = [
         'without' if isinstance(reference, Absent) else str(reference)
-        for reference in asked.references
+        for reference in questions.references
     ]
     counts = Counter(classes)
     if len(counts) < 2:
         raise CalibrationError(
-            f'balanced_accuracy needs 2 classes of pictures, there is only {classes[0]!r}: use '
-            'accuracy, or more pictures'
+            f'balanced_accuracy needs images of 2 classes, there is only {classes[0]!r}: use '
+            'accuracy, or more images'
         )
     common = math.lcm(*counts.values())
     return [common // counts[name] for name in classes], common * len(counts)
 
 
 def _exact_sum(counts: Iterable[Any]) -> Fraction:
-    """Return the sum of whole numbers and fractions, added up per denominator: that is quicker."""
+    """Return the sum of whole numbers and fractions, added up per denominator, which is faster."""
     numerators: dict[int, int] = defaultdict(int)
     for count in counts:
         numerators[count.denominator] += count.numerator

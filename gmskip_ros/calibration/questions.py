@@ -1,4 +1,4 @@
-"""Which pictures are asked what, and what is right: from a dataset's samples to questions."""
+"""Which images are asked which questions, and what is right: from samples to questions."""
 
 from __future__ import annotations
 
@@ -7,46 +7,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gmskip_ros.calibration.errors import CalibrationError
+from gmskip_ros.calibration.settings import GENERIC, TaskSettings
 from gmskip_ros.datasets import Dataset, Sample, choose_samples
-from gmskip_ros.skipping import JOINT
-from gmskip_ros.tasks import TASK_NAMES, Task, make_task
+from gmskip_ros.tasks import Task
 from gmskip_ros.tasks.scoring import Absent
 
-GENERIC = 'generic'
 GENERIC_MAX_NEW_TOKENS = 32
 
 
 @dataclass(frozen=True)
-class TaskSettings:
-    """One task as the user asked for it; None stands for the task's (or the dataset's) own."""
-
-    name: str  # one of TASK_NAMES, or 'generic'
-    target: str | None = None  # single_object only
-    prompt: str | None = None
-    labels: tuple[str, ...] | None = None
-    synonyms: bool = False
-    max_new_tokens: int | None = None
-
-    def make_task(self, dataset: Dataset) -> Task | None:
-        """Return the task with the dataset's labels; None for 'generic'. Raises TaskError."""
-        if self.name == GENERIC:
-            return None
-        labels = self.labels or dataset.labels or ('coda',)
-        return make_task(
-            self.name,
-            prompt=self.prompt,
-            labels=labels,
-            max_new_tokens=self.max_new_tokens,
-            synonyms=self.synonyms,
-        )
-
-
-@dataclass(frozen=True)
 class Questions:
-    """One task's questions about some pictures: entry i of each field belongs together.
+    """One task's questions about images; entry i of samples, prompts and references is question i.
 
-    The first `num_scored` are scored; behind them come, for a target, as many pictures that do not
-    show it, with the same question and the reference Absent(target).
+    The first `num_scored` are scored. With a target, as many images that do not show it follow,
+    with the same question and the reference Absent(target).
     """
 
     name: str
@@ -58,9 +32,15 @@ class Questions:
     references: tuple[Any, ...]
     num_scored: int
 
+    @property
+    def common_prompt(self) -> str | None:
+        """The prompt of every question; None where they differ."""
+        prompts = set(self.prompts)
+        return prompts.pop() if len(prompts) == 1 else None
+
 
 def can_be_asked(sample: Sample, settings: TaskSettings, task: Task | None) -> bool:
-    """Tell whether a sample has what the task needs to be scored."""
+    """Return whether a sample has what the task needs to be scored."""
     if settings.name == GENERIC:
         return bool(sample.references) and bool(sample.question or settings.prompt)
     if settings.name == 'captioning':
@@ -81,45 +61,28 @@ def choose_question_samples(
     seed: int,
     test_dataset: Dataset | None = None,
 ) -> tuple[list[Sample], list[Sample]]:
-    """Return the samples to calibrate on and others to test on, usable for every task given.
+    """Return the samples to calibrate on and different ones to test on, usable for every task.
 
-    With a target, pictures that show it come first and as many (or all there are) that do not show
-    it after them. A `test_dataset` gives the test samples. Raises CalibrationError if there is no
-    usable sample, DatasetError if there are too few.
+    With a target, images that show it come first, then as many (or all there are) that do not.
+    A `test_dataset` supplies the test samples. Raises CalibrationError if no sample is usable,
+    DatasetError if there are too few.
     """
     if test_dataset is not None and test_count:
-        calibration, _ = choose_question_samples(dataset, settings, count, 0, seed)
-        paths = {sample.image_path.resolve() for sample in calibration}
-        others = tuple(s for s in test_dataset.samples if s.image_path.resolve() not in paths)
-        if not others:
-            raise CalibrationError(
-                f'every test picture of {test_dataset.name} is one that is calibrated on: '
-                'choose another split, or leave the test split out'
-            )
-        # Asked with the labels of the one that is calibrated on, whatever its own are.
-        rest = replace(test_dataset, samples=others, labels=dataset.labels)
-        _, test = choose_question_samples(rest, settings, 0, test_count, seed)
-        return calibration, test
-    tasks = [one.make_task(dataset) for one in settings]
+        return _choose_from_both(dataset, test_dataset, settings, count, test_count, seed)
+    tasks = [of_task.make_task(dataset.labels) for of_task in settings]
     target = settings[0].target
     if target is not None:
-        task = tasks[0]
-        assert task is not None
-        if _label(target, task) is None:
-            raise CalibrationError(
-                f'target {target!r} is not in the label set ({", ".join(task.labels)}): '
-                'choose one of them, or set the labels'
-            )
+        _check_target(target, tasks[0])
     usable = [
         sample
         for sample in dataset.samples
-        if all(can_be_asked(sample, one, task) for one, task in zip(settings, tasks, strict=True))
+        if all(can_be_asked(sample, *pair) for pair in zip(settings, tasks, strict=True))
     ]
-    what = ' and '.join(one.name for one in settings) + (f' of {target}' if target else '')
     if not usable:
+        what = ' and '.join(of_task.name for of_task in settings)
         raise CalibrationError(
-            f'{dataset.name} has no picture for {what} among its {len(dataset.samples)}: choose '
-            'another split, task or target, or give captions'
+            f'{dataset.name} has no image for {what}{f" of {target}" if target else ""} among its '
+            f'{len(dataset.samples)}: choose a different split, task or target, or give captions'
         )
     chosen, test = choose_samples(usable, count, test_count, seed)
     if target is None:
@@ -130,6 +93,37 @@ def choose_question_samples(
         return chosen, test
     other, other_test = choose_samples(without, len(chosen), len(test), seed)
     return chosen + other, test + other_test
+
+
+def _choose_from_both(
+    dataset: Dataset,
+    test_dataset: Dataset,
+    settings: Sequence[TaskSettings],
+    count: int,
+    test_count: int,
+    seed: int,
+) -> tuple[list[Sample], list[Sample]]:
+    calibration, _ = choose_question_samples(dataset, settings, count, 0, seed)
+    paths = {sample.image_path.resolve() for sample in calibration}
+    others = tuple(s for s in test_dataset.samples if s.image_path.resolve() not in paths)
+    if not others:
+        raise CalibrationError(
+            f'every test image of {test_dataset.name} is also a calibration image: choose a '
+            'different test split, or none'
+        )
+    # The labels are those of the calibration dataset, whatever the test dataset's are.
+    rest = replace(test_dataset, samples=others, labels=dataset.labels)
+    _, test = choose_question_samples(rest, settings, 0, test_count, seed)
+    return calibration, test
+
+
+def _check_target(target: str, task: Task | None) -> None:
+    assert task is not None
+    if _label(target, task) is None:
+        raise CalibrationError(
+            f'target {target!r} is not in the label set ({", ".join(task.labels)}): '
+            'choose one of them, or set the labels'
+        )
 
 
 def make_questions(
@@ -168,12 +162,6 @@ def make_questions(
         references=tuple(references),
         num_scored=len(samples) if settings.target is None else num_scored,
     )
-
-
-def task_settings(name: str, **options: Any) -> list[TaskSettings]:
-    """Return the settings of a task, or of all three tasks for 'joint'."""
-    names = TASK_NAMES if name == JOINT else (name,)
-    return [TaskSettings(one, **options) for one in names]
 
 
 def _label(name: str, task: Task) -> str | None:

@@ -1,168 +1,162 @@
-"""What a calibration found, as a skip list and as a record."""
+"""What a calibration found, as a skip list and as a record; built from plain values."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from gmskip_ros.calibration.checkpoint import Checkpoint
-from gmskip_ros.calibration.questions import Questions
 from gmskip_ros.calibration.settings import CalibrationSettings
-from gmskip_ros.datasets import Dataset
-from gmskip_ros.machine import software
+from gmskip_ros.calibration.trajectory import ChosenSets, Round
+from gmskip_ros.machine import machine, software
 from gmskip_ros.skipping import OPERATING_POINTS, Prompt, Removal, SkipList, derive_operating_points
 from gmskip_ros.tasks import jaccard
-
-if TYPE_CHECKING:
-    from gmskip_ros.vlm import Vlm
 
 FORMAT = 'gmskip/calibration/1'
 
 
 @dataclass(frozen=True)
+class Facts:
+    """What the skip list and the record state besides settings and sets.
+
+    `dataset` is the record's entry; `options` are those that determined the search.
+    """
+
+    model: str
+    text_model_type: str
+    num_blocks: int
+    device: str
+    dtype: str
+    dataset: Mapping[str, Any]
+    unreadable: tuple[str, ...]
+    metrics: tuple[str, ...]
+    prompt: Prompt
+    method: str
+    phases: tuple[str, ...]
+    options: Mapping[str, Any]
+    created: str
+
+
+@dataclass(frozen=True)
 class Calibration:
-    """What came out: the skip list, and the figures of contract 'gmskip/calibration/1' as JSON."""
+    """The skip list, and the figures of format 'gmskip/calibration/1' as JSON values."""
 
     skip_list: SkipList
     result: dict[str, Any]
 
 
-def stability(found: Sequence[Calibration]) -> dict[str, Any]:
-    """Return how alike the lists of several seeds are: per operating point their sets (ascending)
-    and the mean Jaccard index |A & B| / |A | B| over all pairs, 1 for two empty sets."""
+def stability(calibrations: Sequence[Calibration]) -> dict[str, Any]:
+    """Return how alike the lists of several seeds are.
+
+    Per operating point: their sets (ascending) and the mean Jaccard index |A & B| / |A | B| over
+    all pairs, 1 for two empty sets.
+    """
     points: dict[str, Any] = {}
     for name in OPERATING_POINTS:
-        sets = [sorted(one.skip_list.blocks_at(name)) for one in found]
+        sets = [sorted(found.skip_list.blocks_at(name)) for found in calibrations]
         pairs = [jaccard(set(map(str, a)), set(map(str, b))) for a, b in combinations(sets, 2)]
         points[name] = {'jaccard': sum(pairs) / len(pairs), 'sets': sets}
-    seeds = [one.result['dataset']['calibration']['seed'] for one in found]
+    seeds = [found.result['dataset']['calibration']['seed'] for found in calibrations]
     return {'seeds': seeds, 'points': points}
 
 
-def _fingerprint(
-    vlm: Vlm,
-    dataset: Dataset,
+def make_calibration(
+    facts: Facts,
     settings: CalibrationSettings,
-    questions: Sequence[Questions],
-    metrics: Sequence[str],
-    hashes: tuple[str, str],
-) -> dict[str, Any]:
-    """Return all that a result follows from; not the devices, processes, batches, the progress."""
-    prompts = sorted({prompt for asked in questions for prompt in asked.prompts})
-    return {
-        'model': vlm.name,
-        'weights (sha256)': vlm.weights_sha256(),  # a folder may hold a newer model by now
-        'num_blocks': vlm.num_blocks,
-        'template_sha256': vlm.template_sha256,
-        'dtype': vlm.dtype,
-        'dataset': dataset.name,
-        'calibration pictures (sha256)': hashes[0],
-        'test pictures (sha256)': hashes[1],
+    chosen: ChosenSets,
+    tests: Sequence[Mapping[str, Any] | None],
+    rounds: Sequence[Round],
+) -> Calibration:
+    """Return the skip list and the record. `tests`: each chosen set's figures on test images."""
+    skip_list = _make_skip_list(facts, settings, chosen)
+    result = {
+        'format': FORMAT,
+        'command': settings.command,
+        'created': facts.created,
+        'model': facts.model,
+        'text_model_type': facts.text_model_type,
+        'num_blocks': facts.num_blocks,
+        'device': facts.device,
+        'dtype': facts.dtype,
         'task': settings.task,
         'target': settings.target,
-        'metric': list(metrics),
-        'prompts': prompts if len(prompts) < 4 else _sha256('\n'.join(prompts)),
-        'labels': [list(asked.task.labels) if asked.task else None for asked in questions],
-        'synonyms': settings.synonyms,
-        'max_new_tokens': [asked.max_new_tokens for asked in questions],
-        'seed': settings.seed,
-        **{f'search {name}': value for name, value in asdict(settings.search).items()},
-        'intervals': list(settings.intervals),
-        'exhaustive': settings.exhaustive,
-        'latency_images': settings.latency_images,
-        'software': software(),
+        'metric': skip_list.metric,
+        'prompt': skip_list.prompt.text,
+        'method': skip_list.method,
+        'nested': skip_list.nested,
+        'options': dict(facts.options),
+        'min_score_ratio': settings.search.min_score_ratio,
+        'max_sparsity': settings.search.max_sparsity,
+        'stopped_by': chosen.stopped_by,
+        'dataset': dict(facts.dataset),
+        'unreadable': list(facts.unreadable),
+        'full_score': skip_list.full_score,
+        'rounds': [_round_record(number, done) for number, done in enumerate(rounds, start=1)],
+        'operating_points': dict(skip_list.operating_points or {}),
+        'prefixes': [
+            {
+                'blocks': list(scored.blocks),
+                'calibration_score': scored.score,
+                'length': len(scored.blocks),
+                'sparsity': len(scored.blocks) / facts.num_blocks,
+                'test': test,
+            }
+            for scored, test in zip(chosen.sets, tests, strict=True)
+        ],
+        'stability': None,
+        'machine': machine(facts.device),
+        'software': dict(skip_list.software),
     }
+    return Calibration(skip_list, result)
 
 
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()
-
-
-def _options(settings: CalibrationSettings) -> dict[str, Any]:
-    """Return the options that say how the search went about it, for the report."""
-    search = settings.search
-    options: dict[str, Any] = {'exhaustive': settings.exhaustive}
-    if settings.intervals:
-        return {'intervals': list(settings.intervals)}
-    if search.method in ('gm-skip', 'one-shot'):
-        options['tie_order'] = search.tie_order
-    if search.method == 'gm-skip':
-        options['abandon'] = search.abandon
-    if search.method == 'positional':
-        options['start'] = search.start
-    if search.method == 'random':
-        options['seed'] = search.seed
-    if search.rounds is not None:
-        options['rounds'] = search.rounds
-    return options
-
-
-def _key(blocks: Sequence[int]) -> str:
-    return ','.join(map(str, blocks)) or 'nothing'
-
-
-def _make_skip_list(
-    vlm: Vlm,
-    dataset: Dataset,
-    settings: CalibrationSettings,
-    questions: Sequence[Questions],
-    metrics: Sequence[str],
-    checkpoint: Checkpoint,
-    prefixes: Sequence[Mapping[str, Any]],
-    hashes: tuple[str, str],
-) -> SkipList:
-    search = settings.search
-    scores = [prefix['calibration_score'] for prefix in prefixes]
-    points = derive_operating_points(scores[0], scores[1:], search.min_score_ratio)
-    if settings.intervals:
-        blocks: dict[str, Any] = {
+def _make_skip_list(facts: Facts, settings: CalibrationSettings, chosen: ChosenSets) -> SkipList:
+    ratio = settings.search.min_score_ratio
+    full, *others = chosen.sets
+    points = derive_operating_points(full.score, [scored.score for scored in others], ratio)
+    blocks: dict[str, Any]
+    if chosen.nested:
+        removed = tuple(Removal(scored.blocks[-1], scored.score) for scored in others)
+        blocks = {'removed': removed, 'operating_points': points}
+    else:
+        blocks = {
             'nested': False,
-            'sets': {len(prefix['blocks']): tuple(prefix['blocks']) for prefix in prefixes[1:]},
+            'sets': {len(scored.blocks): scored.blocks for scored in others},
             'operating_points': {
-                name: len(prefixes[index]['blocks']) for name, index in points.items()
+                name: len(chosen.sets[index].blocks) for name, index in points.items()
             },
         }
-    else:
-        order = prefixes[-1]['blocks']
-        removed = (Removal(*pair) for pair in zip(order, scores[1:], strict=True))
-        blocks = {'removed': tuple(removed), 'operating_points': points}
-    asked = questions[0] if len(questions) == 1 else None
-    prompt = asked.prompts[0] if asked and len(set(asked.prompts)) == 1 else None
     return SkipList(
-        model=vlm.name,
-        text_model_type=vlm.text_model_type,
-        num_blocks=vlm.num_blocks,
+        model=facts.model,
+        text_model_type=facts.text_model_type,
+        num_blocks=facts.num_blocks,
         task=settings.task,
         target=settings.target,
-        method=method_name(settings),
-        metric=', '.join(metrics),
-        prompt=Prompt(prompt, vlm.template_sha256, asked.max_new_tokens if asked else None),
-        dtype=vlm.dtype,
-        min_score_ratio=search.min_score_ratio,
-        full_score=scores[0],
-        calibration={
-            'dataset': dataset.name,
-            'images': questions[0].num_scored,
-            'sha256': hashes[0],
-            'seed': settings.seed,
-        },
-        created=checkpoint.created,
+        method=facts.method,
+        phases=facts.phases,
+        metric=', '.join(facts.metrics),
+        prompt=facts.prompt,
+        dtype=facts.dtype,
+        min_score_ratio=ratio,
+        full_score=full.score,
+        calibration={'dataset': facts.dataset['name'], **facts.dataset['calibration']},
+        created=facts.created,
         software=software(),
         provenance=settings.command or 'gmskip_ros.calibration.run.calibrate',
         **blocks,
     )
 
 
-def method_name(settings: CalibrationSettings) -> str:
-    """Return what the skip list says of how it was found."""
-    search = settings.search
-    if settings.intervals:
-        return 'fixed-interval'
-    if search.method == 'positional':
-        return f'positional-from-{search.start}'
-    if search.method == 'random':
-        return f'random-{search.seed}'
-    return search.method if search.tie_order == 'backward' else f'{search.method}-forward-ties'
+def _round_record(number: int, done: Round) -> dict[str, Any]:
+    return {
+        'round': number,
+        'removed': done.removed,
+        'score': float(done.score),
+        'seconds': done.seconds,
+        'token_blocks': done.token_blocks,
+        'cells': [
+            {'block': cell.block, 'score': float(cell.score), 'exact': cell.is_exact}
+            for cell in done.cells
+        ],
+    }

@@ -1,44 +1,69 @@
-"""What a calibration is asked to do, and what it reports on the way."""
+"""What a calibration or an evaluation has to do, and what it reports while it runs."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from gmskip_ros.calibration.errors import CalibrationError
-from gmskip_ros.calibration.questions import TaskSettings, task_settings
+from gmskip_ros.skipping import JOINT
+from gmskip_ros.tasks import TASK_NAMES, Task, make_task
 
-METHODS = ('gm-skip', 'one-shot', 'positional', 'random')
-TIE_ORDERS = ('backward', 'forward')  # of equally good blocks the deepest goes, or the shallowest
-STARTS = ('0', '2', 'end')  # of positional deletion: the paper's Figure 3
+GENERIC = 'generic'
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """One task as the user configured it; None stands for the task's (or the dataset's) default."""
+
+    name: str  # one of TASK_NAMES, or 'generic'
+    target: str | None = None  # single_object only
+    prompt: str | None = None
+    labels: tuple[str, ...] | None = None
+    synonyms: bool = False
+    max_new_tokens: int | None = None
+
+    def make_task(self, dataset_labels: Sequence[str]) -> Task | None:
+        """Return the task with these labels unless it has its own; None for 'generic'.
+
+        Without any labels, they are CODA's. Raises TaskError.
+        """
+        if self.name == GENERIC:
+            return None
+        return make_task(
+            self.name,
+            prompt=self.prompt,
+            labels=self.labels or tuple(dataset_labels) or ('coda',),
+            max_new_tokens=self.max_new_tokens,
+            synonyms=self.synonyms,
+        )
+
+
+def task_settings(name: str, **options: Any) -> list[TaskSettings]:
+    """Return the settings of a task, or of all three tasks for 'joint'."""
+    names = TASK_NAMES if name == JOINT else (name,)
+    return [TaskSettings(task_name, **options) for task_name in names]
 
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """What defines a search's result.
+    """What determines which blocks a method chooses; make them with `methods.search_settings`.
 
-    method: 'gm-skip'; 'one-shot' (blocks in the order of round 1's scores); 'positional' (from
-    `start` on, in the order of the blocks; 'end': backwards); 'random' (by `seed`). The search
-    stops when the best score falls below min_score_ratio x the full model's, at max_sparsity, after
-    `rounds`, and with one block left.
+    A method that removes blocks one at a time stops when the best score falls below
+    min_score_ratio x the full model's, at max_sparsity, after `rounds` removals, and when one block
+    is left. `options` are the method's own, by name; missing ones have their default.
     """
 
-    method: str = 'gm-skip'
-    tie_order: str = 'backward'
-    start: str = '0'
+    method: str = 'gm-skip'  # one of methods.METHODS
     seed: int = 0
     min_score_ratio: float = 1.0
     max_sparsity: float = 0.9
     rounds: int | None = None
-    abandon: bool = True
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, value, known in (
-            ('method', self.method, METHODS),
-            ('tie order', self.tie_order, TIE_ORDERS),
-            ('start', self.start, STARTS),
-        ):
-            if value not in known:
-                raise CalibrationError(f'{name} {value!r} is unknown: use {", ".join(known)}')
         if not 0 <= self.min_score_ratio < float('inf'):
             raise CalibrationError(f'min score ratio {self.min_score_ratio} must be 0 or more')
         if not 0 < self.max_sparsity <= 1:
@@ -56,21 +81,8 @@ class SearchSettings:
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How far a search is: answers known of those that this round may need, and the best so far."""
-
-    round: int  # 0: the full model
-    most_rounds: int
-    candidates: int  # still in the race
-    done: int
-    total: int
-    best_block: int | None
-    best_score: float | None
-
-
-@dataclass(frozen=True)
-class CalibrationSettings:
-    """What a user asks of one calibration. None stands for the task's or the dataset's own."""
+class SharedSettings:
+    """What calibration and evaluation both need; None is the task's or the dataset's default."""
 
     task: str  # one of TASK_NAMES, 'generic' or 'joint'
     target: str | None = None
@@ -80,18 +92,19 @@ class CalibrationSettings:
     synonyms: bool = False
     max_new_tokens: int | None = None
     images: int = 1000
-    test_images: int | None = None  # None: as many as `images`
     seed: int = 0
-    search: SearchSettings = field(default_factory=SearchSettings)
-    intervals: tuple[int, ...] = ()  # fixed intervals instead of a search
-    exhaustive: bool = False
     batch_size: int = 256
     memory_gib: float = 4.0
     latency_images: int = 8
     command: str = ''
 
+    @property
+    def memory_bytes(self) -> int:
+        """Memory for image features, and as much again for a batch."""
+        return int(self.memory_gib * GIB)
+
     def tasks(self) -> list[TaskSettings]:
-        """Return the settings of the task, or of each task of a joint calibration."""
+        """Return the settings of the task, or of each task of a joint run."""
         return task_settings(
             self.task,
             target=self.target,
@@ -102,17 +115,50 @@ class CalibrationSettings:
         )
 
 
+@dataclass(frozen=True)
+class CalibrationSettings(SharedSettings):
+    """One calibration."""
+
+    test_images: int | None = None  # None: as many as `images`
+    search: SearchSettings = field(default_factory=SearchSettings)
+    exhaustive: bool = False
+
+
+@dataclass(frozen=True)
+class EvaluationSettings(SharedSettings):
+    """One evaluation: at which operating points, beside which of Skip-MLLM's fixed intervals."""
+
+    operating_points: tuple[str, ...] = ()
+    intervals: tuple[int, ...] | None = None  # None: the paper's that fit the model
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Answers known of those that this round may need, and the best candidate so far."""
+
+    round: int  # 0: the full model
+    most_rounds: int
+    candidates: int  # not pruned yet
+    done: int
+    total: int
+    best_block: int | None
+    best_score: float | None
+
+
 class Listener:
-    """Told how far a calibration is; does nothing by itself."""
+    """Receives the progress of a calibration or evaluation; does nothing by itself."""
+
+    def begin(self, target: str | None, seed: int | None) -> None:
+        """A search begins; `target` and `seed` are None where there is only one."""
 
     def pictures(self, done: int, total: int) -> None:
-        """Pictures encoded so far."""
+        """Images encoded so far."""
 
     def search(self, progress: Progress) -> None:
         """How far the search is."""
 
     def full_score(self, score: float) -> None:
-        """The full model's score, before any block goes; told to the first process's only."""
+        """The full model's score, before any block is removed; only in the first process."""
 
     def evaluations(self, done: int, total: int) -> None:
-        """Skip sets measured so far on the test pictures."""
+        """Skip sets measured so far on the test images."""

@@ -1,4 +1,4 @@
-"""What a search has found so far: rounds, scores, answers."""
+"""What a search has found so far (rounds, scores, answers), and what it chose in the end."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 
 from gmskip_ros.tasks.scoring import Score
 
-FULL = -1  # the candidate that leaves nothing out
+FULL = -1  # the candidate that skips no further block
 
 
 @dataclass(frozen=True)
 class Cell:
-    """The score without one block; an upper bound of it, where the block was given up."""
+    """The score without one block; an upper bound of it where the candidate was pruned."""
 
     block: int
     score: Score
@@ -34,8 +34,8 @@ class Round:
 
 
 @dataclass(frozen=True)
-class Known:
-    """What is known of one answer: what it adds to the score, and its tokens."""
+class ScoredAnswer:
+    """One answer: what it adds to the score, and its tokens."""
 
     contribution: Score
     token_ids: tuple[int, ...]
@@ -43,15 +43,15 @@ class Known:
 
 @dataclass
 class SearchState:
-    """All that a search needs to go on; saved as a checkpoint."""
+    """All that a search needs to resume; saved as a checkpoint."""
 
-    full: list[Known] = field(default_factory=list)  # per item; empty before the full model ran
-    trunk: list[Known] = field(default_factory=list)  # per item, without the blocks removed so far
+    full: list[ScoredAnswer] = field(default_factory=list)  # per item; empty before the full model
+    trunk: list[ScoredAnswer] = field(default_factory=list)  # per item, without removed blocks
     rounds: list[Round] = field(default_factory=list)
     estimates: dict[int, Score] = field(default_factory=dict)  # last known score, per block
     shortfall: list[float] = field(default_factory=list)  # per item, of round 1's candidates
-    # What is known in this round: candidate (or FULL) -> item -> answer.
-    answered: dict[int, dict[int, Known]] = field(default_factory=dict)
+    # This round's answers: candidate (or FULL) -> item -> answer.
+    answered: dict[int, dict[int, ScoredAnswer]] = field(default_factory=dict)
     seconds: float = 0.0  # spent on this round so far
     token_blocks: int = 0
     stopped_by: str | None = None
@@ -59,4 +59,29 @@ class SearchState:
     @property
     def removed(self) -> list[int]:
         """The blocks removed so far, in order."""
-        return [one.removed for one in self.rounds if one.removed is not None]
+        return [done.removed for done in self.rounds if done.removed is not None]
+
+    def begin_round(self) -> None:
+        """Forget the answers of the round before."""
+        self.answered = {}
+        self.seconds, self.token_blocks = 0.0, 0
+
+
+@dataclass(frozen=True)
+class ScoredSet:
+    """A skip set and its score on the calibration images."""
+
+    blocks: tuple[int, ...]
+    score: float
+
+
+@dataclass(frozen=True)
+class ChosenSets:
+    """What a method chose: skip sets in ascending size, the empty one first.
+
+    nested: each set is the one before it with one block appended.
+    """
+
+    sets: tuple[ScoredSet, ...]
+    nested: bool
+    stopped_by: str

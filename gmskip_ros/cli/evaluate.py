@@ -1,43 +1,41 @@
-"""`gmskip evaluate`: what skip sets do on a dataset, beside the full model."""
+"""`gmskip evaluate`: compare skip sets with the full model on a dataset."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gmskip_ros.calibration.evaluate import INTERVALS, evaluate_all, without_calibration_pictures
+from gmskip_ros.calibration.methods.fixed_interval import INTERVALS_TEXT, parse_intervals
+from gmskip_ros.calibration.settings import EvaluationSettings
 from gmskip_ros.cli.options import (
     add_dataset_options,
     add_model_options,
     add_task_options,
     load_model,
     make_folder,
+    shared_settings,
     split_list,
-    split_numbers,
-    task_options,
 )
 from gmskip_ros.errors import UserError
+from gmskip_ros.skipping import OPERATING_POINTS
 from gmskip_ros.tasks import TASK_NAMES
 
 if TYPE_CHECKING:
     from gmskip_ros.skipping import SkipList
 
-OPERATING_POINTS = 'high_performance,high_sparsity'
-
 
 def add_parser(subparsers: Any) -> None:
     """Add the command and its options to `gmskip`."""
     parser = subparsers.add_parser(
-        'evaluate', help='measure skip lists on a dataset, beside the full model'
+        'evaluate', help='compare skip lists with the full model on a dataset'
     )
     add_task_options(parser)
     parser.add_argument(
         '--target',
         metavar='person',
-        help='for single_object: pictures that show it, and as many that do not',
+        help='for single_object: use images that show it, and as many that do not',
     )
     add_dataset_options(parser)
     parser.add_argument(
@@ -49,15 +47,15 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         '--operating-point',
         metavar='POINT',
-        default=OPERATING_POINTS,
-        help='of each skip list: high_performance, high_sparsity or a number of blocks, with '
-        'commas between (default: the first two)',
+        default=','.join(OPERATING_POINTS),
+        help='of each skip list: high_performance, high_sparsity or a number of blocks, separated '
+        'by commas (default: the first two)',
     )
     parser.add_argument(
         '--interval',
         metavar='3,4',
-        help="Skip-MLLM's fixed intervals to compare with, or none (default: "
-        f'{",".join(map(str, INTERVALS))}, where the model has so many blocks)',
+        help=f"Skip-MLLM's fixed intervals to compare with, or none (default: {INTERVALS_TEXT}, "
+        'as far as the model has enough blocks)',
     )
     add_model_options(parser)
     parser.add_argument(
@@ -67,7 +65,9 @@ def add_parser(subparsers: Any) -> None:
         metavar='N',
         help='questions that are also answered alone and timed (default: 8; 0: not measured)',
     )
-    parser.add_argument('--json', action='store_true', help='print one JSON object, no table')
+    parser.add_argument(
+        '--json', action='store_true', help='print one JSON object instead of a table'
+    )
     parser.add_argument(
         '--out', metavar='DIR', help='folder for evaluation.json, evaluation.csv and report.html'
     )
@@ -75,43 +75,50 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate, print tables or JSON, write what was asked for, and return 0."""
-    options = task_options(args)
-    if args.latency_images < 0:
-        raise UserError(f'--latency-images {args.latency_images} must be at least 0')
-    intervals: Sequence[int] | None = None
-    if args.interval is not None:
-        is_none = args.interval.strip() == 'none'
-        intervals = [] if is_none else split_numbers('--interval', args.interval)
-    points = split_list('--operating-point', args.operating_point)
+    """Evaluate, print tables or JSON, write the files of --out, and return 0."""
+    settings = make_settings(args)
     skip_lists = load_skip_lists(args)
     folder = None if args.out is None else make_folder(Path(args.out).expanduser())
 
     from gmskip_ros.calibration.distributed import Ranks
-    from gmskip_ros.calibration.questions import task_settings
+    from gmskip_ros.calibration.evaluate import evaluate_all, without_calibration_images
     from gmskip_ros.cli.progress import ProgressBars
     from gmskip_ros.datasets import open_dataset
 
     ranks = Ranks()
-    settings = task_settings(args.task, target=args.target, **options)
     dataset = open_dataset(args.dataset, split=args.split, captions=args.captions)
     with ProgressBars(is_shown=ranks.rank == 0 and not args.no_progress) as bars:
 
-        def tell(line: str) -> None:
+        def print_line(line: str) -> None:
             if ranks.rank == 0:
                 bars.print(f'gmskip: {line}')
 
         for line in (*dataset.warnings, *dataset.notes):
-            tell(f'{dataset.name}: {line}')
-        kept = without_calibration_pictures(dataset, skip_lists, options, tell)
+            print_line(f'{dataset.name}: {line}')
+        kept = without_calibration_images(dataset, skip_lists, settings, print_line)
         vlm = load_model(args, ranks, bars.status)
-        result = evaluate_all(
-            args, vlm, kept, settings, skip_lists, points, intervals, ranks, bars, tell
-        )
+        result = evaluate_all(vlm, kept, settings, skip_lists, ranks, bars, print_line)
         ranks.disconnect()
     if ranks.rank == 0:
         write_and_print(args, result, folder)
     return 0
+
+
+def make_settings(args: argparse.Namespace) -> EvaluationSettings:
+    """Return the settings. Raises UserError for options that cannot be used."""
+    shared = shared_settings(args)
+    if args.latency_images < 0:
+        raise UserError(f'--latency-images {args.latency_images} must be at least 0')
+    intervals: tuple[int, ...] | None = None
+    if args.interval is not None:
+        intervals = () if args.interval.strip() == 'none' else parse_intervals(args.interval)
+    return EvaluationSettings(
+        **shared,
+        target=args.target,
+        latency_images=args.latency_images,
+        operating_points=tuple(split_list('--operating-point', args.operating_point)),
+        intervals=intervals,
+    )
 
 
 def load_skip_lists(args: argparse.Namespace) -> dict[str, SkipList]:
@@ -126,8 +133,8 @@ def load_skip_lists(args: argparse.Namespace) -> dict[str, SkipList]:
         skip_list = load_skip_list(name)
         if len(skip_list.phases) == 1:
             raise UserError(
-                f'--skip-list {name}: leaves blocks out in {skip_list.phases[0]} only: gmskip '
-                'evaluate measures lists for both phases'
+                f'--skip-list {name}: skips blocks in {skip_list.phases[0]} only: gmskip evaluate '
+                'measures lists for both phases'
             )
         skip_lists[name] = skip_list
     return skip_lists
@@ -148,8 +155,8 @@ def write_and_print(args: argparse.Namespace, result: dict[str, Any], folder: Pa
             write_evaluation_report(result, folder)
         except OSError as error:
             raise UserError(
-                f'{folder}: the report cannot be written ({error.strerror}): make room, or give '
-                'another --out'
+                f'{folder}: the report cannot be written ({error.strerror}): free some space, or '
+                'give a different --out'
             ) from error
     if args.json:
         print(json.dumps(result, indent=1))

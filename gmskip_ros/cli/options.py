@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,43 +13,28 @@ from gmskip_ros.tasks import TASK_NAMES
 
 if TYPE_CHECKING:
     from gmskip_ros.calibration.distributed import Ranks
-    from gmskip_ros.vlm import Vlm
-
-INTERVALS = '3,4,6,7,10'
+    from gmskip_ros.vlm import CalibrationEngine
 
 TASKS = (*TASK_NAMES, 'generic', 'joint')
 
 
 def split_list(option: str, text: str) -> list[str]:
-    """Return the parts between commas, each once."""
+    """Return the parts between commas. Raises UserError for empty or repeated ones."""
     parts = [part.strip() for part in text.split(',')]
     if not all(parts) or len(set(parts)) < len(parts):
-        raise UserError(f'{option} {text!r}: give different names with commas between them')
+        raise UserError(f'{option} {text!r}: give different names separated by commas')
     return parts
 
 
-def split_numbers(option: str, text: str) -> list[int]:
-    """Return the whole numbers between commas."""
-    try:
-        return [int(part) for part in split_list(option, text)]
-    except ValueError:
-        raise UserError(f'{option} {text!r}: give whole numbers such as {INTERVALS}') from None
-
-
-def file_stem(*parts: str | None) -> str:
-    """Return a file name made of words, without its ending."""
-    return '_'.join(re.sub(r'\W+', '_', part) for part in parts if part is not None)
-
-
 def positive_int(text: str) -> int:
-    """Return a whole number of at least 1."""
+    """Return a whole number of at least 1, as the type of an argument."""
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f'{text!r} is not a whole number of at least 1')
     return int(text)
 
 
 def positive_float(text: str) -> float:
-    """Return a number above 0 and below a million."""
+    """Return a number above 0 and below a million, as the type of an argument."""
     try:
         value = float(text)
     except ValueError:
@@ -60,7 +45,7 @@ def positive_float(text: str) -> float:
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Add which model answers, on what, and how much at once."""
+    """Add the options for the model, its device, and how much it does at once."""
     parser.add_argument('--model', default='demo', help="'demo' (default), a folder or a hub id")
     parser.add_argument('--device', default='auto', help='auto (default), cpu or cuda:N')
     parser.add_argument(
@@ -71,46 +56,50 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=256,
         metavar='N',
-        help='sequences that go through a block together, at most (default: 256)',
+        help='most sequences that go through a block together (default: 256)',
     )
     parser.add_argument(
         '--memory-gib',
         type=float,
         default=4.0,
         metavar='G',
-        help='memory for pictures, and again for a batch; less is slower (default: 4)',
+        help='memory for images, and as much again for a batch; less is slower (default: 4)',
     )
-    parser.add_argument('--no-progress', action='store_true', help='no progress bar')
+    parser.add_argument('--no-progress', action='store_true', help='show no progress bar')
 
 
 def add_dataset_options(parser: argparse.ArgumentParser) -> None:
-    """Add which pictures are asked about."""
+    """Add the options for the images."""
     parser.add_argument(
         '--dataset',
         required=True,
         metavar='DIR',
         help="COCO's or CODA's folder, or a .jsonl file of questions",
     )
-    parser.add_argument('--split', help='of the dataset, where it has several')
+    parser.add_argument('--split', help='split of the dataset, if it has several')
     parser.add_argument(
         '--captions',
         metavar='FILE',
-        help="another captions file, Karpathy's dataset_coco.json, or the folder CODA-LM",
+        help="a different captions file, Karpathy's dataset_coco.json, or the folder CODA-LM",
     )
     parser.add_argument(
         '--images',
         type=int,
         default=1000,
         metavar='N',
-        help='pictures, at most (default: 1000); with a target, as many without it are added',
+        help='most images to use (default: 1000); with a target, as many without it are added',
     )
     parser.add_argument(
-        '--seed', type=int, default=0, metavar='S', help='chooses the pictures (default: 0)'
+        '--seed',
+        type=int,
+        default=0,
+        metavar='S',
+        help='determines which images are chosen (default: 0)',
     )
 
 
 def add_task_options(parser: argparse.ArgumentParser) -> None:
-    """Add what is asked, and how answers are scored; --target is the command's own."""
+    """Add the options for questions and scores; each command adds its own --target."""
     parser.add_argument(
         '--task',
         required=True,
@@ -119,32 +108,37 @@ def add_task_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         '--metric',
-        help="the score (default: the task's first); several tasks: theirs, with commas between",
+        help="the score (default: the task's first); for several tasks, separated by commas",
     )
     parser.add_argument(
-        '--labels', metavar='car,bus', help="a set's name, or labels (default: the dataset's own)"
+        '--labels',
+        metavar='car,bus',
+        help="a label set's name, or labels (default: the dataset's own)",
     )
     parser.add_argument(
-        '--synonyms', action='store_true', help='take other words for a label as that label'
+        '--synonyms', action='store_true', help='accept synonyms of a label as that label'
     )
-    parser.add_argument('--prompt', help="a question of your own (default: the task's)")
+    parser.add_argument('--prompt', help="your own question (default: the task's)")
     parser.add_argument(
-        '--max-new-tokens', type=int, metavar='N', help="of an answer (default: the task's own)"
+        '--max-new-tokens',
+        type=int,
+        metavar='N',
+        help="length limit of an answer (default: the task's own)",
     )
 
 
-def task_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Return prompt, labels, synonyms and max_new_tokens as calibration's settings take them.
+def shared_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of calibration's SharedSettings, except target and latency_images.
 
-    Raises UserError for options that the task has no use for.
+    Raises UserError for values out of range and for options that have no effect on the task.
     """
     if args.task == 'joint' and (args.prompt, args.max_new_tokens) != (None, None):
         raise UserError(
-            '--prompt and --max-new-tokens are for one task: leave them out with --task joint'
+            '--prompt and --max-new-tokens need a single task: remove them with --task joint'
         )
     if args.task in ('generic', 'captioning') and (args.labels is not None or args.synonyms):
         raise UserError(
-            f'--labels and --synonyms are for tasks with labels: leave them out with {args.task}'
+            f'--labels and --synonyms need a task with labels: remove them with {args.task}'
         )
     for name, value in (('--images', args.images), ('--batch-size', args.batch_size)):
         if value < 1:
@@ -152,29 +146,38 @@ def task_options(args: argparse.Namespace) -> dict[str, Any]:
     if not 0 < args.memory_gib < float('inf'):
         raise UserError(f'--memory-gib {args.memory_gib:g} must be a number above 0')
     if args.target is not None and args.task != 'single_object':
-        raise UserError(f'--target is for --task single_object: leave it out with {args.task}')
+        raise UserError(f'--target is for --task single_object: remove it with {args.task}')
     if args.max_new_tokens is not None and args.max_new_tokens < 1:
         raise UserError(f'--max-new-tokens {args.max_new_tokens} must be at least 1')
     labels = None if args.labels is None else args.labels.split(',')
     return {
+        'task': args.task,
+        'metric': args.metric,
         'prompt': args.prompt,
         'labels': labels and tuple(label.strip() for label in labels),
         'synonyms': args.synonyms,
         'max_new_tokens': args.max_new_tokens,
+        'images': args.images,
+        'seed': args.seed,
+        'batch_size': args.batch_size,
+        'memory_gib': args.memory_gib,
+        'command': 'gmskip ' + shlex.join(args.arguments),
     }
 
 
 def make_folder(folder: Path) -> Path:
-    """Make the folder of --out, or one below it, and return it. Raises UserError."""
+    """Make the folder of --out and return it. Raises UserError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f'--out {folder}: {error.strerror}: give another folder') from error
+        raise UserError(f'--out {folder}: {error.strerror}: give a different folder') from error
     return folder
 
 
-def load_model(args: argparse.Namespace, ranks: Ranks, on_progress: Callable[[str], None]) -> Vlm:
-    """Return the model, on this process's own GPU where there are several, with all connected."""
+def load_model(
+    args: argparse.Namespace, ranks: Ranks, on_progress: Callable[[str], None]
+) -> CalibrationEngine:
+    """Connect the processes and return the model, on this process's GPU if there are several."""
     from gmskip_ros.vlm import load_vlm
 
     device = args.device

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from gmskip_ros.errors import UserError
-
 
 def add_parser(subparsers: Any) -> None:
     """Add the command and its options to `gmskip`."""
@@ -29,25 +27,19 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the scenes, or the rest of them, and return 0."""
+    """Write the scenes, or the missing ones, and return 0."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    from gmskip_ros.datasets import DatasetError, write_scenes
+    from gmskip_ros.datasets import write_scenes
 
     columns = ('scenes', BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
-    try:
-        with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-            task = progress.add_task('scenes', total=args.count)
-            written = write_scenes(
-                args.out,
-                args.count,
-                args.seed,
-                lambda done: progress.update(task, completed=done),
-            )
-    except DatasetError as error:
-        raise UserError(str(error)) from error
-    said = 'written to' if written else 'already there in'
-    print(f'{args.count} scenes {said} {args.out}')
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task('scenes', total=args.count)
+        written = write_scenes(
+            args.out, args.count, args.seed, lambda done: progress.update(task, completed=done)
+        )
+    state = 'written to' if written else 'already there in'
+    print(f'{args.count} scenes {state} {args.out}')
     return 0

@@ -1,4 +1,4 @@
-"""`gmskip skiplist`: look at a skip list, or choose from its scores anew."""
+"""`gmskip skiplist`: show a skip list, or select from its scores again."""
 
 from __future__ import annotations
 
@@ -15,24 +15,28 @@ if TYPE_CHECKING:
 
 def add_parser(subparsers: Any) -> None:
     """Add the command and its options to `gmskip`."""
-    parser = subparsers.add_parser('skiplist', help='look at a skip list, or choose from it anew')
+    parser = subparsers.add_parser(
+        'skiplist', help='show a skip list, or select from its scores again'
+    )
     actions = parser.add_subparsers(dest='action', required=True, metavar='action')
-    show = actions.add_parser('show', help='print a skip list as a table')
-    show.set_defaults(func=run_show)
-    reselect = actions.add_parser(
+    show_parser = actions.add_parser('show', help='print a skip list as a table')
+    show_parser.set_defaults(func=run_show)
+    reselect_parser = actions.add_parser(
         'reselect', help='write what a search with a higher --min-score-ratio would have found'
     )
-    for parser in (show, reselect):
-        parser.add_argument('file', help='a *.skip.yaml file, or the name of a shipped list')
-    reselect.add_argument(
+    for action_parser in (show_parser, reselect_parser):
+        action_parser.add_argument('file', help='a *.skip.yaml file, or the name of a shipped list')
+    reselect_parser.add_argument(
         '--min-score-ratio',
         type=float,
         required=True,
         metavar='R',
-        help="of the full model's score; at least the list's own",
+        help="least share of the full model's score; at least the list's own ratio",
     )
-    reselect.add_argument('--out', required=True, metavar='FILE', help='another file, to write to')
-    reselect.set_defaults(func=run_reselect)
+    reselect_parser.add_argument(
+        '--out', required=True, metavar='FILE', help='file for the new list'
+    )
+    reselect_parser.set_defaults(func=run_reselect)
 
 
 def run_show(args: argparse.Namespace) -> int:
@@ -50,8 +54,8 @@ def run_reselect(args: argparse.Namespace) -> int:
     skip_list = load_skip_list(args.file)
     if Path(args.out).expanduser().resolve() == Path(args.file).expanduser().resolve():
         raise UserError(
-            f'--out {args.out}: is the list itself, and what is cut off it would be lost: give '
-            'another file'
+            f'--out {args.out}: this is the list itself, and the blocks cut from it would be lost: '
+            'give a different file'
         )
     chosen = reselect(skip_list, args.min_score_ratio, args.file)
     save_skip_list(chosen, args.out)
@@ -61,7 +65,7 @@ def run_reselect(args: argparse.Namespace) -> int:
 
 
 def print_skip_list(skip_list: SkipList) -> None:
-    """Print everything of a list that a person may ask about."""
+    """Print where a list comes from, and its blocks as a table."""
     from rich.console import Console
     from rich.table import Table
 
@@ -87,10 +91,11 @@ def print_skip_list(skip_list: SkipList) -> None:
     for name, length in (skip_list.operating_points or {}).items():
         points.setdefault(length, []).append(name)
     table = Table()
-    for name in ('blocks left out', 'sparsity', 'block' if skip_list.nested else 'which', 'score'):
+    for name in ('blocks skipped', 'sparsity', 'block' if skip_list.nested else 'which', 'score'):
         table.add_column(name, justify='right')
     table.add_column('operating point')
-    no_score = 'not published' if skip_list.full_score is None else ''
+    # A list of sets records no scores: calibration.json has them.
+    no_score = 'not published' if skip_list.nested else 'not in the list'
     for length, block, score in rows_of(skip_list):
         sparsity = f'{100 * length / skip_list.num_blocks:.1f} %'
         table.add_row(
@@ -104,7 +109,7 @@ def print_skip_list(skip_list: SkipList) -> None:
 
 
 def rows_of(skip_list: SkipList) -> list[tuple[int, str, float | None]]:
-    """Return the length of every prefix (or set), the block that it adds (or all), the score."""
+    """Return each prefix's (or set's) length, the block that it adds (or all), and its score."""
     rows: list[tuple[int, str, float | None]] = [(0, '', skip_list.full_score)]
     if skip_list.nested:
         for length, removal in enumerate(skip_list.removed, start=1):

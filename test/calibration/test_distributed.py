@@ -1,4 +1,4 @@
-"""Several processes: how they are connected where each has a GPU. (CPU: test_calibrate_ranks.)"""
+"""Several processes: how they connect where each has a GPU. (CPU: test_calibrate_ranks.)"""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gmskip_ros.calibration.distributed import Ranks
 
 
 class FakeStore:
-    """Knows that everybody is there."""
+    """Reports every process as connected."""
 
     def set(self, key: str, value: str) -> None:
         pass
@@ -21,11 +21,11 @@ class FakeStore:
 
 
 def test_objects_do_not_go_by_nccl_on_gpus(monkeypatch):
-    """Within nccl a process hears no signal, and waits for days for one that has ended."""
+    """Within nccl a process handles no signal, and waits for days for one that has ended."""
     monkeypatch.setenv('RANK', '1')
     monkeypatch.setenv('WORLD_SIZE', '2')
     backends, gpus = [], []
-    rendezvous = sys.modules['torch.distributed.rendezvous']  # a function has the name, too
+    rendezvous = sys.modules['torch.distributed.rendezvous']  # a function has the same name
     monkeypatch.setattr(rendezvous, 'rendezvous', lambda _: iter([(FakeStore(), 1, 2)]))
     monkeypatch.setattr(
         'torch.distributed.init_process_group', lambda backend, **_: backends.append(backend)

@@ -1,4 +1,4 @@
-"""Every figure of an evaluation, worked out again from single answers and from the definitions."""
+"""Every figure of an evaluation, recomputed from single answers and the definitions."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ import pytest
 from gmskip_ros.calibration.answering import Answerer
 from gmskip_ros.calibration.distributed import Ranks
 from gmskip_ros.calibration.errors import CalibrationError
-from gmskip_ros.calibration.images import Pictures
+from gmskip_ros.calibration.images import EncodedImages
 from gmskip_ros.calibration.measuring import Evaluator
 from gmskip_ros.calibration.objective import make_objective, shuffled_images
-from gmskip_ros.calibration.questions import make_questions, task_settings
+from gmskip_ros.calibration.questions import make_questions
+from gmskip_ros.calibration.settings import task_settings
 from gmskip_ros.datasets import open_dataset, read_image, write_scenes
 from gmskip_ros.tasks import Cider, caption_tokens, rouge_l, set_precision
 from gmskip_ros.tasks.statistics import paired_bootstrap_interval
@@ -67,23 +68,23 @@ def questions_about(dataset, task, samples=None, **options):
     samples = dataset.samples if samples is None else samples
     samples = sorted(samples, key=lambda sample: target is not None and target not in sample.labels)
     return [
-        make_questions(samples, one, one.make_task(dataset))
-        for one in task_settings(task, **options)
+        make_questions(samples, settings, settings.make_task(dataset.labels))
+        for settings in task_settings(task, **options)
     ]
 
 
 def make_evaluator(vlm, questions, metrics, answerer=Answerer, latency_images=0, batch_size=8):
-    """Return an evaluator, and the index of each picture of the first questions."""
+    """Return an evaluator, and the index of each image of the first questions."""
     paths = list(dict.fromkeys(sample.image_path for sample in questions[0].samples))
     ranks = Ranks()
-    pictures = Pictures(vlm, paths, 1 << 30, ranks)
+    encoded = EncodedImages(vlm, paths, 1 << 30, ranks)
     image_of = {path: index for index, path in enumerate(paths)}
-    answers = answerer(vlm, pictures, ranks, batch_size=batch_size)
+    answers = answerer(vlm, encoded, ranks, batch_size=batch_size)
     return Evaluator(questions, metrics, answers, image_of, SEED, latency_images), image_of
 
 
 def ask_alone(vlm, questions, blocks, images=None):
-    """Return each question's answer, alone and from the picture file; `images`: other pictures."""
+    """Return each question's answer, alone and from the image file; `images`: other images."""
     paths = [sample.image_path for sample in questions.samples]
     return [
         ask_one(vlm, paths[image], prompt, blocks, questions.max_new_tokens)
@@ -93,7 +94,7 @@ def ask_alone(vlm, questions, blocks, images=None):
 
 @functools.cache
 def ask_one(vlm, path, prompt, blocks, max_new_tokens):
-    """Return one answer, as anybody would ask for it."""
+    """Return one answer through the public interface."""
     return vlm.answer(read_image(path), prompt, blocks, max_new_tokens)
 
 
@@ -119,7 +120,7 @@ def test_single_object(vlm, dataset):
     assert found['difference'] == pytest.approx(fmean(right) - fmean(full_right), abs=1e-12)
     differences = [a - b for a, b in zip(right, full_right, strict=True)]
     assert found['interval'] == pytest.approx(paired_bootstrap_interval(differences), abs=1e-12)
-    # McNemar's exact test: a fair coin for every picture that only one of them got right.
+    # McNemar's exact test: a fair coin for every image that only one of them gets right.
     wins, losses = differences.count(1), differences.count(-1)
     tail = sum(math.comb(wins + losses, k) for k in range(min(wins, losses) + 1))
     assert found['mcnemar_p'] == pytest.approx(min(1, 2 * tail / 2 ** (wins + losses)))
@@ -157,7 +158,7 @@ def test_full_is_compared_to_itself_and_the_order_of_calls_is_nothing(vlm, datas
     assert alone.evaluate([]) == first
 
 
-def test_a_target_is_looked_for_with_and_without_it(vlm, dataset):
+def test_a_target_is_asked_about_on_images_with_and_without_it(vlm, dataset):
     (questions,) = questions_about(dataset, 'single_object', target='car')
     with_car, count = questions.num_scored, len(questions.samples)
     assert 2 < with_car < count - 2
@@ -170,7 +171,7 @@ def test_a_target_is_looked_for_with_and_without_it(vlm, dataset):
     assert found['score_without_target'] == pytest.approx(1 - fmean(says_car[with_car:]))
     balanced = (found['score'] + found['score_without_target']) / 2
     assert found['scores']['balanced_accuracy'] == pytest.approx(balanced, abs=1e-12)
-    # A car's picture may give way to one without a car.
+    # An image with a car may be replaced by one without.
     others = shuffled_images(range(count), SEED)
     elsewhere = ask_alone(vlm, questions, BLOCKS, others)[:with_car]
     blind = fmean(answer.text == 'car' for answer in elsewhere)
@@ -179,10 +180,10 @@ def test_a_target_is_looked_for_with_and_without_it(vlm, dataset):
     prompt = questions.prompts[0]
     chances = [
         sum(
-            math.exp(vlm.log_probabilities([vlm.encode(picture)], [prompt], [word], BLOCKS)[0])
+            math.exp(vlm.log_probabilities([vlm.encode(image)], [prompt], [word], BLOCKS)[0])
             for word in ('car', ' car', 'Car', ' Car')
         )
-        for picture in (read_image(sample.image_path) for sample in questions.samples)
+        for image in (read_image(sample.image_path) for sample in questions.samples)
     ]
     pairs = [
         0.5 if a == b else float(a > b) for a in chances[:with_car] for b in chances[with_car:]
@@ -290,13 +291,13 @@ def test_captions_and_a_joint_score(vlm, dataset):
 
 
 class SaysCar(Answerer):
-    """Answers 'car' to everything, without looking."""
+    """Answers 'car' to everything, whatever the image shows."""
 
-    def answers(self, asks, removed, candidates=(None,), max_new_tokens=16, is_decided=None):
-        return [[CandidateAnswer((7,), ' Car.')] for _ in asks]
+    def answers(self, questions, removed, candidates=(None,), max_new_tokens=16, is_decided=None):
+        return [[CandidateAnswer((7,), ' Car.')] for _ in questions]
 
 
-def test_always_the_same_answer_is_found_out(vlm, dataset):
+def test_a_constant_answer_is_exposed(vlm, dataset):
     samples = [
         replace(
             sample,
@@ -327,7 +328,7 @@ def test_always_the_same_answer_is_found_out(vlm, dataset):
     assert found['scores']['captioning.rouge_l'] > 0
 
 
-def test_generic_questions_have_no_vocabulary_and_one_picture_no_shuffle(vlm, dataset):
+def test_generic_questions_have_no_vocabulary_and_a_single_image_no_shuffle(vlm, dataset):
     sample = replace(
         dataset.samples[0],
         question='What is the main object in this image? Answer with one word.',
@@ -339,7 +340,7 @@ def test_generic_questions_have_no_vocabulary_and_one_picture_no_shuffle(vlm, da
     assert list(found['scores']) == ['exact', 'vqa', 'relaxed', 'contains', 'rouge_l', 'cider']
     for key in ('in_vocabulary_share', 'shuffled_score', 'visual_gain'):
         assert found[key] is None
-    with pytest.raises(CalibrationError, match='one picture cannot be shuffled'):
+    with pytest.raises(CalibrationError, match='a single image cannot be shuffled'):
         make_evaluator(vlm, [questions], ['visual_gain'])
     (single,) = questions_about(dataset, 'single_object', [sample])
     found = make_evaluator(vlm, [single], ['accuracy'])[0].evaluate([])
@@ -349,7 +350,7 @@ def test_generic_questions_have_no_vocabulary_and_one_picture_no_shuffle(vlm, da
 
 
 class TimedVlm:
-    """Answers as slowly as a table says: prefill, decode and tokens of full and of the skip set."""
+    """Takes its times from a table: prefill, decode and tokens of full and of the skip set."""
 
     num_blocks = 10
 
@@ -367,16 +368,16 @@ class TimedVlm:
         return Answer('car', tuple(range(tokens)), timing, True)
 
 
-class PictureNames(list):
+class ImageNames(list):
     def is_mine(self, image):
         return True
 
 
 def timed(dataset, full, skip, blocks=(4, 5), images=2):
-    """Return the evaluation, and which pictures were answered with which set."""
+    """Return the evaluation, and which images were answered with which set."""
     (questions,) = questions_about(dataset, 'single_object', dataset.samples[:4], max_new_tokens=3)
     vlm = TimedVlm(full, skip)
-    answerer = SaysCar(vlm, PictureNames('abcd'), Ranks())
+    answerer = SaysCar(vlm, ImageNames('abcd'), Ranks())
     image_of = {sample.image_path: i for i, sample in enumerate(questions.samples)}
     evaluator = Evaluator([questions], ['accuracy'], answerer, image_of, SEED, images)
     return evaluator.evaluate(blocks), vlm.order
@@ -387,15 +388,15 @@ def test_latency_is_of_answers_one_after_the_other(dataset):
     full = [warm_up, (10, 20, 3), (10, 40, 3), (14, 20, 3), (10, 44, 3)]
     skip = [warm_up, (9, 4, 1), (9, 0, 0), (9, 10, 2), (11, 10, 3)]
     found, order = timed(dataset, full, skip)
-    pictures = ['a', 'a', 'b', 'a', 'b']
-    assert order == [(picture, is_skip) for picture in pictures for is_skip in (False, True)]
+    images = ['a', 'a', 'b', 'a', 'b']
+    assert order == [(image, is_skip) for image in images for is_skip in (False, True)]
     language = [13, 9, 19, 21]
     assert found['language_ms'] == 16  # the median
     assert found['latency_ms'] == 3 + 16
     # 1 token and the end: one pass; 2 and the end: two; 3 at the limit: two; none without decode.
     assert found['ms_per_token'] == 5 == sorted([4 / 1, 10 / 2, 10 / 2])[1]
     assert found['latency_cut'] == pytest.approx(1 - 16 / (50 + 34) * 2)
-    # Fewer tokens; a cut of 0.62 where 0.2 of the blocks are left out; but the noise is 0.45.
+    # Fewer tokens, and a cut of 0.62 where 0.2 of the blocks are skipped, but the noise is 0.45.
     noise = 1 - sum(language[:2]) / sum(language[2:])
     assert 0.2 + noise > found['latency_cut']
     assert found['answers_got_shorter'] is False
@@ -414,7 +415,7 @@ def test_answers_that_got_shorter_are_marked(dataset, tokens, decode, got_shorte
 
 def test_the_full_model_is_timed_alone(dataset):
     found, order = timed(dataset, [(8, 0, 1)] * 9, [], blocks=(), images=9)
-    assert order == [(picture, False) for picture in 'aabcdabcd']
+    assert order == [(image, False) for image in 'aabcdabcd']
     assert (found['latency_cut'], found['answers_got_shorter']) == (0, False)
     assert found['ms_per_token'] == 0  # one pass each, for the end-of-sequence token
     at_once, _ = timed(dataset, [(8, 0, 0)] * 9, [], blocks=(), images=9)

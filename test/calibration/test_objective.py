@@ -1,4 +1,4 @@
-"""The score that is compared: against sums by hand, and the pictures shuffled."""
+"""The score that a search compares: against sums by hand, and with images shuffled."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def objective_of(
 
 
 def image_of(samples: list[Sample]) -> dict[Path, int]:
-    # Not the order of the samples: items name pictures by this index.
+    # Not the order of the samples: items refer to images by this index.
     return {sample.image_path: 100 + i for i, sample in enumerate(reversed(samples))}
 
 
 def scores(objective: Objective, answers: dict[int, str]) -> tuple:
-    """Return the parts' scores if pictures are answered so, by their index."""
+    """Return the parts' scores for these answers, by image index."""
     return objective.part_scores(
         [objective.contribution(i, answers[item.image]) for i, item in enumerate(objective.items)]
     )
@@ -67,7 +67,7 @@ def test_accuracy_and_the_accuracy_of_every_class():
     assert scores(balanced, in_order(samples, 'bus', 'bus', 'bus', 'bus')) == (Fraction(1, 2),)
 
 
-def test_with_a_target_pictures_without_it_count_in_balanced_accuracy_only():
+def test_with_a_target_images_without_it_count_in_balanced_accuracy_only():
     samples = shows('car bus', 'dog car', 'car', 'truck', '')
     says_car = in_order(samples, 'car', 'car', 'dog', 'car', 'car')
     accuracy = objective_of(samples, 'single_object', 'accuracy', target='car')
@@ -88,16 +88,16 @@ def test_precision_adds_up_exactly():
     assert found == (Fraction(11, 36),) and isinstance(found[0], Fraction)
 
 
-def test_visual_gain_is_the_score_less_that_of_other_pictures_answers():
+def test_visual_gain_is_the_score_minus_that_with_other_images():
     samples = shows(*random.Random(3).choices(LABELS, k=25))
     right = in_order(samples, *(str(sample.main_object) for sample in samples))
     gain = objective_of(samples, 'single_object', 'visual_gain', seed=5)
     order = shuffled_images([image_of(samples)[s.image_path] for s in samples], 5)
     by_luck = sum(right[image] == s.main_object for image, s in zip(order, samples, strict=True))
     assert scores(gain, right) == (1 - Fraction(by_luck, 25),)
-    # Whoever does not look gains nothing, however often it is right.
+    # Answers that ignore the image gain nothing, however often they are right.
     assert scores(gain, dict.fromkeys(right, 'car')) == (0,)
-    # One who answers what the other picture shows is worse than blind.
+    # Answering what the other image shows is worse than ignoring images.
     others = dict(zip(order, (str(s.main_object) for s in samples), strict=True))
     own = sum(others[image_of(samples)[s.image_path]] == s.main_object for s in samples)
     assert scores(gain, others) == (Fraction(own, 25) - 1,)
@@ -124,7 +124,7 @@ def test_captions_add_up_with_one_rounding(metric):
     assert scores(one, answers) == (math.fsum(own) / 20,)
 
 
-def test_joint_is_the_least_of_what_is_left_of_each_task():
+def test_joint_is_the_least_share_of_each_full_score():
     samples = list(make_samples(6, random.Random(0)))
     joint = objective_of(samples, 'joint', 'accuracy', 'set_precision', 'cider')
     assert [part.questions.name for part in joint.parts] == [
@@ -174,10 +174,10 @@ def test_no_answer_is_outside_the_bounds_or_changes_once_decided(task, metrics):
     assert (decided > 0) == (task in ('single_object', 'joint'))
 
 
-# ---- pictures shuffled -------------------------------------------------------------------------
+# ---- shuffled images ---------------------------------------------------------------------------
 
 
-def test_every_place_gets_another_place_s_picture():
+def test_every_place_gets_the_image_of_a_different_place():
     images = list(range(100, 130))
     orders = set()
     for seed in range(50):
@@ -192,8 +192,8 @@ def test_every_place_gets_another_place_s_picture():
 
 
 @pytest.mark.parametrize('images', [[], [3], [3, 3]])
-def test_one_picture_cannot_be_shuffled(images):
-    with pytest.raises(CalibrationError, match=r'^one picture cannot be shuffled: use 2 '):
+def test_a_single_image_cannot_be_shuffled(images):
+    with pytest.raises(CalibrationError, match=r'^a single image cannot be shuffled: use 2 '):
         shuffled_images(images, 0)
 
 
@@ -213,15 +213,15 @@ def test_the_metric_of_one_answer():
     'task, metric',
     [('multi_object', 'balanced_accuracy'), ('single_object', 'cider'), ('captioning', 'bleu')],
 )
-def test_a_metric_of_another_task_is_refused(task, metric):
+def test_a_metric_of_a_different_task_is_refused(task, metric):
     samples = list(make_samples(3, random.Random(0)))
     with pytest.raises(CalibrationError) as error:
         objective_of(samples, task, metric)
     message = str(error.value)
-    assert message.startswith(f'metric {metric!r} is none of {task}: use one of ')
+    assert message.startswith(f'metric {metric!r} is not defined for {task}: use one of ')
     assert 'visual_gain' in message and '\n' not in message
 
 
 def test_balanced_accuracy_needs_two_classes():
-    with pytest.raises(CalibrationError, match="only 'car': use accuracy, or more pictures"):
+    with pytest.raises(CalibrationError, match="only 'car': use accuracy, or more images"):
         objective_of(shows('car', 'car'), 'single_object', 'balanced_accuracy')

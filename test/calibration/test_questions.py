@@ -1,4 +1,4 @@
-"""Which pictures are asked what: the choice of samples, and the questions about them."""
+"""Which images are asked what: the choice of samples, and the questions about them."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ from calibration_helpers import LABELS, as_dataset
 from gmskip_ros.calibration.errors import CalibrationError
 from gmskip_ros.calibration.questions import (
     GENERIC_MAX_NEW_TOKENS,
-    TaskSettings,
     choose_question_samples,
     make_questions,
-    task_settings,
 )
+from gmskip_ros.calibration.settings import TaskSettings, task_settings
 from gmskip_ros.datasets import Dataset, Sample
 from gmskip_ros.tasks import DEFAULT_MAX_NEW_TOKENS, DEFAULT_PROMPTS, TASK_NAMES, TaskError
 from gmskip_ros.tasks.scoring import Absent
 
 
 def dataset(name: str = 'val', count: int = 60) -> Dataset:
-    """Return a dataset in which every third picture shows a car and every fifth has nothing."""
+    """Return a dataset in which every third image shows a car and every fifth has nothing."""
     return as_dataset(
         [
             Sample(
@@ -57,7 +56,10 @@ def choose(task: str, *numbers: int, target: str | None = None, **options):
 @pytest.mark.parametrize(
     'task, is_usable',
     [
-        ('single_object', lambda sample: sample.main_object == 'bus'),  # a zebra has no name here
+        (
+            'single_object',
+            lambda sample: sample.main_object == 'bus',
+        ),  # zebra is not among the labels
         ('multi_object', lambda sample: bool(sample.labels)),
         ('captioning', lambda sample: bool(sample.captions)),
         (
@@ -84,18 +86,18 @@ def test_samples_that_can_be_scored_in_every_task_are_chosen_by_seed(task, is_us
 
 
 @pytest.mark.parametrize('spelling', ['car', 'Cars', 'Car'])
-def test_with_a_target_come_as_many_pictures_without_it(spelling):
+def test_a_target_adds_as_many_images_without_it(spelling):
     chosen, test = choose('single_object', 6, 4, 1, target=spelling)
     for samples, count in ((chosen, 6), (test, 4)):
         assert [shows_car(sample) for sample in samples] == [True] * count + [False] * count
     assert len(keys(chosen) | keys(test)) == 20
-    # There are 16 pictures with a car and 44 without.
+    # There are 16 images with a car and 44 without.
     chosen, test = choose('single_object', 100, 100, 1, target=spelling)
     assert [sum(map(shows_car, samples)) for samples in (chosen, test)] == [8, 8]
     assert len(keys(chosen) | keys(test)) == 32
 
 
-def test_all_pictures_without_the_target_where_they_are_few():
+def test_few_images_without_the_target_are_all_used():
     few = [sample for sample in dataset().samples if shows_car(sample)]
     few += [sample for sample in dataset().samples if not shows_car(sample)][:3]
     settings = task_settings('single_object', target='car')
@@ -124,7 +126,7 @@ def test_test_samples_are_those_that_the_calibrated_labels_can_name():
     assert [sample.main_object for sample in test] == ['bus'] * 8
 
 
-def test_a_picture_of_both_datasets_is_calibrated_on_only():
+def test_an_image_of_both_datasets_is_only_calibrated_on():
     for seed in range(5):
         chosen, test = choose('captioning', 20, 20, seed, test_dataset=dataset())
         assert (len(chosen), len(test)) == (20, 20)
@@ -138,7 +140,7 @@ def test_a_picture_of_both_datasets_is_calibrated_on_only():
 def test_the_tasks_ask_everything_the_same_question(name):
     (settings,) = task_settings(name)
     samples, _ = choose(name, 5, 0, 0)
-    questions = make_questions(samples, settings, settings.make_task(dataset()))
+    questions = make_questions(samples, settings, settings.make_task(LABELS))
     assert questions.prompts == (DEFAULT_PROMPTS[name],) * 5
     assert questions.max_new_tokens == DEFAULT_MAX_NEW_TOKENS[name]
     assert questions.samples == tuple(samples) and questions.num_scored == 5
@@ -149,7 +151,7 @@ def test_the_tasks_ask_everything_the_same_question(name):
 def test_questions_about_a_target():
     samples, _ = choose('single_object', 3, 0, 0, target='car')
     (settings,) = task_settings('single_object', target='car', prompt='What?', max_new_tokens=5)
-    questions = make_questions(samples, settings, settings.make_task(dataset()))
+    questions = make_questions(samples, settings, settings.make_task(LABELS))
     assert questions.references == ('car',) * 3 + (Absent('car'),) * 3
     assert questions.num_scored == 3 and questions.target == 'car'
     assert questions.prompts == ('What?',) * 6 and questions.max_new_tokens == 5
@@ -165,7 +167,7 @@ def test_questions_of_one_s_own():
     (settings,) = task_settings('generic')
     chosen, _ = choose_question_samples(as_dataset(samples), [settings], 4, 0, 0)
     assert keys(chosen) == {'0', '1'}
-    questions = make_questions(samples[:2], settings, settings.make_task(as_dataset(samples)))
+    questions = make_questions(samples[:2], settings, settings.make_task(LABELS))
     assert questions.task is None
     assert questions.prompts == ('Red?', 'How many?')
     assert questions.references == (('yes', 'yes!'), ('3',))
@@ -179,14 +181,14 @@ def test_questions_of_one_s_own():
 
 def test_whose_labels():
     def labels(settings: TaskSettings, of_dataset: tuple[str, ...]) -> tuple[str, ...]:
-        task = settings.make_task(Dataset('x', (), of_dataset, (), ()))
+        task = settings.make_task(of_dataset)
         assert task is not None
         return task.labels
 
     assert labels(TaskSettings('single_object'), LABELS) == LABELS
     assert labels(TaskSettings('single_object', labels=('sky', 'sea')), LABELS) == ('sky', 'sea')
     assert 'tricycle' in labels(TaskSettings('multi_object'), ())  # captions alone: CODA's
-    with_synonyms = TaskSettings('single_object', synonyms=True).make_task(dataset())
+    with_synonyms = TaskSettings('single_object', synonyms=True).make_task(LABELS)
     assert with_synonyms is not None and with_synonyms.vocabulary.match('taxi') == 'car'
 
 
@@ -205,29 +207,29 @@ def test_a_target_outside_the_label_set_is_refused():
     assert message.startswith("target 'unicorn' is not in the label set (car, truck, bus, dog): ")
 
 
-def test_a_dataset_without_a_usable_picture_is_refused():
+def test_a_dataset_without_a_usable_image_is_refused():
     assert refused('single_object', dataset(), 'truck').startswith(
-        'val has no picture for single_object of truck among its 60: '
+        'val has no image for single_object of truck among its 60: '
     )
     uncaptioned = as_dataset([Sample('0', Path('0.jpg'), labels=('car',), main_object='car')])
-    assert 'no picture for captioning among its 1: ' in refused('captioning', uncaptioned)
+    assert 'no image for captioning among its 1: ' in refused('captioning', uncaptioned)
     message = refused('joint', uncaptioned)
-    assert 'no picture for single_object and multi_object and captioning' in message
-    assert 'no picture for generic' in refused('generic', as_dataset([]))
+    assert 'no image for single_object and multi_object and captioning' in message
+    assert 'no image for generic' in refused('generic', as_dataset([]))
 
 
-def test_test_pictures_that_are_all_calibrated_on_are_refused():
+def test_test_images_that_are_all_calibrated_on_are_refused():
     few = as_dataset(dataset().samples[1:4], 'few')
-    assert refused('multi_object', few, test=few).startswith('every test picture of few is one ')
+    assert refused('multi_object', few, test=few).startswith('every test image of few is also a ')
 
 
-def test_test_pictures_with_the_target_that_are_all_calibrated_on_are_refused():
+def test_test_images_with_the_target_that_are_all_calibrated_on_are_refused():
     cars = [sample for sample in dataset().samples if shows_car(sample)][:3]
     others = [sample for sample in dataset().samples if not shows_car(sample)]
     message = refused(
         'single_object', as_dataset([*cars, *others]), 'car', as_dataset([*cars, *others], 'test')
     )
-    assert message.startswith('test has no picture for single_object of car among its ')
+    assert message.startswith('test has no image for single_object of car among its ')
 
 
 def test_labels_that_cannot_be_told_apart_are_refused():

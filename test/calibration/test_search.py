@@ -1,4 +1,4 @@
-"""The search: against brute force on tables, interrupted anywhere, and with the demo model."""
+"""Every method's search: against brute force on tables, and interrupted anywhere."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ from calibration_helpers import (
     random_settings,
     random_table,
     result_of,
+    run_search,
 )
 
 from gmskip_ros.calibration.errors import CalibrationError
-from gmskip_ros.calibration.methods.fixed import deletion_order, fixed_interval
-from gmskip_ros.calibration.methods.gm_skip import Search
+from gmskip_ros.calibration.methods import positional, random_order
+from gmskip_ros.calibration.methods.fixed_interval import fixed_interval
+from gmskip_ros.calibration.methods.registry import search_settings
+from gmskip_ros.calibration.scoring import Scorer
 from gmskip_ros.calibration.settings import Progress, SearchSettings
 from gmskip_ros.calibration.trajectory import SearchState
 
@@ -40,8 +43,9 @@ OBJECTIVES = [
 TABLES = 225  # of each objective
 
 
-def search(table: Table, settings: SearchSettings, **options: Any) -> Search:
-    return Search(table.objective(), options.pop('answerer', table.answerer()), settings, **options)
+def search(table: Table, settings: SearchSettings, **options: Any) -> Scorer:
+    """Return what a search is run on, by run_search."""
+    return Scorer(table.objective(), options.pop('answerer', table.answerer()), settings, **options)
 
 
 def check_rounds(state: SearchState, expected: list[Any], why: str, is_complete: bool) -> None:
@@ -77,12 +81,12 @@ def test_it_finds_what_brute_force_finds(task, metric):
         asked = []
         for abandon in (False, True):
             one = search(table, random_settings(seed, abandon=abandon))
-            state = one.run()
+            state = run_search(one)
             assert one.full_score == full
             check_rounds(state, expected, why, is_complete=not abandon)
             asked.append([*one.answerer.asked])
             cut += one.answerer.num_cut
-            # The shuffled pictures of visual_gain make the same questions twice.
+            # The shuffled images of visual_gain repeat questions.
             assert len(set(asked[-1])) == len(asked[-1]) or metric == 'visual_gain'
             assert len(state.trunk) == len(one.objective.items)
             for blocks in [(), (0,), (2, 1)]:
@@ -99,7 +103,7 @@ def test_it_finds_what_brute_force_finds(task, metric):
         reasons.add(why)
         bounds += sum(not cell.is_exact for one in state.rounds for cell in one.cells)
         ties += sum(list(s.values()).count(b) > 1 for r, b, s in expected if r is not None)
-    # The tables are such that everything happens.
+    # The tables cover every case.
     assert less_work > TABLES / 10
     assert reasons == {'scores below', 'max_sparsity', 'rounds', 'one block'}
     assert bounds > TABLES
@@ -119,12 +123,12 @@ def test_much_less_is_asked_where_the_full_model_is_nearly_always_right():
         harm=20,
         harmful=frozenset(range(10)),
     )
-    complete, race = (search(table, SearchSettings(abandon=abandon)) for abandon in (False, True))
-    states = complete.run(), race.run()
+    complete, race = (search(table, search_settings(abandon=abandon)) for abandon in (False, True))
+    states = run_search(complete), run_search(race)
     assert states[0].removed == states[1].removed
     assert len(states[0].removed) > 3
     assert len(race.answerer.asked) < 0.5 * len(complete.answerer.asked)
-    # Of those rounds, the first is asked about completely, and the full model too.
+    # The first round and the full model are asked about completely.
     round_1 = 100 * 16
     assert sum(len(skip) == 1 for skip, _, _ in race.answerer.asked) == round_1
     assert sum(len(skip) == 0 for skip, _, _ in race.answerer.asked) == 100
@@ -137,7 +141,7 @@ def test_a_full_score_of_zero_stops_nothing(ratio):
     table = Table(
         'single_object', 'accuracy', 4, make_samples(5, random.Random(0)), 0, 0, 0, right=()
     )
-    state = search(table, SearchSettings(min_score_ratio=ratio)).run()
+    state = run_search(search(table, search_settings(min_score_ratio=ratio)))
     assert state.removed == [3, 2, 1]
     assert [one.score for one in state.rounds] == [0, 0, 0]
 
@@ -154,7 +158,7 @@ def test_joint_needs_every_task_to_score():
         right=('single_object', 'captioning'),
     )
     with pytest.raises(CalibrationError, match='scores 0 in multi_object'):
-        search(table, SearchSettings()).run()
+        run_search(search(table, search_settings()))
 
 
 # ---- interrupted and taken up again ----------------------------------------------------------
@@ -172,7 +176,7 @@ def test_interrupted_anywhere_it_ends_the_same(task, metric, abandon):
             calls += not is_round
 
         uninterrupted = search(table, settings, on_save=count)
-        expected = result_of(uninterrupted.run())
+        expected = result_of(run_search(uninterrupted))
         for answered in random.Random(seed).sample(range(calls), min(calls, 8)):
             saved = SearchState()
 
@@ -182,10 +186,10 @@ def test_interrupted_anywhere_it_ends_the_same(task, metric, abandon):
 
             first = search(table, settings, answerer=table.answerer(answered), on_save=save)
             with pytest.raises(KeyboardInterrupt):
-                first.run()
+                run_search(first)
             second = search(table, settings, state=saved)
-            assert result_of(second.run()) == expected
-            # What was saved is not asked again.
+            assert result_of(run_search(second)) == expected
+            # Saved answers are not asked for again.
             asked = len(first.answerer.asked) + len(second.answerer.asked)
             assert asked == len(uninterrupted.answerer.asked)
 
@@ -193,12 +197,12 @@ def test_interrupted_anywhere_it_ends_the_same(task, metric, abandon):
 def test_interrupted_again_and_again_it_ends_the_same():
     for seed in range(40):
         table, settings = random_table('joint', JOINT_METRICS, seed), random_settings(seed)
-        expected = result_of(search(table, settings).run())
+        expected = result_of(run_search(search(table, settings)))
         state, rng = SearchState(), random.Random(seed)
         for _ in itertools.count():
             answerer = table.answerer(calls=rng.randint(1, 6))
             try:
-                search(table, settings, answerer=answerer, state=state).run()
+                run_search(search(table, settings, answerer=answerer, state=state))
                 break
             except KeyboardInterrupt:
                 state = copy.deepcopy(state)
@@ -207,10 +211,10 @@ def test_interrupted_again_and_again_it_ends_the_same():
 
 def test_a_finished_search_asks_nothing_more():
     table, saves = random_table('single_object', 'accuracy', 3), []
-    state = search(table, SearchSettings()).run()
+    state = run_search(search(table, search_settings()))
     before = result_of(state)
-    again = search(table, SearchSettings(), state=state, on_save=lambda *call: saves.append(call))
-    assert result_of(again.run()) == before
+    again = search(table, search_settings(), state=state, on_save=lambda *call: saves.append(call))
+    assert result_of(run_search(again)) == before
     assert not again.answerer.asked and not saves
 
 
@@ -229,13 +233,13 @@ def test_what_is_saved_and_shown_on_the_way():
     shown: list[Progress] = []
     one = search(
         table,
-        SearchSettings(min_score_ratio=0.5),
+        search_settings(min_score_ratio=0.5),
         on_save=lambda state, is_round: saves.append((len(state.rounds), is_round)),
         on_progress=shown.append,
     )
-    state = one.run()
+    state = run_search(one)
     asked = sum(not is_round for _, is_round in saves)
-    assert asked < len(shown) <= 2 * asked  # after each, and before the first of some
+    assert asked < len(shown) <= 2 * asked  # after each, and before some
     # After the full model, after every round, and at the end.
     ends = [rounds for rounds, is_round in saves if is_round]
     assert ends == [*range(len(state.rounds) + 1), len(state.rounds)]
@@ -247,7 +251,7 @@ def test_what_is_saved_and_shown_on_the_way():
         steps = list(of_round)
         assert [p.done for p in steps] == sorted(p.done for p in steps)
         last = steps[-1]
-        if number > 1:  # candidates given up make it less
+        if number > 1:  # pruned candidates reduce it
             totals = [p.total for p in steps]
             assert totals == sorted(totals, reverse=True)
             candidates = [p.candidates for p in steps]
@@ -278,35 +282,34 @@ def test_other_methods_remove_in_their_order_as_long_as_it_is_good_enough(method
         alone = {block: score_of(frozenset({block})) for block in range(num_blocks)}
         if method == 'one-shot':
             # Best score first; of equal ones the deepest (or, forward, the shallowest).
-            sign = -1 if settings.tie_order == 'backward' else 1
+            sign = -1 if settings.options['tie_order'] == 'backward' else 1
             order = sorted(alone, key=lambda block: (-alone[block], sign * block))
             rankings_differ += order != sorted(order)
+        elif method == 'positional':
+            order = positional.deletion_order(start, num_blocks)
         else:
-            order = deletion_order(settings, num_blocks)
+            order = random_order.deletion_order(seed, num_blocks)
         expected, why = brute_force(score_of, num_blocks, settings, order)
         if method == 'one-shot' and expected:
             expected[0] = (*expected[0][:2], alone)  # round 1 is what ranks them
         one = search(table, settings)
-        check_rounds(one.run(), expected, why, is_complete=True)
+        check_rounds(run_search(one), expected, why, is_complete=True)
         reasons.add(why)
     assert reasons == {'scores below', 'max_sparsity', 'rounds', 'one block'}
     assert method != 'one-shot' or rankings_differ > 100
 
 
 def test_deletion_orders():
-    def order(**settings: Any) -> list[int]:
-        return deletion_order(SearchSettings(**settings), 6)
-
-    assert order(method='positional', start='0') == [0, 1, 2, 3, 4, 5]
-    assert order(method='positional', start='2') == [2, 3, 4, 5, 1, 0]
-    assert order(method='positional', start='end') == [5, 4, 3, 2, 1, 0]
-    random_orders = {tuple(order(method='random', seed=seed)) for seed in range(50)}
+    assert list(positional.deletion_order('0', 6)) == [0, 1, 2, 3, 4, 5]
+    assert list(positional.deletion_order('2', 6)) == [2, 3, 4, 5, 1, 0]
+    assert list(positional.deletion_order('end', 6)) == [5, 4, 3, 2, 1, 0]
+    random_orders = {tuple(random_order.deletion_order(seed, 6)) for seed in range(50)}
     assert len(random_orders) > 40
-    assert {tuple(sorted(one)) for one in random_orders} == {(0, 1, 2, 3, 4, 5)}
-    assert order(method='random', seed=7) == order(method='random', seed=7)
+    assert {tuple(sorted(order)) for order in random_orders} == {(0, 1, 2, 3, 4, 5)}
+    assert random_order.deletion_order(7, 6) == random_order.deletion_order(7, 6)
 
 
-def test_fixed_intervals_leave_out_the_shares_of_the_paper():
+def test_fixed_intervals_skip_the_shares_of_the_paper():
     shares = [
         round(100 * len(fixed_interval(32, interval)) / 32, 2) for interval in (3, 4, 6, 7, 10)
     ]
@@ -318,8 +321,8 @@ def test_fixed_intervals_leave_out_the_shares_of_the_paper():
 
 
 @pytest.mark.parametrize('interval', [-1, 0, 1, 31, 100])
-def test_an_interval_that_leaves_out_nothing_or_everything_is_refused(interval):
-    with pytest.raises(CalibrationError, match=rf'^interval {interval} leaves out .*: use .*$'):
+def test_an_interval_that_skips_nothing_or_everything_is_refused(interval):
+    with pytest.raises(CalibrationError, match=rf'^interval {interval} skips .*: use .*$'):
         fixed_interval(32, interval)
 
 
@@ -346,7 +349,7 @@ def test_how_many_blocks_may_go(num_blocks, settings, most):
     [
         ({'method': 'greedy'}, "method 'greedy' is unknown: use gm-skip, "),
         ({'tie_order': 'up'}, "tie order 'up' is unknown: use backward, forward"),
-        ({'start': '3'}, "start '3' is unknown: use 0, 2, end"),
+        ({'method': 'positional', 'start': '3'}, "start '3' is unknown: use 0, 2, end"),
         ({'min_score_ratio': -0.1}, 'min score ratio -0.1 '),
         ({'min_score_ratio': math.nan}, 'min score ratio nan '),
         ({'min_score_ratio': math.inf}, 'min score ratio inf '),
@@ -358,5 +361,5 @@ def test_how_many_blocks_may_go(num_blocks, settings, most):
 )
 def test_senseless_settings_are_refused_in_one_line(wrong, word):
     with pytest.raises(CalibrationError) as error:
-        SearchSettings(**wrong)
+        search_settings(**wrong)
     assert str(error.value).startswith(word) and '\n' not in str(error.value)

@@ -14,6 +14,10 @@ import yaml
 from calibrate_process import found, leftovers, read_json
 
 from gmskip_ros.calibration.errors import CalibrationError
+from gmskip_ros.calibration.methods.method import Method, Option
+from gmskip_ros.calibration.methods.registry import METHODS
+from gmskip_ros.calibration.scoring import Scorer
+from gmskip_ros.calibration.trajectory import ChosenSets
 from gmskip_ros.cli import main
 from gmskip_ros.datasets import open_dataset, write_scenes
 from gmskip_ros.datasets.scenes import CLASSES
@@ -43,7 +47,7 @@ def scenes(tmp_path_factory) -> Path:
 def gmskip(vlm, scenes, monkeypatch, capsys, tmp_path):
     """Run `gmskip calibrate` with the demo model, loaded once, and quick options.
 
-    Returns its status, output and errors. An option of None is left out.
+    Returns its status, output and errors. An option of None is not passed.
     """
     monkeypatch.setattr('gmskip_ros.cli.calibrate.load_model', lambda *_: vlm)
     monkeypatch.setenv('COLUMNS', '160')
@@ -63,7 +67,7 @@ def contents(folder: Path) -> list[str]:
 
 
 def is_refused(result, *parts: str) -> bool:
-    """Tell whether a command ended with 2 and one line that has all the parts in it."""
+    """Check that a command ended with status 2 and one line that contains all the parts."""
     status, output, errors = result
     assert (status, output) == (2, ''), (status, output, errors)
     assert errors.startswith('gmskip: error: ') and errors.count('\n') == 1, errors
@@ -114,7 +118,7 @@ def test_what_is_written(gmskip, vlm, scenes, tmp_path):
     assert result['operating_points'] == skip_list.operating_points
     assert result['dataset']['calibration']['images'] == 3
     assert result['dataset']['test']['images'] == 2
-    # The table, the page and the CSV tell the same.
+    # The table, the page and the CSV agree.
     for block, prefix in zip(removed, result['prefixes'][1:], strict=True):
         score, time = 100 * prefix['calibration_score'], prefix['test']['latency_ms']
         row = rf'{block} +{100 * prefix["sparsity"]:.1f} +{score:.1f} .* {time:.1f} '
@@ -127,8 +131,8 @@ def test_what_is_written(gmskip, vlm, scenes, tmp_path):
     assert (out / 'trade_off.png').read_bytes().startswith(b'\x89PNG')
 
 
-def test_calibration_and_test_pictures_are_different_ones(gmskip, vlm, monkeypatch):
-    """They are encoded once each: as many as were asked for."""
+def test_calibration_and_test_images_are_different(gmskip, vlm, monkeypatch):
+    """Each is encoded once, as many as requested."""
     encoded = []
     encode = vlm.encode
     monkeypatch.setattr(
@@ -141,7 +145,8 @@ def test_calibration_and_test_pictures_are_different_ones(gmskip, vlm, monkeypat
 
 def test_the_search_of_everything_finds_the_same(gmskip, tmp_path):
     for name, option in (('quick', ''), ('alone', '--exhaustive'), ('all', '--no-abandon')):
-        assert gmskip(option, task='single_object', out=tmp_path / name, images=2)[0] == 0
+        options = {'out': tmp_path / name, 'images': 2, 'test_images': 0}
+        assert gmskip(option, task='single_object', **options)[0] == 0
     quick, alone, complete = (found(tmp_path / name) for name in ('quick', 'alone', 'all'))
     for one in (quick, alone, complete):
         one['skip list'].pop('provenance')
@@ -160,7 +165,7 @@ def test_each_target_has_a_list_of_its_own(gmskip, tmp_path):
         task='single_object', target='pedestrian,traffic light', rounds=1
     )
     assert status == 0
-    # The demo model takes no traffic light for the main object of a scene.
+    # The demo model never takes a traffic light for the main object of a scene.
     assert [line.split(': ')[2] for line in errors.splitlines()] == [
         'the full model scores 0 (traffic light)'
     ]
@@ -173,14 +178,14 @@ def test_each_target_has_a_list_of_its_own(gmskip, tmp_path):
         assert (skip_list.task, skip_list.target) == ('single_object', target)
         result = read_json(out / 'calibration.json')
         assert result['target'] == target
-        # As many without the target are asked about too, and none of them is scored or counted.
+        # Images without the target are asked about as well, but not scored or counted.
         assert result['dataset']['calibration']['images'] == 3
         assert skip_list.calibration['images'] == 3
         assert result['prefixes'][0]['test']['auroc'] is not None
         assert f'skip list: {path}\n' in output
 
 
-def test_seeds_tell_how_stable_the_list_is(gmskip, tmp_path):
+def test_seeds_show_how_stable_the_list_is(gmskip, tmp_path):
     status, _, errors = gmskip(task='single_object', seeds=2)
     assert (status, errors) == (0, '')
     result = read_json(tmp_path / 'out' / 'calibration.json')
@@ -220,7 +225,7 @@ def test_one_list_for_all_tasks(gmskip, tmp_path, vlm):
 
 
 def write_questions(scenes: Path, path: Path, reference: str | None = None) -> None:
-    """Write a file of the questions that any benchmark fits in."""
+    """Write a .jsonl file of questions."""
     questions = ('What is the main object in this image? Answer with one word.', 'What is there?')
     with open(path, 'w') as file:
         for number, sample in enumerate(open_dataset(scenes).samples[:4]):
@@ -287,6 +292,41 @@ def first_best(cells) -> float:
     return max(cell['score'] for cell in cells)
 
 
+def test_a_method_is_registered_in_one_place(gmskip, tmp_path, monkeypatch, capsys):
+    """The command line offers it with its own options; the list and the record name them."""
+
+    def choose(scorer: Scorer) -> ChosenSets:
+        step = scorer.settings.options['step']
+        sets = [(), tuple(range(0, 4, step))]
+        return ChosenSets(tuple(map(scorer.scored_set, sets)), nested=False, stopped_by='one set')
+
+    dummy = Method(
+        'dummy',
+        choose,
+        summary='every n-th of the first blocks',
+        options=(Option('step', '--dummy-step', default=1, help='n', parse=int),),
+        uses_seed=True,
+        list_name=lambda settings: f'dummy-{settings.options["step"]}',
+    )
+    assert is_refused(gmskip('--method gm-skip', task='single_object', start=2), '--start')
+    monkeypatch.setitem(METHODS, 'dummy', dummy)
+    with pytest.raises(SystemExit):
+        main.main(['calibrate', '--help'])
+    assert 'dummy: every n-th of the first blocks' in ' '.join(capsys.readouterr().out.split())
+    assert is_refused(gmskip('--dummy-step 2', task='single_object'), '--dummy-step', 'gm-skip')
+    status, _, errors = gmskip(
+        '--method dummy --dummy-step 2', task='single_object', images=2, test_images=0
+    )
+    assert (status, errors) == (0, '')
+    skip_list = load_skip_list(tmp_path / 'out' / 'single_object.skip.yaml')
+    assert (skip_list.method, dict(skip_list.sets)) == ('dummy-2', {2: (0, 2)})
+    result = read_json(tmp_path / 'out' / 'calibration.json')
+    assert (result['method'], result['stopped_by']) == ('dummy-2', 'one set')
+    assert result['options'] == {'exhaustive': False, 'step': 2, 'seed': 0, 'rounds': 2}
+    assert (len(result['prefixes']), result['rounds']) == (2, [])
+    assert 'dummy-2' in (tmp_path / 'out' / 'report.html').read_text()
+
+
 def test_fixed_intervals(gmskip, vlm, tmp_path):
     status, output, errors = gmskip(
         '--method fixed-interval', task='single_object', images=2, test_images=1, rounds=None
@@ -328,7 +368,7 @@ def test_another_split_is_tested_on(gmskip, scenes, tmp_path):
     assert result['dataset']['test']['images'] == 2
 
 
-# What is refused, and what is said
+# What is refused, and the message
 
 
 @pytest.mark.parametrize(
@@ -373,13 +413,13 @@ def test_another_split_is_tested_on(gmskip, scenes, tmp_path):
         ('--task captioning --synonyms', ('--synonyms', 'captioning')),
         ('--task captioning --target car', ('--target', 'captioning')),
         ('--task joint --prompt What?', ('--prompt', 'joint')),
-        ('--task generic', ('scenes', 'generic', 'choose another')),
+        ('--task generic', ('scenes', 'generic', 'choose a different split')),
         ('--split nowhere', ('nowhere',)),
         ('--dataset /nowhere', ('/nowhere',)),
     ],
 )
 def test_what_is_refused(gmskip, tmp_path, monkeypatch, options, parts):
-    """And that before the model is loaded, which may take minutes."""
+    """Before the model is loaded, which may take minutes."""
     monkeypatch.delattr('gmskip_ros.cli.calibrate.load_model')
     rounds = None if '--rounds' in options or 'fixed-interval' in options else 2
     assert is_refused(gmskip(options, task='single_object', rounds=rounds), *parts)
@@ -388,10 +428,17 @@ def test_what_is_refused(gmskip, tmp_path, monkeypatch, options, parts):
 
 @pytest.mark.parametrize(
     ('intervals', 'part'),
-    [('1', 'interval 1'), ('40', 'none of 32'), ('3,x', 'whole numbers'), ('16,17', 'another')],
+    [
+        ('1', 'interval 1'),
+        ('40', 'none of 32'),
+        ('3,x', 'whole numbers'),
+        ('16,17', 'another interval'),
+    ],
 )
 def test_intervals_that_cannot_be(gmskip, monkeypatch, intervals, part):
-    monkeypatch.delattr('gmskip_ros.vlm.Vlm.encode')  # before the pictures, which may take minutes
+    monkeypatch.delattr(
+        'gmskip_ros.vlm.Vlm.encode'
+    )  # before images are encoded, which may take minutes
     result = gmskip(
         '--method fixed-interval',
         task='single_object',
@@ -403,9 +450,9 @@ def test_intervals_that_cannot_be(gmskip, monkeypatch, intervals, part):
     assert is_refused(result, part)
 
 
-def test_what_cannot_be_tested_is_told_before_the_search(gmskip, tmp_path):
+def test_what_cannot_be_tested_is_refused_before_the_search(gmskip, tmp_path):
     result = gmskip(task='single_object', metric='visual_gain', test_images=1)
-    assert is_refused(result, 'one picture cannot be shuffled')
+    assert is_refused(result, 'a single image cannot be shuffled')
     assert not list(tmp_path.glob('out/*'))
 
 
@@ -420,16 +467,16 @@ def test_a_dataset_without_what_the_task_needs(gmskip, scenes, tmp_path, task):
         path.write_text(json.dumps({**read_json(path), 'annotations': []}))
     status, output, errors = gmskip(task=task, dataset=data)
     notes, _, error = errors.rpartition('gmskip: error: ')
-    assert is_refused((status, output, 'gmskip: error: ' + error), f'no picture for {task}')
+    assert is_refused((status, output, 'gmskip: error: ' + error), f'no image for {task}')
     assert ('24 images have no labels' in notes) == (task != 'captioning')
 
 
-def test_unreadable_pictures_are_left_out_and_named(gmskip, tmp_path):
+def test_unreadable_images_are_skipped_and_named(gmskip, tmp_path):
     data = tmp_path / 'data'
     write_scenes(data, 5, 9200)
     broken = sorted((data / 'scenes').glob('*.jpg'))[::3]
     for path in broken:
-        path.write_bytes(b'no picture')
+        path.write_bytes(b'not an image')
     status, _, errors = gmskip(
         task='single_object', dataset=data, images=5, test_images=0, rounds=1
     )
@@ -443,11 +490,11 @@ def test_unreadable_pictures_are_left_out_and_named(gmskip, tmp_path):
     assert all(path.name in page for path in broken)
 
 
-def test_pictures_that_are_all_unreadable_are_an_error(gmskip, scenes, tmp_path):
+def test_only_unreadable_images_are_an_error(gmskip, scenes, tmp_path):
     data = tmp_path / 'data'
     shutil.copytree(scenes, data)
     for path in (data / 'scenes').glob('*.jpg'):
-        path.write_bytes(b'no picture')
+        path.write_bytes(b'not an image')
     result = gmskip(task='single_object', dataset=data)
     assert is_refused(result, 'scenes', 'can be read', str(data / 'scenes'))
 
@@ -460,9 +507,9 @@ def test_a_full_model_that_scores_nothing_is_a_warning(gmskip, scenes, tmp_path,
     assert status == 0
     warning = [line for line in errors.splitlines() if 'scores 0' in line]
     assert len(warning) == 1 and warning[0].startswith('gmskip: warning: the full model ')
-    # Before the search, which may take hours.
+    # The warning comes before the search, which may take hours.
     stopped = Mock(side_effect=CalibrationError('stopped'))
-    monkeypatch.setattr('gmskip_ros.calibration.methods.gm_skip.Search.run_round', stopped)
+    monkeypatch.setattr('gmskip_ros.calibration.methods.removal.RemovalSearch.run_round', stopped)
     status, _, errors = gmskip(
         task='generic', dataset=tmp_path / 'questions.jsonl', max_new_tokens=2, rounds=1
     )
@@ -474,11 +521,11 @@ def test_joint_with_a_task_that_scores_nothing_is_refused(gmskip, scenes, tmp_pa
     shutil.copytree(scenes, data)
     path = data / 'annotations' / 'captions_scenes.json'
     captions = read_json(path)
-    for one in captions['annotations']:
-        one['caption'] = 'xyzzy'
+    for annotation in captions['annotations']:
+        annotation['caption'] = 'xyzzy'
     path.write_text(json.dumps(captions))
     result = gmskip(task='joint', dataset=data, images=2, test_images=0)
-    assert is_refused(result, 'captioning', 'scores 0', 'leave joint')
+    assert is_refused(result, 'captioning', 'scores 0', 'choose a single task')
 
 
 def test_weights_that_are_no_numbers(scenes, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""`gmskip calibrate` by several processes: the same result, and what happens when one is lost."""
+"""`gmskip calibrate` by several processes: the same result, and what if one is lost."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from calibrate_process import CalibrateProcess, command_line, found, leftovers, 
 
 from gmskip_ros.datasets import write_scenes
 
-# Of 5 and 3 pictures the processes have different numbers; some have none of a task's.
+# 5 and 3 images do not divide evenly; some processes have none of a kind.
 SINGLE = [
     '--task',
     'single_object',
@@ -33,7 +34,7 @@ SINGLE = [
     '--latency-images',
     '0',
 ]
-# Scores that are no fractions, and long answers.
+# Scores that are not fractions, and long answers.
 CAPTIONS = [
     '--task',
     'captioning',
@@ -54,7 +55,7 @@ CAPTIONS = [
 
 @pytest.fixture(scope='module')
 def root(tmp_path_factory) -> Path:
-    """A folder with scenes in it; every run has its own folder beside them."""
+    """A folder with scenes in it; every run has its own folder next to them."""
     root = tmp_path_factory.mktemp('ranks')
     write_scenes(root / 'scenes', 16, 9000)
     return root
@@ -71,7 +72,7 @@ def alone(root) -> Path:
 def start_ranks(
     stack: ExitStack, folder: Path, options: list[str], count: int
 ) -> list[CalibrateProcess]:
-    """Start the processes as torchrun does, but nobody ends the others when one is lost."""
+    """Start the processes as torchrun does, but do not stop the others when one is lost."""
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
@@ -94,13 +95,13 @@ def run_ranks(folder: Path, options: list[str], count: int) -> None:
         processes = start_ranks(stack, folder, options, count)
         statuses = [process.wait() for process in processes]
     assert statuses == [0] * count, ''.join(process.stderr for process in processes)
-    # Only the first one talks.
+    # Only the first one prints.
     assert [bool(process.stdout) for process in processes] == [True] + [False] * (count - 1)
     assert [process.stderr for process in processes] == [''] * count
 
 
 def children_by_rank(torchrun: subprocess.Popen[str], count: int) -> dict[int, int]:
-    """Return the process id of each rank, as soon as all are there."""
+    """Return the process id of each rank, once all exist."""
     ids: dict[int, int] = {}
     while len(ids) < count:
         assert torchrun.poll() is None
@@ -113,7 +114,7 @@ def children_by_rank(torchrun: subprocess.Popen[str], count: int) -> dict[int, i
 
 
 def lines_of_ours(errors: str) -> list[str]:
-    """Return our lines of what torchrun printed; checks that no traceback comes from our code."""
+    """Return our lines of torchrun's output; check that no traceback comes from our code."""
     assert '/gmskip_ros/' not in errors and 'gmskip_ros.calibration' not in errors
     return [line for line in errors.splitlines() if line.startswith('gmskip: ')]
 
@@ -133,11 +134,11 @@ def test_three_processes_of_torchrun_find_the_same(root):
     assert output == process.stdout
     one, three = (found(root / name / 'out', 'captioning') for name in ('captions', 'three'))
     for one_round in one['rounds'] + three['rounds']:
-        del one_round['token_blocks']  # other pictures go together, so other rows are padded
+        del one_round['token_blocks']  # other images share a batch, so other rows are padded
     assert one == three
 
 
-def test_a_state_of_one_process_is_gone_on_with_by_two(root, alone):
+def test_two_processes_resume_the_state_of_one(root, alone):
     folder = root / 'one_then_two'
     path = folder / 'out' / 'checkpoint.json'
     with CalibrateProcess(folder, SINGLE) as process:
@@ -150,8 +151,8 @@ def test_a_state_of_one_process_is_gone_on_with_by_two(root, alone):
 
 
 @pytest.mark.parametrize('lost', [0, 1])
-def test_a_lost_process_ends_the_other_with_one_line(root, alone, lost):
-    """By themselves: nobody tells them."""
+def test_a_lost_process_stops_the_other_with_one_line(root, alone, lost):
+    """Without torchrun, which would stop it."""
     folder = root / f'lost_{lost}'
     path = folder / 'out' / 'checkpoint.json'
     with ExitStack() as stack:
@@ -162,7 +163,7 @@ def test_a_lost_process_ends_the_other_with_one_line(root, alone, lost):
         assert other.wait() == 2
     assert re.fullmatch(
         rf'gmskip: error: process {1 - lost} of 2 cannot reach the others \(.*\): one of them '
-        r'ended, see its message; start the same command again to go on\n',
+        r'ended, see its message; run the same command to resume\n',
         other.stderr,
     ), other.stderr
     with CalibrateProcess(folder, SINGLE) as process:
@@ -171,34 +172,49 @@ def test_a_lost_process_ends_the_other_with_one_line(root, alone, lost):
     assert leftovers(folder) == []
 
 
-def test_a_process_killed_under_torchrun_ends_the_run_and_the_same_command_goes_on(root, alone):
-    folder = root / 'torchrun_killed'
+def test_stopped_and_killed_under_torchrun_the_same_command_resumes(root, alone):
+    folder = root / 'torchrun'
     path = folder / 'out' / 'checkpoint.json'
     command = command_line(SINGLE, processes=2)
+
     torchrun = start(command, folder)
-    while not path.exists():
-        assert torchrun.poll() is None
-        time.sleep(0.01)
+    wait_for(torchrun, path.exists)
+    os.killpg(torchrun.pid, signal.SIGINT)  # as a terminal does
+    _, errors = torchrun.communicate(timeout=200)
+    assert torchrun.returncode == 1  # torchrun's own, with its own report
+    line = 'gmskip: stopped. Progress is saved in out; run the same command to resume.'
+    assert lines_of_ours(errors) == [line]
+    assert read_json(path)['search']['full']
+
+    saved_ns = path.stat().st_mtime_ns
+    torchrun = start(command, folder)
+    wait_for(torchrun, lambda: path.stat().st_mtime_ns > saved_ns)
     os.kill(children_by_rank(torchrun, 2)[1], signal.SIGKILL)
     killed_at = time.monotonic()
     _, errors = torchrun.communicate(timeout=200)
     assert time.monotonic() - killed_at < 60
     assert torchrun.returncode == 1  # whatever its processes return
     lines = lines_of_ours(errors)
-    # Which comes first: that the connection is closed, or that torchrun sends SIGTERM?
+    # Either the connection closes first, or torchrun sends SIGTERM first.
     assert len(lines) == 1
     assert 'process 0 of 2' in lines[0]
     assert 'another process has ended' in lines[0] or 'one of them ended' in lines[0]
-    torchrun = start(command, folder)
-    _, errors = torchrun.communicate(timeout=200)
-    assert torchrun.returncode == 0, errors
+
+    run_ranks(folder, SINGLE, 2)
     assert found(folder / 'out') == found(alone)
 
 
-def test_a_process_killed_before_they_meet_ends_the_run(root):
+def wait_for(torchrun: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
+    """Wait until the condition holds, while torchrun runs."""
+    while not condition():
+        assert torchrun.poll() is None
+        time.sleep(0.01)
+
+
+def test_a_process_killed_before_they_connect_stops_the_run(root):
     torchrun = start(command_line(SINGLE, processes=2), root / 'torchrun_start')
     ids = children_by_rank(torchrun, 2)
-    # Torch is being imported, which takes seconds: both have yet to load the model.
+    # Torch is being imported, which takes seconds; the model is not loaded yet.
     while 'libtorch_cpu' not in Path(f'/proc/{ids[0]}/maps').read_text():
         time.sleep(0.01)
     os.kill(ids[1], signal.SIGKILL)
@@ -208,17 +224,3 @@ def test_a_process_killed_before_they_meet_ends_the_run(root):
     assert torchrun.returncode == 1
     lines = lines_of_ours(errors)
     assert len(lines) == 1 and 'process 0 of 2: stopped by SIGTERM' in lines[0]
-
-
-def test_ctrl_c_of_torchrun_keeps_what_was_found(root):
-    folder = root / 'ctrl_c'
-    torchrun = start(command_line(SINGLE, processes=2), folder)
-    while not (folder / 'out' / 'checkpoint.json').exists():
-        assert torchrun.poll() is None
-        time.sleep(0.01)
-    os.killpg(torchrun.pid, signal.SIGINT)  # as a terminal does
-    _, errors = torchrun.communicate(timeout=200)
-    assert torchrun.returncode == 1  # torchrun's own, with its own report
-    line = 'gmskip: stopped; out keeps what was found: the same command goes on'
-    assert lines_of_ours(errors) == [line]
-    assert read_json(folder / 'out' / 'checkpoint.json')['search']['full']

@@ -6,6 +6,7 @@ import fcntl
 import os
 import pty
 import random
+import shutil
 import signal
 import struct
 import subprocess
@@ -25,8 +26,10 @@ from calibrate_process import (
     read_json,
     start,
 )
+from tiny_models import make_tiny_model
 
 from gmskip_ros.calibration import checkpoint as checkpoint_module
+from gmskip_ros.calibration.errors import CalibrationError
 from gmskip_ros.calibration.run import calibrate
 from gmskip_ros.calibration.settings import CalibrationSettings, SearchSettings
 from gmskip_ros.cli import main
@@ -54,7 +57,7 @@ OPTIONS = [
 
 @pytest.fixture(scope='module')
 def root(tmp_path_factory) -> Path:
-    """A folder with scenes in it; every run has its own folder beside them."""
+    """A folder with scenes in it; every run has its own folder next to them."""
     root = tmp_path_factory.mktemp('resume')
     write_scenes(root / 'scenes', 16, 9000)
     return root
@@ -62,13 +65,13 @@ def root(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope='module')
 def uninterrupted(root) -> SimpleNamespace:
-    """What a run finds that nothing disturbs, and how long it takes."""
+    """What an undisturbed run finds, and how long it takes."""
     started = time.monotonic()
     with CalibrateProcess(root / 'uninterrupted', OPTIONS) as process:
         assert process.wait() == 0, process.stderr
     duration_s = time.monotonic() - started
     out = root / 'uninterrupted' / 'out'
-    return SimpleNamespace(out=out, found=found(out), duration_s=duration_s)
+    return SimpleNamespace(out=out, found=found(out), duration_s=duration_s, stderr=process.stderr)
 
 
 @pytest.fixture(scope='module')
@@ -77,7 +80,7 @@ def vlm():
 
 
 class Terminal:
-    """A terminal that remembers what was printed."""
+    """A terminal that records what is printed."""
 
     def __init__(self) -> None:
         self._master, self._slave = pty.openpty()
@@ -91,14 +94,14 @@ class Terminal:
             self.text += data.decode(errors='replace')
 
     def lines(self) -> list[str]:
-        """Return the lines of ours, without what draws bars."""
+        """Return our own lines, without progress bars."""
         return [
             line[line.index('gmskip: ') :] for line in self.text.splitlines() if 'gmskip: ' in line
         ]
 
 
 def wait_for_torch(process: subprocess.Popen[str]) -> None:
-    """Wait until a process imports PyTorch, which takes it seconds."""
+    """Wait until a process imports PyTorch, which takes seconds."""
     while 'libtorch_cpu' not in Path(f'/proc/{process.pid}/maps').read_text():
         assert process.poll() is None
         time.sleep(0.01)
@@ -110,7 +113,7 @@ def on_terminal(folder: Path, terminal: Terminal, *options: str) -> CalibratePro
     )
 
 
-def test_killed_at_ten_moments_it_ends_with_the_same_file(root, uninterrupted):
+def test_killed_at_ten_moments_it_finds_the_same(root, uninterrupted):
     folder = root / 'killed'
     moments = random.Random(3)
     process = start(command_line(OPTIONS), folder)
@@ -133,14 +136,14 @@ def test_killed_at_ten_moments_it_ends_with_the_same_file(root, uninterrupted):
     assert sorted(names) == sorted(path.name for path in uninterrupted.out.iterdir())
 
 
-def test_what_a_killed_process_left_aside_is_removed(root, uninterrupted, monkeypatch):
+def test_temporary_files_of_a_killed_process_are_removed(root, uninterrupted, monkeypatch):
     folder = root / 'leftovers'
-    (folder / 'out').mkdir(parents=True)
+    shutil.copytree(root / 'uninterrupted', folder)
 
     def killed(*_: object, **__: object) -> None:
         raise SystemError
 
-    # As if killed just before the file gets its name.
+    # As if killed just before the file is renamed.
     with monkeypatch.context() as patched, pytest.raises(SystemError):
         patched.setattr(os, 'replace', killed)
         patched.setattr(Path, 'unlink', killed)
@@ -152,7 +155,7 @@ def test_what_a_killed_process_left_aside_is_removed(root, uninterrupted, monkey
     assert leftovers(folder) == ['notes.tmp']
 
 
-def test_a_finished_one_ends_with_the_same_files_without_any_answer(
+def test_a_finished_run_writes_the_same_files_without_an_answer(
     root, uninterrupted, vlm, monkeypatch, capsys
 ):
     monkeypatch.chdir(root / 'uninterrupted')
@@ -166,10 +169,15 @@ def test_a_finished_one_ends_with_the_same_files_without_any_answer(
     assert 'Calibration' in capsys.readouterr().out
 
 
-def test_going_on_within_a_round_does_not_begin_it_anew(root, tmp_path, vlm, monkeypatch):
+def test_resuming_within_a_round_does_not_start_it_over(root, tmp_path, monkeypatch):
+    vlm = load_vlm(make_tiny_model(tmp_path / 'model', num_blocks=8), 'cpu')
     dataset = open_dataset(root / 'scenes')
     settings = CalibrationSettings(
-        'single_object', images=10, test_images=0, search=SearchSettings(rounds=1)
+        'captioning',
+        images=10,
+        test_images=0,
+        max_new_tokens=6,
+        search=SearchSettings(rounds=1),
     )
     monkeypatch.setattr(checkpoint_module, 'SAVE_EVERY_S', 0.0)
 
@@ -186,27 +194,27 @@ def test_going_on_within_a_round_does_not_begin_it_anew(root, tmp_path, vlm, mon
     folder = tmp_path / 'stopped'
 
     def is_in_second_chunk() -> bool:
-        """So the first chunk was saved within the round: nothing else has saved it."""
+        """Return whether the first chunk was saved within the round."""
         path = folder / 'checkpoint.json'
-        return path.exists() and any(
-            len(one) >= 8
-            for one in read_json(path)['search']['answered'].values()
-            if len(read_json(path)['search']['full']) == 10
+        if not path.exists():
+            return False
+        search = read_json(path)['search']
+        return len(search['full']) == 10 and any(
+            len(answers) >= 8 for answers in search['answered'].values()
         )
 
     none, first_work = run(folder, is_in_second_chunk)
     assert none is None
     state = read_json(folder / 'checkpoint.json')['search']
     assert state['rounds'] == []
-    assert [len(one) for one in state['answered'].values()] == [8] * 32
-    gone_on, rest = run(folder)
+    assert [len(answers) for answers in state['answered'].values()] == [8] * vlm.num_blocks
+    resumed, rest = run(folder)
     assert rest < 0.5 * whole_work
-    # What the interrupted pass through the blocks had done is lost, and nothing else.
+    # Only the interrupted pass through the blocks is lost.
     assert whole_work <= first_work + rest < 1.2 * whole_work
-    cells = [one['cells'] for one in whole.result['rounds']]
-    assert [one['cells'] for one in gone_on.result['rounds']] == cells
-    work = [one['token_blocks'] for one in whole.result['rounds']]
-    assert [one['token_blocks'] for one in gone_on.result['rounds']] == work
+    for key in ('cells', 'token_blocks'):
+        of_rounds = [[done[key] for done in run.result['rounds']] for run in (whole, resumed)]
+        assert of_rounds[0] == of_rounds[1]
 
 
 @pytest.mark.parametrize(
@@ -228,7 +236,7 @@ def test_going_on_within_a_round_does_not_begin_it_anew(root, tmp_path, vlm, mon
         (['--task', 'multi_object'], 'labels', '', ''),
     ],
 )
-def test_a_checkpoint_of_other_settings_is_refused(
+def test_a_checkpoint_of_different_settings_is_refused(
     root, uninterrupted, vlm, monkeypatch, capsys, options, field, then, now
 ):
     monkeypatch.chdir(root / 'uninterrupted')
@@ -238,9 +246,9 @@ def test_a_checkpoint_of_other_settings_is_refused(
     errors = capsys.readouterr().err
     assert errors.startswith('gmskip: error: out/checkpoint.json: was made with ')
     assert errors.count('\n') == 1
-    if field != 'labels':  # another task differs in several ways
+    if field != 'labels':  # a different task differs in several ways
         assert f'made with {field} ' in errors
-    made, _, this = errors.partition(', and this run has ')
+    made, _, this = errors.partition(', this run has ')
     assert then in made and now in this and made != this
     assert (uninterrupted.out / 'checkpoint.json').read_bytes() == before
 
@@ -259,6 +267,16 @@ def test_a_checkpoint_of_the_model_before_more_training_is_refused(
     assert errors.count('\n') == 1
 
 
+def test_settings_that_only_an_older_version_recorded_are_ignored(tmp_path):
+    file = checkpoint_module.CheckpointFile(tmp_path)
+    checkpoint = file.load({'search method': 'gm-skip'})
+    checkpoint.settings['search start'] = '0'
+    file.save(checkpoint)
+    assert file.load({'search method': 'gm-skip'}).created == checkpoint.created
+    with pytest.raises(CalibrationError, match='made with search new None, this run has 1: '):
+        file.load({'search method': 'gm-skip', 'search new': 1})
+
+
 @pytest.mark.parametrize('content', [b'', b'{"format": ', b'[]', b'{"format": "other/1"}', None])
 def test_a_broken_checkpoint_is_one_line(
     root, uninterrupted, vlm, monkeypatch, capsys, tmp_path, content
@@ -273,7 +291,7 @@ def test_a_broken_checkpoint_is_one_line(
     assert main.main(['calibrate', *OPTIONS, *dataset]) == 2
     errors = capsys.readouterr().err
     assert errors.startswith('gmskip: error: out/checkpoint.json: is not a checkpoint (')
-    assert errors.count('\n') == 1 and 'remove the file to begin anew' in errors
+    assert errors.count('\n') == 1 and 'remove the file to start over' in errors
     assert (tmp_path / 'out' / 'checkpoint.json').read_bytes() == broken
 
 
@@ -287,14 +305,14 @@ def test_a_broken_checkpoint_is_one_line(
         ('32 candidates', signal.SIGTERM, 143),
     ],
 )
-def test_stopped_by_a_signal_it_keeps_what_was_found(root, uninterrupted, stage, number, status):
+def test_stopped_by_a_signal_it_saves_its_progress(root, uninterrupted, stage, number, status):
     folder = root / f'{number}_{stage.split()[0]}'
     terminal = Terminal()
     with on_terminal(folder, terminal) as process:
         process.wait_until(lambda: stage in terminal.text)
         process.send_signal(number)
         assert process.wait() == status, terminal.text
-    line = 'gmskip: stopped; out keeps what was found: the same command goes on'
+    line = 'gmskip: stopped. Progress is saved in out; run the same command to resume.'
     assert terminal.lines() == [line]
     assert 'Traceback' not in terminal.text
     if stage in ('32 candidates', 'testing skip sets'):
@@ -307,13 +325,13 @@ def test_stopped_by_a_signal_it_keeps_what_was_found(root, uninterrupted, stage,
         assert found(folder / 'out') == uninterrupted.found
 
 
-def test_interrupted_while_it_starts_it_says_so_in_one_line(root):
+def test_interrupted_while_starting_is_one_line(root):
     process = start(command_line(OPTIONS), root / 'interrupted')
     wait_for_torch(process)
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=100)
     assert (process.returncode, output) == (130, '')
-    assert errors == 'gmskip: stopped; out keeps what was found: the same command goes on\n'
+    assert errors == 'gmskip: stopped. Progress is saved in out; run the same command to resume.\n'
 
 
 def test_progress_is_shown_on_a_terminal(root):
@@ -334,21 +352,15 @@ def test_progress_is_shown_on_a_terminal(root):
         assert shown in terminal.text
 
 
-@pytest.mark.parametrize('options', [[], ['--no-progress']])
-def test_nothing_of_it_without_a_terminal_or_when_it_is_not_wanted(root, options):
+def test_no_progress_without_a_terminal_or_with_no_progress(root, uninterrupted):
+    assert uninterrupted.stderr == ''
     terminal = Terminal()
-    folder = root / f'quiet_{len(options)}'
-    if options:
-        with on_terminal(folder, terminal, *options) as process:
-            assert process.wait() == 0, terminal.text
-        assert terminal.text == ''
-    else:
-        with CalibrateProcess(folder, OPTIONS) as process:
-            assert process.wait() == 0
-        assert process.stderr == ''
+    with on_terminal(root / 'quiet', terminal, '--no-progress') as process:
+        assert process.wait() == 0, terminal.text
+    assert terminal.text == ''
 
 
-def test_a_full_disk_is_one_line_and_the_older_checkpoint_stays(root, uninterrupted):
+def test_a_full_disk_is_one_line_and_keeps_the_older_checkpoint(root, uninterrupted):
     folder = root / 'full_disk'
     state = folder / 'out' / 'checkpoint.json'
     with CalibrateProcess(folder, OPTIONS) as process:
@@ -356,7 +368,7 @@ def test_a_full_disk_is_one_line_and_the_older_checkpoint_stays(root, uninterrup
         process.send_signal(signal.SIGKILL)
         process.wait()
     before = state.read_bytes()
-    # So small that the next state is too large.
+    # Too small for the next state.
     with CalibrateProcess(folder, OPTIONS, file_size=len(before) + 100) as process:
         assert process.wait() == 2
     assert process.stderr.startswith('gmskip: error: out/checkpoint.json: cannot be written (')
@@ -369,7 +381,7 @@ def test_a_full_disk_is_one_line_and_the_older_checkpoint_stays(root, uninterrup
 
 def test_a_report_that_does_not_fit_is_one_line(root, uninterrupted):
     folder = root / 'full_disk_report'
-    subprocess.run(['cp', '-r', root / 'uninterrupted', folder], check=True)
+    shutil.copytree(root / 'uninterrupted', folder)
     for name in ('report.html', 'calibration.json', 'single_object.skip.yaml'):
         (folder / 'out' / name).unlink()
     with CalibrateProcess(folder, OPTIONS, file_size=30_000) as process:

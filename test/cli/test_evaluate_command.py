@@ -12,7 +12,8 @@ from dataclasses import replace
 
 import pytest
 
-from gmskip_ros.calibration.questions import choose_question_samples, task_settings
+from gmskip_ros.calibration.questions import choose_question_samples
+from gmskip_ros.calibration.settings import task_settings
 from gmskip_ros.cli import main
 from gmskip_ros.datasets import open_dataset, sample_hash, write_scenes
 from gmskip_ros.skipping import Removal, load_skip_list, save_skip_list
@@ -117,7 +118,7 @@ def test_the_demo_has_its_own_list_and_equal_sets_are_one_row(gmskip, scenes):
     assert f'GM-Skip high performance, GM-Skip {length} blocks' in ' '.join(output.split())
 
 
-def test_what_a_list_was_calibrated_on_is_left_out(gmskip, scenes, tmp_path):
+def test_calibration_images_are_skipped(gmskip, scenes, tmp_path):
     dataset = open_dataset(scenes)
     settings = task_settings('single_object')
     calibrated, _ = choose_question_samples(dataset, settings, 6, 0, 7)
@@ -128,31 +129,33 @@ def test_what_a_list_was_calibrated_on_is_left_out(gmskip, scenes, tmp_path):
     status, output, errors = gmskip(*options, '--skip-list', made)
     assert (status, errors) == (
         0,
-        f'gmskip: 6 pictures that {made} was calibrated on are left out\n',
+        f'gmskip: 6 images that {made} was calibrated on are skipped\n',
     )
     rest = {sample.key for sample in dataset.samples} - {sample.key for sample in calibrated}
     test = json.loads(output)['dataset']['test']
     assert test['images'] == 4
-    # With the same seed they are the pictures that calibration would test on.
+    # With the same seed they are the images that calibration would test on.
     _, tested = choose_question_samples(dataset, settings, 6, 4, 7)
     assert {sample.key for sample in tested} == rest
     _, output, _ = gmskip(*options, '--skip-list', made, '--seed', 7)
     assert json.loads(output)['dataset']['test']['sha256'] == sample_hash(tested)
 
-    # Of other files or options it cannot be told.
+    # With different files or options it cannot be determined.
     unknown = write_list(tmp_path / 'b.skip.yaml', calibration={**made_on, 'sha256': '0' * 64})
     status, output, errors = gmskip(*options, '--skip-list', unknown, '--images', 4)
-    assert status == 0 and 'some of those evaluated may be among them' in errors
-    for elsewhere, is_told in (('scenes-0-300', False), ('scenes-0-301', True)):
+    assert status == 0 and 'some of them may be evaluated' in errors
+    for elsewhere, is_reported in (('scenes-0-300', False), ('scenes-0-301', True)):
         other = write_list(tmp_path / 'c.skip.yaml', calibration={**made_on, 'dataset': elsewhere})
         errors = gmskip(*options, '--skip-list', other, '--images', 4)[2]
-        assert bool(errors) == (f'calibrated on pictures of {elsewhere}, and' in errors) == is_told
+        assert (
+            bool(errors) == (f'calibrated on images of {elsewhere}; which' in errors) == is_reported
+        )
 
     every, _ = choose_question_samples(dataset, settings, 10, 0, 7)
     made_on = {**made_on, 'images': 10, 'sha256': sample_hash(every)}
     made = write_list(tmp_path / 'd.skip.yaml', calibration=made_on)
     status, _, errors = gmskip(*options, '--skip-list', made)
-    assert status == 2 and 'every picture was calibrated on' in errors
+    assert status == 2 and 'every image was calibrated on' in errors
 
 
 def test_a_list_made_for_something_else_is_warned_about(gmskip, scenes, tmp_path):
@@ -176,7 +179,7 @@ def test_a_list_made_for_something_else_is_warned_about(gmskip, scenes, tmp_path
     assert json.loads(output)['rows'][0]['evaluation']['auroc'] is not None
 
 
-def test_unreadable_pictures_are_left_out_and_listed(gmskip, tmp_path):
+def test_unreadable_images_are_skipped_and_listed(gmskip, tmp_path):
     folder = tmp_path / 'scenes'
     write_scenes(folder, 5, 300)
     broken = folder / 'scenes' / '000000000302.jpg'
@@ -188,13 +191,13 @@ def test_unreadable_pictures_are_left_out_and_listed(gmskip, tmp_path):
     assert str(broken) in errors and 'unreadable' in errors
     assert result['rows'][0]['evaluation']['images'] == 4
     for path in (folder / 'scenes').iterdir():
-        path.write_bytes(b'no picture')
+        path.write_bytes(b'not an image')
     status, output, errors = gmskip('--dataset', folder, *QUICK)
-    assert status == 2 and 'none of the pictures' in errors.splitlines()[-1]
+    assert status == 2 and 'none of the images' in errors.splitlines()[-1]
 
 
-def test_wherever_cider_is_shown_it_says_of_which_references(gmskip, scenes):
-    for task, options, is_said in (
+def test_a_note_names_the_references_of_cider(gmskip, scenes):
+    for task, options, has_note in (
         ('captioning', ('--metric', 'rouge_l'), True),
         ('single_object', (), False),
     ):
@@ -203,10 +206,10 @@ def test_wherever_cider_is_shown_it_says_of_which_references(gmskip, scenes):
             '--task', task, '--dataset', scenes, *options, '--operating-point', 1
         )
         note = json.loads(output)['score_note']
-        assert status == 0 and is_said == (note is not None and 'of these 2 images' in note)
+        assert status == 0 and has_note == (note is not None and 'of these 2 images' in note)
 
 
-def test_a_full_score_of_0_is_told(gmskip, scenes):
+def test_a_full_score_of_0_is_reported(gmskip, scenes):
     status, _, errors = gmskip('--dataset', scenes, *QUICK, '--prompt', 'b', '--max-new-tokens', 1)
     assert status == 0 and 'warning: the full model scores 0' in errors
 
@@ -217,14 +220,14 @@ def test_a_full_score_of_0_is_told(gmskip, scenes):
         (['--dataset', '/nowhere'], 'does not exist'),
         (['--target', 'unicorn'], "target 'unicorn' is not in the label set"),
         (['--task', 'captioning', '--target', 'car'], '--target is for'),
-        (['--metric', 'cider'], "metric 'cider' is none of single_object"),
+        (['--metric', 'cider'], "metric 'cider' is not defined for single_object"),
         (['--interval', '3,x'], "--interval '3,x'"),
-        (['--interval', '1'], 'interval 1 leaves out every inner block'),
+        (['--interval', '1'], 'interval 1 skips every inner block'),
         (['--operating-point', '99'], 'operating_point'),
         (['--skip-list', 'nowhere.yaml'], 'nowhere.yaml'),
         (['--images', '0'], '--images 0'),
         (['--latency-images', '-1'], '--latency-images -1'),
-        (['--task', 'generic'], 'no picture for generic'),
+        (['--task', 'generic'], 'no image for generic'),
         (['--task', 'joint', '--prompt', 'What?'], '--prompt'),
         (['--labels', 'car,,bus'], 'labels'),
         (['--out', '/dev/null/x'], '--out /dev/null/x'),
@@ -245,18 +248,12 @@ def test_a_list_for_one_phase_is_refused(gmskip, scenes, tmp_path):
     assert status == 2 and 'in decode only' in errors
 
 
-def test_two_processes_find_the_same(scenes, tmp_path):
-    """As torchrun starts them; one more run, alone, has another batch size."""
+def test_two_processes_find_the_same(gmskip, scenes):
+    """Started as torchrun does; this process alone has a different batch size."""
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        '-m',
-        'gmskip_ros.cli.main',
-        'evaluate',
-        '--task',
-        'single_object',
+    options = (
         '--target',
         'car',
         '--dataset',
@@ -270,27 +267,32 @@ def test_two_processes_find_the_same(scenes, tmp_path):
         '--latency-images',
         '1',
         '--json',
-        '--device',
-        'cpu',
-    ]
+    )
+    command = [sys.executable, '-m', 'gmskip_ros.cli.main', 'evaluate', '--task', 'single_object']
 
-    def start(rank, world_size, *options):
-        places = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
-        numbers = {'RANK': rank, 'WORLD_SIZE': world_size, 'LOCAL_RANK': rank}
-        environment = {**os.environ, **places, **{k: str(v) for k, v in numbers.items()}}
+    def start(rank):
+        environment = {
+            **os.environ,
+            'OMP_NUM_THREADS': '1',
+            'MASTER_ADDR': '127.0.0.1',
+            'MASTER_PORT': str(port),
+            'RANK': str(rank),
+            'WORLD_SIZE': '2',
+            'LOCAL_RANK': str(rank),
+        }
         return subprocess.Popen(
-            [*command, *options],
+            [*command, *options, '--device', 'cpu'],
             env=environment,
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
 
-    together = [start(0, 2), start(1, 2)]
+    together = [start(0), start(1)]
+    status, alone, _ = gmskip(*options, '--batch-size', 1)
     (output, errors), (silence, _) = (process.communicate(timeout=200) for process in together)
-    assert [process.returncode for process in together] == [0, 0], errors
+    assert [status, *(process.returncode for process in together)] == [0] * 3, errors
     assert silence == ''
-    alone, _ = start(0, 1, '--batch-size', '1').communicate(timeout=200)
     results = [json.loads(text)['rows'] for text in (output, alone)]
     for row in (row for rows in results for row in rows):
         for key in ('latency_ms', 'ms_per_token', 'language_ms'):

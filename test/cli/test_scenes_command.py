@@ -1,4 +1,4 @@
-"""`gmskip scenes` writes a dataset that the readers take, and goes on where it was stopped."""
+"""`gmskip scenes` writes a dataset that the readers accept, and resumes where it was stopped."""
 
 from __future__ import annotations
 
@@ -83,10 +83,10 @@ def test_the_command_writes_the_same_and_is_done_the_second_time(gmskip, tmp_pat
     status, output, _ = gmskip('--out', folder, '-n', 12, '--seed', 40)
     assert (status, output) == (0, f'12 scenes written to {folder}\n')
     assert contents(folder) == contents(written)
-    pictures = {path: path.stat().st_mtime_ns for path in folder.rglob('*.jpg')}
+    times = {path: path.stat().st_mtime_ns for path in folder.rglob('*.jpg')}
     status, output, _ = gmskip('--out', folder, '-n', 12, '--seed', 40)
     assert (status, output) == (0, f'12 scenes already there in {folder}\n')
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob('*.jpg')} == pictures
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob('*.jpg')} == times
 
 
 @pytest.mark.parametrize('job', [(13, 40), (12, 41)])
@@ -171,7 +171,7 @@ def test_half_a_line_of_the_list_is_dropped(tmp_path, written):
 
 
 def test_the_annotations_are_written_last(tmp_path):
-    """So that a folder with annotations is a whole dataset."""
+    """A folder with annotations is therefore a complete dataset."""
     seen: list[bool] = []
     instances = tmp_path / 'annotations' / 'instances_scenes.json'
     write_scenes(tmp_path, 3, 0, lambda done: seen.append(instances.exists()))
@@ -180,7 +180,7 @@ def test_the_annotations_are_written_last(tmp_path):
     assert not list(tmp_path.rglob('*.partial.jsonl')) and not list(tmp_path.rglob('.*.tmp'))
 
 
-def test_pictures_of_other_seeds_have_other_keys(tmp_path, written):
+def test_images_of_different_seeds_have_different_keys(tmp_path, written):
     write_scenes(tmp_path, 3, 52)
     keys = {sample.key for sample in open_dataset(tmp_path).samples}
     assert not keys & {sample.key for sample in open_dataset(written).samples}

@@ -1,14 +1,14 @@
-"""`gmskip skiplist`: what it chooses is what a search would find; what it shows is in the list."""
+"""`gmskip skiplist`: reselect gives what a search would find; show prints what is in the list."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 import pytest
-from calibration_helpers import Table, random_table
+from calibration_helpers import Table, random_table, run_search
 
-from gmskip_ros.calibration.methods.gm_skip import Search
-from gmskip_ros.calibration.settings import SearchSettings
+from gmskip_ros.calibration.methods.registry import search_settings
+from gmskip_ros.calibration.scoring import Scorer
 from gmskip_ros.cli import main
 from gmskip_ros.skipping import (
     Removal,
@@ -33,14 +33,15 @@ def skiplist(capsys, monkeypatch):
 
 def found_by_search(table: Table, ratio: float, method: str) -> SkipList:
     """Return the list that a search writes."""
-    search = Search(
-        table.objective(), table.answerer(), SearchSettings(method=method, min_score_ratio=ratio)
-    )
-    state = search.run()
+    settings = search_settings(method, min_score_ratio=ratio)
+    scorer = Scorer(table.objective(), table.answerer(), settings)
+    state = run_search(scorer)
     removed = [
-        Removal(one.removed, float(one.score)) for one in state.rounds if one.removed is not None
+        Removal(done.removed, float(done.score))
+        for done in state.rounds
+        if done.removed is not None
     ]
-    full_score = float(search.full_score)
+    full_score = float(scorer.full_score)
     return SkipList(
         model='a model',
         num_blocks=table.num_blocks,
@@ -84,8 +85,8 @@ def test_it_writes_what_a_search_with_that_ratio_finds(skiplist, tmp_path, metho
     assert num_cut > 15
 
 
-def test_the_best_prefix_is_among_those_that_are_left(skiplist, tmp_path):
-    """A later prefix may score better, but a search with that ratio never came to it."""
+def test_the_best_prefix_is_among_the_remaining_ones(skiplist, tmp_path):
+    """A later prefix may score better, but a search with that ratio never reaches it."""
     path, out = tmp_path / 'a.skip.yaml', tmp_path / 'b.skip.yaml'
     removed = (Removal(3, 0.5), Removal(1, 0.4), Removal(2, 0.6))
     before = SkipList('m', 4, 'captioning', removed, min_score_ratio=0.0, full_score=0.5)
@@ -128,7 +129,7 @@ def test_what_cannot_be_chosen_is_one_line(skiplist, tmp_path, skip_list, ratio,
     assert not out.exists()
 
 
-def test_the_list_itself_is_never_written_over(skiplist, tmp_path):
+def test_the_list_itself_is_never_overwritten(skiplist, tmp_path):
     path, link = tmp_path / 'a.skip.yaml', tmp_path / 'link.skip.yaml'
     save_skip_list(SCORED, path)
     link.symlink_to(path)
@@ -138,14 +139,14 @@ def test_the_list_itself_is_never_written_over(skiplist, tmp_path):
     assert load_skip_list(path) == SCORED
 
 
-def test_no_list_is_one_line(skiplist, tmp_path):
+def test_a_missing_list_is_one_line(skiplist, tmp_path):
     for action in (('show',), ('reselect', '--min-score-ratio', 1, '--out', tmp_path / 'b')):
         status, output, errors = skiplist(*action, tmp_path / 'none.skip.yaml')
         assert (status, output, errors.count('\n')) == (2, '', 1)
 
 
 def rows(output: str) -> list[list[str]]:
-    """Return the cells of the table that was printed, without its heading."""
+    """Return the cells of the printed table, without its heading."""
     return [
         [cell.strip() for cell in line.strip('│').split('│')]
         for line in output.splitlines()
@@ -194,11 +195,16 @@ def test_lists_without_scores_and_sets_are_shown(skiplist, tmp_path):
     save_skip_list(SETS, path)
     status, output, _ = skiplist('show', path)
     assert status == 0
-    assert rows(output) == [['0', '0.0 %', '', '0.5000', ''], ['2', '25.0 %', '3, 6', '', '']]
+    assert rows(output) == [
+        ['0', '0.0 %', '', '0.5000', ''],
+        ['2', '25.0 %', '3, 6', 'not in the list', ''],
+    ]
 
 
 def test_shipped_lists_are_found_by_name(skiplist):
     shipped = load_skip_list('demo_captioning')
     status, output, _ = skiplist('show', 'demo_captioning')
     assert status == 0
-    assert [row[2] for row in rows(output)[1:]] == [str(one.block) for one in shipped.removed]
+    assert [row[2] for row in rows(output)[1:]] == [
+        str(removal.block) for removal in shipped.removed
+    ]

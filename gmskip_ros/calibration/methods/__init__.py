@@ -1,1 +1,4 @@
-"""One file per method of choosing the blocks to skip."""
+"""One file per method of choosing the blocks to skip; `registry` lists them.
+
+`gmskip --help` loads all of them: at import they load neither torch nor numpy.
+"""

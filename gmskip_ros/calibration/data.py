@@ -1,0 +1,88 @@
+"""The samples of a run with readable images, and the questions about them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from gmskip_ros.calibration.distributed import Ranks
+from gmskip_ros.calibration.errors import CalibrationError
+from gmskip_ros.calibration.images import EncodedImages
+from gmskip_ros.calibration.questions import Questions, choose_question_samples, make_questions
+from gmskip_ros.calibration.settings import CalibrationSettings, Listener, SharedSettings
+from gmskip_ros.datasets import Dataset, Sample, sample_hash
+from gmskip_ros.vlm import CalibrationEngine
+
+
+@dataclass(frozen=True)
+class Data:
+    """Encoded images and the questions about them, per task; test questions are [] without a test.
+
+    `unreadable`: why images were skipped, by path. The hashes are those of the samples.
+    """
+
+    images: EncodedImages
+    unreadable: dict[str, str]
+    questions: list[Questions]
+    test_questions: list[Questions]
+    sha256: str
+    test_sha256: str
+
+
+def choose_calibration_samples(
+    dataset: Dataset, settings: CalibrationSettings, test_dataset: Dataset | None
+) -> tuple[list[Sample], list[Sample]]:
+    """Return the samples to calibrate on and to test on; see choose_question_samples."""
+    test_images = settings.images if settings.test_images is None else settings.test_images
+    return choose_question_samples(
+        dataset, settings.tasks(), settings.images, test_images, settings.seed, test_dataset
+    )
+
+
+def load_data(
+    vlm: CalibrationEngine,
+    dataset: Dataset,
+    settings: SharedSettings,
+    samples: Sequence[Sample],
+    test_samples: Sequence[Sample],
+    ranks: Ranks,
+    listener: Listener,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Data:
+    """Encode the samples' images and make the questions; unreadable images are skipped.
+
+    Raises CalibrationError if no readable image of a non-empty list can be scored, and Stopped.
+    """
+    paths = list(dict.fromkeys(sample.image_path for sample in [*samples, *test_samples]))
+    images = EncodedImages(vlm, paths, settings.memory_bytes, ranks)
+    unreadable = images.encode_all(lambda done: listener.pictures(done, len(paths)), should_stop)
+
+    def readable(of_list: Sequence[Sample]) -> list[Sample]:
+        return [sample for sample in of_list if sample.image_path not in unreadable]
+
+    def questions_about(of_list: Sequence[Sample]) -> list[Questions]:
+        if not of_list:
+            return []
+        questions = [
+            make_questions(readable(of_list), task, task.make_task(dataset.labels))
+            for task in settings.tasks()
+        ]
+        if not min(of_task.num_scored for of_task in questions):
+            raise CalibrationError(
+                f'{dataset.name}: none of the images chosen to be scored can be read '
+                f'({next(iter(unreadable.values()))}): restore them'
+            )
+        return questions
+
+    questions, test_questions = questions_about(samples), questions_about(test_samples)
+    sha256, test_sha256 = ranks.of_first(
+        (sample_hash(readable(samples)), sample_hash(readable(test_samples)))
+    )
+    return Data(
+        images=images,
+        unreadable={str(path): reason for path, reason in sorted(unreadable.items())},
+        questions=questions,
+        test_questions=test_questions,
+        sha256=sha256,
+        test_sha256=test_sha256,
+    )

@@ -1,0 +1,53 @@
+"""The methods of choosing the blocks to skip: each file of this folder, and one line here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gmskip_ros.calibration.errors import CalibrationError
+from gmskip_ros.calibration.methods import (
+    fixed_interval,
+    gm_skip,
+    one_shot,
+    positional,
+    random_order,
+)
+from gmskip_ros.calibration.methods.method import Method, Option
+from gmskip_ros.calibration.settings import SearchSettings
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        gm_skip.METHOD,
+        one_shot.METHOD,
+        positional.METHOD,
+        random_order.METHOD,
+        fixed_interval.METHOD,
+    )
+}
+
+
+def get_method(name: str) -> Method:
+    """Return a method by its name. Raises CalibrationError."""
+    if name not in METHODS:
+        raise CalibrationError(f'method {name!r} is unknown: use {", ".join(METHODS)}')
+    return METHODS[name]
+
+
+def all_options() -> dict[str, Option]:
+    """Return every method's own options by name; methods may share one."""
+    return {option.name: option for method in METHODS.values() for option in method.options}
+
+
+def search_settings(method: str = 'gm-skip', **values: Any) -> SearchSettings:
+    """Return checked settings; `values`: fields of SearchSettings, and the method's own options.
+
+    Raises CalibrationError.
+    """
+    options = {}
+    for option in get_method(method).options:
+        value = options[option.name] = values.pop(option.name, option.default)
+        if option.choices and value not in option.choices:
+            name, known = option.name.replace('_', ' '), ', '.join(option.choices)
+            raise CalibrationError(f'{name} {value!r} is unknown: use {known}')
+    return SearchSettings(method, options=options, **values)

@@ -1,0 +1,191 @@
+"""Removing blocks one at a time, round by round: what the methods with nested sets share."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from gmskip_ros.calibration.methods.method import Option
+from gmskip_ros.calibration.scoring import Scorer, chunks
+from gmskip_ros.calibration.settings import SearchSettings
+from gmskip_ros.calibration.trajectory import FULL, Cell, ChosenSets, Round, ScoredSet
+from gmskip_ros.skipping import meets_ratio
+from gmskip_ros.tasks.scoring import Score
+
+TIE_ORDER = Option(
+    'tie_order',
+    '--tie-order',
+    default='backward',
+    choices=('backward', 'forward'),
+    help='among equally good blocks, remove the deepest (backward, default) or the shallowest',
+)
+
+
+def name_with_ties(settings: SearchSettings) -> str:
+    """Return the method's name as a skip list records it: with the tie order, unless usual."""
+    tie_order = settings.options.get(TIE_ORDER.name, TIE_ORDER.default)
+    return settings.method if tie_order == TIE_ORDER.default else f'{settings.method}-forward-ties'
+
+
+class RemovalSearch:
+    """Removes, in each round, the best of the round's candidates; resumes from any state.
+
+    A subclass gives the candidates.
+    """
+
+    def __init__(self, scorer: Scorer, tie_order: str = 'backward') -> None:
+        self.scorer = scorer
+        self.settings = scorer.settings
+        self.state = scorer.state
+        self._prefers_deep = tie_order == 'backward'
+        self.bounds = [scorer.objective.bounds(item) for item in range(scorer.num_items)]
+        # The least and the most that each item can still add to a candidate's score.
+        self.least = defaultdict[int, list[Score]](lambda: [least for least, _ in self.bounds])
+        self.most = defaultdict[int, list[Score]](lambda: [most for _, most in self.bounds])
+
+    def candidates(self, retained: Sequence[int]) -> list[int]:
+        """Return the retained blocks that may be removed in this round, ascending."""
+        raise NotImplementedError
+
+    def choose(self) -> ChosenSets:
+        """Search to the end and return every prefix with its score.
+
+        Raises what Answerer.answers raises.
+        """
+        self.scorer.score_full()
+        while self.run_round():
+            pass
+        removed = self.state.removed
+        scores = [
+            float(self.scorer.full_score),
+            *(float(done.score) for done in self.state.rounds if done.removed is not None),
+        ]
+        return ChosenSets(
+            tuple(ScoredSet(tuple(removed[:n]), score) for n, score in enumerate(scores)),
+            nested=True,
+            stopped_by=str(self.state.stopped_by),
+        )
+
+    def run_round(self) -> bool:
+        """Remove one more block if the limits allow; return False once the search has stopped.
+
+        Call the scorer's score_full first. Raises what Answerer.answers raises.
+        """
+        state = self.state
+        most = self.settings.num_removals(self.scorer.num_blocks)
+        if state.stopped_by is None:
+            if len(state.removed) >= most:
+                state.stopped_by = self._limit_reached(most)
+            else:
+                self._remove_best()
+            self.scorer.on_save(state, True)
+        return state.stopped_by is None
+
+    def preference(self, block: int, score: Score) -> tuple[Score, int]:
+        """Return what candidates are compared by: the score, then the depth that breaks ties."""
+        return score, block if self._prefers_deep else -block
+
+    def score_candidates(self, candidates: Sequence[int]) -> Sequence[int]:
+        """Score the candidates; return those that have an exact score and may be removed."""
+        for chunk in chunks(range(self.scorer.num_items)):
+            self.fill(candidates, chunk)
+        return candidates
+
+    def fill(
+        self,
+        candidates: Sequence[int],
+        items: Sequence[int],
+        in_race: Sequence[int] | None = None,
+    ) -> None:
+        """Find the candidates' answers to the items, and narrow the bounds of their scores.
+
+        `in_race`, for the progress: the candidates with more to answer, if not these.
+        """
+        racing = candidates if in_race is None else in_race
+        self.scorer.answer_items(candidates, items, lambda: self._report(racing))
+        # Set bounds only here, cached answers included, so a resumed search makes the same
+        # comparisons.
+        for block in candidates:
+            for item in items:
+                contribution = self.state.answered[block][item].contribution
+                self.least[block][item] = self.most[block][item] = contribution
+
+    def upper_bound(self, block: int) -> Score:
+        """Return the candidate's best possible score; its score once every answer is known."""
+        return self.scorer.overall(self.most[block])
+
+    def is_enough(self, score: Score) -> bool:
+        """Return whether a score reaches min_score_ratio x the full score."""
+        full_score = float(self.scorer.full_score)
+        return meets_ratio(float(score), full_score, self.settings.min_score_ratio)
+
+    def _limit_reached(self, most: int) -> str:
+        if self.settings.rounds is not None and most == self.settings.rounds:
+            return f'the requested number of rounds ({most}) is reached'
+        if most == self.scorer.num_blocks - 1:
+            return 'one block is left'
+        return f'max_sparsity {self.settings.max_sparsity:g} is reached'
+
+    def _remove_best(self) -> None:
+        state = self.state
+        removed = set(state.removed)
+        retained = [block for block in range(self.scorer.num_blocks) if block not in removed]
+        candidates = self.candidates(retained)
+        finished = self.score_candidates(candidates)
+        cells = tuple(self._cell(block) for block in candidates)
+        for cell in cells:
+            if cell.is_exact or cell.score < state.estimates.get(cell.block, float('inf')):
+                state.estimates[cell.block] = cell.score
+        if not state.rounds:
+            state.shortfall = self._mean_shortfall(candidates)
+
+        best: int | None = None
+        score = max(cell.score for cell in cells)
+        if finished:
+            best = max(finished, key=lambda block: self.preference(block, self.upper_bound(block)))
+            score = self.upper_bound(best)
+            if not self.is_enough(score):
+                best = None
+        state.rounds.append(Round(best, score, cells, state.seconds, state.token_blocks))
+        if best is None:
+            ratio = self.settings.min_score_ratio
+            state.stopped_by = f'every further removal scores below {ratio:g} x the full score'
+        else:
+            state.trunk = self.scorer.answers_of(best)
+        state.begin_round()
+        self.least.clear()
+        self.most.clear()
+
+    def _mean_shortfall(self, candidates: Sequence[int]) -> list[float]:
+        """Return, per item, how much the candidates miss of the best contribution on average."""
+        return [
+            sum(float(self.bounds[item][1] - self.most[block][item]) for block in candidates)
+            / len(candidates)
+            for item in range(self.scorer.num_items)
+        ]
+
+    def _cell(self, block: int) -> Cell:
+        is_exact = len(self.state.answered.get(block, ())) == self.scorer.num_items
+        return Cell(block, self.upper_bound(block), is_exact)
+
+    def _report(self, in_race: Sequence[int]) -> None:
+        scores = {
+            block: self.scorer.overall(
+                [answer.contribution for answer in self.scorer.answers_of(block)]
+            )
+            for block, answers in self.state.answered.items()
+            if block != FULL and len(answers) == self.scorer.num_items
+        }
+        best = max(scores, key=lambda block: self.preference(block, scores[block]), default=None)
+        self.scorer.report(in_race, best, None if best is None else scores[best])
+
+
+class OrderedRemoval(RemovalSearch):
+    """Removes blocks in a given order, for as long as the score is good enough."""
+
+    def __init__(self, scorer: Scorer, order: Sequence[int]) -> None:
+        super().__init__(scorer)
+        self._order = order
+
+    def candidates(self, retained: Sequence[int]) -> list[int]:
+        return [next(block for block in self._order if block in retained)]

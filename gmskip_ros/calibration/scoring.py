@@ -1,0 +1,200 @@
+"""Scores of skip sets under one objective: the answers known so far, and asking for the rest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+from gmskip_ros.calibration.answering import Answerer, ImageQuestion
+from gmskip_ros.calibration.errors import CalibrationError
+from gmskip_ros.calibration.objective import Objective
+from gmskip_ros.calibration.settings import Progress, SearchSettings
+from gmskip_ros.calibration.trajectory import FULL, ScoredAnswer, ScoredSet, SearchState
+from gmskip_ros.tasks.scoring import Score
+
+# Images asked about at a time, doubling; the state may be saved in between.
+FIRST_CHUNK, LARGEST_CHUNK = 8, 64
+
+
+class Scorer:
+    """Scores skip sets on the calibration images; this is what a method chooses blocks with.
+
+    Attributes: objective, answerer, settings, state (what is known so far).
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        answerer: Answerer,
+        settings: SearchSettings,
+        state: SearchState | None = None,
+        on_progress: Callable[[Progress], None] = lambda _: None,
+        on_save: Callable[[SearchState, bool], None] = lambda state, is_round: None,
+        remembered: dict[str, dict[str, Any]] | None = None,
+    ) -> None:
+        """`on_save(state, True)` is called after a round, and with False within one.
+
+        `remembered` keeps the scores that scored_set returns, so that a resumed run has them.
+        """
+        self.objective = objective
+        self.answerer = answerer
+        self.settings = settings
+        self.state = state or SearchState()
+        self.on_progress = on_progress
+        self.on_save = on_save
+        self._remembered = {} if remembered is None else remembered
+        self.num_items = len(objective.items)
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the language decoder."""
+        return self.answerer.vlm.num_blocks
+
+    @cached_property
+    def full_scores(self) -> tuple[Score, ...]:
+        """The full model's score of each part; call score_full first."""
+        return self.objective.part_scores([answer.contribution for answer in self.state.full])
+
+    @cached_property
+    def full_score(self) -> Score:
+        """The full model's score; 1 for several parts. Call score_full first."""
+        return self.objective.overall(self.full_scores, self.full_scores)
+
+    def score_full(self) -> None:
+        """Find the full model's score, unless it is known.
+
+        Raises what Answerer.answers raises, and CalibrationError for a joint score that would be
+        divided by 0.
+        """
+        state = self.state
+        if not state.full:
+            for chunk in chunks(range(self.num_items)):
+                self.answer_items([FULL], chunk, lambda: self.report([FULL], None, None))
+            state.full = state.trunk = self.answers_of(FULL)
+            state.begin_round()
+            self.on_save(state, True)
+        for part, score in zip(self.objective.parts, self.full_scores, strict=True):
+            if self.objective.is_joint and score <= 0:
+                raise CalibrationError(
+                    f'the full model scores {float(score):g} in {part.questions.name} '
+                    f'({part.metric}), so score / full score is undefined: choose a single task '
+                    'or a different dataset'
+                )
+
+    def score_of(self, blocks: Sequence[int]) -> Score:
+        """Return the score without these blocks. Call score_full first."""
+        contributions: list[Score] = []
+        for part in range(len(self.objective.parts)):
+            items = [i for i, item in enumerate(self.objective.items) if item.part == part]
+            answers = self._ask([FULL], items, blocks)[FULL]
+            contributions += [answers[item].contribution for item in items]
+        return self.overall(contributions)
+
+    def scored_set(self, blocks: Sequence[int]) -> ScoredSet:
+        """Return a set with its score, which a resumed run remembers. Call score_full first."""
+        if not blocks:
+            return ScoredSet((), float(self.full_score))
+        key = f'calibration score without {set_key(blocks)}'
+        if key not in self._remembered:
+            self._remembered[key] = {'score': float(self.score_of(blocks))}
+            self.on_save(self.state, True)
+        return ScoredSet(tuple(blocks), self._remembered[key]['score'])
+
+    def overall(self, contributions: Sequence[Score]) -> Score:
+        """Return the score to compare, from the contributions of all items in their order."""
+        return self.objective.overall(self.objective.part_scores(contributions), self.full_scores)
+
+    def answers_of(self, candidate: int) -> list[ScoredAnswer]:
+        """Return this round's answers of a candidate (or FULL) to every item."""
+        answered = self.state.answered[candidate]
+        return [answered[item] for item in range(self.num_items)]
+
+    def answer_items(
+        self,
+        candidates: Sequence[int],
+        items: Sequence[int],
+        report_progress: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Find every candidate's answer to each of the items, asking only for unknown ones."""
+        state = self.state
+        waiting: dict[tuple[int, ...], list[int]] = {}  # missing items -> candidates
+        for block in candidates:
+            known = state.answered.get(block, {})
+            missing = tuple(item for item in items if item not in known)
+            for part in range(len(self.objective.parts)):
+                of_part = tuple(i for i in missing if self.objective.items[i].part == part)
+                if of_part:
+                    waiting.setdefault(of_part, []).append(block)
+        if waiting:
+            report_progress()
+        for missing, blocks in waiting.items():
+            started, work = time.monotonic(), self.answerer.token_blocks
+            for block, answers in self._ask(blocks, missing, state.removed).items():
+                state.answered.setdefault(block, {}).update(answers)
+            state.seconds += time.monotonic() - started
+            state.token_blocks += self.answerer.token_blocks - work
+            report_progress()
+            self.on_save(state, False)
+
+    def _ask(
+        self, blocks: Sequence[int], items: Sequence[int], removed: Sequence[int]
+    ) -> dict[int, dict[int, ScoredAnswer]]:
+        """Ask about items of one part without `removed` and each of the blocks in turn."""
+        objective, trunk = self.objective, self.state.trunk
+        questions = objective.parts[objective.items[items[0]].part].questions
+        asked = [
+            ImageQuestion(
+                objective.items[item].image,
+                questions.prompts[objective.items[item].question],
+                trunk[item].token_ids if trunk else (),
+            )
+            for item in items
+        ]
+        answered = self.answerer.answers(
+            asked,
+            removed,
+            [None if block == FULL else block for block in blocks],
+            questions.max_new_tokens,
+            is_decided=lambda i, text: objective.is_decided(items[i], text),
+        )
+        return {
+            block: {
+                item: ScoredAnswer(
+                    objective.contribution(item, of_item[n].text), of_item[n].token_ids
+                )
+                for item, of_item in zip(items, answered, strict=True)
+            }
+            for n, block in enumerate(blocks)
+        }
+
+    def report(self, in_race: Sequence[int], best: int | None, best_score: Score | None) -> None:
+        """Report the progress: `in_race` have more to answer; `best` is the best one so far."""
+        state = self.state
+        done = sum(map(len, state.answered.values()))
+        missing = sum(self.num_items - len(state.answered.get(block, ())) for block in in_race)
+        self.on_progress(
+            Progress(
+                round=len(state.rounds) + bool(state.full),
+                most_rounds=self.settings.num_removals(self.num_blocks),
+                candidates=len(in_race),
+                done=done,
+                total=done + missing,
+                best_block=best,
+                best_score=None if best_score is None else float(best_score),
+            )
+        )
+
+
+def chunks(items: Sequence[int], first: int = FIRST_CHUNK) -> Iterator[Sequence[int]]:
+    """Cut items into runs that double in length from `first` to LARGEST_CHUNK."""
+    start, length = 0, first
+    while start < len(items):
+        yield items[start : start + length]
+        start, length = start + length, min(2 * length, LARGEST_CHUNK)
+
+
+def set_key(blocks: Sequence[int]) -> str:
+    """Return the blocks as a key of the checkpoint's evaluations."""
+    return ','.join(map(str, blocks)) or 'nothing'
