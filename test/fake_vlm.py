@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -23,6 +23,8 @@ class FakeVlm(Engine):
     device = 'cpu'
     dtype = 'float32'
     template_sha256 = '0' * 64
+    image_fit = 'checkpoint'
+    warnings: tuple[str, ...] = ()
 
     def __init__(self, on_token: Callable[[bool], None] = lambda skips: None) -> None:
         self.on_token = on_token
@@ -30,8 +32,14 @@ class FakeVlm(Engine):
 
     def encode(self, image: np.ndarray) -> ImageFeatures:
         self.calls.append(('encode', image.shape))
-        no_tokens = cast(Any, None)  # torch takes seconds to import
-        return ImageFeatures(tokens=no_tokens, model=self.name, preprocess_ms=1.0, vision_ms=1.0)
+        tokens = cast(Any, np.zeros((4, 8)))  # torch takes seconds to import
+        return ImageFeatures(tokens=tokens, model=self.name, preprocess_ms=1.0, vision_ms=1.0)
+
+    def visible_share(self, width: int, height: int) -> float:
+        return 1.0
+
+    def render_prompt(self, prompt: str) -> str:
+        return f'<image> {prompt}'
 
     def free_memory(self) -> None:
         self.calls.append(('free_memory',))
@@ -46,6 +54,7 @@ class FakeVlm(Engine):
         skip: SkipSet | Iterable[int] = (),
         max_new_tokens: int = 16,
         *,
+        first_token_ids: Sequence[int] = (),
         should_stop: Callable[[], bool] | None = None,
     ) -> Answer:
         self.calls.append(('answer', prompt, skip, max_new_tokens))

@@ -36,6 +36,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument('--model', help="'demo' (default), a folder or a hub id")
     parser.add_argument('--device', help='auto (default), cpu or cuda:N')
     parser.add_argument('--dtype', help='auto (default), float32, float16 or bfloat16')
+    parser.add_argument('--image-fit', help='auto (default), checkpoint, pad or squash')
+    parser.add_argument('--max-image-tokens', type=int, metavar='N', help='0 (default): no limit')
+    parser.add_argument('--chat-template', help='Jinja text, or a file that contains it')
     parser.add_argument(
         '--skip-list',
         type=_task_and_list,
@@ -127,6 +130,9 @@ def make_setup(args: argparse.Namespace) -> tuple[Setup, list[str]]:
         'model': args.model,
         'device': args.device,
         'dtype': args.dtype,
+        'image_fit': args.image_fit,
+        'max_image_tokens': args.max_image_tokens,
+        'chat_template': args.chat_template,
         'image_transport': args.image_transport,
         'input_reliability': args.reliability,
         **{f'skip_list.{task}': name for task, name in args.skip_list},

@@ -61,6 +61,7 @@ def checks_of(setup: Setup) -> list[tuple[str, Callable[[Setup], Finding]]]:
         ('engine', model_checks.check_engine),
         ('gpu', model_checks.check_gpu),
         ('model', model_checks.check_model),
+        ('view', model_checks.check_view),
         ('memory', model_checks.check_memory),
         ('skip_lists', model_checks.check_skip_lists),
     ]

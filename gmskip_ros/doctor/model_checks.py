@@ -144,6 +144,23 @@ def check_model(setup: Setup) -> Finding:
     )
 
 
+def check_view(setup: Setup) -> Finding:
+    """Check how much of a frame the model sees, and in which words it is asked."""
+    view, prompt = setup.model['view'], setup.model['prompt']
+    if view is None:
+        return warn('skipped: the model check failed', 'fix that first')
+    tiles = '1 tile' if view['tiles'] == 1 else f'{view["tiles"]} tiles'
+    message = (
+        f'the model sees {100 * view["share"]:.0f} % of a frame of {setup.width}x{setup.height} '
+        f'(image_fit {view["image_fit"]}): {tiles}, {view["tokens"]} image tokens; '
+        f'prompt {prompt!r}'
+    )
+    findings = [warn(line, 'check the answers') for line in setup.model['warnings'] or ()]
+    if view['share'] < 1:
+        findings.append(warn(message, 'set image_fit: pad'))
+    return joined(findings) if findings else ok(message)
+
+
 def _refusal(line: str) -> Finding:
     """Split the message of a ModelLoadError, whose last clause is the remedy."""
     at = max(line.rfind(': '), line.rfind('; '))
@@ -223,6 +240,7 @@ def _check_skip_list(setup: Setup, settings: Settings) -> Finding:
         text_model_type=trial['text_model_type'],
         template_sha256=trial['template_sha256'],
         dtype=trial['dtype'],
+        warnings=(),  # the view check reports them
     )
     try:
         plan = plan_frame(vlm, settings.make_tasks(), skip_lists, settings.operating_point)

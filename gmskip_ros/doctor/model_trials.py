@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -44,13 +44,23 @@ def examine_torch(device: str) -> Iterator[dict[str, Any]]:
 
 
 def examine_model(
-    model: str, device: str, dtype: str, prompts: Sequence[str], max_new_tokens: int
+    model: str,
+    device: str,
+    dtype: str,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    options: Mapping[str, Any],
+    frame_size: Sequence[int],
 ) -> Iterator[dict[str, Any]]:
     """Yield what a checkpoint is, what is wrong with its files, and its memory; load no weights.
 
     `device` and `dtype` as they will be; `folder`; `num_blocks`; `text_model_type`;
-    `template_sha256`; `refusals` (lines); without refusals `need` (see MemoryNeed).
+    `template_sha256`; `warnings` and `refusals` (lines); without refusals `prompt` (the first one
+    in the chat template), `view` (of a frame of `frame_size`: image_fit, share, tiles, tokens) and
+    `need` (see MemoryNeed). `options` are load_vlm's keyword arguments.
     """
+    import numpy as np
+
     from gmskip_ros.vlm import ModelLoadError
     from gmskip_ros.vlm import load as loading
     from gmskip_ros.vlm.memory import memory_need, read_weight_files
@@ -60,14 +70,16 @@ def examine_model(
         torch_device = loading.resolve_device(device)
     except ModelLoadError:  # reported by the GPU check; the files can be examined all the same
         torch_device = loading.resolve_device('cpu')
-    dtype = str(loading.resolve_dtype(dtype, torch_device)).removeprefix('torch.')
-    yield {'device': str(torch_device), 'dtype': dtype}
+    yield {'device': str(torch_device)}
     try:
         folder = loading.find_local_folder(model)
         yield {'folder': str(folder)}
         with loading.quiet_hugging_face():
             config = loading.read_config(model, folder)
+        stored = loading.stored_dtype(config)
+        dtype = str(loading.resolve_dtype(dtype, torch_device, stored)).removeprefix('torch.')
         yield {
+            'dtype': dtype,
             'num_blocks': config.text_config.num_hidden_layers,
             'text_model_type': config.text_config.model_type,
         }
@@ -81,8 +93,8 @@ def examine_model(
     except ModelLoadError as error:
         refusals.append(str(error))
     try:
-        skeleton = loading.load_skeleton(model)
-        yield {'template_sha256': skeleton.template_sha256}
+        skeleton = loading.load_skeleton(model, **options)
+        yield {'template_sha256': skeleton.template_sha256, 'warnings': list(skeleton.warnings)}
         if num_stored is not None and num_stored < skeleton.num_parameters:
             refusals.append(
                 f'model {model} holds {num_stored} of the {skeleton.num_parameters} parameters of '
@@ -93,6 +105,17 @@ def examine_model(
     yield {'refusals': refusals}
     if refusals:
         return
+    width, height = frame_size
+    features = skeleton.encode(np.zeros((height, width, 3), np.uint8))
+    yield {
+        'prompt': skeleton.render_prompt(prompts[0]),
+        'view': {
+            'image_fit': skeleton.image_fit,
+            'share': skeleton.visible_share(width, height),
+            'tiles': features.num_tiles,
+            'tokens': features.num_tokens,
+        },
+    }
     # The image placeholder counts one token too many, which makes up for the missing start token.
     text_tokens = max(len(skeleton.token_ids(skeleton.render_prompt(prompt))) for prompt in prompts)
     need = memory_need(folder, dtype, max_new_tokens=max_new_tokens, text_tokens=text_tokens)

@@ -101,5 +101,7 @@ class Setup:
             'dtype': settings.dtype,
             'prompts': [settings.prompt[task] for task in settings.tasks],
             'max_new_tokens': max(settings.max_new_tokens[task] for task in settings.tasks),
+            'options': settings.model_options,
+            'frame_size': [self.width, self.height],
         }
         return run_trial('model', arguments, self.timeout_s, OFFLINE)

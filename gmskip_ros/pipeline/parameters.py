@@ -33,7 +33,7 @@ from gmskip_ros.tasks import (
     TaskError,
     resolve_labels,
 )
-from gmskip_ros.vlm.engine import DTYPES
+from gmskip_ros.vlm.engine import DTYPES, IMAGE_FITS
 
 AUTO = 'auto'  # as a skip list: the demo model's own
 IMAGE_TOKEN = '<image>'  # LLaVA's chat templates place it themselves
@@ -120,7 +120,30 @@ _TABLE = (
         'dtype',
         'auto',
         one_of(['auto', *DTYPES]),
-        'Type of weights and activations; auto: float16 on a GPU, float32 on a CPU.',
+        "Type of weights and activations; auto: float32 on a CPU, the checkpoint's own half "
+        'precision on a GPU.',
+    ),
+    Spec(
+        'image_fit',
+        'auto',
+        one_of(IMAGE_FITS),
+        "How a frame becomes the model's square. checkpoint: as the checkpoint's own processor "
+        'says, which for LLaVA-1.5 crops the centre; pad: padded to a square; squash: resized to a '
+        'square; auto: pad where the processor would crop a camera frame, else checkpoint.',
+    ),
+    Spec(
+        'max_image_tokens',
+        0,
+        integer(0, 100_000),
+        'Most image tokens of a frame: LLaVA-NeXT and OneVision then cut it into fewer tiles; '
+        '0 = no limit.',
+    ),
+    Spec(
+        'chat_template',
+        '',
+        text(),
+        "Jinja chat template, or a file that contains it, in place of the checkpoint's own; empty: "
+        "the processor's, else the tokenizer's. A model without any is refused.",
     ),
     Spec(
         'tasks',

@@ -62,6 +62,8 @@ class TaskResult:
     removed_blocks: tuple[int, ...]
     operating_point: str
     num_blocks: int
+    image_fit: str  # how the frame became the model's square
+    image_tokens: int  # that the frame makes
 
     @property
     def sparsity(self) -> float:
@@ -117,7 +119,7 @@ def plan_frame(
     a list does not have.
     """
     plans = []
-    warnings = []
+    warnings = list(engine.warnings)
     for task in tasks:
         skip_list = skip_lists.get(task.name) if 'skip' in branches else None
         if skip_list is None:
@@ -250,6 +252,8 @@ class FramePipeline:
             removed_blocks=plan.removed_blocks if skips else (),
             operating_point=plan.operating_point if skips else '0',
             num_blocks=self.engine.num_blocks,
+            image_fit=self.engine.image_fit,
+            image_tokens=features.num_tokens,
         )
 
 

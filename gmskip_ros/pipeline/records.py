@@ -100,6 +100,8 @@ def _result_status(result: TaskResult, schedule: str, hardware_id: str) -> Statu
                 'operating_point': result.operating_point,
                 'full_branch': FULL_BRANCH,
                 'schedule': schedule,
+                'image_fit': result.image_fit,
+                'image_tokens': result.image_tokens,
             }
         ),
     )

@@ -27,6 +27,9 @@ class Settings:
     model: str
     device: str
     dtype: str
+    image_fit: str
+    max_image_tokens: int
+    chat_template: str  # '' = the checkpoint's own
     tasks: tuple[str, ...]
     branches: tuple[str, ...]
     rate_hz: float
@@ -42,6 +45,15 @@ class Settings:
     memory_headroom_gib: float
     watchdog_sec: float
     start_enabled: bool
+
+    @property
+    def model_options(self) -> dict[str, Any]:
+        """How load_vlm prepares images and prompts: its keyword arguments."""
+        return {
+            'image_fit': self.image_fit,
+            'max_image_tokens': self.max_image_tokens,
+            'chat_template': self.chat_template or None,
+        }
 
     @property
     def period_ns(self) -> int:

@@ -67,7 +67,7 @@ def load_engine(settings: Settings, on_progress: Callable[[str], None]) -> Engin
     except ModuleNotFoundError as error:
         raise ModelLoadError(
             f'{error.name} is not installed for {sys.executable}: activate the virtual environment '
-            'of README.md (On a vehicle) where the node is started'
+            'of docs/vehicle.md where the node is started'
         ) from error
 
     on_progress('checking the free memory')
@@ -79,7 +79,9 @@ def load_engine(settings: Settings, on_progress: Callable[[str], None]) -> Engin
         max_new_tokens=max(settings.max_new_tokens.values()),
         on_progress=on_progress,
     )
-    return load_vlm(settings.model, settings.device, settings.dtype, on_progress)
+    return load_vlm(
+        settings.model, settings.device, settings.dtype, on_progress, **settings.model_options
+    )
 
 
 class InferenceWorker:
@@ -123,6 +125,7 @@ class InferenceWorker:
         # When inference last made progress, on the steady clock; None while it has nothing to do.
         self._progress_s: float | None = None
         self._logged = ''
+        self._frame_size = (0, 0)  # of the newest answered frame, pixels
         self._warned: set[str] = set()
 
     @property
@@ -359,6 +362,7 @@ class InferenceWorker:
                 if isinstance(result, Comparison):
                     comparison = result
                 else:
+                    self._log_view(rgb, result)
                     self.health.branch_done(result.branch, result.elapsed_ms)
                     branches.append(result)
         except Stopped:
@@ -375,6 +379,22 @@ class InferenceWorker:
             overload = f'a frame takes {elapsed_ms:.0f} ms of the {period_ms:.0f} ms it has'
         outcome = 'full_dropped' if gave_way else 'answered'
         self.health.frame_done(outcome, time.monotonic(), overload)
+
+    def _log_view(self, rgb: np.ndarray, result: BranchResult) -> None:
+        """Log what the model sees of frames of this size, when the first one is answered."""
+        height, width = rgb.shape[:2]
+        if (width, height) == self._frame_size or self.engine is None:
+            return
+        self._frame_size = (width, height)
+        share = self.engine.visible_share(width, height)
+        line = (
+            f'frames of {width}x{height}: the model sees {100 * share:.0f} % '
+            f'(image_fit {result.tasks[0].image_fit}), {result.tasks[0].image_tokens} image tokens'
+        )
+        if share < 1:
+            self._log.warning(f'{line}; image_fit: pad shows all of it')
+        else:
+            self._log.info(line)
 
     def _image_failed(self, error: ImageError) -> None:
         reason = f'no answer to this image: {_first_line(error)}'

@@ -228,6 +228,7 @@ class DualVlmNode(Node):
             'device': engine.device if engine else settings.device,
             'dtype': engine.dtype if engine else settings.dtype,
             'num_blocks': engine.num_blocks if engine else 0,
+            'image_fit': engine.image_fit if engine else settings.image_fit,
             'branches': ','.join(settings.branches),
             'input': self._input,
             'input_age_ms': age_ms,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from gmskip_ros.skipping.errors import SkipSetError
 from gmskip_ros.skipping.skip_set import SkipSet
-from gmskip_ros.vlm.answer import Answer, CandidateAnswer, ImageFeatures, Timing
+from gmskip_ros.vlm.answer import Answer, CandidateAnswer, Confidence, ImageFeatures, Timing
 from gmskip_ros.vlm.engine import CalibrationEngine, Engine
 from gmskip_ros.vlm.errors import (
     ImageError,
@@ -33,6 +33,7 @@ __all__ = [
     'Answer',
     'CalibrationEngine',
     'CandidateAnswer',
+    'Confidence',
     'Engine',
     'ImageError',
     'ImageFeatures',

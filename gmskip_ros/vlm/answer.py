@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -16,12 +16,19 @@ class ImageFeatures:
     """One image as the language decoder sees it, for any number of prompts and skip sets.
 
     tokens has shape (image tokens, hidden size), on the model's device in the model's dtype.
+    num_tiles: how many squares went through the vision tower.
     """
 
     tokens: torch.Tensor = field(repr=False)
     model: str
     preprocess_ms: float
     vision_ms: float
+    num_tiles: int = 1
+
+    @property
+    def num_tokens(self) -> int:
+        """How many image tokens the decoder sees."""
+        return len(self.tokens)
 
 
 @dataclass(frozen=True)
@@ -40,20 +47,36 @@ class Timing:
     total_ms: float
 
 
+class Confidence(NamedTuple):
+    """How sure the model was of an answer's tokens: the mean and the least of their probabilities.
+
+    The end-of-sequence token does not count, except in an answer that has no other token.
+    """
+
+    mean: float
+    min: float
+
+
+NOT_MEASURED = Confidence(float('nan'), float('nan'))
+
+
 @dataclass(frozen=True)
 class Answer:
     """One greedy answer.
 
     token_ids exclude the end-of-sequence token, except that an answer of forced length contains
     every token. vision_shared: the image features already existed; their time counts all the same,
-    as if the answer had been made alone. logits: float32, shape (steps, vocabulary), one row per
-    chosen token (an end-of-sequence token included); None unless requested.
+    as if the answer had been made alone. first_probabilities: of each of the `first_token_ids` that
+    were asked for, as the first token of the answer. logits: float32, shape (steps, vocabulary),
+    one row per chosen token (an end-of-sequence token included); None unless requested.
     """
 
     text: str
     token_ids: tuple[int, ...]
     timing: Timing
     vision_shared: bool
+    confidence: Confidence = NOT_MEASURED
+    first_probabilities: tuple[float, ...] = ()
     logits: np.ndarray | None = field(default=None, repr=False, compare=False)
 
 

@@ -14,6 +14,7 @@ from gmskip_ros.skipping import SkipSet
 from gmskip_ros.vlm.answer import Answer, CandidateAnswer, ImageFeatures
 
 DTYPES = ('float32', 'float16', 'bfloat16')  # that a model can be loaded in
+IMAGE_FITS = ('auto', 'checkpoint', 'pad', 'squash')  # how a frame becomes the model's square
 
 
 class Engine(Protocol):
@@ -43,6 +44,20 @@ class Engine(Protocol):
     def template_sha256(self) -> str:
         """Hash of the chat template in use."""
 
+    @property
+    def image_fit(self) -> str:
+        """How a frame becomes the model's square: 'checkpoint', 'pad' or 'squash'."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a user should know about the checkpoint, a line each."""
+
+    def visible_share(self, width: int, height: int) -> float:
+        """Return which share of a frame of this size (pixels) the model sees."""
+
+    def render_prompt(self, prompt: str) -> str:
+        """Return `prompt` in the model's chat template."""
+
     def encode(self, image: np.ndarray) -> ImageFeatures:
         """Return the image (uint8 RGB, (H, W, 3)) as the decoder sees it."""
 
@@ -53,6 +68,7 @@ class Engine(Protocol):
         skip: SkipSet | Iterable[int] = (),
         max_new_tokens: int = 16,
         *,
+        first_token_ids: Sequence[int] = (),
         should_stop: Callable[[], bool] | None = None,
     ) -> Answer:
         """Return the greedy answer with the blocks of `skip` skipped."""

@@ -7,17 +7,40 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gmskip_ros.skipping import SkipSet
-from gmskip_ros.vlm.answer import ImageFeatures
+from gmskip_ros.vlm.answer import Confidence, ImageFeatures
 from gmskip_ros.vlm.decoder import Decoder, KeyValueStore
 from gmskip_ros.vlm.errors import NonFiniteLogitsError
 
 ShouldStop = Callable[[], bool] | None
+# Settings of generation_config.json that change a greedy answer in Hugging Face's `generate`, and
+# the value of each that changes nothing.
+_CHANGES_GREEDY: dict[str, Any] = {
+    'bad_words_ids': None,
+    'begin_suppress_tokens': None,
+    'dola_layers': None,
+    'encoder_no_repeat_ngram_size': 0,
+    'encoder_repetition_penalty': 1.0,
+    'exponential_decay_length_penalty': None,
+    'forced_bos_token_id': None,
+    'forced_eos_token_id': None,
+    'guidance_scale': 1.0,
+    'min_length': 0,
+    'min_new_tokens': 0,
+    'no_repeat_ngram_size': 0,
+    'num_beams': 1,
+    'penalty_alpha': 0.0,
+    'repetition_penalty': 1.0,
+    'sequence_bias': None,
+    'stop_strings': None,
+    'suppress_tokens': None,
+}
 
 
 @dataclass
@@ -25,6 +48,8 @@ class Generated:
     """What greedy generation gave, per row; `prefilled_ms` is the clock at the first tokens."""
 
     token_ids: list[list[int]]
+    confidences: list[Confidence]
+    first_probabilities: list[tuple[float, ...]]  # of the tokens asked for, as the first one
     logits: list[list[np.ndarray]]  # float32 (V,) per token chosen; empty unless kept
     prefilled_ms: float
 
@@ -95,16 +120,21 @@ def verify(draft: Sequence[int], chosen: Sequence[int]) -> int:
     return len(draft)
 
 
-def choose(logits: Tensor, rows: Collection[int]) -> list[int]:
-    """Return the likeliest token of every row of logits (B, V).
+def choose(logits: Tensor, rows: Collection[int]) -> tuple[list[int], list[float]]:
+    """Return the likeliest token of every row of logits (B, V), and its probability.
 
     Raises NonFiniteLogitsError if a logit of one of `rows` is NaN or infinite.
     """
     finite = logits.isfinite().all(dim=-1)
-    ids, is_finite = torch.stack((logits.argmax(dim=-1), finite.long())).tolist()
+    best, ids = logits.float().max(dim=-1)
+    probabilities = (best - logits.float().logsumexp(dim=-1)).exp()
+    # One transfer from the device; token ids are exact in double precision.
+    chosen, is_finite, chances = torch.stack(
+        (ids.double(), finite.double(), probabilities.double())
+    ).tolist()
     if not all(is_finite[row] for row in rows):
         raise non_finite_logits(logits)
-    return ids
+    return [int(token) for token in chosen], chances
 
 
 def non_finite_logits(logits: Tensor) -> NonFiniteLogitsError:
@@ -125,6 +155,7 @@ def generate(
     end_ids: Collection[int],
     clock_ms: Callable[[], float],
     *,
+    first_token_ids: Sequence[int] = (),
     should_stop: ShouldStop = None,
     keep_logits: bool = False,
 ) -> Generated:
@@ -137,20 +168,51 @@ def generate(
     num_rows = len(hidden)
     unfinished = set(range(num_rows))
     token_ids: list[list[int]] = [[] for _ in range(num_rows)]
+    probabilities: list[list[float]] = [[] for _ in range(num_rows)]  # an end token's included
     kept: list[list[np.ndarray]] = [[] for _ in range(num_rows)]
-    chosen = choose(logits, unfinished)
+    chosen, chances = choose(logits, unfinished)
+    first: list[tuple[float, ...]] = [()] * num_rows
+    if first_token_ids:
+        wanted = logits.float().softmax(dim=-1)[:, list(first_token_ids)]  # (B, tokens)
+        first = [tuple(row) for row in wanted.tolist()]
     prefilled_ms = clock_ms()
     for step in range(max_new_tokens):
         if step > 0:
             logits = decode(decoder, chosen, store, skip_set.decode, should_stop)
-            chosen = choose(logits, unfinished)
+            chosen, chances = choose(logits, unfinished)
         for row in sorted(unfinished):
             if keep_logits:
                 kept[row].append(logits[row].float().cpu().numpy())
+            probabilities[row].append(chances[row])
             if chosen[row] in end_ids:
                 unfinished.discard(row)
             else:
                 token_ids[row].append(chosen[row])
         if not unfinished:
             break
-    return Generated(token_ids, kept, prefilled_ms)
+    confidences = [
+        confidence_of(of_row[: len(ids)] or of_row)
+        for of_row, ids in zip(probabilities, token_ids, strict=True)
+    ]
+    return Generated(token_ids, confidences, first, kept, prefilled_ms)
+
+
+def confidence_of(probabilities: Sequence[float]) -> Confidence:
+    """Return the mean and the least of the probabilities, of which there is at least one."""
+    return Confidence(sum(probabilities) / len(probabilities), min(probabilities))
+
+
+def greedy_warnings(generation_config: Any) -> tuple[str, ...]:
+    """Return a line for each setting that changes Hugging Face's greedy answers and is not applied.
+
+    Sampling settings are not among them: answers are greedy by design.
+    """
+    warnings = []
+    for name, neutral in _CHANGES_GREEDY.items():
+        value = getattr(generation_config, name, None)
+        if value is not None and value != neutral and value != []:
+            warnings.append(
+                f'generation_config.json sets {name} to {value!r}, which is not applied: answers '
+                "can differ from those of Hugging Face's generate"
+            )
+    return tuple(warnings)

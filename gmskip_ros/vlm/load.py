@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.resources
+import functools
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,10 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from gmskip_ros.vlm.decoder import TEXT_MODEL_TYPES
 from gmskip_ros.vlm.engine import DTYPES
 from gmskip_ros.vlm.errors import ModelLoadError
+from gmskip_ros.vlm.hub import find_folder, find_local_folder
+from gmskip_ros.vlm.image_fit import FittedImageProcessor
+from gmskip_ros.vlm.recognition import refuse_known_formats
+from gmskip_ros.vlm.tiles import cap_image_tokens
 from gmskip_ros.vlm.vlm import Vlm, is_out_of_memory
 
 # model_type in config.json -> the family's common name
@@ -31,7 +35,6 @@ FAMILIES = {
     'llava_next': 'LLaVA-NeXT',
     'llava_onevision': 'LLaVA-OneVision',
 }
-HUB_FILES = ['*.json', '*.jinja', '*.model', '*.txt', '*.safetensors']
 JSON_FILES = (  # beside config.json; any of them may be absent
     'generation_config.json',
     'preprocessor_config.json',
@@ -45,36 +48,54 @@ def load_vlm(
     device: str | torch.device = 'auto',
     dtype: str = 'auto',
     on_progress: Callable[[str], None] | None = None,
+    *,
+    image_fit: str = 'auto',
+    max_image_tokens: int = 0,
+    chat_template: str | None = None,
 ) -> Vlm:
     """Load a LLaVA-1.5, LLaVA-NeXT or LLaVA-OneVision checkpoint with safetensors weights.
 
-    model: 'demo', a local folder or a hub id. device: 'auto' (the first GPU, else the CPU), 'cpu',
-    'cuda' or 'cuda:N'. dtype: 'auto' (float16 on a GPU, float32 on the CPU), 'float32', 'float16'
-    or 'bfloat16'. on_progress receives each step in a few words. Code that comes with a checkpoint
-    is never run. Raises ModelLoadError, whose one line says what to do.
+    model: 'demo', a local folder, or a hub id: 'owner/name' or 'owner/name@revision'. device:
+    'auto' (the first GPU, else the CPU), 'cpu', 'cuda' or 'cuda:N'. dtype: 'float32', 'float16',
+    'bfloat16' or 'auto' (float32 on the CPU, on a GPU the checkpoint's own half precision: see
+    resolve_dtype). on_progress receives each step in a few words. image_fit: how a frame becomes
+    the model's square, one of IMAGE_FITS (see image_fit.py). max_image_tokens: use only those grids
+    of tiles that make at most so many image tokens; 0: all. chat_template: Jinja text, or a file
+    that contains it, in place of the checkpoint's own. Code that comes with a checkpoint is never
+    run. Raises ModelLoadError, whose one line says what to do.
     """
     model, device = os.fspath(model), str(device)
     report = on_progress or (lambda _: None)
     torch_device = resolve_device(device)
-    torch_dtype = resolve_dtype(dtype, torch_device)
+    resolve_dtype(dtype, torch_device)  # refuses an unknown one before anything is downloaded
     with quiet_hugging_face():
-        folder = find_folder(model, report)
+        folder = find_folder(model, report, functools.partial(read_config, model))
         report('reading the configuration')
         config = read_config(model, folder)
+        torch_dtype = resolve_dtype(dtype, torch_device, stored_dtype(config))
         report('loading the tokenizer and the image processor')
-        tokenizer, image_processor, chat_template = load_processor(model, folder)
+        tokenizer, image_processor, template = load_processor(model, folder, chat_template)
+        _check_template(model, config, tokenizer, template)
+        cap_image_tokens(model, config, image_processor, max_image_tokens)
+        fitted = FittedImageProcessor(model, image_processor, image_fit)
         report('loading weights')
         hf_model = _load_weights(model, folder, config, torch_dtype)
         report(f'moving weights to {torch_device}')
         with _refusals(model, f'device {torch_device}', remedy='use device cpu'):
             hf_model.to(torch_device)
-        vlm = Vlm(model, hf_model, image_processor, tokenizer, chat_template)
+        vlm = Vlm(model, hf_model, fitted, tokenizer, template)
         _try_out(vlm)
     report(f'loaded {model}: {vlm.num_blocks} blocks, {vlm.dtype} on {vlm.device}')
     return vlm
 
 
-def load_skeleton(model: str) -> Vlm:
+def load_skeleton(
+    model: str,
+    *,
+    image_fit: str = 'auto',
+    max_image_tokens: int = 0,
+    chat_template: str | None = None,
+) -> Vlm:
     """Return a checkpoint's model without its weights, from files on this machine; see load_vlm.
 
     It knows num_blocks, text_model_type, template_sha256, prompts and how many tokens an image
@@ -83,10 +104,16 @@ def load_skeleton(model: str) -> Vlm:
     with quiet_hugging_face():
         folder = find_local_folder(model)
         config = read_config(model, folder)
-        tokenizer, image_processor, chat_template = load_processor(model, folder)
+        tokenizer, image_processor, template = load_processor(model, folder, chat_template)
+        _check_template(model, config, tokenizer, template)
+        cap_image_tokens(model, config, image_processor, max_image_tokens)
+        fitted = FittedImageProcessor(model, image_processor, image_fit)
         with _refusals(model, 'config.json'), torch.device('meta'):
             hf_model = transformers.AutoModelForImageTextToText.from_config(config).eval()
-        vlm = Vlm(model, hf_model, image_processor, tokenizer, chat_template)
+        if (folder / 'generation_config.json').is_file():
+            with _refusals(model, 'generation_config.json'):
+                hf_model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
+        vlm = Vlm(model, hf_model, fitted, tokenizer, template)
         _try_out(vlm)
     return vlm
 
@@ -110,70 +137,37 @@ def resolve_device(device: str) -> torch.device:
     return torch.device('cuda', index)
 
 
-def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """Return the dtype for a name that load_vlm accepts; raises ModelLoadError."""
+def resolve_dtype(
+    dtype: str, device: torch.device, stored: torch.dtype | None = None
+) -> torch.dtype:
+    """Return the dtype for a name that load_vlm accepts; raises ModelLoadError.
+
+    'auto' is float32 on a CPU. On a GPU it is the half precision in which the checkpoint is
+    `stored`: bfloat16 if the GPU has it without emulation, else float16.
+    """
     if dtype == 'auto':
-        return torch.float16 if device.type == 'cuda' else torch.float32
+        if device.type != 'cuda':
+            return torch.float32
+        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        is_bfloat16 = stored == torch.bfloat16 and has_bfloat16
+        return torch.bfloat16 if is_bfloat16 else torch.float16
     if dtype not in DTYPES:
         raise ModelLoadError(f"unknown dtype {dtype!r}: use 'auto', {', '.join(map(repr, DTYPES))}")
     return getattr(torch, dtype)
 
 
-def find_local_folder(model: str) -> Path:
-    """Return the folder on this machine that holds the checkpoint; nothing is downloaded.
+def stored_dtype(config: Any) -> torch.dtype | None:
+    """Return the dtype in which a checkpoint's weights are stored; None if it does not say."""
+    return config.dtype or config.text_config.dtype
 
-    Raises ModelLoadError if it is neither a folder nor in the cache of the Hugging Face hub.
+
+def read_config(model: str, folder: Path, names: Collection[str] | None = None) -> Any:
+    """Return the configuration of a checkpoint that this engine can run; refuse any other.
+
+    `names` are its files, if they are not all in `folder` yet.
     """
-    folder = _folder_of(model)
-    if folder is not None:
-        return folder
-    try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                model, allow_patterns=HUB_FILES, local_files_only=True
-            )
-        )
-    except Exception as error:  # the hub client raises its own, ValueError, the system's errors
-        raise ModelLoadError(
-            f'model {model!r} is neither a local folder nor in the cache of the Hugging Face hub '
-            f'({huggingface_hub.constants.HF_HUB_CACHE}): download it while there is a network '
-            f'connection (`hf download {model}`), or give a local folder'
-        ) from error
-
-
-def find_folder(model: str, on_progress: Callable[[str], None]) -> Path:
-    """Return the folder that holds the checkpoint; it is downloaded if necessary."""
-    folder = _folder_of(model)
-    if folder is not None:
-        return folder
-    on_progress(f'looking for {model} in the cache and on the hub (a first download takes a while)')
-    try:
-        return Path(huggingface_hub.snapshot_download(model, allow_patterns=HUB_FILES))
-    except Exception as error:  # the hub client raises its own, httpx's and the system's errors
-        raise ModelLoadError(
-            f'model {model!r} is not a local folder and cannot be downloaded from the Hugging Face '
-            f'hub ({_first_line(error)}): check the name and the network, give a local folder, or '
-            'set HF_HUB_OFFLINE=1 if the cache already contains it'
-        ) from error
-
-
-def _folder_of(model: str) -> Path | None:
-    """Return the folder of 'demo' or of a path, None for a hub id; refuse anything else."""
-    if model == 'demo':
-        return Path(str(importlib.resources.files('gmskip_ros') / 'assets' / 'demo'))
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder
-    if not re.fullmatch(r'[\w.-]+/[\w.-]+', model) or model.startswith('.'):
-        raise ModelLoadError(
-            f"model {model!r} is neither a folder nor a hub id: give 'demo', a folder or "
-            "'owner/name'"
-        )
-    return None
-
-
-def read_config(model: str, folder: Path) -> Any:
-    """Return the configuration of a checkpoint that this engine can run; refuse any other."""
+    names = {path.name for path in folder.iterdir()} if names is None else names
+    refuse_known_formats(model, folder, names)
     config_json = _read_json(model, folder / 'config.json')
     family = config_json.get('model_type')
     if family not in FAMILIES:
@@ -185,10 +179,9 @@ def read_config(model: str, folder: Path) -> Any:
                 f'model {model} requires code of its own (auto_map in {name}), which is never run: '
                 'use a checkpoint in Hugging Face format without code'
             )
-    if not any(folder.glob('*.safetensors')):
+    if not any(name.endswith('.safetensors') for name in names):
         raise ModelLoadError(
-            f'model {model} has no safetensors weights in {folder}: repeat an incomplete download, '
-            'or convert other formats, which can run code when loaded, with save_pretrained'
+            f'model {model} has no safetensors weights in {folder}: repeat an incomplete download'
         )
     with _refusals(model, 'config.json'):
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -204,8 +197,13 @@ def read_config(model: str, folder: Path) -> Any:
     return config
 
 
-def load_processor(model: str, folder: Path) -> tuple[Any, Any, str | None]:
+def load_processor(
+    model: str, folder: Path, chat_template: str | None = None
+) -> tuple[Any, Any, str | None]:
     """Return tokenizer, image processor and chat template; raises ModelLoadError.
+
+    The template is the one given (Jinja text or a file), else the processor's, else the
+    tokenizer's; None if there is none.
 
     Not the whole processor: OneVision's requires a video processor, and that torchvision.
     """
@@ -217,12 +215,45 @@ def load_processor(model: str, folder: Path) -> tuple[Any, Any, str | None]:
         image_processor = AutoImageProcessor.from_pretrained(
             folder, backend='pil', trust_remote_code=False
         )
+    if chat_template:
+        return tokenizer, image_processor, _read_template(chat_template)
     with _refusals(model, 'the chat template'):
         processor_config, _ = transformers.ProcessorMixin.get_processor_dict(folder)
-    chat_template = processor_config.get('chat_template')
-    if isinstance(chat_template, dict):
-        chat_template = chat_template.get('default')
-    return tokenizer, image_processor, chat_template
+    for template in (processor_config.get('chat_template'), tokenizer.chat_template):
+        if isinstance(template, dict):
+            template = template.get('default')
+        if template:
+            return tokenizer, image_processor, template
+    return tokenizer, image_processor, None
+
+
+def _read_template(template: str) -> str:
+    """Return a chat template given as Jinja text or as a file; raises ModelLoadError."""
+    if '{' in template:
+        return template
+    path = Path(template).expanduser()
+    try:
+        return path.read_text(encoding='utf-8')
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(
+            f'chat_template {template}: is not Jinja text and cannot be read as a file '
+            f'({_first_line(error)}): give one of the two'
+        ) from error
+
+
+def _check_template(model: str, config: Any, tokenizer: Any, template: str | None) -> None:
+    """Refuse to guess a prompt: only LLaVA-1.5 on a Vicuna has a known one without a template."""
+    is_vicuna = (
+        config.model_type == 'llava'
+        and config.text_config.model_type == 'llama'
+        and (tokenizer.bos_token, tokenizer.eos_token) == ('<s>', '</s>')
+    )
+    if template is None and not is_vicuna:
+        raise ModelLoadError(
+            f'model {model} has no chat template, and the prompt of a {FAMILIES[config.model_type]}'
+            f' with a {config.text_config.model_type} decoder is not guessed: set chat_template to '
+            'the Jinja template that it was trained with, or to a file that contains it'
+        )
 
 
 def _try_out(vlm: Vlm) -> None:

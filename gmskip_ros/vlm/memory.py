@@ -28,7 +28,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,16 +36,16 @@ from typing import Any
 import safetensors
 
 from gmskip_ros.vlm.errors import ModelLoadError
+from gmskip_ros.vlm.hub import INDEX_FILE, SINGLE_FILE, weight_files
+from gmskip_ros.vlm.tiles import grid_tokens, tile_tokens, tower_tokens
 
-SINGLE_FILE = 'model.safetensors'
-INDEX_FILE = 'model.safetensors.index.json'
 _AGAIN = 'fetch or copy the checkpoint again'
 
 BYTES_PER_NUMBER = {'float32': 4, 'float16': 2, 'bfloat16': 2}
 GIB = 1 << 30
 RUNTIME_BYTES = GIB
+TEXT_TOKENS = 256  # allowed for a prompt with its chat template
 RESERVE = 0.1  # of what is allocated anew for every answer
-LAST_GRID_RATIO = 1.1  # OneVision shrinks features of more than its square times the most tiles
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class MemoryNeed:
 
 
 def memory_need(
-    folder: Path, dtype: str, *, max_new_tokens: int = 64, text_tokens: int = 256
+    folder: Path, dtype: str, *, max_new_tokens: int = 64, text_tokens: int = TEXT_TOKENS
 ) -> MemoryNeed:
     """Return what the checkpoint in `folder` needs to answer, one answer at a time.
 
@@ -73,12 +73,18 @@ def memory_need(
 
     if dtype not in BYTES_PER_NUMBER:
         raise ModelLoadError(f'unknown dtype {dtype!r}: use {", ".join(BYTES_PER_NUMBER)}')
-    number_bytes = BYTES_PER_NUMBER[dtype]
     with quiet_hugging_face():
         config = read_config(str(folder), folder)
     weights = [tensor for tensor in read_weight_files(str(folder), folder) if tensor.is_weight]
-    weights_bytes = number_bytes * sum(tensor.numel for tensor in weights)
+    num_weights = sum(tensor.numel for tensor in weights)
+    return _need(config, dtype, num_weights, max_new_tokens, text_tokens)
 
+
+def _need(
+    config: Any, dtype: str, num_weights: float, max_new_tokens: int, text_tokens: int
+) -> MemoryNeed:
+    number_bytes = BYTES_PER_NUMBER[dtype]
+    weights_bytes = round(number_bytes * num_weights)
     num_tiles, image_tokens = _image_size(config)
     sequence_tokens = min(
         image_tokens + text_tokens + max_new_tokens - 1, config.text_config.max_position_embeddings
@@ -126,17 +132,34 @@ def check_memory(
 ) -> None:
     """Raise ModelLoadError, with the figures, if the model would not fit into free memory.
 
-    model, device, dtype and on_progress are load_vlm's; a hub id is fetched if necessary.
-    `headroom_gib` must remain free on the device while it answers. Raises what load_vlm raises.
+    model, device, dtype and on_progress are load_vlm's; a hub id is downloaded if necessary, but
+    its weights only if they would fit. `headroom_gib` must remain free on the device while it
+    answers. Raises what load_vlm raises.
     """
-    from gmskip_ros.vlm.load import find_folder, quiet_hugging_face, resolve_device, resolve_dtype
+    from gmskip_ros.vlm import load
 
-    torch_device = resolve_device(device)
-    dtype = str(resolve_dtype(dtype, torch_device)).removeprefix('torch.')
-    device = str(torch_device)
-    with quiet_hugging_face():
-        folder = find_folder(model, on_progress or (lambda _: None))
+    torch_device = load.resolve_device(device)
+    load.resolve_dtype(dtype, torch_device)  # refuses an unknown one before anything is downloaded
+
+    def check(folder: Path, sizes: Mapping[str, int]) -> None:
+        """Judge by the JSON files and the sizes of the weight files."""
+        config = load.read_config(model, folder, sizes)
+        stored = load.stored_dtype(config)
+        resolved = str(load.resolve_dtype(dtype, torch_device, stored)).removeprefix('torch.')
+        stored_bytes = sum(sizes[name] for name in weight_files(folder, sizes))
+        num_weights = stored_bytes / (stored.itemsize if stored else 2)
+        need = _need(config, resolved, num_weights, max_new_tokens, TEXT_TOKENS)
+        _check_need(model, str(torch_device), resolved, need, headroom_gib)
+
+    with load.quiet_hugging_face():
+        folder = load.find_folder(model, on_progress or (lambda _: None), check)
+        stored = load.stored_dtype(load.read_config(model, folder))
+    dtype = str(load.resolve_dtype(dtype, torch_device, stored)).removeprefix('torch.')
     need = memory_need(folder, dtype, max_new_tokens=max_new_tokens)
+    _check_need(model, str(torch_device), dtype, need, headroom_gib)
+
+
+def _check_need(model: str, device: str, dtype: str, need: MemoryNeed, headroom_gib: float) -> None:
     free = free_bytes(device)
     if free is None or need.total_bytes + headroom_gib * GIB <= free:
         return
@@ -153,30 +176,12 @@ def check_memory(
 
 def _image_size(config: Any) -> tuple[int, int]:
     """Return the largest number of tiles and of image tokens that any image makes."""
-    vision = config.vision_config
-    side = vision.image_size // vision.patch_size  # patches of a tile
-    tile_tokens = _tower_tokens(config) - (config.vision_feature_select_strategy == 'default')
     if config.model_type == 'llava':
-        return 1, tile_tokens
-    most_area = float('inf')
-    if config.model_type == 'llava_onevision':
-        most_tiles = int(config.vision_aspect_ratio.removeprefix('anyres_max_'))
-        most_area = LAST_GRID_RATIO**2 * most_tiles * side**2
-    num_tiles, image_tokens = 0, 0
-    for height, width in config.image_grid_pinpoints:
-        rows, columns = height // vision.image_size, width // vision.image_size
-        # The whole image once, then its tiles, with an extra token after each row of patches.
-        patches = int(min(rows * side * columns * side, most_area))
-        num_tiles = max(num_tiles, 1 + rows * columns)
-        image_tokens = max(image_tokens, tile_tokens + patches + rows * side)
-    return num_tiles, image_tokens
-
-
-def _tower_tokens(config: Any) -> int:
-    """Return how many tokens a tile has inside the vision tower."""
-    vision = config.vision_config
-    has_class_token = vision.model_type == 'clip_vision_model'
-    return (vision.image_size // vision.patch_size) ** 2 + has_class_token
+        return 1, tile_tokens(config)
+    grids = [tuple(grid) for grid in config.image_grid_pinpoints]
+    image_size = config.vision_config.image_size
+    num_tiles = max(1 + height // image_size * (width // image_size) for height, width in grids)
+    return num_tiles, max(grid_tokens(config, *grid) for grid in grids)
 
 
 def _head_size(text: Any) -> int:
@@ -190,7 +195,7 @@ def _stored_per_token(text: Any) -> int:
 
 def _encoding_bytes(config: Any, num_tiles: int, image_tokens: int, number_bytes: int) -> int:
     vision, width = config.vision_config, config.text_config.hidden_size
-    tokens = num_tiles * _tower_tokens(config)
+    tokens = num_tiles * tower_tokens(config)
     pixels = 4 * num_tiles * 3 * vision.image_size**2  # the image processor's copies included
     hidden_states = tokens * vision.hidden_size * (vision.num_hidden_layers + 1)
     layer = tokens * (2 * vision.hidden_size + 3 * max(vision.intermediate_size, width))

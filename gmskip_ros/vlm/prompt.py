@@ -8,8 +8,8 @@ from typing import Any
 
 from gmskip_ros.vlm.errors import PromptError
 
-# LLaVA-1.5's prompt, for checkpoints whose processor has no chat template.
-FALLBACK_TEMPLATE = 'USER: <image>\n{prompt} ASSISTANT:'
+VICUNA_TEMPLATE = 'USER: <image>\n{prompt} ASSISTANT:'  # LLaVA-1.5's, on a Vicuna
+PROBE = 'What is this?'
 
 
 class ChatTokenizer:
@@ -22,14 +22,19 @@ class ChatTokenizer:
     def __init__(
         self, model_name: str, tokenizer: Any, chat_template: str | None, image_token_id: int
     ) -> None:
-        """tokenizer: Hugging Face's; chat_template None: LLaVA-1.5's prompt."""
+        """tokenizer: Hugging Face's; chat_template: Jinja, or None for LLaVA-1.5's on a Vicuna.
+
+        Most templates take a message's content as a list of parts, image and text. Those of text
+        models take a string: then the image placeholder stands before the text, on its own line.
+        """
         self._model_name = model_name
         self._tokenizer = tokenizer
         self._chat_template = chat_template
         self.image_token_id = image_token_id
         self.image_token: str = tokenizer.convert_ids_to_tokens(image_token_id)
-        template = FALLBACK_TEMPLATE if chat_template is None else chat_template
+        template = VICUNA_TEMPLATE if chat_template is None else chat_template
         self.template_sha256 = hashlib.sha256(template.encode()).hexdigest()
+        self._takes_parts = chat_template is not None and self._takes_content(self._parts_of(PROBE))
 
     def render(self, prompt: str) -> str:
         """Return `prompt` in the chat template, with exactly one image placeholder in it.
@@ -38,21 +43,37 @@ class ChatTokenizer:
         """
         self.check_text('prompt', prompt)
         if self._chat_template is None:
-            text = FALLBACK_TEMPLATE.format(prompt=prompt).replace('<image>', self.image_token, 1)
+            text = VICUNA_TEMPLATE.format(prompt=prompt).replace('<image>', self.image_token, 1)
+        elif self._takes_parts:
+            text = self._apply_template(self._parts_of(prompt))
         else:
-            content = [{'type': 'image'}, {'type': 'text', 'text': prompt}]
-            text = self._tokenizer.apply_chat_template(
-                [{'role': 'user', 'content': content}],
-                chat_template=self._chat_template,
-                add_generation_prompt=True,
-                tokenize=False,
-            )
+            text = self._apply_template(f'{self.image_token}\n{prompt}')
         if text.count(self.image_token) != 1:
             raise PromptError(
                 f'the chat template of {self._model_name} gives {text.count(self.image_token)} '
                 'image placeholders instead of 1: use a checkpoint with a template for images'
             )
         return text
+
+    @staticmethod
+    def _parts_of(prompt: str) -> list[dict[str, str]]:
+        return [{'type': 'image'}, {'type': 'text', 'text': prompt}]
+
+    def _takes_content(self, content: list[dict[str, str]]) -> bool:
+        """Return whether the template writes one image and the text of a content of parts."""
+        try:
+            text = self._apply_template(content)
+        except Exception:  # whatever Jinja or the template raises over a list
+            return False
+        return text.count(self.image_token) == 1 and PROBE in text
+
+    def _apply_template(self, content: str | list[dict[str, str]]) -> str:
+        return self._tokenizer.apply_chat_template(
+            [{'role': 'user', 'content': content}],
+            chat_template=self._chat_template,
+            add_generation_prompt=True,
+            tokenize=False,
+        )
 
     def input_ids(self, prompt: str, num_image_tokens: int) -> list[int]:
         """Return the whole prompt's token ids, the image token `num_image_tokens` times."""

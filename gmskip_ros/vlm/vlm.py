@@ -16,7 +16,6 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
 
 from gmskip_ros.skipping import SkipSet
 from gmskip_ros.vlm import generation
@@ -31,6 +30,7 @@ from gmskip_ros.vlm.errors import (
     VlmError,
     VlmOutOfMemoryError,
 )
+from gmskip_ros.vlm.image_fit import Box, FittedImageProcessor
 from gmskip_ros.vlm.prompt import ChatTokenizer, end_of_sequence_ids
 
 Arguments = ParamSpec('Arguments')
@@ -69,11 +69,17 @@ class Vlm:
 
     Attributes: name (as given to load_vlm), num_blocks, text_model_type ('llama', 'mistral' or
     'qwen2'), device ('cpu', 'cuda:0'), dtype ('float32'), num_parameters, max_tokens (the context),
-    and template_sha256, of the chat template in use. Not for use by two threads at once.
+    template_sha256 (of the chat template in use), image_fit ('checkpoint', 'pad' or 'squash') and
+    warnings (lines about the checkpoint). Not for use by two threads at once.
     """
 
     def __init__(
-        self, name: str, model: Any, image_processor: Any, tokenizer: Any, chat_template: str | None
+        self,
+        name: str,
+        model: Any,
+        image_processor: FittedImageProcessor,
+        tokenizer: Any,
+        chat_template: str | None,
     ) -> None:
         """model: Hugging Face's LlavaForConditionalGeneration or a sibling, on its device."""
         self.name = name
@@ -87,6 +93,8 @@ class Vlm:
         self.max_tokens: int = self.decoder.config.max_position_embeddings
         self.text_model_type: str = self.decoder.config.model_type
         self.template_sha256 = self.tokenizer.template_sha256
+        self.image_fit = image_processor.image_fit
+        self.warnings = generation.greedy_warnings(model.generation_config)
         self.device = str(self._device)
         self.dtype = str(model.dtype).removeprefix('torch.')
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -110,7 +118,7 @@ class Vlm:
         """
         _check_image(image)
         start_ms = self._clock_ms()
-        inputs = self._image_processor(images=Image.fromarray(image), return_tensors='pt')
+        inputs = self._image_processor(image)
         preprocessed_ms = self._clock_ms()
         pixels = {'pixel_values': inputs['pixel_values'].to(self._device, self._model.dtype)}
         if 'image_sizes' in inputs:  # LLaVA-NeXT and OneVision cut large images into tiles
@@ -123,7 +131,16 @@ class Vlm:
             model=self.name,
             preprocess_ms=preprocessed_ms - start_ms,
             vision_ms=done_ms - preprocessed_ms,
+            num_tiles=pixels['pixel_values'].shape[-4],  # ([1,] tiles, 3, height, width)
         )
+
+    def visible_box(self, width: int, height: int) -> Box:
+        """Return which part of a frame of this size (pixels) the model sees."""
+        return self._image_processor.visible_box(width, height)
+
+    def visible_share(self, width: int, height: int) -> float:
+        """Return which share of the area of a frame of this size (pixels) the model sees."""
+        return self.visible_box(width, height).share
 
     def answer(
         self,
@@ -133,14 +150,16 @@ class Vlm:
         max_new_tokens: int = 16,
         *,
         forced_length: int | None = None,
+        first_token_ids: Sequence[int] = (),
         should_stop: Callable[[], bool] | None = None,
         return_logits: bool = False,
     ) -> Answer:
         """Return the greedy answer to `prompt` about one image, with the blocks of `skip` skipped.
 
         It ends at the end-of-sequence token or after max_new_tokens; with forced_length, after
-        exactly that many tokens (for fair timing). `should_stop` is polled before every block of
-        every token. Raises SkipSetError, ImageError, PromptError, NonFiniteLogitsError,
+        exactly that many tokens (for fair timing). `first_token_ids`: tokens whose probabilities as
+        the first one are wanted (Answer.first_probabilities). `should_stop` is polled before every
+        block of every token. Raises SkipSetError, ImageError, PromptError, NonFiniteLogitsError,
         VlmOutOfMemoryError, Stopped.
         """
         return self.answer_batch(
@@ -149,6 +168,7 @@ class Vlm:
             skip,
             max_new_tokens,
             forced_length=forced_length,
+            first_token_ids=first_token_ids,
             should_stop=should_stop,
             return_logits=return_logits,
         )[0]
@@ -163,6 +183,7 @@ class Vlm:
         max_new_tokens: int = 16,
         *,
         forced_length: int | None = None,
+        first_token_ids: Sequence[int] = (),
         should_stop: Callable[[], bool] | None = None,
         return_logits: bool = False,
     ) -> list[Answer]:
@@ -192,6 +213,7 @@ class Vlm:
             length,
             self.end_ids if forced_length is None else (),
             self._clock_ms,
+            first_token_ids=first_token_ids,
             should_stop=should_stop,
             keep_logits=return_logits,
         )
@@ -210,6 +232,8 @@ class Vlm:
                     total_ms=image.preprocess_ms + image.vision_ms + (done_ms - start_ms),
                 ),
                 vision_shared=isinstance(images_or_features[row], ImageFeatures),
+                confidence=generated.confidences[row],
+                first_probabilities=generated.first_probabilities[row],
                 logits=np.stack(generated.logits[row]) if return_logits else None,
             )
             for row, image in enumerate(features)

@@ -37,6 +37,7 @@ NAMES = [
     'engine',
     'gpu',
     'model',
+    'view',
     'memory',
     'skip_lists',
 ]
@@ -166,7 +167,7 @@ def test_without_ros_nothing_of_it_is_checked() -> None:
     setup, problems = doctor.make_setup(args)
     assert problems == []
     names = [name for name, _ in examination.checks_of(setup)]
-    assert names == ['python', 'engine', 'gpu', 'model', 'memory', 'skip_lists']
+    assert names == ['python', 'engine', 'gpu', 'model', 'view', 'memory', 'skip_lists']
     expect(ros_checks.check_python(setup), 'OK')
     assert 'rclpy' not in setup.__dict__  # not even tried
 
@@ -928,3 +929,38 @@ def test_a_missing_requirement_of_gmskip_is_one_line() -> None:
     assert done.returncode == 2
     assert done.stderr.startswith('gmskip: error: yaml is not installed for ')
     assert len(done.stderr.splitlines()) == 1 and done.stdout == ''
+
+
+# --- what the model sees ---
+
+
+def test_the_view_of_a_frame(folder) -> None:
+    setup = make_setup(1920, 1080, model=str(folder))
+    expect(
+        model_checks.check_view(setup),
+        'OK',
+        'sees 100 % of a frame of 1920x1080 (image_fit pad): 1 tile, 4 image tokens',
+        "prompt 'USER: <image>",
+    )
+
+
+def test_a_cropped_view_is_a_warning(folder) -> None:
+    setup = make_setup(1920, 1080, model=str(folder), image_fit='checkpoint')
+    finding = model_checks.check_view(setup)
+    expect(finding, 'WARN', 'sees 56 % of a frame of 1920x1080', remedy='image_fit: pad')
+
+
+def test_tiles_and_their_cap(tmp_path, in_this_process) -> None:
+    folder = make_tiny_model(tmp_path / 'next', 'llava_next', 'mistral', 1)
+    expect(model_checks.check_view(make_setup(1920, 1080, model=str(folder))), 'OK', '5 tiles')
+    setup = make_setup(1920, 1080, model=str(folder), max_image_tokens=10)
+    expect(model_checks.check_view(setup), 'OK', '2 tiles, 10 image tokens')
+
+
+def test_settings_that_change_answers_are_named(folder) -> None:
+    edit_json(folder / 'generation_config.json', repetition_penalty=1.2)
+    expect(
+        model_checks.check_view(make_setup(model=str(folder))),
+        'WARN',
+        'generation_config.json sets repetition_penalty to 1.2, which is not applied',
+    )

@@ -88,7 +88,9 @@ def test_the_node_writes_what_a_row_is_made_of():
         timing=SimpleNamespace(**times, total_ms=6.0),
     )
     skip, full = (
-        TaskResult('captioning', branch, task.parse('A bus.'), answer, blocks, point, 32)
+        TaskResult(
+            'captioning', branch, task.parse('A bus.'), answer, blocks, point, 32, 'pad', 576
+        )
         for branch, blocks, point in (('skip', (4, 2), 'high_sparsity'), ('full', (), '0'))
     )
     compared = TaskComparison(skip, full, Agreement(True, {'rouge_l': 1.0}))

@@ -735,3 +735,35 @@ def test_a_model_that_fails_when_it_is_warmed_up_is_loaded_anew(
     assert b.worker.set_enabled(True)[0]
     b.wait(lambda: b.state() == 'ready')
     assert loaded == []
+
+
+def test_what_the_model_sees_of_a_frame_is_logged_once_per_size(bench, caplog) -> None:
+    caplog.set_level(logging.INFO)
+
+    class Cropping(FakeVlm):
+        def visible_share(self, width: int, height: int) -> float:
+            return height / width
+
+    b = bench(Cropping()).start()
+    shapes = [(90, 160), (90, 160), (100, 100)]
+    b.to_rgb = lambda stamp: np.zeros((*shapes[int(stamp)], 3), np.uint8)
+    for stamp in range(len(shapes)):
+        b.send(float(stamp))
+        b.wait_for_answers(stamp + 1)
+    lines = [(r.levelname, r.message) for r in caplog.records if 'the model sees' in r.message]
+    seen = 'image_fit checkpoint), 4 image tokens'
+    assert lines == [
+        (
+            'WARNING',
+            f'frames of 160x90: the model sees 56 % ({seen}; image_fit: pad shows all of it',
+        ),
+        ('INFO', f'frames of 100x100: the model sees 100 % ({seen}'),
+    ]
+
+
+def test_warnings_about_the_checkpoint_are_logged(bench, caplog) -> None:
+    vlm = FakeVlm()
+    vlm.warnings = ('generation_config.json sets repetition_penalty to 1.2',)
+    b = bench(vlm).start()
+    b.wait(lambda: b.state() == 'ready')
+    assert any('repetition_penalty' in r.message for r in caplog.records)

@@ -18,14 +18,21 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 
 class HfReference:
-    """Hugging Face's model and processor of one checkpoint."""
+    """Hugging Face's model and processor of one checkpoint.
 
-    def __init__(self, folder: Path) -> None:
+    LLaVA-1.5's processor is set to pad to a square, as `image_fit: auto` does for it, unless the
+    images are to be fitted as the checkpoint says.
+    """
+
+    def __init__(self, folder: Path, image_fit: str = 'auto') -> None:
         self.model = transformers.AutoModelForImageTextToText.from_pretrained(
             folder, dtype=torch.float32
         ).eval()
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, padding_side='left')
         image_processor = AutoImageProcessor.from_pretrained(folder, backend='pil')
+        if self.model.config.model_type == 'llava' and image_fit != 'checkpoint':
+            settings = {**image_processor.to_dict(), 'do_pad': True}
+            image_processor = transformers.LlavaImageProcessorPil(**settings)
         arguments = {'image_processor': image_processor, 'tokenizer': self.tokenizer}
         options = {'patch_size': PATCH_SIZE, 'vision_feature_select_strategy': 'default'}
         options['num_additional_image_tokens'] = 1
@@ -48,6 +55,11 @@ class HfReference:
             }
             for name, value in {**arguments, **options}.items():
                 setattr(self.processor, name, value)
+
+    def adopt_vision_strategy(self) -> None:
+        """Take over which tokens of the vision tower the checkpoint's config.json uses."""
+        strategy = self.model.config.vision_feature_select_strategy
+        self.processor.vision_feature_select_strategy = strategy
 
     def inputs(self, images: Sequence[np.ndarray], prompts: Sequence[str]):
         """Return the processor's own batch, left-padded, of prompts in LLaVA-1.5's template."""

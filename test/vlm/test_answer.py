@@ -126,6 +126,38 @@ def test_time_spent_is_in_its_phase_and_in_the_total(vlm, monkeypatch, part, pha
     assert slowness_ms <= getattr(timing, f'{phase}_ms') < timing.total_ms <= outside_ms
 
 
+def probabilities_of(answer) -> np.ndarray:
+    """Return the probability of every token chosen, from the answer's logits."""
+    logits = torch.from_numpy(answer.logits).double()
+    return logits.softmax(dim=-1).max(dim=-1).values.numpy()
+
+
+@pytest.mark.parametrize('skip', [(), (1, 2)])
+def test_confidence_is_the_mean_and_least_token_probability(vlm, skip) -> None:
+    answer = vlm.answer(IMAGE, PROMPT, skip, max_new_tokens=6, return_logits=True)
+    expected = probabilities_of(answer)[: len(answer.token_ids)]
+    assert answer.confidence.mean == pytest.approx(expected.mean(), abs=1e-6)
+    assert answer.confidence.min == pytest.approx(expected.min(), abs=1e-6)
+    assert 0 < answer.confidence.min < answer.confidence.mean <= 1
+    alone = vlm.answer(IMAGE, PROMPT, skip, max_new_tokens=6)
+    assert alone.confidence == answer.confidence
+
+
+def test_an_empty_answers_confidence_is_the_end_tokens(vlm, tmp_path) -> None:
+    first = vlm.answer(IMAGE, PROMPT, forced_length=1).token_ids[0]
+    empty = load_vlm(str(make_tiny_model(tmp_path, eos_token_id=first)), device='cpu')
+    answer = empty.answer(IMAGE, PROMPT, return_logits=True)
+    assert answer.token_ids == ()
+    assert answer.confidence.mean == pytest.approx(probabilities_of(answer)[0], abs=1e-6)
+
+
+def test_probabilities_of_first_tokens(vlm) -> None:
+    answer = vlm.answer(IMAGE, PROMPT, first_token_ids=[7, 40, 7], return_logits=True)
+    expected = torch.from_numpy(answer.logits[0]).double().softmax(dim=-1)[[7, 40, 7]]
+    np.testing.assert_allclose(answer.first_probabilities, expected, atol=1e-6)
+    assert vlm.answer(IMAGE, PROMPT).first_probabilities == ()
+
+
 def test_an_answer_is_the_decoded_tokens(vlm) -> None:
     answer = vlm.answer(IMAGE, PROMPT, max_new_tokens=7)
     assert len(answer.token_ids) == 7

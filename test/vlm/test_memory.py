@@ -13,11 +13,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from gmskip_ros.vlm import ModelLoadError, load_vlm, memory
 from gmskip_ros.vlm.decoder import KeyValueStore
-from gmskip_ros.vlm.load import find_local_folder, load_skeleton
+from gmskip_ros.vlm.hub import INDEX_FILE, SINGLE_FILE, find_local_folder
+from gmskip_ros.vlm.load import load_skeleton
 from gmskip_ros.vlm.memory import (
     BYTES_PER_NUMBER,
-    INDEX_FILE,
-    SINGLE_FILE,
     memory_need,
     read_weight_files,
 )
