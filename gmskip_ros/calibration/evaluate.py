@@ -93,7 +93,7 @@ def calibration_samples(
             target=skip_list.target,
             prompt=settings.prompt,
             labels=settings.labels,
-            synonyms=settings.synonyms,
+            match=skip_list.match or settings.match,
             max_new_tokens=settings.max_new_tokens,
         )
         samples, _ = choose_question_samples(dataset, tasks, images, 0, seed)
@@ -230,6 +230,7 @@ def _record(
         'task': settings.task,
         'target': settings.target,
         'metric': ', '.join(metrics),
+        'match': settings.used_match,
         'prompt': prompts.pop() if len(prompts) == 1 else None,
         'dataset': {
             'name': dataset.name,
@@ -269,6 +270,7 @@ def list_warnings(
         max_new_tokens=lengths.pop() if len(lengths) == 1 else stated.max_new_tokens or 0,
         task=settings.task,
         model=vlm.name,
+        match=settings.used_match,
     )
     if skip_list.target is not None and skip_list.target != settings.target:
         used = 'no target' if settings.target is None else f'target {settings.target!r}'

@@ -64,6 +64,7 @@ class TaskResult:
     num_blocks: int
     image_fit: str  # how the frame became the model's square
     image_tokens: int  # that the frame makes
+    match: str  # how the answer was read
 
     @property
     def sparsity(self) -> float:
@@ -136,6 +137,7 @@ def plan_frame(
             max_new_tokens=task.max_new_tokens,
             task=task.name,
             model=engine.name,
+            match=task.match,
         )
         blocks = tuple(skip_list.blocks_at(operating_point))
         skip_set = SkipSet.of(blocks, skip_list.phases)
@@ -254,6 +256,7 @@ class FramePipeline:
             num_blocks=self.engine.num_blocks,
             image_fit=self.engine.image_fit,
             image_tokens=features.num_tokens,
+            match=plan.task.match,
         )
 
 

@@ -28,6 +28,7 @@ class FrameRow:
 
     `agree`, `jaccard` and `rouge_l` compare a skip row with full on the same frame; None if not
     measured. Times are in ms; `total_ms` counts preprocessing to the last token.
+    Fields with a default were added later: files without them are read.
     """
 
     frame: int  # 1, 2, ... of the answered frames
@@ -52,6 +53,7 @@ class FrameRow:
     rouge_l: float | None
     model: str
     machine: str  # 'NAME (device, dtype)'
+    match: str | None = None  # how the answer was read
 
 
 COLUMNS: tuple[str, ...] = tuple(field.name for field in dataclasses.fields(FrameRow))
@@ -99,6 +101,7 @@ def row_from_values(
         rouge_l=float(compared['rouge_l']) if 'rouge_l' in compared else None,
         model=model,
         machine=machine,
+        match=values.get('match'),
     )
 
 
@@ -153,6 +156,8 @@ def _row(record: Any, path: object, number: int) -> FrameRow:
         raise _bad_line(path, number, 'is not a JSON object')
     fields = {}
     for name, (is_right, what) in _READERS.items():
+        if name not in record and name in _ADDED_LATER:
+            continue
         if name not in record:
             raise _bad_line(path, number, f'has no {name!r}')
         if not is_right(record[name]):
@@ -180,6 +185,7 @@ def _is_number(value: object) -> bool:
 _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     'int': (_is_integer, 'a whole number'),
     'str': (lambda value: isinstance(value, str), 'a string'),
+    'str | None': (lambda value: value is None or isinstance(value, str), 'a string or null'),
     'float': (_is_number, 'a number'),
     'float | None': (lambda value: value is None or _is_number(value), 'a number or null'),
     'bool': (lambda value: isinstance(value, bool), 'true or false'),
@@ -190,3 +196,6 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
 }
 _READERS = {field.name: _KINDS[str(field.type)] for field in dataclasses.fields(FrameRow)}
+_ADDED_LATER = {
+    field.name for field in dataclasses.fields(FrameRow) if field.default is not dataclasses.MISSING
+}

@@ -12,6 +12,7 @@ from gmskip_ros.tasks.synonyms import CAPTION_WORDS, SYNONYMS
 
 # How an answer is read: from the strictest to the one that understands most.
 MATCHES = ('strict', 'forms', 'synonyms', 'content')
+DEFAULT_MATCH = 'content'  # of the node and the commands; make_task's own is 'forms'
 
 
 class Vocabulary:

@@ -29,6 +29,7 @@ KEYS = {
     'images',
     'score',
     'scores',
+    'match_scores',
     'shuffled_score',
     'visual_gain',
     'auroc',
