@@ -13,43 +13,19 @@ starts it. Deadlines only stop a test that hangs.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 import yaml
+from warm_python import fork_context
 
 DEADLINE_S = 150.0
-PRELOADED = [
-    'gmskip_ros.cli.calibrate',
-    'gmskip_ros.cli.progress',
-    'gmskip_ros.calibration.run',
-    'gmskip_ros.report.calibration_report',
-    'gmskip_ros.vlm.load',
-    'transformers.models.llava.modeling_llava',
-    'transformers.models.clip.modeling_clip',
-    'transformers.models.llama.modeling_llama',
-    'transformers.models.clip.image_processing_pil_clip',
-]
-_context: Any = None
-
-
-def _server() -> Any:
-    """Return the context whose processes are forked, with one thread each."""
-    global _context
-    if _context is None:
-        os.environ['OMP_NUM_THREADS'] = '1'  # for forked processes; this one has read it already
-        _context = multiprocessing.get_context('forkserver')
-        _context.set_forkserver_preload(PRELOADED)
-        forkserver.ensure_running()
-    return _context
 
 
 class CalibrateProcess:
@@ -77,7 +53,7 @@ class CalibrateProcess:
         self._stderr = folder / f'stderr_{number}'
         self._stdout.touch()
         self._stderr.touch()
-        self._process = _server().Process(
+        self._process = fork_context().Process(
             target=_calibrate,
             args=(
                 str(folder),

@@ -1,5 +1,4 @@
-"""
-Real ROS processes in tests: an environment of their own, start, wait, stop, what they printed.
+"""Real ROS processes in tests: an environment of their own, start, wait, stop, what they printed.
 
     with RosProcess(ros_command('image_player', source=folder, rate_hz=10.0)) as player:
         with ros_node() as node:
@@ -7,7 +6,7 @@ Real ROS processes in tests: an environment of their own, start, wait, stop, wha
             wait_until(lambda: frames, node, what='a frame', process=player)
         assert player.stop() == 0
 
-Deadlines here are only there to end a test that hangs; no test is about them.
+Deadlines only stop a test that hangs; no test is about them.
 """
 
 from __future__ import annotations
@@ -25,6 +24,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from warm_python import WarmProcess
 
 from gmskip_ros.ros.dds_profile import fastdds_environment
 
@@ -75,8 +76,7 @@ def ros_command(
     remap: Mapping[str, str] | None = None,
     **parameters: Any,
 ) -> list[str]:
-    """
-    Return the command line of one of our nodes, run by this Python.
+    """Return the command line of one of our nodes, run by this Python.
 
     `ros_args` are put after `--ros-args` as they are; True and False become true and false. A
     parameter whose name has a dot goes in as `**{'skip_list.captioning': ...}`.
@@ -95,21 +95,31 @@ def ros_command(
 
 
 class RosProcess:
-    """A running process; stdout and stderr are collected; leaving the `with` block ends it."""
+    """A running process; stdout and stderr are collected; leaving the `with` block ends it.
 
-    def __init__(self, command: Sequence[str], env: Mapping[str, str] | None = None) -> None:
+    `warm`: forked from a Python process that has already imported the engine, see warm_python.py.
+    """
+
+    def __init__(
+        self, command: Sequence[str], env: Mapping[str, str] | None = None, *, warm: bool = False
+    ) -> None:
         self.command = list(command)
         self._lines: list[str] = []
-        self._process = subprocess.Popen(
-            self.command,
-            env=dict(ros_env() if env is None else env),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors='replace',
-            start_new_session=True,  # so that its children end with it
-        )
+        env = dict(ros_env() if env is None else env)
+        self._process: subprocess.Popen[str] | WarmProcess
+        if warm:
+            self._process = WarmProcess(self.command, env)
+        else:
+            self._process = subprocess.Popen(
+                self.command,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors='replace',
+                start_new_session=True,  # so that its children end with it
+            )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -159,7 +169,7 @@ class RosProcess:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        # Asked first: a killed process leaves its 64 MiB of shared memory behind.
+        # SIGTERM first: a killed process leaves its 64 MiB of shared memory behind.
         for end_signal, patience_s in ((signal.SIGTERM, 20.0), (signal.SIGKILL, 10.0)):
             if self._process.poll() is None:
                 os.killpg(self._process.pid, end_signal)
@@ -178,8 +188,7 @@ def wait_until(
     timeout_s: float = DEADLINE_S,
     process: RosProcess | None = None,
 ) -> None:
-    """
-    Wait, spinning `node` if there is one, until `condition()` is true.
+    """Wait, spinning `node` if there is one, until `condition()` is true.
 
     Fails at the deadline, and at once when `process` ends before; both with what it printed.
     """
@@ -202,8 +211,7 @@ def wait_until(
 def ros_node(
     name: str = 'probe', domain_id: int | None = None, namespace: str = ''
 ) -> Iterator[Any]:
-    """
-    Give a node inside the test's own process, with its executor, in the same domain as `ros_env`.
+    """Provide a node in the test's own process, with its executor, in the domain of `ros_env`.
 
     Spin it with `wait_until` or `node.executor.spin_once()`.
     """

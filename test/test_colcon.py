@@ -1,4 +1,4 @@
-"""The package in a colcon workspace: built, what is installed where, and what is installed runs."""
+"""The package in a colcon workspace: it builds, installs its files, and they run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 EXECUTABLES = ('dual_vlm_node', 'gmskip', 'image_player')
 SHARED_FOLDERS = ('launch', 'config', 'schema')
 NOT_SOURCE = ('.*', 'build', 'install', 'log', 'dist', 'out', '__pycache__', '*.egg-info')
-# What the workspace's copy of the package says when it is imported, and where it is.
+# Makes the workspace's copy of the package print where it is when it is imported.
 TELL = "\nimport sys\nprint('gmskip_ros runs from', __file__, file=sys.stderr, flush=True)\n"
 
 
@@ -60,7 +60,7 @@ def copy_source(target: Path) -> None:
     command = ['git', 'ls-files', '-z', '--cached', '--others', '--exclude-standard']
     listed = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=True)
     for name in filter(None, listed.stdout.split('\0')):
-        if (ROOT / name).is_file():  # and not deleted since
+        if (ROOT / name).is_file():  # not deleted since
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, target / name)
 

@@ -54,7 +54,7 @@ def make_tiny_model(
                 parameter.normal_(0.0, scale)
             elif name.endswith('bias'):
                 parameter.normal_(0.0, 0.3)
-        # No special token is ever the likeliest: a random model has no idea when to say one.
+        # A random model must not choose special tokens: it would stop anywhere.
         model.lm_head.weight[tokenizer.all_special_ids] = 0.0
     model.generation_config = transformers.GenerationConfig(
         eos_token_id=tokenizer.eos_token_id if eos_token_id is None else eos_token_id,

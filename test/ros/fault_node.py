@@ -1,5 +1,4 @@
-"""
-The real node in a process of its own, with the demo model, whose answers go wrong on demand.
+"""The real node in a process of its own, with the demo model, whose answers go wrong on demand.
 
     python fault_node.py FOLDER --ros-args ...
 
@@ -35,12 +34,12 @@ FAULTS = {  # upper left pixel (RGB) -> what happens
     (255, 0, 8): 'a panic',
 }
 PIXELS = {fault: pixel for pixel, fault in FAULTS.items()}
-REPORT_S = 0.2  # between health reports: tests wait for them
-SLOW_S = 0.6  # an answer; a frame has two, and a period is 1 s
+REPORT_S = 0.1  # between health reports, which tests wait for
+SLOW_S = 0.6  # per answer; a frame has two, and the period is 1 s
 
 
 class Panic(BaseException):
-    """As the Rust parts of tokenizers and safetensors raise it: no Exception."""
+    """Not an Exception, like the panics of the Rust parts of tokenizers and safetensors."""
 
 
 class FaultyVlm:
@@ -49,8 +48,8 @@ class FaultyVlm:
     def __init__(self, vlm: Any, folder: Path) -> None:
         self._vlm = vlm
         self._folder = folder
-        self._fault = ''  # of the frame at hand
-        self._out_of_memory = False  # the frame at hand has had its 'no memory once'
+        self._fault = ''  # of the current frame
+        self._out_of_memory = False  # the current frame has had its 'no memory once'
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._vlm, name)

@@ -1,4 +1,4 @@
-"""What the tests of docs/faults.md share: a probe that sees what a fault did, and did not do."""
+"""A probe that sees what a fault did and did not do, for the tests of docs/faults.md."""
 
 from __future__ import annotations
 
@@ -7,38 +7,21 @@ from collections.abc import Sequence
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticStatus
-from fault_node import REPORT_S
 from node_probe import Probe, keys
-from ros_process import ros_command
 from std_msgs.msg import Header
 
-ONE_TASK = {'tasks': ['single_object']}  # one short answer a frame
-
-
-def quick_command(**parameters: Any) -> list[str]:
-    """
-    Return the command line of the node, as ros_command does.
-
-    It is the real one, but that it reports its health every REPORT_S: a test of a fault waits for
-    that, and there are many.
-    """
-    python, _, _, *arguments = ros_command('dual_vlm_node', **parameters)
-    code = (
-        f'import sys; from gmskip_ros.ros import node; node.DIAGNOSTICS_PERIOD_S = {REPORT_S}; '
-        'from gmskip_ros.ros.dual_vlm_node import main; sys.exit(main())'
-    )
-    return [python, '-c', code, *arguments]
+ONE_TASK = {'tasks': ['single_object']}  # one short answer per frame
 
 
 class FaultProbe(Probe):
-    """A probe of a node that runs ONE_TASK and, but for faults, always says one of picture()."""
+    """A probe of a node that runs ONE_TASK and, without faults, answers picture() consistently."""
 
     def __init__(self, *args: Any) -> None:
         self.published: list[Header] = []  # of every answer and comparison
         self._frames = 0
         super().__init__(*args)
-        self.answers: dict[str, str] = {}  # to picture(), by branch; the same ever after
-        self._counts: dict[str, int] = {}  # as reported after all that was done; or {}
+        self.answers: dict[str, str] = {}  # to picture(), by branch; they never change
+        self._counts: dict[str, int] = {}  # the latest reported, or {} if frames came after them
 
     def read(self, topic: str, message_type: type) -> Any:
         messages = self.received.setdefault(topic, [])
@@ -56,7 +39,7 @@ class FaultProbe(Probe):
             self.node.executor.spin_once(timeout_sec=0.05)
 
     def header(self, offset_s: float = 0.0) -> Header:
-        """Return a header that no frame had before: where clocks jump, stamps come again."""
+        """Return a header that no frame had before, although stamps repeat where clocks jump."""
         header = super().header(offset_s)
         self._frames += 1
         header.frame_id = f'camera {self._frames}'
@@ -73,7 +56,7 @@ class FaultProbe(Probe):
         return [{**keys(status), 'level': status.level} for status in statuses]
 
     def counts(self) -> dict[str, int]:
-        """Return the frame counters of a report made after this call, without 'frames_'."""
+        """Return the frame counters, without 'frames_', of a report made after this call."""
         self.health()
         return self._counts_of(self.reports())
 
@@ -84,7 +67,7 @@ class FaultProbe(Probe):
         return {key.removeprefix(prefix): int(last[key]) for key in last if key.startswith(prefix)}
 
     def check_answered(self) -> Header:
-        """A good frame is answered, by both branches, with the answers that it always gets."""
+        """Check that a good frame gets, from both branches, the answers that it always gets."""
         self.next_header()
         header = self.ask()
         self.wait(lambda: self.published.count(header) == 3, 'both answers and the comparison')
@@ -97,7 +80,7 @@ class FaultProbe(Probe):
         return header
 
     def check_ready(self) -> None:
-        """The next good frame is answered, and /diagnostics says that all is well."""
+        """Check that the next good frame is answered and that /diagnostics reports no problem."""
         self.check_answered()
         self.wait_for_state('ready')
         assert self.reports()[-1]['level'] == DiagnosticStatus.OK
@@ -105,8 +88,7 @@ class FaultProbe(Probe):
     def check_lost(
         self, message: Any, counter: str, words: Sequence[str], *, published: int = 0
     ) -> None:
-        """
-        Of a frame that cannot be answered the reason is told, and the next frame is answered.
+        """Check that a frame that cannot be answered is reported and the next one answered.
 
         It is counted once, and `published` messages are all that is published about it. One health
         report is enough for such a frame: the last one's counters are kept.

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from fault_node import REPORT_S
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
 from rclpy.qos import QoSProfile, ReliabilityPolicy
-from ros_process import RosProcess, wait_until
+from ros_process import RosProcess, ros_command, wait_until
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Float64, Float64MultiArray, Header, String
 from std_srvs.srv import SetBool
@@ -23,6 +24,19 @@ PARAMETERS: dict[str, Any] = {
     **{f'skip_list.{task}': f'gmskip_{task}' for task in TASK_NAMES},
     **{f'max_new_tokens.{task}': 4 for task in TASK_NAMES},
 }
+
+
+def quick_command(*ros_args: str, **parameters: Any) -> list[str]:
+    """Return the command line of the node, as ros_command does.
+
+    It is the real node, except that it reports its health every REPORT_S, which tests wait for.
+    """
+    python, _, _, *arguments = ros_command('dual_vlm_node', *ros_args, **parameters)
+    code = (
+        f'import sys; from gmskip_ros.ros import node; node.DIAGNOSTICS_PERIOD_S = {REPORT_S}; '
+        'from gmskip_ros.ros.dual_vlm_node import main; sys.exit(main())'
+    )
+    return [python, '-c', code, *arguments]
 
 
 def keys(status: DiagnosticStatus) -> dict[str, str]:

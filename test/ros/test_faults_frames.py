@@ -1,4 +1,4 @@
-"""Faults of raw frames, clocks, cameras, subscribers and calls; docs/faults.md has the table."""
+"""Faults of raw frames, clocks, cameras, subscribers and calls; see docs/faults.md."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray
-from fault_probe import ONE_TASK, FaultProbe, quick_command
-from node_probe import keys, picture
+from fault_probe import ONE_TASK, FaultProbe
+from node_probe import keys, picture, quick_command
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.serialization import serialize_message
 from ros_process import RosProcess, ros_node
@@ -27,7 +27,8 @@ DEPTH_1 = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 
 @pytest.fixture(scope='module')
 def probe() -> Iterator[FaultProbe]:
-    """One node for all rows, which leave it as they found it."""
+    """One node for all rows, each of which leaves it unchanged."""
+    # Not warm: test_frames_while_it_loads needs a node that takes a while to load.
     with RosProcess(quick_command(**ONE_TASK)) as process, ros_node() as node:
         probe = FaultProbe(node, process, '/dual_vlm', INPUT)
         probe.wait_for_state('loading')
@@ -95,26 +96,24 @@ def test_silence(probe: FaultProbe) -> None:
         ),
     ],
 )
-def test_frame_that_is_no_picture(
-    probe: FaultProbe, fields: dict[str, Any], words: list[str]
-) -> None:
+def test_undecodable_frame(probe: FaultProbe, fields: dict[str, Any], words: list[str]) -> None:
     probe.check_lost(frame(probe, **fields), 'undecodable', ['no answer to this image', *words])
 
 
 def serialized(probe: FaultProbe, old: bytes, new: bytes) -> bytes:
-    """Return the next due frame as it goes over the wire, with some of its bytes changed."""
+    """Return the next due frame in serialized form, with some of its bytes changed."""
     data = serialize_message(frame(probe))
     assert data.count(old) == 1 and len(old) == len(new)
     return data.replace(old, new)
 
 
-def test_encoding_that_is_no_text(probe: FaultProbe) -> None:
+def test_encoding_not_utf8(probe: FaultProbe) -> None:
     data = serialized(probe, b'rgb8', b'\xff\xfe\xfdb')
     probe.check_lost(data, 'undecodable', ['publish one of'])
 
 
-def test_frame_id_that_is_no_text(probe: FaultProbe) -> None:
-    """Some driver's Latin-1: what is not UTF-8 comes back as the replacement character."""
+def test_frame_id_not_utf8(probe: FaultProbe) -> None:
+    """A driver's Latin-1: bytes that are not UTF-8 come back as the replacement character."""
     probe.check_answered()
     published = len(probe.published)
     probe.publish(serialized(probe, b'camera', b'cam\xe9ra'))
@@ -124,7 +123,7 @@ def test_frame_id_that_is_no_text(probe: FaultProbe) -> None:
 
 
 def test_message_cut_off(probe: FaultProbe) -> None:
-    """Of another definition of the message, or damaged: the middleware drops it."""
+    """Damaged, or with a different message definition: the middleware drops it."""
     probe.check_answered()
     before, published = probe.counts(), len(probe.published)
     for size in (6, 50, 200):
@@ -145,7 +144,7 @@ def test_padded_rows(probe: FaultProbe) -> None:
 
 
 def test_one_pixel(probe: FaultProbe) -> None:
-    """Also drawn on: the overlay is asked for."""
+    """The overlay is drawn on it as well."""
     pictures = probe.read('/dual_vlm/debug/image', Image)
     drawn = probe.on('debug/image')
     probe.wait(lambda: probe.node.count_publishers('/dual_vlm/debug/image'), 'the overlay topic')
@@ -165,7 +164,7 @@ def test_size_that_changes(probe: FaultProbe) -> None:
 
 
 def test_lens_covered(probe: FaultProbe) -> None:
-    """A black picture is a picture: nobody but the model can see anything wrong with it."""
+    """A black image is a valid image: only the model could notice."""
     answer_to(probe, frame(probe, np.zeros_like(picture())))
     probe.check_ready()
 
@@ -197,7 +196,7 @@ def test_60_hz(probe: FaultProbe) -> None:
 def test_clock_jumps_forward(probe: FaultProbe) -> None:
     probe.check_answered()
     probe.second += 100_000
-    probe.check_answered()  # it does not wait for the time in between
+    probe.check_answered()  # without waiting for the skipped time
     probe.second -= 200_000
     probe.check_ready()
 
@@ -223,7 +222,7 @@ def test_frames_out_of_order(probe: FaultProbe) -> None:
 
 
 def test_zero_stamps(probe: FaultProbe) -> None:
-    probe.second = int(time.time()) - 1000  # so that the time of arrival is due
+    probe.second = int(time.time()) - 1000  # makes the time of arrival due
     probe.ask()
     received = probe.counts()['received']
     message = frame(probe)
@@ -255,14 +254,14 @@ def test_nonsense_stamp(probe: FaultProbe, seconds: int, nanoseconds: int) -> No
     probe.check_answered()
     message = frame(probe)
     message.header.stamp.sec, message.header.stamp.nanosec = seconds, nanoseconds
-    answer_to(probe, message)  # under its own header; and the stamp holds up nothing
+    answer_to(probe, message)  # under its own header; the stamp blocks nothing
     probe.check_ready()
 
 
 def test_simulated_time_without_a_clock(probe: FaultProbe) -> None:
     assert probe.set_parameter('use_sim_time', True).successful
     probe.check_answered()
-    probe.wait_for_state('ready')  # it is still told
+    probe.wait_for_state('ready')  # health is still reported
     assert probe.set_parameter('use_sim_time', False).successful
     probe.check_ready()
 
@@ -300,7 +299,7 @@ def test_two_cameras_on_one_topic(probe: FaultProbe) -> None:
 
 
 def test_camera_restarted(probe: FaultProbe) -> None:
-    """Away and there again, the first time with a clock that begins anew."""
+    """The camera disappears and returns, the first time with its clock near zero."""
     for second in (10, int(time.time()) + 1000):
         probe.node.destroy_publisher(probe.camera)
         probe.wait(lambda: not probe.node.count_publishers(INPUT), 'no camera')
@@ -311,7 +310,7 @@ def test_camera_restarted(probe: FaultProbe) -> None:
 
 
 def test_subscriber_that_never_reads(probe: FaultProbe) -> None:
-    with ros_node('lazy') as lazy:  # nobody spins it
+    with ros_node('lazy') as lazy:  # never spun
         for topic, kind in (('output/skip/result', DiagnosticArray), ('debug/image', Image)):
             lazy.create_subscription(kind, f'/dual_vlm/{topic}', lambda _: None, DEPTH_1)
         topic = '/dual_vlm/debug/image'
@@ -342,8 +341,8 @@ rclpy.spin(node)
 
 @pytest.fixture(scope='module')
 def reader(probe: FaultProbe) -> Iterator[RosProcess]:
-    """A process that needs a second for every picture and every result."""
-    with RosProcess([sys.executable, '-c', READER]) as reader:
+    """A process that needs a second for every image and every result."""
+    with RosProcess([sys.executable, '-c', READER], warm=True) as reader:
         probe.wait(lambda: 'reader' in probe.node.get_node_names(), 'the reader')
         while 'read' not in reader.output():
             probe.check_answered()
@@ -438,7 +437,7 @@ def test_enable_toggled_100_times(probe: FaultProbe) -> None:
 
 
 def test_stopped_and_continued(probe: FaultProbe) -> None:
-    """SIGSTOP; without max_frame_age_sec what waited may be answered, late, under its own stamp."""
+    """Without max_frame_age_sec a waiting frame may be answered late, under its own stamp."""
     probe.check_answered()
     published = len(probe.published)
     os.kill(probe.process.pid, signal.SIGSTOP)

@@ -1,4 +1,4 @@
-"""Faults inside of the model, by fault_node.py; docs/faults.md has the table."""
+"""Faults inside the model, caused by fault_node.py; the table is in docs/faults.md."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gmskip_ros.ros.conversions import rgb_to_image
 
 def start(folder: Path) -> RosProcess:
     python, _, _, *arguments = ros_command('dual_vlm_node', watchdog_sec=1.0, **ONE_TASK)
-    return RosProcess([python, fault_node.__file__, str(folder), *arguments])
+    return RosProcess([python, fault_node.__file__, str(folder), *arguments], warm=True)
 
 
 @pytest.fixture(scope='module')
@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope='module')
 def probe(folder: Path) -> Iterator[FaultProbe]:
-    """One node for all rows, with a watchdog of one second; the last one stops it."""
+    """One node for all rows, with a watchdog of one second; the last row stops it."""
     with start(folder) as process, ros_node() as node:
         probe = FaultProbe(node, process, '/dual_vlm', '/dual_vlm/input/image')
         probe.wait_for_state('ready')
@@ -51,7 +51,7 @@ def send(probe: FaultProbe, fault: str) -> Header:
 
 
 def recover(probe: FaultProbe) -> None:
-    """`~/enable` off and on, and a good frame is answered."""
+    """Switch `~/enable` off and on; a good frame is then answered."""
     assert probe.enable(False).success
     assert probe.enable(True).message == 'resumed after an error'
     probe.check_answered()
@@ -65,7 +65,7 @@ def test_exception_once(probe: FaultProbe) -> None:
 
 
 def test_exception_in_the_full_branch(probe: FaultProbe) -> None:
-    """What the skip branch said stands; there is no comparison."""
+    """The answer of the skip branch stands; there is no comparison."""
     message = frame(probe, 'an exception in the full branch')
     probe.check_lost(message, 'failed', ['RuntimeError: the device is gone'], published=1)
     assert len(probe.results_of(message.header, 'output/skip/result')) == 1
@@ -76,7 +76,7 @@ def test_nan_logits(probe: FaultProbe) -> None:
 
 
 def test_panic(probe: FaultProbe) -> None:
-    """What Rust code raises is no Exception; the inference thread has to survive it, too."""
+    """Rust panics are not Exceptions; the inference thread must survive them as well."""
     probe.check_lost(frame(probe, 'a panic'), 'failed', ['Panic: index out of bounds'])
 
 
@@ -95,14 +95,14 @@ def test_ten_exceptions_in_a_row(probe: FaultProbe) -> None:
     assert report['level'] == DiagnosticStatus.ERROR
     assert report['reason'].startswith('10 frames in a row: inference failed')
     assert int(report['frames_failed']) == before['failed'] + 10
-    assert int(report['frames_not_ready']) > before['not_ready']  # none is tried any more
+    assert int(report['frames_not_ready']) > before['not_ready']  # no frame is tried any more
     assert len(probe.published) == published
-    assert not probe.enable(True).success  # it has to be off before it is on
+    assert not probe.enable(True).success  # it must be switched off first
     recover(probe)
 
 
 def test_no_memory_once(probe: FaultProbe) -> None:
-    """Memory is freed and the frame is tried again: it is answered."""
+    """Memory is freed, and the frame is retried and answered."""
     probe.check_answered()
     before = probe.counts()
     header = send(probe, 'no memory once')
@@ -125,7 +125,7 @@ def test_no_memory(probe: FaultProbe) -> None:
 
 
 def test_slower_than_its_period(probe: FaultProbe) -> None:
-    """Late, and answered all the same; of what came meanwhile the newest is next."""
+    """Answered late; the newest of the frames that came meanwhile is next."""
     header = send(probe, 'slow')
     probe.spin(0.3)
     waits = [send(probe, 'slow') for _ in range(2)]
@@ -145,7 +145,7 @@ def test_hangs_and_comes_back(probe: FaultProbe, folder: Path) -> None:
     health = probe.wait_for_state('error')
     assert 'hangs' in health['reason'] and 'watchdog_sec' in health['reason']
     assert probe.reports()[-1]['level'] == DiagnosticStatus.ERROR
-    send(probe, 'slow')  # any frame: none is taken
+    send(probe, 'slow')  # any frame: it is not accepted
     assert probe.enable(False).success
     answer = probe.enable(True)
     assert not answer.success and 'restart the node' in answer.message
@@ -153,12 +153,12 @@ def test_hangs_and_comes_back(probe: FaultProbe, folder: Path) -> None:
     (folder / 'go').touch()
     probe.wait(lambda: probe.counts()['abandoned'] >= 1, 'that it has come back')
     (folder / 'go').unlink()
-    assert len(probe.published) == published  # what it hung on is not published late
+    assert len(probe.published) == published  # the frame that hung is not published late
     recover(probe)
 
 
 def test_hangs_for_good(probe: FaultProbe) -> None:
-    """Enable cannot help; SIGTERM still ends the process as it should."""
+    """`~/enable` cannot help; SIGTERM still stops the process cleanly."""
     probe.check_answered()
     published = len(probe.published)
     send(probe, 'hangs')

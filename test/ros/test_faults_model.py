@@ -1,9 +1,8 @@
-"""
-Checkpoints that cannot be used; docs/faults.md has the table.
+"""Checkpoints that cannot be used; docs/faults.md has the table.
 
-One node, whose checkpoint is a folder that is broken in one way after the other. It stays in the
-state error: `~/enable` off and on makes it look again. Code that comes with a checkpoint would
-leave a trace if it was run.
+One node, whose checkpoint is a folder that is broken in one way after another. It stays in the
+state error; `~/enable` off and on makes it read the folder again. Code in a checkpoint would leave
+a trace if it ran.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from typing import Any
 
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
-from fault_probe import ONE_TASK, FaultProbe, quick_command
-from node_probe import picture
+from fault_probe import ONE_TASK, FaultProbe
+from node_probe import picture, quick_command
 from ros_process import RosProcess, ros_node
 
 from gmskip_ros.ros.conversions import rgb_to_image
@@ -32,7 +31,7 @@ DEMO = Path(str(importlib.resources.files('gmskip_ros') / 'assets/demo'))
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint: at first there is none."""
+    """The checkpoint; it does not exist at first."""
     return tmp_path_factory.mktemp('models') / 'model'
 
 
@@ -43,7 +42,7 @@ def probe(folder: Path) -> Iterator[FaultProbe]:
         **ONE_TASK,
         **{'skip_list.single_object': 'demo_single_object'},
     )
-    with RosProcess(command) as process, ros_node() as node:
+    with RosProcess(command, warm=True) as process, ros_node() as node:
         probe = FaultProbe(node, process, '/dual_vlm', '/dual_vlm/input/image')
         health = probe.wait_for_state('error')
         assert 'is neither a folder nor a hub id' in health['reason']
@@ -53,7 +52,7 @@ def probe(folder: Path) -> Iterator[FaultProbe]:
 
 
 def put(folder: Path, change: Callable[[Path], None] = lambda folder: None) -> None:
-    """Put the demo model into the folder, and change something about it."""
+    """Put the demo model into the folder and change something about it."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(DEMO, folder)
     change(folder)
@@ -84,7 +83,7 @@ def truncated_weights(folder: Path) -> None:
 
 
 def weights_of_another_model(folder: Path) -> None:
-    """A tensor's name is another: the model lacks one."""
+    """A tensor is renamed: the model lacks one."""
     content = (folder / WEIGHTS).read_bytes()
     assert content.count(b'model.norm.weight') == 1
     content = content.replace(b'model.norm.weight', b'model.morn.weight')
@@ -97,7 +96,7 @@ def pickle_instead(folder: Path) -> None:
     argument = str(trace(folder)).encode()
     content = b'\x80\x02cos\nmkdir\nX' + len(argument).to_bytes(4, 'little') + argument + b'\x85R.'
     pickle.loads(content)
-    trace(folder).rmdir()  # so it does
+    trace(folder).rmdir()  # it did run
     (folder / 'pytorch_model.bin').write_bytes(content)
 
 
@@ -114,7 +113,7 @@ def remote_code(name: str, **classes: str) -> Callable[[Path], None]:
 
 
 def too_large(folder: Path) -> None:
-    """Weights of 4 TB, all holes."""
+    """4 TB of weights, as a sparse file."""
     numbers = 10**12
     header = {'x': {'dtype': 'F32', 'shape': [numbers], 'data_offsets': [0, 4 * numbers]}}
     text = json.dumps(header).encode()
@@ -124,7 +123,7 @@ def too_large(folder: Path) -> None:
 
 
 def nan_weights(folder: Path) -> None:
-    """The numbers of one norm of the decoder are not numbers."""
+    """The weights of one norm of the decoder are NaN."""
     content = bytearray((folder / WEIGHTS).read_bytes())
     start = 8 + int.from_bytes(content[:8], 'little')
     header = json.loads(content[8:start])

@@ -1,4 +1,4 @@
-"""Faults of the start and of the machine; docs/faults.md has the table."""
+"""Faults at the start and of the machine; the table is in docs/faults.md."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ import importlib.resources
 import os
 import resource
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
-from fault_probe import ONE_TASK, FaultProbe, quick_command
-from node_probe import keys
+from fault_probe import ONE_TASK, FaultProbe
+from node_probe import keys, quick_command
 from ros_process import RosProcess, ros_command, ros_env, ros_node, wait_until
 from sensor_msgs.msg import Image
 
 INPUT = '/dual_vlm/input/image'
 SKIP_LISTS = importlib.resources.files('gmskip_ros') / 'assets/skip_lists'
-SHARED_MEMORY_BYTES = 64 << 20  # of a process, by the Fast DDS profile
+SHARED_MEMORY_BYTES = 64 << 20  # per process, as set by the Fast DDS profile
 
 
 def parameter(text: str) -> Callable[[Path], list[str]]:
@@ -61,12 +60,12 @@ def parameter_file(text: str) -> Callable[[Path], list[str]]:
     return arguments
 
 
-# What the node is given, and words of the one line that it says.
+# The arguments of the node, and words of the one line that it prints.
 REFUSED_STARTS: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
-    'wrong_type': (parameter('rate_hz:=fast'), ['rate_hz', "'fast'", '0.01 to 60']),
+    'wrong_type': (parameter('rate_hz:=fast'), ['parameter rate_hz', "'fast'", '0.01 to 60']),
     'out_of_range': (parameter('watchdog_sec:=0.0'), ['watchdog_sec', '0.0', '1 to 3600']),
     'unknown_task': (parameter('tasks:=[weather]'), ['tasks', "'weather'", 'single_object']),
-    'no_task': (parameter('tasks:=[]'), ['tasks', 'at least one']),
+    'no_task': (parameter('tasks:=[]'), ['parameter tasks', 'at least one']),
     'task_twice': (
         parameter('tasks:=[captioning, captioning]'),
         ['tasks', 'has an entry twice'],
@@ -76,6 +75,7 @@ REFUSED_STARTS: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
         parameter("prompt.captioning:='What is <image>?'"),
         ['prompt.captioning', '<image>'],
     ),
+    'use_sim_time': (parameter('use_sim_time:=1'), ['use_sim_time']),
     'unknown_argument': (lambda _: ['--no-such-thing'], ['--no-such-thing']),
     'no_parameter_file': (lambda _: ['--params-file', '/no/my.param.yaml'], ['/no/my.param.yaml']),
     'broken_parameter_file': (parameter_file('/**: {ros__parameters: ['), ['my.param.yaml']),
@@ -105,14 +105,20 @@ REFUSED_STARTS: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
 }
 
 
+# One row per kind of error runs a process of its own from start to exit; the others are warm.
+COLD_STARTS = {'wrong_type', 'use_sim_time', 'unknown_argument', 'no_parameter_file'}
+
+
 @pytest.fixture(scope='module')
 def starts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[RosProcess]]]:
-    """The processes of REFUSED_STARTS, ended; two at a time, so that the tests need not wait."""
+    """Run the processes of REFUSED_STARTS to their end, two at a time."""
+
+    folders = {name: tmp_path_factory.mktemp(name) for name in REFUSED_STARTS}
 
     def run(name: str) -> RosProcess:
         arguments, _ = REFUSED_STARTS[name]
-        command = ros_command('dual_vlm_node', *arguments(tmp_path_factory.mktemp(name)))
-        with RosProcess(command) as process:
+        command = ros_command('dual_vlm_node', *arguments(folders[name]))
+        with RosProcess(command, warm=name not in COLD_STARTS) as process:
             process.wait()
         return process
 
@@ -132,7 +138,7 @@ def test_refused_start(starts: dict[str, Future[RosProcess]], name: str) -> None
     assert 'Traceback' not in output and 'terminate' not in output
 
 
-def test_log_folder_that_cannot_be_made() -> None:
+def test_log_folder_cannot_be_created() -> None:
     env = ros_env(ROS_LOG_DIR='/dev/null/log')
     with RosProcess(ros_command('dual_vlm_node'), env) as process:
         assert process.wait() == 2
@@ -142,28 +148,29 @@ def test_log_folder_that_cannot_be_made() -> None:
 
 
 def test_no_room_in_shared_memory() -> None:
-    """The profile's 64 MiB cannot be had: Fast DDS says so and takes another way."""
-    limited = (
-        'import os, resource, sys\n'
-        f'resource.setrlimit(resource.RLIMIT_FSIZE, ({SHARED_MEMORY_BYTES // 2},) * 2)\n'
-        'os.execv(sys.argv[1], sys.argv[1:])\n'
+    """The profile's 64 MiB are not available: Fast DDS reports it and uses another transport."""
+    python, option, code, *arguments = quick_command(start_enabled=False, **ONE_TASK)
+    limit = (
+        'import resource; '
+        f'resource.setrlimit(resource.RLIMIT_FSIZE, ({SHARED_MEMORY_BYTES // 2},) * 2); '
     )
-    command = [sys.executable, '-c', limited, *ros_command('dual_vlm_node', **ONE_TASK)]
-    with RosProcess(command) as process, ros_node() as node:
+    command = [python, option, limit + code, *arguments]
+    with RosProcess(command, warm=True) as process, ros_node() as node:
         probe = FaultProbe(node, process, '/dual_vlm', INPUT)
 
         def hears_and_is_heard() -> bool:
             probe.publish(Image(header=probe.next_header()))
             return probe.counts()['not_ready'] > 0
 
-        probe.wait(hears_and_is_heard, 'a frame that came while it loads')
+        probe.wait(hears_and_is_heard, 'a frame that came while it is paused')
         assert 'Failed to create segment' in process.output()
         assert probe.published == []
         assert process.stop(signal.SIGTERM) == 0
         assert 'Traceback' not in process.output()
 
 
-# Parameters and environment of the node, and words of the reason for its state, error.
+# Parameters of the node, environment variables that the hub's library reads on import, and words of
+# the reason for the state error.
 ERRORS: dict[str, tuple[dict[str, str], dict[str, str], list[str]]] = {
     'no_such_gpu': ({'device': 'cuda:99'}, {}, ["'cuda:99' does not exist", "use 'cpu' or 'auto'"]),
     'hub_out_of_reach': (
@@ -183,6 +190,7 @@ def nodes_in_error() -> Iterator[dict[str, RosProcess]]:
                 RosProcess(
                     ros_command('dual_vlm_node', '-r', f'__ns:=/{name}', **parameters),
                     ros_env(**variables),
+                    warm=not variables,
                 )
             )
             for name, (parameters, variables, _) in ERRORS.items()
@@ -228,14 +236,13 @@ def log_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope='module')
 def unheard(log_folder: Path) -> Iterator[FaultProbe]:
-    """
-    A node with its stdout closed, its stderr full, and a log folder of its own.
+    """A node with its stdout closed, its stderr full, and a log folder of its own.
 
     It has been started before, and killed.
     """
     env = ros_env(ROS_LOG_DIR=str(log_folder))
     node_command = quick_command(**ONE_TASK)
-    with RosProcess(node_command, env) as killed:
+    with RosProcess(node_command, env, warm=True) as killed:
         killed.wait_for_output(': loading')
         os.kill(killed.pid, signal.SIGKILL)
         assert killed.wait() == -signal.SIGKILL
@@ -248,7 +255,7 @@ def unheard(log_folder: Path) -> Iterator[FaultProbe]:
 
 
 def test_killed_and_started_again(unheard: FaultProbe) -> None:
-    """kill -9, as by the kernel when memory runs out; its shared memory stays, and does no harm."""
+    """The shared memory that `kill -9` leaves behind is harmless."""
     unheard.check_answered()
 
 
@@ -258,11 +265,11 @@ def test_outputs_closed_or_full(unheard: FaultProbe) -> None:
 
 
 def test_log_on_a_full_disk(unheard: FaultProbe, log_folder: Path) -> None:
-    """A limit of file sizes stands in for the end of the disk; then it is lifted."""
+    """A file size limit stands in for a full disk; then it is lifted."""
     (log,) = log_folder.glob(f'*_{unheard.process.pid}_*.log')
 
     def log_an_error() -> None:
-        """An error is written at once."""
+        """Errors are written immediately."""
         failed = unheard.counts()['undecodable']
         unheard.publish(Image(header=unheard.next_header(), encoding='theora'))
         unheard.wait(lambda: unheard.counts()['undecodable'] > failed, 'the counter')

@@ -22,7 +22,7 @@ def table() -> list[tuple[str, str]]:
 
 
 def collected() -> dict[str, set[str]]:
-    """Return the files of every test, by the name that it has in the table."""
+    """Return the files of every test, by its name in the table."""
     files = sorted(
         path
         for pattern in ('test_faults_*.py', 'test_node_start_stop.py', 'test_signals.py')
@@ -35,7 +35,7 @@ def collected() -> dict[str, set[str]]:
         if '::' in line:
             path, _, name = line.partition('::')
             if 'test_signals' in path:
-                name = name.partition('[')[0]  # one row for all moments
+                name = name.partition('[')[0]  # one row covers all moments
             tests.setdefault(name, set()).add(Path(path).name)
     return tests
 

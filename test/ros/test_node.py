@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
-from node_probe import PARAMETERS, Probe, keys, picture
+from node_probe import PARAMETERS, Probe, keys, picture, quick_command
 from ros_process import RosProcess, ros_command, ros_node
 from sensor_msgs.msg import CompressedImage, Image
 
@@ -53,7 +53,7 @@ def probe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Probe]:
     path = tmp_path_factory.mktemp('skip_lists') / 'single_object.skip.yaml'
     save_skip_list(dataclasses.replace(published, prompt=stated), path)
     parameters = {**PARAMETERS, 'skip_list.single_object': path}
-    command = ros_command('dual_vlm_node', rate_hz=1, **parameters)
+    command = quick_command(rate_hz=1, **parameters)
     with RosProcess(command) as process, ros_node() as node:
         probe = Probe(node, process, '/dual_vlm', '/dual_vlm/input/image')
         probe.wait_for_state('ready')

@@ -1,4 +1,4 @@
-"""Start and stop: transports, namespaces, signals, bad parameters; a process per test."""
+"""Start and stop: transports, namespaces, signals, wrong models and parameters."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
-from node_probe import PARAMETERS, Probe, keys, picture
+from node_probe import PARAMETERS, Probe, keys, picture, quick_command
 from ros_process import RosProcess, ros_command, ros_node
 from rosgraph_msgs.msg import Clock
 from tiny_models import make_tiny_model
@@ -18,8 +18,7 @@ from gmskip_ros.ros.conversions import rgb_to_compressed, rgb_to_image
 
 
 def test_compressed_images_under_a_namespace_with_the_production_branch_alone() -> None:
-    command = ros_command(
-        'dual_vlm_node',
+    command = quick_command(
         '-r',
         '__ns:=/front',
         remap={'~/input/image': '/cam/image_raw'},
@@ -30,7 +29,7 @@ def test_compressed_images_under_a_namespace_with_the_production_branch_alone() 
         operating_point='3',
         **PARAMETERS,
     )
-    with RosProcess(command) as process, ros_node() as node:
+    with RosProcess(command, warm=True) as process, ros_node() as node:
         # Remapping the image's name also moves the compressed topic.
         probe = Probe(node, process, '/front/dual_vlm', '/cam/image_raw/compressed')
         probe.wait_for_state('ready', 'no_frames')
@@ -52,8 +51,8 @@ def test_compressed_images_under_a_namespace_with_the_production_branch_alone() 
 
 
 def test_simulated_time_before_the_first_clock_message() -> None:
-    command = ros_command('dual_vlm_node', use_sim_time=True, tasks=['single_object'], **PARAMETERS)
-    with RosProcess(command) as process, ros_node() as node:
+    command = quick_command(use_sim_time=True, tasks=['single_object'], **PARAMETERS)
+    with RosProcess(command, warm=True) as process, ros_node() as node:
         probe = Probe(node, process, '/dual_vlm', '/dual_vlm/input/image')
         probe.wait_for_state('ready', 'no_frames')  # /diagnostics does not wait for /clock
         probe.ask()
@@ -84,8 +83,8 @@ def test_a_signal_while_the_model_loads(stop_signal: int) -> None:
 
 def test_a_skip_list_for_another_model_is_an_error_and_nothing_runs(tmp_path: Path) -> None:
     model = make_tiny_model(tmp_path / 'tiny', num_blocks=4)
-    command = ros_command('dual_vlm_node', model=model, tasks=['captioning'], **PARAMETERS)
-    with RosProcess(command) as process, ros_node() as node:
+    command = quick_command(model=model, tasks=['captioning'], **PARAMETERS)
+    with RosProcess(command, warm=True) as process, ros_node() as node:
         probe = Probe(node, process, '/dual_vlm', '/dual_vlm/input/image')
         health = probe.wait_for_state('error')
         assert '32' in health['last_error'] and '4' in health['last_error']
@@ -101,28 +100,9 @@ def test_a_skip_list_for_another_model_is_an_error_and_nothing_runs(tmp_path: Pa
         assert 'Traceback' not in process.output()
 
 
-@pytest.mark.parametrize(
-    ('arguments', 'words'),
-    [
-        (['-p', 'rate_hz:=-1'], ['parameter rate_hz', '-1', '0.01 to 60']),
-        (['-p', 'tasks:=[]'], ['parameter tasks']),
-        (['-p', 'skip_list.captioning:=/none.skip.yaml'], ['skip_list.captioning', '/none']),
-        (['--params-file', '/none.param.yaml'], ['/none.param.yaml']),
-        (['-p', 'use_sim_time:=1'], ['use_sim_time']),
-    ],
-)
-def test_a_bad_start_is_one_line_and_exit_status_2(arguments: list[str], words: list[str]) -> None:
-    with RosProcess(ros_command('dual_vlm_node', *arguments)) as process:
-        assert process.wait() == 2
-        (line,) = [line for line in process.output().splitlines() if '[dual_vlm]' in line]
-        for word in words:
-            assert word in line
-        assert 'Traceback' not in process.output()
-
-
 def test_a_misspelt_parameter_is_named() -> None:
-    command = ros_command('dual_vlm_node', start_enabled=False, rate_Hz=5.0, **PARAMETERS)
-    with RosProcess(command) as process:
+    command = quick_command(start_enabled=False, rate_Hz=5.0, **PARAMETERS)
+    with RosProcess(command, warm=True) as process:
         process.wait_for_output('rate_Hz')
         process.wait_for_output(': loading')
         assert process.output().count('check its spelling') == 1

@@ -38,28 +38,38 @@ class Moment:
 
     `at` is in seconds: since its handlers exist if it still imports, since RUNS if it idles or
     answers. While it starts, it is a share of the time that others took from handlers to RUNS.
+    A warm node has already imported the engine: its start begins with reading the weights.
     """
 
     while_it: str  # 'imports', 'starts', 'idles' or 'answers'
+    warm: bool
     at: float
     signal: signal.Signals
     twice: bool
 
     def __str__(self) -> str:
-        return f'{self.while_it}-{self.at:.2f}-{self.signal.name}{"-twice" * self.twice}'
+        warm, twice = '-warm' * self.warm, '-twice' * self.twice
+        return f'{self.while_it}{warm}-{self.at:.2f}-{self.signal.name}{twice}'
 
 
 def moments() -> list[Moment]:
     draw = random.Random(SEED)
-    # First the ones that tell the others how long a start takes.
+    kinds = [  # first those that show the others how long a start takes
+        *[('idles', False)] * 2,
+        *[('answers', True)] * 8,
+        *[('starts', False), ('starts', True)] * 6,
+        ('starts', False),
+        *[('imports', False)] * 7,
+    ]
     return [
         Moment(
             while_it,
+            warm,
             draw.uniform(0.0, 0.5 if while_it == 'imports' else 1.0),
             draw.choice((signal.SIGINT, signal.SIGTERM)),
             twice=draw.random() < 0.4,
         )
-        for while_it in ['answers'] * 8 + ['idles'] * 2 + ['starts'] * 13 + ['imports'] * 7
+        for while_it, warm in kinds
     ]
 
 
@@ -82,7 +92,7 @@ def listens(pid: int) -> bool:
     return bool(int(line.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
 
 
-def run(index: int, moment: Moment, starts_s: list[float]) -> End:
+def run(index: int, moment: Moment, starts_s: dict[bool, list[float]]) -> End:
     """Start a node, send it the signal at its moment and wait for its end."""
     command = ros_command(
         'dual_vlm_node',
@@ -92,14 +102,14 @@ def run(index: int, moment: Moment, starts_s: list[float]) -> End:
         rate_hz=60.0,  # always busy
         **ONE_TASK,
     )
-    with RosProcess(command) as process:
+    with RosProcess(command, warm=moment.warm) as process:
         wait_until(lambda: listens(process.pid), what='its handlers', process=process)
         start_s = time.monotonic()
         if moment.while_it in ('idles', 'answers'):
             process.wait_for_output(RUNS)
-            starts_s.append(time.monotonic() - start_s)
+            starts_s[moment.warm].append(time.monotonic() - start_s)
         is_share = moment.while_it == 'starts'
-        time.sleep(moment.at * (statistics.median(starts_s) if is_share else 1.0))
+        time.sleep(moment.at * (statistics.median(starts_s[moment.warm]) if is_share else 1.0))
         last_words = process.output()
         signal_s = time.monotonic()
         os.kill(process.pid, moment.signal)
@@ -131,7 +141,7 @@ def ends() -> Iterator[list[Future[End]]]:
         player = threading.Thread(target=play)
         player.start()
         with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
-            starts_s: list[float] = []
+            starts_s: dict[bool, list[float]] = {False: [], True: []}
             yield [pool.submit(run, *pair, starts_s) for pair in enumerate(moments())]
         stopped.set()
         player.join()

@@ -20,7 +20,7 @@ EVERY_NODES = {'/rosout', '/parameter_events'}
 def published() -> Iterator[set[str]]:
     """Return the topics of a real node's process."""
     command = ros_command('dual_vlm_node', start_enabled=False)
-    with RosProcess(command) as process, ros_node() as node:
+    with RosProcess(command, warm=True) as process, ros_node() as node:
 
         def topics() -> set[str]:
             try:

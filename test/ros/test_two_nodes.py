@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray
-from node_probe import PARAMETERS, Probe, keys
-from ros_process import RosProcess, ros_command, ros_node
+from node_probe import PARAMETERS, Probe, keys, quick_command
+from ros_process import RosProcess, ros_node
 
 from gmskip_ros.tasks import TASK_NAMES
 
@@ -57,8 +57,7 @@ def pair() -> Iterator[Pair]:
         processes = {
             namespace: stack.enter_context(
                 RosProcess(
-                    ros_command(
-                        'dual_vlm_node',
+                    quick_command(
                         '-r',
                         f'__ns:={namespace}',
                         remap={'~/input/image': CAMERA},
@@ -66,7 +65,8 @@ def pair() -> Iterator[Pair]:
                         branches=['skip'],
                         tasks=['single_object'] if namespace == '/front' else list(TASK_NAMES),
                         **PARAMETERS,
-                    )
+                    ),
+                    warm=True,
                 )
             )
             for namespace in NAMESPACES
