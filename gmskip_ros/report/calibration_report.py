@@ -206,7 +206,7 @@ def _page(result: Mapping[str, Any], trade_off: bytes, heat_map: bytes | None) -
         against_full=col.html_table(against_full, points),
         controls=col.html_table(controls, points),
         all_controls=col.html_table(controls, rows),
-        explanations=[GAP, *col.AGAINST_FULL, *col.CONTROLS, *col.COST],
+        explanations=[GAP, *col.match_columns(rows), *col.AGAINST_FULL, *col.CONTROLS, *col.COST],
         balanced_explanation=col.BALANCED_EXPLANATION,
         stability=_stability(result),
         cider_note=CIDER_NOTE if uses_cider else '',

@@ -205,7 +205,7 @@ def match_columns(rows: Sequence[Row]) -> list[Column]:
 
 def _match_column(match: str) -> Column:
     return Column(
-        f'Score if read {match}',
+        match.capitalize(),
         lambda row: fmt.hundredths(_match_scores(row).get(match)),
         f'The score if the same answers were read with --match {match}.',
     )

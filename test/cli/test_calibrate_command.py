@@ -108,7 +108,7 @@ def test_what_is_written(gmskip, vlm, scenes, tmp_path):
 
     result = read_json(out / 'calibration.json')
     assert result['match'] == skip_list.match == 'content'
-    assert 'strict' in output and 'forms' in output
+    assert 'Strict' in output and 'Forms' in output
     assert all(
         set(one['test']['match_scores']) == {'strict', 'forms'} for one in result['prefixes']
     )

@@ -39,6 +39,9 @@ RESULT_KEYS = [
     'operating_point',
     'full_branch',
     'schedule',
+    'image_fit',
+    'image_tokens',
+    'match',
 ]
 PHASES = ('preprocess_ms', 'vision_ms', 'prefill_ms', 'decode_ms')
 TITLE_HEIGHT = 16  # px, of the overlay on the probe's picture
@@ -93,6 +96,7 @@ def test_a_frame_gets_both_branches_and_a_comparison_under_its_own_header(probe:
             assert values['vision_shared'] == 'true'
             assert values['full_branch'] == 'isolated'
             assert values['schedule'] == 'skip_then_full'
+            assert values['match'] == 'content'
             assert int(values['tokens']) >= 0
     for task, status, complete, compared in zip(
         TASK_NAMES, skip.status, full.status, comparison.status, strict=True
