@@ -43,7 +43,9 @@ LABEL_READ = {
     'Dogs': 'dog',
     'nothing': None,
     'bus stop': None,
-    'truck, dog': None,
+    'truck, dog': 'truck',
+    'No car. A bus is here. A dog, too.': 'bus',
+    'A truck. It waits.': 'truck',
     '': None,
     'no idea': None,
 }

@@ -88,7 +88,8 @@ def calibration_samples(
     if not is_whole_number(images) or not is_whole_number(seed):
         return None
     try:
-        tasks = replace(settings, task=skip_list.task, target=skip_list.target).tasks()
+        match = skip_list.match or settings.match
+        tasks = replace(settings, task=skip_list.task, target=skip_list.target, match=match).tasks()
         samples, _ = choose_question_samples(dataset, tasks, images, 0, seed)
         is_same = sample_hash(samples) == calibration.get('sha256')
     except (CalibrationError, DatasetError, TaskError):
@@ -220,6 +221,7 @@ def _record(
         'task': settings.task,
         'target': settings.target,
         'metric': ', '.join(metrics),
+        'match': settings.used_match,
         'prompt': prompts.pop() if len(prompts) == 1 else None,
         'dataset': {
             'name': dataset.name,
@@ -257,6 +259,7 @@ def list_warnings(
         max_new_tokens=lengths.pop() if len(lengths) == 1 else stated.max_new_tokens or 0,
         task=settings.task,
         model=vlm.name,
+        match=settings.used_match,
     )
     if skip_list.target is not None and skip_list.target != settings.target:
         used = 'no target' if settings.target is None else f'target {settings.target!r}'

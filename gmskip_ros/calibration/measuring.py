@@ -21,7 +21,7 @@ from gmskip_ros.calibration.objective import (
     make_objective,
     shuffled_images,
 )
-from gmskip_ros.calibration.questions import Questions
+from gmskip_ros.calibration.questions import Questions, reread
 from gmskip_ros.tasks import TaskError
 from gmskip_ros.tasks.normalisation import normalise
 from gmskip_ros.tasks.scoring import METRICS, Score
@@ -37,6 +37,7 @@ LATENCY_FIGURES = (
     'latency_cut',
     'answers_got_shorter',
 )
+STRICTER = ('strict', 'forms')  # also shown, however answers are read
 LATENCY_ROUNDS = 2  # of each image under each set; their difference is the noise
 
 
@@ -77,7 +78,9 @@ class Evaluator:
         - images: number of different images in the score.
         - score: in the given metric; joint: the least of score / full score over the tasks, None
           where a full score is not above 0. scores: every metric of the task that these
-          references allow, else None; joint: 'single_object.accuracy' and so on.
+          references allow, else None; joint: 'single_object.accuracy' and so on. match_scores: the
+          score if the same answers were read as STRICTER (for visual_gain: of the metric it is
+          computed from); empty for tasks without labels and joint evaluations.
         - shuffled_score: the same score (for visual_gain: the metric it is computed from) with each
           question paired with a different question's image; all images are shuffled, with the
           target or not. visual_gain = score - shuffled_score. None for a single image, and for a
@@ -113,6 +116,7 @@ class Evaluator:
             ),
             'score': score,
             'scores': self._scores(found),
+            'match_scores': self._match_scores(found),
             'shuffled_score': shuffled_score,
             'visual_gain': visual_gain,
             'auroc': None,
@@ -196,6 +200,14 @@ class Evaluator:
                     None if objective is None else float(_score(objective, answers.texts))
                 )
         return scores
+
+    def _match_scores(self, found: Sequence[_Answers]) -> dict[str, float]:
+        if self._is_joint:
+            return {}
+        return {
+            match: float(_score(objective, found[0].texts))
+            for match, objective in self._parts[0].stricter.items()
+        }
 
     def _in_vocabulary_share(self, found: Sequence[_Answers]) -> float | None:
         inside = [
@@ -331,6 +343,11 @@ class _Part:
         plain = metric if metric == BALANCED_ACCURACY else base_metric(questions.name, metric)
         # The score of one answer to each question, as in the search.
         self.objective = make_objective([questions], [plain], image_of, seed)
+        self.stricter = {
+            match: make_objective([other], [plain], image_of, seed)
+            for match in STRICTER
+            if (other := reread(questions, match)) is not None
+        }
         names = METRICS[questions.name]
         if questions.name == 'single_object':
             names = (*names, BALANCED_ACCURACY)

@@ -9,7 +9,7 @@ from typing import Any
 from gmskip_ros.calibration.errors import CalibrationError
 from gmskip_ros.calibration.settings import GENERIC, TaskSettings
 from gmskip_ros.datasets import Dataset, Sample, choose_samples
-from gmskip_ros.tasks import Task
+from gmskip_ros.tasks import Task, make_task
 from gmskip_ros.tasks.scoring import Absent
 
 GENERIC_MAX_NEW_TOKENS = 32
@@ -37,6 +37,33 @@ class Questions:
         """The prompt of every question; None where they differ."""
         prompts = set(self.prompts)
         return prompts.pop() if len(prompts) == 1 else None
+
+
+def reread(questions: Questions, match: str) -> Questions | None:
+    """Return the same questions with answers read in a different way; None for other tasks.
+
+    The right answers stay what they are: labels that only the questions' own task knows by their
+    name are replaced by what that task calls them.
+    """
+    task = questions.task
+    if task is None or task.name == 'captioning':
+        return None
+    other = make_task(
+        task.name,
+        prompt=task.prompt,
+        labels=task.labels,
+        max_new_tokens=task.max_new_tokens,
+        match=match,
+    )
+
+    def renamed(reference: Any) -> Any:
+        if isinstance(reference, Absent):
+            return Absent(renamed(reference.label))
+        if isinstance(reference, str):
+            return _label(reference, task) or reference
+        return tuple(renamed(name) for name in reference)
+
+    return replace(questions, task=other, references=tuple(map(renamed, questions.references)))
 
 
 def can_be_asked(sample: Sample, settings: TaskSettings, task: Task | None) -> bool:
@@ -165,7 +192,7 @@ def make_questions(
 
 
 def _label(name: str, task: Task) -> str | None:
-    return task.vocabulary.match(name)
+    return task.vocabulary.label_named(name)
 
 
 def _shows(sample: Sample, target: str, task: Task) -> bool:

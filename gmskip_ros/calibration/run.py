@@ -163,7 +163,7 @@ def _fingerprint(
         'labels': [
             list(questions.task.labels) if questions.task else None for questions in data.questions
         ],
-        'synonyms': settings.synonyms,
+        'match': settings.match,
         'max_new_tokens': [questions.max_new_tokens for questions in data.questions],
         'seed': settings.seed,
         'search method': search.method,

@@ -8,7 +8,7 @@ from typing import Any
 
 from gmskip_ros.calibration.errors import CalibrationError
 from gmskip_ros.skipping import JOINT
-from gmskip_ros.tasks import TASK_NAMES, Task, make_task
+from gmskip_ros.tasks import DEFAULT_MATCH, TASK_NAMES, Task, make_task
 
 GENERIC = 'generic'
 GIB = 1 << 30
@@ -22,7 +22,7 @@ class TaskSettings:
     target: str | None = None  # single_object only
     prompt: str | None = None
     labels: tuple[str, ...] | None = None
-    synonyms: bool = False
+    match: str = DEFAULT_MATCH  # how answers are read
     max_new_tokens: int | None = None
 
     def make_task(self, dataset_labels: Sequence[str]) -> Task | None:
@@ -37,7 +37,7 @@ class TaskSettings:
             prompt=self.prompt,
             labels=self.labels or tuple(dataset_labels) or ('coda',),
             max_new_tokens=self.max_new_tokens,
-            synonyms=self.synonyms,
+            match=self.match,
         )
 
 
@@ -89,7 +89,7 @@ class SharedSettings:
     metric: str | None = None
     prompt: str | None = None
     labels: tuple[str, ...] | None = None
-    synonyms: bool = False
+    match: str = DEFAULT_MATCH  # how answers are read
     max_new_tokens: int | None = None
     images: int = 1000
     seed: int = 0
@@ -103,6 +103,11 @@ class SharedSettings:
         """Memory for image features, and as much again for a batch."""
         return int(self.memory_gib * GIB)
 
+    @property
+    def used_match(self) -> str | None:
+        """How answers are read; None for tasks whose scores do not depend on it."""
+        return None if self.task in (GENERIC, 'captioning') else self.match
+
     def tasks(self) -> list[TaskSettings]:
         """Return the settings of the task, or of each task of a joint run."""
         return task_settings(
@@ -110,7 +115,7 @@ class SharedSettings:
             target=self.target,
             prompt=self.prompt,
             labels=self.labels,
-            synonyms=self.synonyms,
+            match=self.match,
             max_new_tokens=self.max_new_tokens,
         )
 

@@ -8,8 +8,9 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from gmskip_ros.cli.options import add_match_option
 from gmskip_ros.errors import UserError
-from gmskip_ros.tasks import TASK_NAMES
+from gmskip_ros.tasks import DEFAULT_MATCH, TASK_NAMES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,6 +40,7 @@ def add_parser(subparsers: Any) -> None:
         metavar='car,bus',
         help='for single_object and multi_object: a label set, or labels (default: coda)',
     )
+    add_match_option(parser)
     skipped = parser.add_mutually_exclusive_group()
     skipped.add_argument(
         '--skip-list',
@@ -82,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
                 max_new_tokens=max_new_tokens,
                 task=task.name if task else None,
                 model=vlm.name,
+                match=task.match if task else None,
             ):
                 print(f'gmskip: warning: {warning}', file=sys.stderr)
         skip.check(vlm.num_blocks)
@@ -124,12 +127,15 @@ def choose_question(args: argparse.Namespace) -> tuple[Task | None, str, int]:
 
     if args.labels is not None and (args.task or DEFAULT_TASK) == 'captioning':
         raise UserError('--labels is for --task single_object and multi_object: remove it')
+    if args.match is not None and (args.prompt is not None or args.task in (None, 'captioning')):
+        raise UserError('--match is for --task single_object and multi_object: remove it')
     if args.prompt is None:
         labels = ['coda'] if args.labels is None else args.labels.split(',')
         task = make_task(
             args.task or DEFAULT_TASK,
             labels=[label.strip() for label in labels],
             max_new_tokens=args.max_new_tokens,
+            match=args.match or DEFAULT_MATCH,
         )
         return task, task.prompt, task.max_new_tokens
     length = DEFAULT_MAX_NEW_TOKENS if args.max_new_tokens is None else args.max_new_tokens
@@ -196,6 +202,7 @@ def make_report(
         'dtype': vlm.dtype,
         'num_blocks': vlm.num_blocks,
         'task': task.name if task else None,
+        'match': task.match if task else None,
         'prompt': prompt,
         'branches': branches,
         'speed_up': answers['full'].timing.total_ms / answers['skip'].timing.total_ms,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gmskip_ros.errors import UserError
-from gmskip_ros.tasks import TASK_NAMES
+from gmskip_ros.tasks import DEFAULT_MATCH, MATCHES, TASK_NAMES
 
 if TYPE_CHECKING:
     from gmskip_ros.calibration.distributed import Ranks
@@ -115,8 +116,9 @@ def add_task_options(parser: argparse.ArgumentParser) -> None:
         metavar='car,bus',
         help="a label set's name, or labels (default: the dataset's own)",
     )
+    add_match_option(parser)
     parser.add_argument(
-        '--synonyms', action='store_true', help='accept synonyms of a label as that label'
+        '--synonyms', action='store_true', help='deprecated: the same as --match synonyms'
     )
     parser.add_argument('--prompt', help="your own question (default: the task's)")
     parser.add_argument(
@@ -125,6 +127,27 @@ def add_task_options(parser: argparse.ArgumentParser) -> None:
         metavar='N',
         help="length limit of an answer (default: the task's own)",
     )
+
+
+def add_match_option(parser: argparse._ActionsContainer) -> None:
+    """Add the option for how answers are read."""
+    parser.add_argument(
+        '--match',
+        choices=MATCHES,
+        help='how an answer is read: strict: it is the label; forms: or its plural or singular; '
+        'synonyms: or a synonym; content: it mentions the label or a synonym and does not negate '
+        f'it (default: {DEFAULT_MATCH})',
+    )
+
+
+def match_of(args: argparse.Namespace) -> str:
+    """Return how answers are read, by --match or --synonyms. Raises UserError if they differ."""
+    if not args.synonyms:
+        return args.match or DEFAULT_MATCH
+    if args.match not in (None, 'synonyms'):
+        raise UserError(f'--match {args.match} contradicts --synonyms: remove --synonyms')
+    print('gmskip: warning: --synonyms is deprecated: use --match synonyms', file=sys.stderr)
+    return 'synonyms'
 
 
 def shared_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -136,10 +159,12 @@ def shared_settings(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError(
             '--prompt and --max-new-tokens need a single task: remove them with --task joint'
         )
-    if args.task in ('generic', 'captioning') and (args.labels is not None or args.synonyms):
-        raise UserError(
-            f'--labels and --synonyms need a task with labels: remove them with {args.task}'
-        )
+    if args.task in ('generic', 'captioning'):
+        for option in ('labels', 'match', 'synonyms'):
+            if getattr(args, option) not in (None, False):
+                raise UserError(
+                    f'--{option} needs a task with labels: remove it with --task {args.task}'
+                )
     for name, value in (('--images', args.images), ('--batch-size', args.batch_size)):
         if value < 1:
             raise UserError(f'{name} {value} must be at least 1')
@@ -155,7 +180,7 @@ def shared_settings(args: argparse.Namespace) -> dict[str, Any]:
         'metric': args.metric,
         'prompt': args.prompt,
         'labels': labels and tuple(label.strip() for label in labels),
-        'synonyms': args.synonyms,
+        'match': match_of(args),
         'max_new_tokens': args.max_new_tokens,
         'images': args.images,
         'seed': args.seed,

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gmskip_ros.cli.options import add_match_option
 from gmskip_ros.errors import UserError
 from gmskip_ros.signals import StopSignals
 
@@ -98,6 +99,7 @@ def add_parser(subparsers: Any) -> None:
     questions.add_argument(
         '--labels', metavar='car,bus', help='the name of a label set, or labels (default: coda)'
     )
+    add_match_option(questions)
     questions.add_argument(
         '--skip-list',
         action='append',
@@ -139,6 +141,7 @@ def compare(args: argparse.Namespace) -> int:
             'dtype',
             'task',
             'labels',
+            'match',
             'skip_list',
             'operating_point',
             'no_progress',
@@ -333,6 +336,7 @@ def _settings(args: argparse.Namespace) -> tuple[Settings, list[str | int]]:
         'model': args.model,
         'device': args.device,
         'dtype': args.dtype,
+        'match': args.match,
         'rate_hz': args.rate,
     }
     values.update({name: value for name, value in options.items() if value is not None})

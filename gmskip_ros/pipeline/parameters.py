@@ -27,8 +27,10 @@ from gmskip_ros.pipeline.parameter_kinds import (
 from gmskip_ros.pipeline.pipeline import BRANCHES, QUESTION
 from gmskip_ros.skipping import OPERATING_POINTS
 from gmskip_ros.tasks import (
+    DEFAULT_MATCH,
     DEFAULT_MAX_NEW_TOKENS,
     DEFAULT_PROMPTS,
+    MATCHES,
     TASK_NAMES,
     TaskError,
     resolve_labels,
@@ -252,6 +254,14 @@ _TABLE = (
         ['coda'],
         LABELS,
         'The name of a label set (coda, coco, scenes), or the labels themselves.',
+    ),
+    Spec(
+        'match',
+        DEFAULT_MATCH,
+        one_of(MATCHES),
+        'How answers are read. strict: the whole answer is the label; forms: or its plural or '
+        'singular; synonyms: or a synonym; content: the answer mentions the label or a synonym, '
+        'and does not negate it.',
     ),
     *_per_task(
         'max_new_tokens',

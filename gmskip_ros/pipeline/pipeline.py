@@ -68,6 +68,7 @@ class TaskResult:
     num_blocks: int
     image_fit: str  # how the frame became the model's square
     image_tokens: int  # that the frame makes
+    match: str  # how the answer was read
     confidence_margin: float | None = None  # to the best other label; see confidence.py
     question: str = ''  # that was asked about the frame; '' for the tasks of every frame
 
@@ -149,6 +150,7 @@ def plan_frame(
             max_new_tokens=task.max_new_tokens,
             task=task.name,
             model=engine.name,
+            match=task.match,
         )
         blocks = tuple(skip_list.blocks_at(operating_point))
         skip_set = SkipSet.of(blocks, skip_list.phases)
@@ -270,6 +272,7 @@ class FramePipeline:
             num_blocks=self.engine.num_blocks,
             image_fit=self.engine.image_fit,
             image_tokens=features.num_tokens,
+            match=plan.task.match,
             confidence_margin=(
                 margin(self.engine, plan.first_tokens, parsed, answer)
                 if plan.first_tokens

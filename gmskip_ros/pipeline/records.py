@@ -112,6 +112,7 @@ def _result_status(result: TaskResult, schedule: str, hardware_id: str) -> Statu
                 'schedule': schedule,
                 'image_fit': result.image_fit,
                 'image_tokens': result.image_tokens,
+                'match': result.match,
                 **_confidence(result),
                 **_question(result),
             }

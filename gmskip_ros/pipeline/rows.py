@@ -57,6 +57,7 @@ class FrameRow:
     confidence_mean: float | None = None
     confidence_min: float | None = None
     confidence_margin: float | None = None  # single_object only
+    match: str | None = None  # how the answer was read
 
 
 COLUMNS: tuple[str, ...] = tuple(field.name for field in dataclasses.fields(FrameRow))
@@ -107,6 +108,7 @@ def row_from_values(
         confidence_mean=_optional_number(values, 'confidence_mean'),
         confidence_min=_optional_number(values, 'confidence_min'),
         confidence_margin=_optional_number(values, 'confidence_margin'),
+        match=values.get('match'),
     )
 
 
@@ -195,6 +197,7 @@ def _is_number(value: object) -> bool:
 _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     'int': (_is_integer, 'a whole number'),
     'str': (lambda value: isinstance(value, str), 'a string'),
+    'str | None': (lambda value: value is None or isinstance(value, str), 'a string or null'),
     'float': (_is_number, 'a number'),
     'float | None': (lambda value: value is None or _is_number(value), 'a number or null'),
     'bool': (lambda value: isinstance(value, bool), 'true or false'),

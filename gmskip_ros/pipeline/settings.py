@@ -41,6 +41,7 @@ class Settings:
     operating_point: str | int
     prompt: Mapping[str, str]  # by task
     labels: tuple[str, ...]
+    match: str
     max_new_tokens: Mapping[str, int]  # by task
     overload_policy: str
     memory_headroom_gib: float
@@ -70,6 +71,7 @@ class Settings:
                 name,
                 prompt=self.prompt[name],
                 labels=self.labels,
+                match=self.match,
                 max_new_tokens=self.max_new_tokens[name],
             )
             for name in self.tasks

@@ -61,7 +61,7 @@ def calibration_table(result: Mapping[str, Any]) -> Table:
     if col.any_shorter(rows):
         notes.append(col.SHORTER_NOTE)
     title = f'{fmt.subject(result)}: {fmt.score_label(result)}'
-    return col.rich_table(title, _terminal_columns(result), rows, '\n'.join(notes))
+    return col.rich_table(title, _terminal_columns(result, rows), rows, '\n'.join(notes))
 
 
 def _rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -122,12 +122,13 @@ GAP = Column(
 POINT = col.words('Operating point', 'point')
 
 
-def _terminal_columns(result: Mapping[str, Any]) -> list[Column]:
+def _terminal_columns(result: Mapping[str, Any], rows: list[dict[str, Any]]) -> list[Column]:
     return [
         *_trajectory_columns(result),
         col.SPARSITY,
         CALIBRATION_SCORE,
         TEST_SCORE,
+        *col.match_columns(rows),
         col.VISUAL_GAIN,
         Column(col.LATENCY.title, lambda row: col.LATENCY.text(row) + col.shorter_mark(row)),
         POINT,
@@ -181,7 +182,13 @@ def _page(result: Mapping[str, Any], trade_off: bytes, heat_map: bytes | None) -
         col.AGAINST_FULL[-1],
         POINT,
     ]
-    controls = [col.NAME, col.IMAGES, *col.score_columns(rows), *col.CONTROLS]
+    controls = [
+        col.NAME,
+        col.IMAGES,
+        *col.score_columns(rows),
+        *col.match_columns(rows),
+        *col.CONTROLS,
+    ]
     against_full = [col.NAME, *col.AGAINST_FULL]
     titles = [fmt.score_label(result), *(column.title for column in controls)]
     uses_cider = any(fmt.metric_label('cider') in title for title in titles)
@@ -199,7 +206,7 @@ def _page(result: Mapping[str, Any], trade_off: bytes, heat_map: bytes | None) -
         against_full=col.html_table(against_full, points),
         controls=col.html_table(controls, points),
         all_controls=col.html_table(controls, rows),
-        explanations=[GAP, *col.AGAINST_FULL, *col.CONTROLS, *col.COST],
+        explanations=[GAP, *col.match_columns(rows), *col.AGAINST_FULL, *col.CONTROLS, *col.COST],
         balanced_explanation=col.BALANCED_EXPLANATION,
         stability=_stability(result),
         cider_note=CIDER_NOTE if uses_cider else '',

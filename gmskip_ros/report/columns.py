@@ -20,6 +20,7 @@ from gmskip_ros.report import formatting as fmt
 
 Row = Mapping[str, Any]
 SHORTER_MARK = ' *'
+NESTED = ('scores', 'match_scores', 'interval')  # of an evaluation; each has its own CSV fields
 MIN_TITLE_CHARS = 6  # per line of a column's title on the terminal
 SHORTER_NOTE = (
     "* answers got shorter: the language model's time fell by more than the share of skipped "
@@ -196,6 +197,24 @@ def score_columns(rows: Sequence[Row]) -> tuple[Column, ...]:
     return tuple(_score_column(name, fmt.metric_label(name)) for name in _metrics(rows))
 
 
+def match_columns(rows: Sequence[Row]) -> list[Column]:
+    """Return a column for each other way of reading the answers, where it was scored."""
+    names = {name: None for row in rows for name in _match_scores(row)}
+    return [_match_column(name) for name in names]
+
+
+def _match_column(match: str) -> Column:
+    return Column(
+        match.capitalize(),
+        lambda row: fmt.hundredths(_match_scores(row).get(match)),
+        f'The score if the same answers were read with --match {match}.',
+    )
+
+
+def _match_scores(row: Row) -> Mapping[str, Any]:
+    return (row['evaluation'] or {}).get('match_scores') or {}
+
+
 def score_columns_by_task(rows: Sequence[Row]) -> dict[str, list[Column]]:
     """Return the metrics' columns by task; those of a result for a single task are under ''."""
     columns: dict[str, list[Column]] = {}
@@ -292,9 +311,11 @@ def csv_evaluation(evaluation: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return an evaluation as flat CSV fields: every metric and both ends of the interval."""
     if not evaluation:
         return {}
-    fields = {key: value for key, value in evaluation.items() if key not in ('scores', 'interval')}
+    fields = {key: value for key, value in evaluation.items() if key not in NESTED}
     for metric, score in (evaluation.get('scores') or {}).items():
         fields[f'scores.{metric}'] = score
+    for match, score in (evaluation.get('match_scores') or {}).items():
+        fields[f'match_scores.{match}'] = score
     low, high = evaluation.get('interval') or (None, None)
     return {**fields, 'interval_low': low, 'interval_high': high}
 

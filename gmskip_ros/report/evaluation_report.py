@@ -50,6 +50,8 @@ def _sections(result: Mapping[str, Any]) -> list[tuple[str, Sequence[Column], li
         (f'Score and cost: {fmt.subject(result)}', paper, [*latency])
     ]
     for task, metrics in col.score_columns_by_task(rows).items():
+        if not task:
+            metrics = [*metrics, *col.match_columns(rows)]
         if task or len(metrics) > 1:
             title = f'All scores: {fmt.one_line(task)}' if task else 'All scores'
             sections.append((title, (col.NAME, col.IMAGES, *metrics), []))

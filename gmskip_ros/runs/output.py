@@ -77,6 +77,7 @@ def describe_questions(
                 'prompt': task.prompt,
                 'max_new_tokens': task.max_new_tokens,
                 'labels': list(task.labels),
+                'match': task.match,
             }
             for task in settings.make_tasks()
         },

@@ -16,7 +16,8 @@ from gmskip_ros.files import write_atomically
 from gmskip_ros.skipping.errors import SkipListError
 from gmskip_ros.skipping.skip_list import NOT_STATED, Prompt, Removal, SkipList, short
 
-SCHEMA = 'gmskip/skip-list/1'
+SCHEMA = 'gmskip/skip-list/2'
+SCHEMA_1 = 'gmskip/skip-list/1'  # has no _ADDED fields; still read, and written without them
 _SUFFIX = '.skip.yaml'
 # In the order in which they are written.
 _FIELDS = (
@@ -31,6 +32,7 @@ _FIELDS = (
     'metric',
     'prompt',
     'dtype',
+    'match',
     'min_score_ratio',
     'full_score',
     'nested',
@@ -42,6 +44,7 @@ _FIELDS = (
     'software',
     'provenance',
 )
+_ADDED = ('match',)  # by version 2; all are optional: absent = not stated
 _PROMPT_FIELDS = ('text', 'template_sha256', 'max_new_tokens')
 _REMOVAL_FIELDS = ('block', 'score')
 
@@ -176,13 +179,17 @@ def _refuse_repeated_keys(root: yaml.Node | None) -> None:
 def _from_mapping(data: object) -> SkipList:
     if not isinstance(data, Mapping):
         raise SkipListError(f'is not a skip list; the first field must be schema: {SCHEMA}')
-    if data.get('schema') != SCHEMA:
+    schema = data.get('schema')
+    if schema not in (SCHEMA, SCHEMA_1):
         raise SkipListError(
-            f'schema: {short(data.get("schema"))} is unknown; this version reads {SCHEMA}'
+            f'schema: {short(schema)} is unknown; this version reads {SCHEMA} and {SCHEMA_1}'
         )
+    for name in _ADDED:
+        if schema == SCHEMA_1 and name in data:
+            raise SkipListError(f'{name}: is not a field of {SCHEMA_1}; write schema: {SCHEMA}')
     nested = data.get('nested', True)
     absent = ('nested', 'removed', 'operating_points') if nested is False else ('nested', 'sets')
-    _check_fields('', data, _FIELDS, [name for name in _FIELDS if name not in absent])
+    _check_fields('', data, _FIELDS, [name for name in _FIELDS if name not in (*absent, *_ADDED)])
     if nested is not False and 'sets' in data:
         raise SkipListError('sets: allowed only with nested: false; write that or remove sets')
     values = {name: value for name, value in data.items() if name != 'schema'}
@@ -234,11 +241,13 @@ def _as_utc(time: datetime.datetime) -> str | datetime.datetime:
 
 def _format(skip_list: SkipList) -> str:
     """Return the file's text: fields in a fixed order, one line per removal."""
-    values = {**vars(skip_list), 'schema': SCHEMA, 'prompt': asdict(skip_list.prompt)}
+    values = {**vars(skip_list), 'prompt': asdict(skip_list.prompt)}
+    absent = {name for name in _ADDED if values[name] is None}
+    values['schema'] = SCHEMA if len(absent) < len(_ADDED) else SCHEMA_1
     if skip_list.nested:
-        absent = {'nested', 'sets'}
+        absent |= {'nested', 'sets'}
     else:
-        absent = {'removed'}
+        absent |= {'removed'}
         values['sets'] = {size: list(blocks) for size, blocks in skip_list.sets.items()}
     values['phases'] = list(skip_list.phases)
     lines = []

@@ -82,6 +82,7 @@ class SkipList:
     metric: str | None = None
     prompt: Prompt = field(default_factory=Prompt)
     dtype: str | None = None
+    match: str | None = None  # how answers were read
     min_score_ratio: float | None = None
     full_score: float | None = None
     calibration: Mapping[str, object] | None = None  # dataset, images, sha256, seed, ...
@@ -94,7 +95,7 @@ class SkipList:
     def __post_init__(self) -> None:
         for name in ('model', 'task', 'method'):
             _check_text(name, getattr(self, name))
-        for name in ('text_model_type', 'target', 'metric', 'dtype'):
+        for name in ('text_model_type', 'target', 'metric', 'dtype', 'match'):
             _check_text(name, getattr(self, name), or_none=True)
         if not isinstance(self.provenance, str):
             raise _wrong('provenance', self.provenance, 'is not text; put it in quotes')
@@ -260,6 +261,7 @@ class SkipList:
         max_new_tokens: int,
         task: str | None = None,
         model: str | None = None,
+        match: str | None = None,
     ) -> list[str]:
         """Return one line for each setting in use that differs from the calibration's.
 
@@ -280,6 +282,7 @@ class SkipList:
             ('chat template (sha256)', self.prompt.template_sha256, template_sha256),
             ('max_new_tokens', self.prompt.max_new_tokens, max_new_tokens),
             ('dtype', self.dtype, dtype),
+            ('match', self.match, match),
         ]
         return [
             f'skip list for {self.task}: calibrated with {name} {stated!r}, running with {used!r}'

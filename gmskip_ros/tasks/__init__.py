@@ -27,11 +27,14 @@ from gmskip_ros.tasks.task import (
     make_task,
 )
 from gmskip_ros.tasks.tokenizer import caption_tokens
+from gmskip_ros.tasks.vocabulary import DEFAULT_MATCH, MATCHES
 
 __all__ = [
+    'DEFAULT_MATCH',
     'DEFAULT_MAX_NEW_TOKENS',
     'DEFAULT_PROMPTS',
     'LABEL_SETS',
+    'MATCHES',
     'METRICS',
     'TASK_NAMES',
     'Absent',

@@ -1,4 +1,4 @@
-"""Label sets: the words that count as answers, and their synonyms."""
+"""Label sets: the words that count as answers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from gmskip_ros.tasks.errors import TaskError
 from gmskip_ros.tasks.normalisation import normalise
+from gmskip_ros.tasks.synonyms import CAPTION_WORDS, SYNONYMS
 
 LABEL_SETS: dict[str, tuple[str, ...]] = {
     # The classes of CODA and CODA2022, except 'misc', which no answer can name, and the rare
@@ -143,115 +144,6 @@ LABEL_SETS: dict[str, tuple[str, ...]] = {
     ),
 }
 
-# (synonyms, the labels they may stand for: the first one in the label set is used). Applied only
-# with synonyms=True; the paper's protocol does not use synonyms.
-SYNONYMS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
-    (
-        (
-            'person',
-            'pedestrian',
-            'people',
-            'human',
-            'man',
-            'woman',
-            'boy',
-            'girl',
-            'child',
-            'kid',
-            'baby',
-            'toddler',
-            'teenager',
-            'adult',
-            'lady',
-            'gentleman',
-            'guy',
-            'walker',
-            'worker',
-            'policeman',
-            'police officer',
-            'player',
-            'skier',
-            'surfer',
-            'snowboarder',
-            'skateboarder',
-        ),
-        ('person', 'pedestrian'),
-    ),
-    (('cyclist', 'bicyclist', 'biker', 'bike rider', 'motorcyclist'), ('cyclist', 'person')),
-    (
-        (
-            'automobile',
-            'sedan',
-            'hatchback',
-            'suv',
-            'van',
-            'minivan',
-            'taxi',
-            'cab',
-            'jeep',
-            'police car',
-            'sports car',
-        ),
-        ('car',),
-    ),
-    (
-        (
-            'lorry',
-            'pickup',
-            'pickup truck',
-            'semi',
-            'semi truck',
-            'trailer truck',
-            'dump truck',
-            'fire truck',
-            'garbage truck',
-        ),
-        ('truck',),
-    ),
-    (('minibus', 'school bus', 'coach', 'double decker', 'double decker bus'), ('bus',)),
-    (('streetcar', 'trolley'), ('tram',)),
-    (('trike', 'three wheeler', 'rickshaw', 'auto rickshaw', 'tuk tuk'), ('tricycle',)),
-    (('bike',), ('bicycle',)),
-    (('motorbike',), ('motorcycle',)),
-    (('scooter', 'motor scooter'), ('moped', 'motorcycle')),
-    (('pram', 'pushchair', 'baby carriage', 'baby stroller'), ('stroller',)),
-    (('excavator', 'bulldozer', 'digger', 'road roller'), ('construction_vehicle',)),
-    (('puppy',), ('dog',)),
-    (
-        ('barricade', 'guardrail', 'guard rail', 'road barrier', 'traffic barrier'),
-        ('barrier',),
-    ),
-    (('cone', 'pylon', 'road cone', 'safety cone'), ('traffic_cone',)),
-    (('stoplight', 'stop light', 'traffic signal'), ('traffic_light',)),
-    (('road sign', 'street sign'), ('traffic_sign',)),
-    (('luggage',), ('suitcase',)),
-    (('trash can', 'garbage can', 'trash bin', 'garbage bin', 'waste bin', 'bin'), ('dustbin',)),
-    (('trash', 'rubbish', 'litter'), ('garbage',)),
-    (('rock', 'boulder'), ('stone',)),
-    (('plane', 'aeroplane', 'aircraft', 'jet'), ('airplane',)),
-    (('ship', 'sailboat', 'canoe', 'kayak'), ('boat',)),
-    (('hydrant',), ('fire hydrant',)),
-    (('kitten',), ('cat',)),
-    (('pony',), ('horse',)),
-    (('lamb',), ('sheep',)),
-    (('bull', 'calf', 'cattle'), ('cow',)),
-    (('rucksack',), ('backpack',)),
-    (('purse',), ('handbag',)),
-    (('necktie',), ('tie',)),
-    (('ball', 'soccer ball', 'football', 'tennis ball', 'basketball'), ('sports ball',)),
-    (('tennis racquet', 'racket', 'racquet'), ('tennis racket',)),
-    (('doughnut',), ('donut',)),
-    (('sofa',), ('couch',)),
-    (('plant', 'houseplant'), ('potted plant',)),
-    (('table',), ('dining table',)),
-    (('television', 'tv monitor'), ('tv',)),
-    (('computer mouse',), ('mouse',)),
-    (('remote control',), ('remote',)),
-    (('phone', 'mobile phone', 'smartphone', 'cellphone'), ('cell phone',)),
-    (('fridge',), ('refrigerator',)),
-    (('hair dryer', 'hairdryer'), ('hair drier',)),
-)
-
 
 def resolve_labels(labels: Sequence[str]) -> tuple[str, ...]:
     """Return the labels of a named set (['coda'], ['coco'], ['scenes']), or the given labels.
@@ -297,7 +189,9 @@ def _is_misspelt_set(name: str) -> bool:
     """Return whether a name resembles that of a label set and is not a known label."""
     normal = normalise(name)
     known = {label for labels in LABEL_SETS.values() for label in labels}
-    known.update(word for words, labels in SYNONYMS for word in (*words, *labels))
+    known.update(
+        word for words, labels in (*SYNONYMS, *CAPTION_WORDS) for word in (*words, *labels)
+    )
     if normal in {normalise(word) for word in known}:
         return False
     begins_with_set = any(re.match(rf'{each}(\W|\d|_)', name.lower()) for each in LABEL_SETS)

@@ -119,22 +119,19 @@ def make_scorer(metric: str, references: Sequence[Any], task: Task | None = None
 
 
 class _Scorer:
-    """A Scorer made from a function and each image's best score.
-
-    `spellings` is for metrics with only two scores: the texts that decide between them, per image.
-    """
+    """A Scorer made from functions and each image's best score."""
 
     def __init__(
         self,
         metric: str,
         score: Callable[[int, str], Score],
         best: Sequence[Score],
-        spellings: Sequence[_Spellings] | None = None,
+        is_decided: Callable[[int, str], bool] | None = None,
     ) -> None:
         self.metric = metric
         self._score = lru_cache(maxsize=_MAX_CACHED)(score)  # most candidates answer the same
         self._best = best
-        self._spellings = spellings
+        self._is_decided = is_decided
 
     def score(self, index: int, raw_text: str) -> Score:
         return self._score(index, raw_text)
@@ -143,9 +140,7 @@ class _Scorer:
         return self._best[index]
 
     def is_decided(self, index: int, text_so_far: str) -> bool:
-        if self._spellings is None:
-            return False
-        return not self._spellings[index].can_be_reached(text_so_far)
+        return self._is_decided is not None and self._is_decided(index, text_so_far)
 
 
 class _Spellings:
@@ -178,31 +173,46 @@ def _accuracy(references: Sequence[str | Absent], task: Task) -> Scorer:
     truths: list[tuple[str, bool]] = []  # (label, whether it is the right one or the wrong one)
     for index, reference in enumerate(references):
         name = reference.label if isinstance(reference, Absent) else reference
-        label = task.vocabulary.match(name) if isinstance(name, str) else None
+        label = task.vocabulary.label_named(name) if isinstance(name, str) else None
         if label is None:
             raise TaskError(
                 f'reference of image {index}: {name!r} is not in the label set; '
                 'add it to the labels or remove the image'
             )
         truths.append((label, not isinstance(reference, Absent)))
-    spellings = {
-        label: _Spellings(task.vocabulary.spellings(label)) for label in {t[0] for t in truths}
-    }
 
     def score(index: int, raw_text: str) -> Fraction:
         label, is_right = truths[index]
         return Fraction((label in task.parse(raw_text).labels) is is_right)
 
     return _Scorer(
-        'accuracy', score, [Fraction(1)] * len(truths), [spellings[label] for label, _ in truths]
+        'accuracy', score, [Fraction(1)] * len(truths), _decided_label(task, [t[0] for t in truths])
     )
+
+
+def _decided_label(task: Task, truths: Sequence[str]) -> Callable[[int, str], bool]:
+    """Return whether an unfinished answer, for an image with this label, can change its score."""
+    spellings = {label: _Spellings(task.vocabulary.spellings(label)) for label in task.labels}
+    content = task.vocabulary.content
+    if content is None:
+        return lambda index, text: not spellings[truths[index]].can_be_reached(text)
+
+    def is_settled(_: int, text: str) -> bool:
+        settled = content.settled_main_object(text)
+        # A whole answer that spells a label is that label, even across the end of a sentence.
+        return settled is not None and not any(
+            spelt.can_be_reached(text) for label, spelt in spellings.items() if label != settled
+        )
+
+    return is_settled
 
 
 def _set_metric(metric: str, references: Sequence[str | Iterable[str]], task: Task) -> Scorer:
     score_sets = SET_METRICS[metric]
     truths = [
         frozenset(
-            task.vocabulary.match(name) or normalise(name) for name in _listed(index, reference)
+            task.vocabulary.label_named(name) or normalise(name)
+            for name in _listed(index, reference)
         )
         for index, reference in enumerate(references)
     ]
@@ -222,7 +232,7 @@ def _exact(references: Sequence[Sequence[str]]) -> Scorer:
         'exact',
         lambda index, raw_text: Fraction(normalise(raw_text) in spellings[index].all),
         [Fraction(1)] * len(spellings),
-        spellings,
+        lambda index, text: not spellings[index].can_be_reached(text),
     )
 
 

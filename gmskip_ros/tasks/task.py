@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from gmskip_ros.numbers import is_whole_number
@@ -48,12 +48,13 @@ class Task(ABC):
     name: str
 
     def __init__(
-        self, prompt: str, max_new_tokens: int, labels: tuple[str, ...], synonyms: bool
+        self, prompt: str, max_new_tokens: int, labels: tuple[str, ...], match: str
     ) -> None:
         self.prompt = prompt
         self.max_new_tokens = max_new_tokens
         self.labels = labels
-        self.vocabulary = Vocabulary(labels, synonyms)
+        self.match = match
+        self.vocabulary = Vocabulary(labels, match)
 
     @abstractmethod
     def parse(self, raw_text: str) -> ParsedAnswer:
@@ -71,15 +72,19 @@ class Task(ABC):
 
 
 class SingleObject(Task):
-    """The main object: one label, matched exactly after normalisation (the paper's protocol).
+    """The main object: one label.
 
-    'A car.' and 'Cars' are car; 'It is a car' and 'car, truck' are unknown.
+    Except under match='content' the whole answer must be the label: 'A car.' is car, and 'It is a
+    car' and 'car, truck' are unknown. That is our reading of the paper's protocol, which does not
+    say how answers are compared.
     """
 
     name = 'single_object'
 
     def parse(self, raw_text: str) -> ParsedAnswer:
         label = self.vocabulary.match(raw_text)
+        if label is None and self.vocabulary.content is not None:
+            label = self.vocabulary.content.main_object(raw_text)
         if label is None:
             return ParsedAnswer(UNKNOWN, frozenset(), False, raw_text)
         return ParsedAnswer(label, frozenset((label,)), True, raw_text)
@@ -96,19 +101,28 @@ class SingleObject(Task):
 
 
 class MultiObject(Task):
-    """All objects: a set of labels, read from a list; items outside the label set are ignored."""
+    """All objects: a set of labels; others are ignored.
+
+    They are read from a list, of which each item must be a label, or under match='content' wherever
+    the answer mentions them.
+    """
 
     name = 'multi_object'
     _SEPARATORS = re.compile(r'[,;:\n]|\b\d+[.)]|\.(?=\s|$)')
     _AND = re.compile(r'\band\b|&', re.IGNORECASE)
 
     def parse(self, raw_text: str) -> ParsedAnswer:
-        labels: dict[str, None] = {}  # in the order answered, each once
+        if self.vocabulary.content is not None:
+            labels = dict.fromkeys(self.vocabulary.content.mentioned(raw_text))
+        else:
+            labels = dict.fromkeys(self._listed(raw_text))
+        return ParsedAnswer(', '.join(labels) or UNKNOWN, frozenset(labels), bool(labels), raw_text)
+
+    def _listed(self, raw_text: str) -> Iterator[str]:
         for item in self._SEPARATORS.split(raw_text):
             whole = self.vocabulary.match(item)  # a label may contain 'and'
             found = [whole] if whole else map(self.vocabulary.match, self._AND.split(item))
-            labels.update((label, None) for label in found if label)
-        return ParsedAnswer(', '.join(labels) or UNKNOWN, frozenset(labels), bool(labels), raw_text)
+            yield from filter(None, found)
 
     def agreement(
         self,
@@ -166,12 +180,23 @@ def make_task(
     prompt: str | None = None,
     labels: Sequence[str] = ('coda',),
     max_new_tokens: int | None = None,
+    match: str | None = None,
     synonyms: bool = False,
 ) -> Task:
     """Return the task of this name; None selects the task's default.
 
-    `labels` is the name of a set or the labels themselves (see resolve_labels); `synonyms` also
-    accepts synonyms of a label. Raises TaskError for invalid settings.
+    `labels` is the name of a set or the labels themselves (see resolve_labels). `match` is how
+    answers are read:
+
+    - strict: the whole answer is the label (case, punctuation, underscores, hyphens and a leading
+      article do not count);
+    - forms (default): or its plural or singular;
+    - synonyms: or a synonym, 'person' for pedestrian;
+    - content: the answer mentions the label or a synonym, and does not negate it; the main object
+      is the head noun, else the first label mentioned (see gmskip_ros.tasks.content).
+
+    `synonyms=True` is the older way to write match='synonyms'. Raises TaskError for invalid
+    settings.
     """
     if name not in _TASKS:
         raise TaskError(f'task: {name!r} is unknown; use one of {", ".join(TASK_NAMES)}')
@@ -187,4 +212,8 @@ def make_task(
         raise TaskError(
             f'max_new_tokens of {name}: {max_new_tokens!r} is not a whole number of 1 or more'
         )
-    return _TASKS[name](prompt, max_new_tokens, resolve_labels(labels), synonyms)
+    if match is None:
+        match = 'synonyms' if synonyms else 'forms'
+    elif synonyms and match != 'synonyms':
+        raise TaskError(f"match: {match!r} contradicts synonyms=True, which is match='synonyms'")
+    return _TASKS[name](prompt, max_new_tokens, resolve_labels(labels), match)

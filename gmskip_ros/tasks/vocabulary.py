@@ -3,39 +3,67 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from gmskip_ros.tasks.labels import SYNONYMS
+from gmskip_ros.tasks.content import ContentReader
+from gmskip_ros.tasks.errors import TaskError
 from gmskip_ros.tasks.normalisation import normalise, plurals, singulars, words
+from gmskip_ros.tasks.synonyms import CAPTION_WORDS, SYNONYMS
+
+# How an answer is read: from the strictest to the one that understands most.
+MATCHES = ('strict', 'forms', 'synonyms', 'content')
+DEFAULT_MATCH = 'content'  # of the node and the commands; make_task's own is 'forms'
 
 
 class Vocabulary:
-    """Finds labels in text: as spelt, in the plural, and by synonym if `synonyms` is set.
+    """Finds labels in text, in one of four ways (`match`).
 
-    A label's own spelling takes precedence over a plural of another label, and plurals over
-    synonyms.
+    strict: the whole text is the label, after normalisation; forms: or its plural or singular;
+    synonyms: or a synonym; content: the text mentions the label (see ContentReader). A label's own
+    spelling takes precedence over a plural of another label, and plurals over synonyms.
     """
 
-    def __init__(self, labels: Sequence[str], synonyms: bool = False) -> None:
+    def __init__(self, labels: Sequence[str], match: str = 'forms') -> None:
+        """Take the labels; raise TaskError for an unknown `match`."""
+        if match not in MATCHES:
+            raise TaskError(f'match: {match!r} is unknown; use one of {", ".join(MATCHES)}')
         self.labels = tuple(labels)
-        self._label_of: dict[str, str] = {normalise(label): label for label in self.labels}
-        own = dict(self._label_of)
+        own = {normalise(label): label for label in self.labels}
+        self._label_named = dict(own)
         self._add((form, label) for normal, label in own.items() for form in plurals(normal))
         self._add((form, label) for normal, label in own.items() for form in singulars(normal))
-        if synonyms:
-            for group, candidates in SYNONYMS:
-                label = next(filter(None, (own.get(normalise(name)) for name in candidates)), None)
-                if label is not None:
-                    self._add((form, label) for word in group for form in (word, *plurals(word)))
+        if match in ('synonyms', 'content'):
+            self._add_synonyms(SYNONYMS, own)
+        if match == 'content':
+            self._add_synonyms(CAPTION_WORDS, own)
+        self._label_of = own if match == 'strict' else self._label_named
         self._longest = max(len(form.split()) for form in self._label_of)
+        self.content = ContentReader(labels, self._label_of) if match == 'content' else None
+
+    def _add_synonyms(
+        self,
+        table: Iterable[tuple[tuple[str, ...], tuple[str, ...]]],
+        own: Mapping[str, str],
+    ) -> None:
+        for group, candidates in table:
+            label = next(filter(None, (own.get(normalise(name)) for name in candidates)), None)
+            if label is not None:
+                self._add((form, label) for word in group for form in (word, *plurals(word)))
 
     def _add(self, forms: Iterable[tuple[str, str]]) -> None:
         for form, label in forms:
-            self._label_of.setdefault(form, label)
+            self._label_named.setdefault(form, label)
 
     def match(self, text: str) -> str | None:
         """Return the label that the whole text names after normalisation, or None."""
         return self._label_of.get(normalise(text))
+
+    def label_named(self, name: str) -> str | None:
+        """Return the label that a data set or user means by a name, or None.
+
+        Plurals count even where only the label itself is accepted as an answer.
+        """
+        return self._label_named.get(normalise(name))
 
     def spellings(self, label: str) -> frozenset[str]:
         """Return the normalised texts that `match` reads as a label; none for an unknown label."""
@@ -46,7 +74,10 @@ class Vocabulary:
 
         Longer names are matched first and consume their words: 'a traffic light' mentions
         traffic_light, but neither 'light' nor 'traffic'. No name extends across punctuation.
+        Under `content` negation and more are understood (see ContentReader).
         """
+        if self.content is not None:
+            return frozenset(self.content.mentioned(text))
         found: set[str] = set()
         for clause in re.split(r'[.,;:!?()\n]', text):
             parts: list[str | None] = list(words(clause))

@@ -29,6 +29,7 @@ KEYS = {
     'images',
     'score',
     'scores',
+    'match_scores',
     'shuffled_score',
     'visual_gain',
     'auroc',
@@ -288,6 +289,38 @@ def test_captions_and_a_joint_score(vlm, dataset):
     for key in ('interval', 'mcnemar_p', 'auroc', 'most_frequent_answer', 'most_frequent_share'):
         assert found[key] is None
     assert joint.evaluate([])['score'] == 1
+
+
+class SaysRedCars(Answerer):
+    """Answers in a sentence, except about the first image."""
+
+    def answers(self, questions, removed, candidates=(None,), max_new_tokens=16, is_decided=None):
+        texts = ['Cars.' if question.image == 0 else 'It is a red car.' for question in questions]
+        return [[CandidateAnswer((7,), text)] for text in texts]
+
+
+def test_the_same_answers_are_also_scored_as_stricter_readings_would(vlm, dataset):
+    # The data set says 'taxi', which only the given task takes for its label 'car'.
+    samples = [
+        replace(sample, main_object='taxi', labels=('taxi', 'dog')) for sample in dataset.samples
+    ]
+    labels = ('car', 'dog')
+    for target in (None, 'car'):
+        (questions,) = questions_about(
+            dataset, 'single_object', samples, labels=labels, target=target
+        )
+        found = make_evaluator(vlm, [questions], ['accuracy'], SaysRedCars)[0].evaluate([])
+        assert (found['score'], found['match_scores']) == (1, {'strict': 0, 'forms': 0.1})
+    (questions,) = questions_about(dataset, 'multi_object', samples, labels=labels)
+    found = make_evaluator(vlm, [questions], ['set_recall'], SaysRedCars)[0].evaluate([])
+    assert (found['score'], found['match_scores']) == (0.5, {'strict': 0, 'forms': 0.05})
+    (questions,) = questions_about(
+        dataset, 'single_object', samples, labels=labels, match='synonyms'
+    )
+    found = make_evaluator(vlm, [questions], ['accuracy'], SaysRedCars)[0].evaluate([])
+    assert found['score'] == 0.1
+    (captions,) = questions_about(dataset, 'captioning')
+    assert make_evaluator(vlm, [captions], ['cider'])[0].evaluate([])['match_scores'] == {}
 
 
 class SaysCar(Answerer):

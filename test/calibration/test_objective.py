@@ -156,7 +156,15 @@ def test_joint_is_the_least_share_of_each_full_score():
 def test_no_answer_is_outside_the_bounds_or_changes_once_decided(task, metrics):
     samples = list(make_samples(8, random.Random(4)))
     one = objective_of(samples, task, *metrics)
-    texts = ['', 'car', 'Cars.', 'a truck, a bus', 'car dog bus', 'A car on a wet road.', 'zebra']
+    texts = [
+        '',
+        'car',
+        'Cars. They wait.',
+        'a truck, a bus',
+        'car dog bus',
+        'A car on a wet road.',
+        'zebra',
+    ]
     texts += [caption for sample in samples for caption in sample.captions]
     reached, decided = 0, 0
     for item in range(len(one.items)):

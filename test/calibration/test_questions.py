@@ -188,7 +188,7 @@ def test_whose_labels():
     assert labels(TaskSettings('single_object'), LABELS) == LABELS
     assert labels(TaskSettings('single_object', labels=('sky', 'sea')), LABELS) == ('sky', 'sea')
     assert 'tricycle' in labels(TaskSettings('multi_object'), ())  # captions alone: CODA's
-    with_synonyms = TaskSettings('single_object', synonyms=True).make_task(LABELS)
+    with_synonyms = TaskSettings('single_object', match='synonyms').make_task(LABELS)
     assert with_synonyms is not None and with_synonyms.vocabulary.match('taxi') == 'car'
 
 

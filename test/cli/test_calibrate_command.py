@@ -95,6 +95,7 @@ def test_what_is_written(gmskip, vlm, scenes, tmp_path):
             max_new_tokens=task.max_new_tokens,
             task='single_object',
             model='demo',
+            match='content',
         )
         == []
     )
@@ -106,6 +107,11 @@ def test_what_is_written(gmskip, vlm, scenes, tmp_path):
     assert skip_list.calibration['dataset'] == open_dataset(scenes).name
 
     result = read_json(out / 'calibration.json')
+    assert result['match'] == skip_list.match == 'content'
+    assert 'Strict' in output and 'Forms' in output
+    assert all(
+        set(one['test']['match_scores']) == {'strict', 'forms'} for one in result['prefixes']
+    )
     assert result['format'] == 'gmskip/calibration/1'
     assert result['command'].startswith(f'gmskip calibrate --dataset {scenes}')
     assert result['command'].endswith('--task single_object')
@@ -129,6 +135,17 @@ def test_what_is_written(gmskip, vlm, scenes, tmp_path):
     page = (out / 'report.html').read_text()
     assert page.count('data:image/png;base64,') == 2 and 'http://' not in page
     assert (out / 'trade_off.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_synonyms_is_the_old_name_of_a_match(gmskip, tmp_path):
+    status, _, errors = gmskip('--synonyms', task='single_object')
+    assert status == 0
+    assert errors == 'gmskip: warning: --synonyms is deprecated: use --match synonyms\n'
+    out = tmp_path / 'out'
+    assert load_skip_list(out / 'single_object.skip.yaml').match == 'synonyms'
+    status, _, errors = gmskip('--match synonyms', task='single_object')  # resumes
+    assert (status, errors) == (0, '')
+    assert is_refused(gmskip('--match forms', task='single_object'), 'match')
 
 
 def test_calibration_and_test_images_are_different(gmskip, vlm, monkeypatch):
@@ -411,6 +428,8 @@ def test_another_split_is_tested_on(gmskip, scenes, tmp_path):
         ('--metric beauty', ("metric 'beauty'", 'single_object', 'accuracy')),
         ('--task captioning --labels car', ('--labels', 'captioning')),
         ('--task captioning --synonyms', ('--synonyms', 'captioning')),
+        ('--task captioning --match forms', ('--match', 'captioning')),
+        ('--synonyms --match forms', ('--match forms', '--synonyms')),
         ('--task captioning --target car', ('--target', 'captioning')),
         ('--task joint --prompt What?', ('--prompt', 'joint')),
         ('--task generic', ('scenes', 'generic', 'choose a different split')),

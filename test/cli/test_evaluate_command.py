@@ -159,7 +159,7 @@ def test_calibration_images_are_skipped(gmskip, scenes, tmp_path):
 
 
 def test_a_list_made_for_something_else_is_warned_about(gmskip, scenes, tmp_path):
-    made = write_list(tmp_path / 'bus.skip.yaml', target='bus')
+    made = write_list(tmp_path / 'bus.skip.yaml', target='bus', match='forms')
     status, output, errors = gmskip(
         '--dataset',
         scenes,
@@ -173,6 +173,8 @@ def test_a_list_made_for_something_else_is_warned_about(gmskip, scenes, tmp_path
         'Name it.',
     )
     assert status == 0
+    assert json.loads(output)['match'] == 'content'
+    assert "calibrated with match 'forms', running with 'content'" in errors
     assert "calibrated for target 'bus', evaluated with target 'car'" in errors
     assert "running with 'Name it.'" in errors
     assert json.loads(output)['prompt'] == 'Name it.'

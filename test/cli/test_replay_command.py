@@ -367,6 +367,8 @@ def test_options_take_precedence_over_the_nodes_parameter_file(bag: Path, tmp_pa
             file,
             '--task',
             'captioning',
+            '--match',
+            'strict',
             '--limit',
             2,
         )
@@ -381,6 +383,7 @@ def test_options_take_precedence_over_the_nodes_parameter_file(bag: Path, tmp_pa
     run = json.loads((tmp_path / 'out/replay.json').read_text())
     assert run['skip_sets'][0]['skip_list'] == 'gmskip_captioning'
     assert run['source']['rate_hz'] == 5.0
+    assert {row.match for row in rows} == {run['tasks']['captioning']['match']} == {'strict'}
 
 
 def replay_process(*arguments: object, **options: Any) -> subprocess.Popen[str]:

@@ -91,7 +91,16 @@ def test_the_node_writes_what_a_row_is_made_of():
     )
     skip, full = (
         TaskResult(
-            'captioning', branch, task.parse('A bus.'), answer, blocks, point, 32, 'pad', 576
+            'captioning',
+            branch,
+            task.parse('A bus.'),
+            answer,
+            blocks,
+            point,
+            32,
+            'pad',
+            576,
+            task.match,
         )
         for branch, blocks, point in (('skip', (4, 2), 'high_sparsity'), ('full', (), '0'))
     )
@@ -104,6 +113,7 @@ def test_the_node_writes_what_a_row_is_made_of():
     assert (row.skipped_blocks, row.sparsity) == ((4, 2), 0.062)
     assert (row.agree, row.rouge_l, row.jaccard) == (True, 1.0, None)
     assert (row.tokens, row.total_ms, row.vision_shared) == (2, 6.0, True)
+    assert result.values['match'] == row.match == 'forms'
 
 
 def test_values_that_are_not_the_nodes_are_refused():

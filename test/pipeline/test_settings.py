@@ -196,12 +196,15 @@ def test_tasks_are_made_with_their_own_prompts_and_lengths() -> None:
             'tasks': ['multi_object'],
             'prompt.multi_object': 'What do you see?',
             'labels': ['car', 'dog'],
+            'match': 'synonyms',
             'max_new_tokens.multi_object': 5,
         }
     )
     (task,) = settings.make_tasks()
     assert (task.name, task.prompt, task.max_new_tokens) == ('multi_object', 'What do you see?', 5)
     assert task.labels == ('car', 'dog')
+    assert task.match == 'synonyms'
+    assert settings_from(DEFAULTS).make_tasks()[0].match == 'content'
 
 
 def test_skip_lists_are_loaded_for_the_tasks_that_run() -> None:

@@ -41,6 +41,7 @@ RESULT_KEYS = [
     'schedule',
     'image_fit',
     'image_tokens',
+    'match',
     'confidence_mean',
     'confidence_min',
 ]
@@ -101,6 +102,7 @@ def test_a_frame_gets_both_branches_and_a_comparison_under_its_own_header(probe:
             assert values['vision_shared'] == 'true'
             assert values['full_branch'] == 'isolated'
             assert values['schedule'] == 'skip_then_full'
+            assert values['match'] == 'content'
             assert int(values['tokens']) >= 0
     for task, status, complete, compared in zip(
         TASK_NAMES, skip.status, full.status, comparison.status, strict=True

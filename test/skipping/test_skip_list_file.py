@@ -100,6 +100,19 @@ def test_the_example_of_the_format(file: Path) -> None:
     assert load_skip_list(file) == IN_PYTHON
 
 
+def test_version_2_states_how_answers_were_read(file: Path) -> None:
+    second = EXAMPLE.replace('skip-list/1', 'skip-list/2')
+    file.write_text(second)  # all its own fields are optional
+    assert load_skip_list(file) == IN_PYTHON
+    file.write_text(second.replace('dtype:', 'match: content\ndtype:'))
+    with_match = dataclasses.replace(IN_PYTHON, match='content')
+    assert load_skip_list(file) == with_match
+    for skip_list, version in ((IN_PYTHON, 1), (with_match, 2)):
+        save_skip_list(skip_list, file)
+        assert file.read_text().startswith(f'schema: gmskip/skip-list/{version}\n')
+        assert load_skip_list(file) == skip_list
+
+
 def test_relative_paths_and_the_home_folder(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file.write_text(EXAMPLE)
     monkeypatch.chdir(file.parent)
@@ -232,7 +245,8 @@ def test_a_missing_field_is_named(file: Path, name: str) -> None:
     ('old', 'new', 'message'),
     [
         # the file as a whole
-        ('skip-list/1', 'skip-list/2', "schema: 'gmskip/skip-list/2' is unknown; this version"),
+        ('skip-list/1', 'skip-list/3', "schema: 'gmskip/skip-list/3' is unknown; this version"),
+        ('dtype:', 'match: forms\ndtype:', 'match: is not a field of gmskip/skip-list/1; write'),
         ('gmskip/skip-list/1', '1', 'schema: 1 is unknown; this version reads gmskip'),
         ('metric: accuracy', 'metrics: accuracy', "'metrics': is not a field"),
         ('metric: accuracy', 'metric: accuracy\n1: 2', '1: is not a field'),
@@ -306,7 +320,7 @@ def test_one_error_is_named(file: Path, old: str, new: str, message: str) -> Non
 @pytest.mark.parametrize(
     ('content', 'message'),
     [
-        (b'', 'is not a skip list; the first field must be schema: gmskip/skip-list/1'),
+        (b'', 'is not a skip list; the first field must be schema: gmskip/skip-list/2'),
         (b'just text', 'is not a skip list'),
         (b'- a\n- b\n', 'is not a skip list'),
         (b'a: b\n\xff\xfe', 'line 2: is not UTF-8 text'),

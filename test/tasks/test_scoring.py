@@ -239,11 +239,11 @@ def beginnings(text: str) -> set[str]:
     return shown | {part.strip() for part in shown} | {part + '\ufffd' for part in shown}
 
 
-@pytest.mark.parametrize('synonyms', [False, True])
+@pytest.mark.parametrize('match', ['strict', 'forms', 'synonyms'])
 @pytest.mark.parametrize('name', LABEL_SETS)
-def test_an_answer_that_can_become_right_is_undecided(name: str, synonyms: bool) -> None:
-    task = make_task('single_object', labels=[name], synonyms=synonyms)
-    vocabulary = Vocabulary(LABEL_SETS[name], synonyms)
+def test_an_answer_that_can_become_right_is_undecided(name: str, match: str) -> None:
+    task = make_task('single_object', labels=[name], match=match)
+    vocabulary = Vocabulary(LABEL_SETS[name], match)
     for label in LABEL_SETS[name]:
         scorer = make_scorer('accuracy', [label, Absent(label)], task)
         spellings = vocabulary.spellings(label)

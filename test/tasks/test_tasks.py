@@ -8,12 +8,13 @@ from gmskip_ros.tasks import (
     DEFAULT_MAX_NEW_TOKENS,
     DEFAULT_PROMPTS,
     LABEL_SETS,
+    MATCHES,
     TASK_NAMES,
     TaskError,
     make_task,
     resolve_labels,
 )
-from gmskip_ros.tasks.labels import SYNONYMS
+from gmskip_ros.tasks.synonyms import SYNONYMS
 
 
 def test_defaults_are_those_of_the_design() -> None:
@@ -47,11 +48,11 @@ def test_label_sets() -> None:
         assert resolve_labels(labels) == labels  # every set follows the rules for labels
 
 
-@pytest.mark.parametrize('synonyms', [False, True])
+@pytest.mark.parametrize('match', MATCHES)
 @pytest.mark.parametrize('name', LABEL_SETS)
-def test_every_label_is_recognised_in_every_spelling(name: str, synonyms: bool) -> None:
-    task = make_task('single_object', labels=[name], synonyms=synonyms)
-    several = make_task('multi_object', labels=[name], synonyms=synonyms)
+def test_every_label_is_recognised_in_every_spelling(name: str, match: str) -> None:
+    task = make_task('single_object', labels=[name], match=match)
+    several = make_task('multi_object', labels=[name], match=match)
     for label in LABEL_SETS[name]:
         spaced = label.replace('_', ' ')
         for written in (label, spaced, spaced.upper(), f' A {spaced}.', spaced.replace(' ', '-')):

@@ -130,6 +130,25 @@ def test_the_answer_and_the_raw_text(
     assert rows.get('raw text') == ('A [/zebra].' if raw_is_shown else None)
 
 
+@pytest.mark.parametrize(
+    ('options', 'match', 'answer'),
+    [([], 'content', 'car'), (['--match', 'forms'], 'forms', 'unknown')],
+)
+def test_match_decides_how_an_answer_is_read(
+    gmskip, photo, monkeypatch, options, match, answer
+) -> None:
+    give_answer = Vlm.answer
+
+    def answer_car(*args, **settings):
+        return dataclasses.replace(give_answer(*args, **settings), text='It is a red car.')
+
+    monkeypatch.setattr(Vlm, 'answer', answer_car)
+    status, output, _ = gmskip(photo, '--task', 'single_object', '--skip', '1', *options, '--json')
+    report = json.loads(output)
+    assert (status, report['match']) == (0, match)
+    assert report['branches']['full']['answer'] == answer
+
+
 def test_names_with_markup_are_names(gmskip, folder, photo, tmp_path) -> None:
     odd = tmp_path / 'm[' / 'v2]'
     odd.parent.mkdir()
@@ -180,6 +199,8 @@ def test_a_list_for_a_different_model_is_refused(gmskip, photo, tmp_path) -> Non
         (['--task', 'multi_object', '--labels', 'car,car'], "'car' is listed twice"),
         (['--labels', 'coda', '--prompt', 'Why?'], '--labels is for --task'),
         (['--labels', 'coda'], '--labels is for --task'),
+        (['--match', 'forms'], '--match is for --task'),
+        (['--match', 'forms', '--prompt', 'Why?'], '--match is for --task'),
     ],
 )
 def test_bad_options_are_one_line_before_the_model_is_loaded(gmskip, photo, options, words) -> None:

@@ -1,0 +1,355 @@
+"""Reading by content: which labels a text mentions, and which of them is its main object."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from gmskip_ros.tasks.normalisation import ARTICLES, normalise, plurals
+from gmskip_ros.tasks.synonyms import (
+    ADJECTIVES,
+    CAPTION_WORDS,
+    HEAD_NOUNS,
+    HEAD_NOUNS_AT_END,
+    NOT_LABELS,
+    SYNONYMS,
+)
+
+_SENTENCE = re.compile(r'[.!?;\n]')
+# A word (with its apostrophes), a joint between words, or any other mark: a break between phrases.
+_PIECE = re.compile(r"([^\W_]+(?:'[^\W_]+)*)|(?<=[^\W_])[-_](?=[^\W_])|[\s_]+|(.)")
+_BREAK = ','
+_NUMBERS = 'one two three four five six seven eight nine ten several some many few both'.split()
+_DETERMINERS = frozenset((*ARTICLES, *_NUMBERS, 'his', 'her', 'their', 'its', 'another'))
+_COPULAS = frozenset(
+    "is are was were be being been isn't aren't wasn't weren't appears appear seems seem".split()
+)
+_PREPOSITIONS = frozenset(
+    'in on at near behind beside besides next inside outside under above below over across along '
+    'between among around from with through against towards toward by'.split()
+)
+_NEGATORS = frozenset(
+    'no not without cannot neither nor never zero 0 lacks lack lacking isnt arent dont doesnt'
+    ' cant'.split()
+)
+_EMPTY_OF = frozenset('free absence devoid empty absent void clear lack'.split())  # of, from
+# 'no cars but a bus', 'not only a car', 'not sure, ...', 'no less than two cars'.
+_END_OF_NEGATION = frozenset(
+    'but just only merely simply instead however except although though while because rather it '
+    "it's there there's this that these those sure certain clear know tell doubt than many so "
+    'then where'.split()
+)
+_COLOURS = 'white black red blue green yellow brown gray grey silver pink'.split()
+_NOTHING = frozenset('none no 0 zero absent'.split())  # 'Cars: none'
+_UNSEEN = re.compile(
+    r"(?: (?:is|are|was|were) not| (?:isn't|aren't|wasn't|weren't)| can ?not be| can't be)"
+    r' (?:\w+ )?(?:visible|present|shown|seen|there|pictured|depicted|detected|found|here'
+    r'|in (?:the |this )?(?:image|picture|photo|scene|frame|view|sight))(?= |$)'
+    r'| (?:is|are) (?:absent|missing|nowhere)(?= |$)'
+)
+_MAIN_OBJECT = re.compile(
+    r'(?:the |this |its |my )?(?:\w+ ){0,3}?(?:object|subject|focus|item|thing|element|answer) '
+)
+_CYCLIST_LABELS = ('cyclist', 'bicyclist', 'biker', 'motorcyclist', 'rider')
+_TWO_WHEELERS = 'bicycle bike motorcycle motorbike moped scooter cycle tandem vespa'.split()
+
+
+@dataclass
+class _Mention:
+    label: str | None  # None: names none of the labels after all
+    spelling: str
+    plural: bool
+
+
+class ContentReader:
+    """Finds the labels that a text means, by rules for English noun phrases.
+
+    - Labels and their synonyms are found as whole words, from left to right, the longest first:
+      'fire truck' is a truck, 'hot dog' not a dog. None extends across punctuation. Labels of
+      several words may be written as one.
+    - A noun describes the noun right after it, so of several in a row only the last counts: a 'bus
+      driver' is a person, an 'orange car' a car; a 'bus stop', a 'car door' and an 'orange vest'
+      are none of these. Three or more labels in a row are a list.
+    - 'No', 'not', 'without' and the like exclude what follows: to the end of the clause or the next
+      'but', preposition or article after a comma. 'Cars: none' and 'cars are not visible' exclude
+      cars.
+    - Somebody riding a bicycle or a motorcycle is a cyclist, if that is one of the labels.
+    - The main object is the first one mentioned, which is the head of an English noun phrase: 'a
+      bowl of oranges' is a bowl. An introduction is passed over: 'On the table there is a cat',
+      'The main object in front of the bus is a car'. The first sentence that mentions a label
+      decides.
+    """
+
+    def __init__(self, labels: Sequence[str], forms: Mapping[str, str]) -> None:
+        """Take the labels and all normalised spellings of them: form -> label."""
+        known: dict[str, str | None] = dict(forms)
+        self._plurals = {form for single in known for form in plurals(single) if form in known}
+        self._plurals -= {form for form in known if form in plurals(form)}  # sheep
+        self._plurals.update({'people', 'cattle', 'oxen', 'luggage', 'livestock'} & known.keys())
+        for form in [form for form in known if ' ' in form]:
+            known.setdefault(form.replace(' ', ''), known[form])
+        for phrase in NOT_LABELS:
+            for form in (phrase, *plurals(phrase)):
+                known.setdefault(form, None)
+        self._forms = known
+        self._longest = max(len(form.split()) for form in known)
+        own = {normalise(label): label for label in labels}
+        self._cyclist = next((name for name in _CYCLIST_LABELS if name in own), None)
+
+    def mentioned(self, text: str) -> tuple[str, ...]:
+        """Return the labels that a text mentions, in order, each once."""
+        found: dict[str, None] = {}
+        for sentence in _SENTENCE.split(_cleaned(text)):
+            for item in self._read(sentence):
+                if isinstance(item, _Mention) and item.label is not None:
+                    found[item.label] = None
+        return tuple(found)
+
+    def main_object(self, text: str) -> str | None:
+        """Return the label of a text's main object, or None."""
+        for sentence in _SENTENCE.split(_cleaned(text)):
+            if (label := self._main_object_of(sentence)) is not None:
+                return label
+        return None
+
+    def settled_main_object(self, text_so_far: str) -> str | None:
+        """Return the main object of every text that begins like this, or None if that is open.
+
+        It is settled once a sentence with a label has ended; within it a later word can change the
+        reading ('car', 'car park'; 'cars', 'cars are not visible').
+        """
+        *ended, _ = _SENTENCE.split(_cleaned(text_so_far))
+        return next(filter(None, map(self._main_object_of, ended)), None)
+
+    def _main_object_of(self, sentence: str) -> str | None:
+        items = self._read(sentence)
+        start = _end_of_introduction(items)
+        for item in (*items[start:], *items[:start]):
+            if isinstance(item, _Mention) and item.label is not None:
+                return item.label
+        return None
+
+    def _read(self, sentence: str) -> list[str | _Mention]:
+        """Return the words and mentions of a sentence; excluded mentions have no label."""
+        items = self._find(self._with_cyclists(_words_of(sentence)))
+        _drop_modifiers(items)
+        _exclude_negated(items)
+        _exclude_unseen(items)
+        return items
+
+    def _find(self, words: Sequence[str]) -> list[str | _Mention]:
+        items: list[str | _Mention] = []
+        start = 0
+        while start < len(words):
+            for length in range(min(self._longest, len(words) - start), 0, -1):
+                end = start + length
+                form = ' '.join(words[start:end])
+                if form not in self._forms:
+                    form = form.removesuffix("'s")
+                is_label = form in self._forms
+                if form in ARTICLES:  # 'A' may be a label, but only on its own
+                    is_label &= words[start - 1 : start] in ([], [_BREAK])
+                    is_label &= words[end : end + 1] in ([], [_BREAK])
+                if is_label:
+                    items.append(_Mention(self._forms[form], form, form in self._plurals))
+                    start = end
+                    break
+            else:
+                items.append(words[start])
+                start += 1
+        return items
+
+    def _with_cyclists(self, words: list[str]) -> list[str]:
+        """Replace 'man riding a bicycle' with 'cyclist', if that is a label."""
+        if self._cyclist is None:
+            return words
+        text = ' '.join(words)
+        text = _RIDERS.sub(lambda m: f'{self._cyclist}{m["between"] or ""}', text)
+        return _RIDING.sub(self._cyclist, text).split()
+
+
+def _cleaned(text: str) -> str:
+    return text.casefold().replace('\u2019', "'")
+
+
+def _words_of(sentence: str) -> list[str]:
+    """Return the words of a sentence, with ',' for each break between phrases."""
+    words: list[str] = []
+    for piece in _PIECE.finditer(sentence):
+        word = piece[1] or ('and' if piece[2] == '&' else piece[2] and _BREAK)
+        if word and not (word == _BREAK and words[-1:] == [_BREAK]):
+            words.append(word)
+    return words
+
+
+def _drop_modifiers(items: list[str | _Mention]) -> None:
+    """Take the label from mentions that describe the noun after them."""
+    for start, end in _rows_of_mentions(items):
+        row = [item for item in items[start:end] if isinstance(item, _Mention)]
+        following, after_it = [*items[end : end + 2], _BREAK, _BREAK][:2]
+        last = row[-1]
+        assert isinstance(following, str)
+        if not last.plural and (
+            following in HEAD_NOUNS
+            or (
+                following in HEAD_NOUNS_AT_END
+                and after_it == _BREAK
+                and (last.spelling == 'pedestrian' or last.spelling not in _PEOPLE)
+            )
+            or (
+                last.spelling in ADJECTIVES
+                and (_is_noun(following) or (following == 'and' and after_it in _COLOURS))
+            )
+        ):
+            last.label = None
+        elif last.spelling in ADJECTIVES and _is_predicate(items, start):
+            last.label = None
+        if len({mention.label for mention in row}) > 2:
+            continue
+        for mention, after in itertools.pairwise(row):
+            is_verb = after.plural and mention.spelling in _PEOPLE  # 'a man skis'
+            if is_verb and mention.label != after.label:
+                after.label = None
+            elif not mention.plural and mention.label != after.label:
+                mention.label = None
+
+
+def _rows_of_mentions(items: Sequence[str | _Mention]) -> list[tuple[int, int]]:
+    rows: list[tuple[int, int]] = []
+    for index, item in enumerate(items):
+        if isinstance(item, _Mention):
+            if rows and rows[-1][1] == index:
+                rows[-1] = (rows[-1][0], index + 1)
+            else:
+                rows.append((index, index + 1))
+    return rows
+
+
+def _is_noun(word: str) -> bool:
+    """Return whether a word after an adjective may be the noun that it describes."""
+    return word.isalpha() and not (
+        word in _PREPOSITIONS
+        or word in _COPULAS
+        or word
+        in ('and', 'or', 'of', 'to', 'that', 'which', 'who', 'not', 'for', 'has', 'have', 'can')
+        or word in ('slice', 'slices', 'segment', 'segments', 'fruit', 'fruits')
+        or word.endswith(('ed', 'ly'))
+        or (word.endswith('ing') and word not in ('building', 'railing', 'ceiling', 'clothing'))
+    )
+
+
+def _is_predicate(items: Sequence[str | _Mention], index: int) -> bool:
+    """Return whether a colour is said of something: 'the car is orange', 'a bright orange'."""
+    before = items[index - 1] if index else None
+    return before in ('is', 'are', 'bright', 'dark', 'light', 'in', 'painted', 'color', 'colour')
+
+
+def _exclude_negated(items: list[str | _Mention]) -> None:
+    negated = at_once = False  # at_once: the negator is the word before
+    for index, item in enumerate(items):
+        following = items[index + 1] if index + 1 < len(items) else None
+        if isinstance(item, _Mention):
+            if negated:
+                item.label = None
+        elif (
+            item in _NEGATORS
+            or item.endswith("n't")
+            or (item in _EMPTY_OF and following in ('of', 'from'))
+        ):
+            negated = at_once = True
+            continue
+        elif item == _BREAK:
+            negated = negated and not at_once and _goes_on(items[index + 1 :])
+        elif item == 'and':
+            negated = negated and not _begins_anew(following)
+        elif item in _END_OF_NEGATION or (item in _PREPOSITIONS and not at_once):
+            negated = negated and item == 'from' and items[index - 1] in _EMPTY_OF
+        at_once = False
+
+
+def _begins_anew(item: str | _Mention | None) -> bool:
+    return isinstance(item, str) and (
+        item in _DETERMINERS or item in _END_OF_NEGATION or item.isdigit()
+    )
+
+
+def _goes_on(items: Sequence[str | _Mention]) -> bool:
+    """Return whether a negation continues after a comma: 'no cars, trucks or buses'."""
+    if not items or _begins_anew(items[0]):
+        return False
+    for item in items:
+        if item in ('or', 'nor'):
+            return True
+        if isinstance(item, str) and (item in _NEGATORS or item in _END_OF_NEGATION):
+            return False
+    return False
+
+
+def _exclude_unseen(items: list[str | _Mention]) -> None:
+    """Take the label from mentions said to be absent: 'cars: none', 'cars are not visible'."""
+    words = [item if isinstance(item, str) else '@' for item in items]
+    for index, item in enumerate(items):
+        following = words[index + 1 : index + 7]
+        if isinstance(item, _Mention):
+            after = following[1:] if following[:1] == [_BREAK] else following
+            if after and after[0] in _NOTHING and after[1:2] in ([], [_BREAK]):
+                item.label = None
+        elif _UNSEEN.match(' '.join(('', item, *following))):
+            for before in reversed(items[:index]):
+                if isinstance(before, _Mention):
+                    before.label = None
+                elif not (before in _DETERMINERS or before in (_BREAK, 'and', 'or', 'any')):
+                    break
+
+
+def _end_of_introduction(items: Sequence[str | _Mention]) -> int:
+    """Return where the statement itself starts; 0 without an introduction."""
+    if not items or isinstance(items[0], _Mention):
+        return 0
+    of_main_object = _MAIN_OBJECT.match(
+        ' '.join(item if isinstance(item, str) else '@' for item in items)
+    )
+    if items[0] not in _PREPOSITIONS and not of_main_object:
+        return 0
+    for index, item in enumerate(items):
+        following = items[index + 1] if index + 1 < len(items) else None
+        if item in (_BREAK, 'there', "there's") or (
+            isinstance(item, str)
+            and item in _COPULAS
+            and (of_main_object or (isinstance(following, str) and following in _DETERMINERS))
+        ):
+            return index + 1
+    return 0
+
+
+def _with_plurals(nouns: Iterable[str]) -> set[str]:
+    return {form for noun in nouns for form in (noun, *plurals(noun))}
+
+
+def _any_of(phrases: Iterable[str]) -> str:
+    return '|'.join(sorted(map(re.escape, phrases), key=lambda phrase: (-len(phrase), phrase)))
+
+
+_PEOPLE = _with_plurals(
+    word for group, labels in (*SYNONYMS, *CAPTION_WORDS) for word in group if labels[0] == 'person'
+)
+_PERSON = rf'(?:{_any_of(_PEOPLE | _with_plurals(_CYCLIST_LABELS) | {"he", "she", "they"})})'
+_SOME_PEOPLE = rf'\b{_PERSON}(?: (?:and|or|,) (?:(?:an?|the|two) )?{_PERSON}){{0,3}}\b'
+_BIKE = (
+    rf'(?:{_any_of(_with_plurals(_TWO_WHEELERS))})\b'
+    rf'(?! (?:{_any_of(HEAD_NOUNS | HEAD_NOUNS_AT_END)})\b)'  # 'on a bike lane'
+)
+_RIDE = (
+    r"(?<!\bnot )(?<!n't )(?:riding|rides|ride|rode|pedaling|pedalling|driving)(?: on)?"
+    rf'(?: (?!(?:past|and|{_any_of(_PREPOSITIONS)}) )[^ ,]+){{0,2}}? {_BIKE}'
+)
+_RIDERS = re.compile(
+    rf'{_SOME_PEOPLE}(?:'
+    rf'(?P<between>(?: (?!{_PERSON}\b)[^ ,]+){{0,6}}?) {_RIDE}'
+    r'|(?: (?:who|that|is|are|was|were|sitting|seated)){0,3} on'
+    rf' (?:an? |the |his |her |their |its |two )?(?:\w+ )?{_BIKE}'
+    r'|(?: (?:who|that|is|are|was|were)){0,2} (?:cycling|bicycling|biking|motorcycling)\b)'
+)
+_RIDING = re.compile(rf'\b{_RIDE}|^(?:cycling|bicycling|biking)\b')
