@@ -35,13 +35,16 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def describe_run(model: str, device: str, dtype: str, num_blocks: int) -> dict[str, object]:
-    """Return what every run writes into its JSON: which model ran, on what, in which versions."""
+def describe_run(
+    model: str, device: str, dtype: str, num_blocks: int, image_fit: str
+) -> dict[str, object]:
+    """Return what every run writes into its JSON: which model ran, how, in which versions."""
     return {
         'model': model,
         'device': device,
         'dtype': dtype,
         'num_blocks': num_blocks,
+        'image_fit': image_fit,
         'machine': machine(device),
         'software': software(),
     }

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from gmskip_ros.calibration.answering import Answerer
@@ -42,6 +42,7 @@ class BenchmarkSettings:
     model: str = 'demo'
     device: str = 'auto'
     dtype: str = 'auto'
+    load_options: Mapping[str, Any] = field(default_factory=dict)  # further ones of load_vlm
     dataset: str | None = None
     split: str | None = None
     images: int = 12
@@ -78,7 +79,7 @@ def measure(
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     with opened_dataset(settings) as dataset:
-        vlm = load_vlm(settings.model, settings.device, settings.dtype)
+        vlm = load_vlm(settings.model, settings.device, settings.dtype, **settings.load_options)
         tasks = [TaskSettings(name) for name in settings.tasks]
         samples, _ = choose_question_samples(dataset, tasks, settings.images, 0, settings.seed)
         paths = [sample.image_path for sample in samples]
@@ -95,7 +96,7 @@ def measure(
             'format': FORMAT,
             'command': settings.command,
             'created': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
-            **describe_run(vlm.name, vlm.device, vlm.dtype, vlm.num_blocks),
+            **describe_run(vlm.name, vlm.device, vlm.dtype, vlm.num_blocks, vlm.image_fit),
             'threads': torch.get_num_threads(),
             'batch_size': settings.batch_size,
             'dataset': {

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from gmskip_ros.calibration.distributed import Ranks
 from gmskip_ros.calibration.errors import CalibrationError
 from gmskip_ros.calibration.images import EncodedImages
 from gmskip_ros.calibration.questions import Questions, choose_question_samples, make_questions
 from gmskip_ros.calibration.settings import CalibrationSettings, Listener, SharedSettings
-from gmskip_ros.datasets import Dataset, Sample, sample_hash
+from gmskip_ros.datasets import Dataset, Sample, sample_hash, within_view
 from gmskip_ros.vlm import CalibrationEngine
 
 
@@ -27,6 +27,14 @@ class Data:
     test_questions: list[Questions]
     sha256: str
     test_sha256: str
+
+
+def in_view(vlm: CalibrationEngine, dataset: Dataset, ranks: Ranks, listener: Listener) -> Dataset:
+    """Return the dataset without labels that lie wholly outside what the model sees of images."""
+    seen = within_view(dataset, lambda width, height: astuple(vlm.visible_box(width, height)))
+    if seen.labels_outside_view and ranks.rank == 0:
+        listener.note(f'{dataset.name}: {seen.notes[-1]}')
+    return seen
 
 
 def choose_calibration_samples(

@@ -28,6 +28,8 @@ class Facts:
     num_blocks: int
     device: str
     dtype: str
+    image_fit: str
+    max_image_tokens: int
     dataset: Mapping[str, Any]
     unreadable: tuple[str, ...]
     metrics: tuple[str, ...]
@@ -74,13 +76,15 @@ def make_calibration(
         'format': FORMAT,
         'command': settings.command,
         'created': facts.created,
-        **describe_run(facts.model, facts.device, facts.dtype, facts.num_blocks),
+        **describe_run(facts.model, facts.device, facts.dtype, facts.num_blocks, facts.image_fit),
+        'max_image_tokens': facts.max_image_tokens,
         'text_model_type': facts.text_model_type,
         'task': settings.task,
         'target': settings.target,
         'metric': skip_list.metric,
         'match': skip_list.match,
         'prompt': skip_list.prompt.text,
+        'rendered_prompt': skip_list.prompt.rendered,
         'method': skip_list.method,
         'nested': skip_list.nested,
         'options': dict(facts.options),
@@ -134,6 +138,8 @@ def _make_skip_list(facts: Facts, settings: CalibrationSettings, chosen: ChosenS
         metric=', '.join(facts.metrics),
         prompt=facts.prompt,
         dtype=facts.dtype,
+        image_fit=facts.image_fit,
+        max_image_tokens=facts.max_image_tokens,
         match=settings.used_match,
         min_score_ratio=ratio,
         full_score=full.score,

@@ -9,7 +9,7 @@ from typing import Any
 
 from gmskip_ros.calibration.answering import Answerer
 from gmskip_ros.calibration.checkpoint import Checkpoint, CheckpointFile
-from gmskip_ros.calibration.data import Data, choose_calibration_samples, load_data
+from gmskip_ros.calibration.data import Data, choose_calibration_samples, in_view, load_data
 from gmskip_ros.calibration.distributed import Ranks
 from gmskip_ros.calibration.errors import CalibrationError
 from gmskip_ros.calibration.measuring import Evaluator
@@ -58,6 +58,9 @@ def calibrate(
     listener = listener or Listener()
     method = get_method(settings.search.method)
     method.check(settings.search, vlm.num_blocks)
+    dataset = in_view(vlm, dataset, ranks, listener)
+    if test_dataset is not None:
+        test_dataset = in_view(vlm, test_dataset, ranks, listener)
     samples, test_samples = choose_calibration_samples(dataset, settings, test_dataset)
     data = load_data(vlm, dataset, settings, samples, test_samples, ranks, listener, should_stop)
     metrics = choose_metrics([task.name for task in settings.tasks()], settings.metric)
@@ -153,6 +156,8 @@ def _fingerprint(
         'num_blocks': vlm.num_blocks,
         'template_sha256': vlm.template_sha256,
         'dtype': vlm.dtype,
+        'image_fit': vlm.image_fit,
+        'max_image_tokens': vlm.max_image_tokens,
         'dataset': dataset_name,
         'calibration pictures (sha256)': data.sha256,
         'test pictures (sha256)': data.test_sha256,
@@ -215,16 +220,20 @@ def _facts(
             'sha256': data.test_sha256,
         }
     first, *others = data.questions
+    prompt = None if others else first.common_prompt
     return Facts(
         model=vlm.name,
         text_model_type=vlm.text_model_type,
         num_blocks=vlm.num_blocks,
         device=vlm.device,
         dtype=vlm.dtype,
+        image_fit=vlm.image_fit,
+        max_image_tokens=vlm.max_image_tokens,
         dataset={
             'name': datasets[0].name,
             'notes': [note for dataset in datasets for note in dataset.notes],
             'warnings': [warning for dataset in datasets for warning in dataset.warnings],
+            'labels_outside_view': sum(dataset.labels_outside_view for dataset in datasets),
             'calibration': {
                 'images': first.num_scored,
                 'sha256': data.sha256,
@@ -235,9 +244,10 @@ def _facts(
         unreadable=tuple(data.unreadable),
         metrics=tuple(metrics),
         prompt=Prompt(
-            None if others else first.common_prompt,
+            prompt,
             vlm.template_sha256,
             None if others else first.max_new_tokens,
+            None if prompt is None else vlm.render_prompt(prompt),
         ),
         method=method.list_name(settings.search),
         phases=method.phases[0],

@@ -156,6 +156,9 @@ class Listener:
     def begin(self, target: str | None, seed: int | None) -> None:
         """A search begins; `target` and `seed` are None where there is only one."""
 
+    def note(self, line: str) -> None:
+        """A line that the user should read."""
+
     def pictures(self, done: int, total: int) -> None:
         """Images encoded so far."""
 

@@ -8,7 +8,7 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from gmskip_ros.cli.options import add_match_option
+from gmskip_ros.cli.options import add_load_options, add_match_option, load_options
 from gmskip_ros.errors import UserError
 from gmskip_ros.tasks import DEFAULT_MATCH, TASK_NAMES
 
@@ -29,9 +29,7 @@ def add_parser(subparsers: Any) -> None:
         'ask', help='ask a model about one image, with and without skipped blocks'
     )
     parser.add_argument('photo', help='image file (JPEG, PNG, ...)')
-    parser.add_argument('--model', default='demo', help="'demo', a folder or a hub id")
-    parser.add_argument('--device', default='auto', help='auto, cpu or cuda:N')
-    parser.add_argument('--dtype', default='auto', help='auto, float32, float16 or bfloat16')
+    add_load_options(parser)
     question = parser.add_mutually_exclusive_group()
     question.add_argument('--task', choices=TASK_NAMES, help=f'default: {DEFAULT_TASK}')
     question.add_argument('--prompt', help='a question of your own')
@@ -73,20 +71,24 @@ def run(args: argparse.Namespace) -> int:
         def show_step(step: str) -> None:
             status.update(escape(step))  # a model's name may look like markup
 
-        vlm = load_vlm(args.model, args.device, args.dtype, on_progress=show_step)
+        vlm = load_vlm(args.model, args.device, args.dtype, show_step, **load_options(args))
+        warnings = list(vlm.warnings)
         if skip_list is not None:
-            for warning in skip_list.warnings_for(
+            warnings += skip_list.warnings_for(
                 num_blocks=vlm.num_blocks,
                 text_model_type=vlm.text_model_type,
                 prompt=prompt,
                 template_sha256=vlm.template_sha256,
                 dtype=vlm.dtype,
+                image_fit=vlm.image_fit,
+                max_image_tokens=vlm.max_image_tokens,
                 max_new_tokens=max_new_tokens,
                 task=task.name if task else None,
                 model=vlm.name,
                 match=task.match if task else None,
-            ):
-                print(f'gmskip: warning: {warning}', file=sys.stderr)
+            )
+        for warning in warnings:
+            print(f'gmskip: warning: {warning}', file=sys.stderr)
         skip.check(vlm.num_blocks)
         status.update('warming up')  # the first pass includes the start of the libraries
         vlm.answer(image, prompt, skip, min(2, max_new_tokens))
@@ -96,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
             'skip': vlm.answer(features, prompt, skip, max_new_tokens),
             'full': vlm.answer(features, prompt, (), max_new_tokens),
         }
-    report = make_report(args, vlm, task, prompt, skip, answers)
+    report = make_report(args, vlm, task, prompt, skip, answers, features.num_tokens)
     if args.json:
         print(json.dumps(report, indent=2, ensure_ascii=False))
     else:
@@ -181,6 +183,7 @@ def make_report(
     prompt: str,
     skip: SkipSet,
     answers: dict[str, Answer],
+    image_tokens: int,
 ) -> dict[str, Any]:
     """Return the report of one image as JSON values; times in milliseconds."""
     parsed = {branch: task.parse(answer.text) for branch, answer in answers.items()} if task else {}
@@ -191,6 +194,8 @@ def make_report(
             'answer': parsed[branch].text if task else answer.text,
             'raw_text': answer.text,
             'tokens': len(answer.token_ids),
+            'confidence_mean': answer.confidence.mean,
+            'confidence_min': answer.confidence.min,
             'skipped_blocks': skipped,
             'sparsity': len(skipped) / vlm.num_blocks,
             **asdict(answer.timing),
@@ -201,9 +206,12 @@ def make_report(
         'device': vlm.device,
         'dtype': vlm.dtype,
         'num_blocks': vlm.num_blocks,
+        'image_fit': vlm.image_fit,
+        'image_tokens': image_tokens,
         'task': task.name if task else None,
         'match': task.match if task else None,
         'prompt': prompt,
+        'rendered_prompt': vlm.render_prompt(prompt),
         'branches': branches,
         'speed_up': answers['full'].timing.total_ms / answers['skip'].timing.total_ms,
         'agree': answers['skip'].token_ids == answers['full'].token_ids,

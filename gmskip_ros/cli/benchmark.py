@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gmskip_ros.cli.options import add_model_options, split_list
+from gmskip_ros.cli.options import add_model_options, load_options, split_list
 from gmskip_ros.errors import UserError
 from gmskip_ros.tasks import TASK_NAMES
 
@@ -122,6 +122,7 @@ def make_settings(args: argparse.Namespace) -> BenchmarkSettings:
         model=args.model,
         device=args.device,
         dtype=args.dtype,
+        load_options=load_options(args),
         dataset=args.dataset,
         split=args.split,
         images=args.images,

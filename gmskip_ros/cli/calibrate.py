@@ -164,6 +164,9 @@ def run_all(
     for target in targets:  # check all of them before spending hours on the first
         check(dataset, replace(settings, target=target), test_dataset)
     vlm = load_model(args, ranks, show_step)
+    if ranks.rank == 0:
+        for warning in vlm.warnings:
+            bars.print(f'gmskip: warning: {warning}')
     for calibration, target_folder in calibrate_targets(
         vlm,
         dataset,

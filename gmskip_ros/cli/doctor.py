@@ -11,7 +11,7 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from gmskip_ros.cli.options import positive_float
+from gmskip_ros.cli.options import LOAD_OPTIONS, add_load_options, positive_float
 from gmskip_ros.doctor.examination import Check, examine
 from gmskip_ros.tasks import TASK_NAMES
 
@@ -33,12 +33,7 @@ def add_parser(subparsers: Any) -> None:
         'Exit status: 0 no problem, 1 warnings, 2 the node will not run. Nothing is downloaded or '
         'changed.',
     )
-    parser.add_argument('--model', help="'demo' (default), a folder or a hub id")
-    parser.add_argument('--device', help='auto (default), cpu or cuda:N')
-    parser.add_argument('--dtype', help='auto (default), float32, float16 or bfloat16')
-    parser.add_argument('--image-fit', help='auto (default), checkpoint, pad or squash')
-    parser.add_argument('--max-image-tokens', type=int, metavar='N', help='0 (default): no limit')
-    parser.add_argument('--chat-template', help='Jinja text, or a file that contains it')
+    add_load_options(parser, has_defaults=False)
     parser.add_argument(
         '--skip-list',
         type=_task_and_list,
@@ -127,12 +122,7 @@ def make_setup(args: argparse.Namespace) -> tuple[Setup, list[str]]:
         except ParameterError as error:
             problems.append(str(error))
     options = {
-        'model': args.model,
-        'device': args.device,
-        'dtype': args.dtype,
-        'image_fit': args.image_fit,
-        'max_image_tokens': args.max_image_tokens,
-        'chat_template': args.chat_template,
+        **{name: getattr(args, name) for name in LOAD_OPTIONS},
         'image_transport': args.image_transport,
         'input_reliability': args.reliability,
         **{f'skip_list.{task}': name for task, name in args.skip_list},

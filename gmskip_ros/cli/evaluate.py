@@ -80,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
     skip_lists = load_skip_lists(args)
     folder = None if args.out is None else make_folder(Path(args.out).expanduser())
 
+    from gmskip_ros.calibration.data import in_view
     from gmskip_ros.calibration.distributed import Ranks
     from gmskip_ros.calibration.evaluate import evaluate_all, without_calibration_images
     from gmskip_ros.cli.progress import ProgressBars
@@ -95,8 +96,12 @@ def run(args: argparse.Namespace) -> int:
 
         for line in (*dataset.warnings, *dataset.notes):
             print_line(f'{dataset.name}: {line}')
-        kept = without_calibration_images(dataset, skip_lists, settings, print_line)
         vlm = load_model(args, ranks, bars.status)
+        for warning in vlm.warnings:
+            print_line(f'warning: {warning}')
+        # What a list was calibrated on is known by the labels in view as well.
+        seen = in_view(vlm, dataset, ranks, bars)
+        kept = without_calibration_images(seen, skip_lists, settings, print_line)
         result = evaluate_all(vlm, kept, settings, skip_lists, ranks, bars, print_line)
         ranks.disconnect()
     if ranks.rank == 0:

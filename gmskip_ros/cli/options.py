@@ -45,13 +45,55 @@ def positive_float(text: str) -> float:
     return value
 
 
+# Of load_vlm; the node's parameters have the same names.
+LOAD_OPTIONS = ('model', 'device', 'dtype', 'image_fit', 'max_image_tokens', 'chat_template')
+
+
+def add_load_options(parser: argparse._ActionsContainer, *, has_defaults: bool = True) -> None:
+    """Add the options for the model and how it is loaded; see load_vlm.
+
+    Without defaults, an option that is not given is None.
+    """
+
+    def add(option: str, default: str | int | None, help: str, **kwargs: Any) -> None:
+        parser.add_argument(option, default=default if has_defaults else None, help=help, **kwargs)
+
+    add('--model', 'demo', "'demo' (default), a folder or a hub id")
+    add('--device', 'auto', 'auto (default), cpu or cuda:N')
+    add('--dtype', 'auto', 'auto (default), float32, float16 or bfloat16')
+    add(
+        '--image-fit',
+        'auto',
+        "how an image becomes the model's square: checkpoint, pad, squash, or auto (default): pad "
+        'where the checkpoint would crop a camera frame, else checkpoint',
+    )
+    add(
+        '--max-image-tokens',
+        0,
+        'cut an image into tiles that make at most N tokens (default: 0, no limit)',
+        type=int,
+        metavar='N',
+    )
+    add(
+        '--chat-template',
+        None,
+        "Jinja text, or a file that contains it (default: the checkpoint's own)",
+        metavar='FILE',
+    )
+
+
+def load_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return load_vlm's keyword arguments from the options of `add_load_options`."""
+    return {
+        'image_fit': args.image_fit,
+        'max_image_tokens': args.max_image_tokens,
+        'chat_template': args.chat_template,
+    }
+
+
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Add the options for the model, its device, and how much it does at once."""
-    parser.add_argument('--model', default='demo', help="'demo' (default), a folder or a hub id")
-    parser.add_argument('--device', default='auto', help='auto (default), cpu or cuda:N')
-    parser.add_argument(
-        '--dtype', default='auto', help='auto (default), float32, float16 or bfloat16'
-    )
+    add_load_options(parser)
     parser.add_argument(
         '--batch-size',
         type=int,
@@ -210,6 +252,6 @@ def load_model(
         import torch
 
         device = f'cuda:{ranks.local_rank}' if torch.cuda.is_available() else 'cpu'
-    vlm = load_vlm(args.model, device, args.dtype, on_progress)
+    vlm = load_vlm(args.model, device, args.dtype, on_progress, **load_options(args))
     ranks.connect(vlm.device)
     return vlm

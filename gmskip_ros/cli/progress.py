@@ -92,6 +92,7 @@ class ProgressBars(Bars, Listener):
         super().__init__(is_shown)
         self._title = ''
         self._round = -1
+        self._noted: set[str] = set()
 
     def __enter__(self) -> ProgressBars:
         return self
@@ -102,6 +103,12 @@ class ProgressBars(Bars, Listener):
         self._round = -1
         parts = [*filter(None, [target]), *([] if seed is None else [f'seed {seed}'])]
         self._title = f' ({", ".join(parts)})' if parts else ''
+
+    def note(self, line: str) -> None:
+        """Print a line once, however often it is noted."""
+        if line not in self._noted:
+            self._noted.add(line)
+            self.print(f'gmskip: {line}')
 
     def pictures(self, done: int, total: int) -> None:
         """Show how many images are encoded."""

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gmskip_ros.cli.options import add_match_option
+from gmskip_ros.cli.options import LOAD_OPTIONS, add_load_options, add_match_option
 from gmskip_ros.errors import UserError
 from gmskip_ros.signals import StopSignals
 
@@ -90,9 +90,7 @@ def add_parser(subparsers: Any) -> None:
         help="the node's parameters (model, tasks, prompts, labels, skip lists, rate ...); "
         'options given here take precedence',
     )
-    questions.add_argument('--model', help="'demo' (default), a folder or a hub id")
-    questions.add_argument('--device', help='auto (default), cpu or cuda:N')
-    questions.add_argument('--dtype', help='auto (default), float32, float16 or bfloat16')
+    add_load_options(questions, has_defaults=False)
     questions.add_argument(
         '--task', metavar='single_object,captioning', help='one or more tasks (default: all three)'
     )
@@ -136,9 +134,7 @@ def compare(args: argparse.Namespace) -> int:
             'limit',
             'distro',
             'params_file',
-            'model',
-            'device',
-            'dtype',
+            *LOAD_OPTIONS,
             'task',
             'labels',
             'match',
@@ -333,9 +329,7 @@ def _settings(args: argparse.Namespace) -> tuple[Settings, list[str | int]]:
     values = values_from_file(args.params_file) if args.params_file else {}
     values.pop('branches', None)  # a replay compares both
     options = {
-        'model': args.model,
-        'device': args.device,
-        'dtype': args.dtype,
+        **{name: getattr(args, name) for name in LOAD_OPTIONS},
         'match': args.match,
         'rate_hz': args.rate,
     }

@@ -6,6 +6,7 @@ from gmskip_ros.datasets.opening import open_dataset
 from gmskip_ros.datasets.overlap import may_share_pictures
 from gmskip_ros.datasets.sample import Dataset, Sample, choose_samples, sample_hash
 from gmskip_ros.datasets.scenes_writer import write_scenes
+from gmskip_ros.datasets.view import within_view
 
 __all__ = [
     'Dataset',
@@ -16,5 +17,6 @@ __all__ = [
     'open_dataset',
     'read_image',
     'sample_hash',
+    'within_view',
     'write_scenes',
 ]

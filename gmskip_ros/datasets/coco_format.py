@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from gmskip_ros.datasets.errors import DatasetError
 from gmskip_ros.datasets.json_file import Record, note, records
-from gmskip_ros.datasets.sample import Sample
+from gmskip_ros.datasets.sample import Instance, Sample, labels_and_main_object
 
 Id: TypeAlias = 'int | str'
 
@@ -21,15 +21,8 @@ class ImageEntry:
     key: str
     file_name: str
     size: tuple[float, float] | None = None  # width, height in pixels
-    areas: dict[str, float] = field(default_factory=dict)  # total per class, pixels
-    largest: dict[str, float] = field(default_factory=dict)  # single instance per class, no crowds
+    instances: list[Instance] = field(default_factory=list)
     captions: list[str] = field(default_factory=list)
-
-    def add(self, label: str, area: float, crowd: bool) -> None:
-        """Add one instance; a crowd counts for its class, but not as a single object."""
-        self.areas[label] = self.areas.get(label, 0) + area
-        if not crowd:
-            self.largest[label] = max(self.largest.get(label, 0), area)
 
 
 def read_images(
@@ -118,15 +111,15 @@ def read_labels(
         if label_of[category] is None:
             ignored.setdefault('nameless', []).append(image.key)
             continue
-        area, cut = _visible_area(record, box, image)
-        if area <= 0:
+        instance, cut = _visible_part(record, str(label_of[category]), box, crowd, image)
+        if instance is None:
             ignored.setdefault('empty', []).append(image.key)
             continue
         if cut:
             clipped.append(image.key)
         if crowd:
             crowds.append(image.key)
-        image.add(str(label_of[category]), area, crowd)
+        image.instances.append(instance)
 
     for kind, one, many in (
         (
@@ -161,21 +154,28 @@ def read_labels(
     return tuple(dict.fromkeys(label for label in label_of.values() if label is not None))
 
 
-def _visible_area(record: Record, box: Sequence[float], image: ImageEntry) -> tuple[float, bool]:
-    """Return the area inside the image in pixels, and whether the box extends beyond it."""
+def _visible_part(
+    record: Record, label: str, box: Sequence[float], is_crowd: bool, image: ImageEntry
+) -> tuple[Instance | None, bool]:
+    """Return what of a box is inside the image, and whether the box extends beyond it.
+
+    None if nothing is.
+    """
     if image.size is None:
         raise record.error(
             'bbox', f'is in {image.file_name}, which has no width and height in images; add them'
         )
     x, y, width, height = box
-    inside_width = min(x + width, image.size[0]) - max(x, 0)
-    inside_height = min(y + height, image.size[1]) - max(y, 0)
-    if min(width, height, inside_width, inside_height) <= 0:
-        return 0.0, False
+    left, right = max(x, 0), min(x + width, image.size[0])
+    top, bottom = max(y, 0), min(y + height, image.size[1])
+    area = (right - left) * (bottom - top)
+    if record.has('area'):
+        area = min(area, record.number('area'))
+    if min(width, height, right - left, bottom - top, area) <= 0:
+        return None, False
     # Coordinates are rounded to two digits, so less than a pixel does not count.
-    cut = inside_width < width - 1 or inside_height < height - 1
-    area = inside_width * inside_height
-    return (min(area, record.number('area')) if record.has('area') else area), cut
+    cut = right - left < width - 1 or bottom - top < height - 1
+    return Instance(label, left, top, right, bottom, area, is_crowd), cut
 
 
 def read_captions(
@@ -254,30 +254,28 @@ def make_samples(
         'images are listed under two ids each, which are merged',
     )
     notes += note(missing, 'image is missing, ignored', 'images are missing, ignored')
-    bare = [key for key, image in by_key.items() if not image.areas]
+    bare = [key for key, image in by_key.items() if not image.instances]
     if labels:
         notes += note(bare, 'image has no labels', 'images have no labels')
 
     order = {label: index for index, label in enumerate(labels)}
     samples = []
     for key, image in sorted(by_key.items()):
-        ranked = sorted(image.areas, key=lambda label: (-image.areas[label], order[label]))
-        single = sorted(image.largest, key=lambda label: (-image.largest[label], order[label]))
+        present, main_object = labels_and_main_object(image.instances, order)
         samples.append(
             Sample(
                 key=key,
                 image_path=paths[key],
-                labels=tuple(ranked),
-                main_object=single[0] if single else None,
+                labels=present,
+                main_object=main_object,
                 captions=tuple(image.captions),
+                instances=tuple(image.instances),
+                size=image.size,
             )
         )
     return tuple(samples)
 
 
 def _merge(image: ImageEntry, twin: ImageEntry) -> None:
-    for label, area in twin.areas.items():
-        image.areas[label] = max(image.areas.get(label, 0), area)
-    for label, area in twin.largest.items():
-        image.largest[label] = max(image.largest.get(label, 0), area)
+    image.instances += [found for found in twin.instances if found not in image.instances]
     image.captions += [text for text in twin.captions if text not in image.captions]

@@ -4,11 +4,43 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from gmskip_ros.datasets.errors import DatasetError
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One annotated object, or a crowd of them: the part of its box that is inside the image."""
+
+    label: str
+    left: float  # pixels from the image's top left corner, as the other three
+    top: float
+    right: float
+    bottom: float
+    area: float  # the mask's where it is known, else the box's
+    is_crowd: bool = False
+
+
+def labels_and_main_object(
+    instances: Iterable[Instance], order: Mapping[str, int]
+) -> tuple[tuple[str, ...], str | None]:
+    """Return the classes present, largest total area first, and that of the largest single one.
+
+    A crowd counts for its class, but never as a single object. Ties go by `order`.
+    """
+    totals: dict[str, float] = {}
+    largest: dict[str, float] = {}
+    for instance in instances:
+        label = instance.label
+        totals[label] = totals.get(label, 0) + instance.area
+        if not instance.is_crowd:
+            largest[label] = max(largest.get(label, 0), instance.area)
+    ranked = sorted(totals, key=lambda label: (-totals[label], order[label]))
+    single = min(largest, key=lambda label: (-largest[label], order[label]), default=None)
+    return tuple(ranked), single
 
 
 @dataclass(frozen=True)
@@ -22,6 +54,8 @@ class Sample:
     captions: tuple[str, ...] = ()
     question: str | None = None  # generic task only
     references: tuple[str, ...] = ()  # generic task only
+    instances: tuple[Instance, ...] = ()  # what labels and main_object follow from
+    size: tuple[float, float] | None = None  # width, height of the image, in pixels
 
 
 @dataclass(frozen=True)
@@ -33,6 +67,7 @@ class Dataset:
     labels: tuple[str, ...]  # class names in the file's order
     notes: tuple[str, ...]  # one line per kind of entry that was ignored or corrected
     warnings: tuple[str, ...]  # needed to interpret scores
+    labels_outside_view: int = 0  # left out of the samples; see within_view
 
 
 def choose_samples(

@@ -147,6 +147,8 @@ def plan_frame(
             prompt=task.prompt,
             template_sha256=engine.template_sha256,
             dtype=engine.dtype,
+            image_fit=engine.image_fit,
+            max_image_tokens=engine.max_image_tokens,
             max_new_tokens=task.max_new_tokens,
             task=task.name,
             model=engine.name,

@@ -137,6 +137,8 @@ def plan_question(
             prompt=skip_list.prompt.text or '',  # any question is asked with it
             template_sha256=engine.template_sha256,
             dtype=engine.dtype,
+            image_fit=engine.image_fit,
+            max_image_tokens=engine.max_image_tokens,
             max_new_tokens=skip_list.prompt.max_new_tokens or task.max_new_tokens,
             model=engine.name,
         )

@@ -58,6 +58,8 @@ class FrameRow:
     confidence_min: float | None = None
     confidence_margin: float | None = None  # single_object only
     match: str | None = None  # how the answer was read
+    image_fit: str | None = None  # how the frame became the model's square
+    image_tokens: int | None = None  # that the frame made
 
 
 COLUMNS: tuple[str, ...] = tuple(field.name for field in dataclasses.fields(FrameRow))
@@ -109,6 +111,8 @@ def row_from_values(
         confidence_min=_optional_number(values, 'confidence_min'),
         confidence_margin=_optional_number(values, 'confidence_margin'),
         match=values.get('match'),
+        image_fit=values.get('image_fit'),
+        image_tokens=int(values['image_tokens']) if 'image_tokens' in values else None,
     )
 
 
@@ -196,6 +200,10 @@ def _is_number(value: object) -> bool:
 # What a field of FrameRow must be in JSON, by its annotation.
 _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     'int': (_is_integer, 'a whole number'),
+    'int | None': (
+        lambda value: value is None or _is_integer(value),
+        'a whole number or null',
+    ),
     'str': (lambda value: isinstance(value, str), 'a string'),
     'str | None': (lambda value: value is None or isinstance(value, str), 'a string or null'),
     'float': (_is_number, 'a number'),

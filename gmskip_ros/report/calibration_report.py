@@ -219,7 +219,8 @@ def _page(result: Mapping[str, Any], trade_off: bytes, heat_map: bytes | None) -
 
 def _alerts(result: Mapping[str, Any], rows: list[dict[str, Any]]) -> list[str]:
     """Return what a reader must know before reading any figure, one line each."""
-    alerts = [fmt.one_line(warning) for warning in result['dataset']['warnings']]
+    alerts = fmt.demo_alert(result)
+    alerts += [fmt.one_line(warning) for warning in result['dataset']['warnings']]
     alerts += fmt.unreadable_alert(result['unreadable'])
     if not any(row['evaluation'] for row in rows):
         alerts.append(NOT_TESTED_NOTE)

@@ -84,7 +84,8 @@ def _evaluation_csv(result: Mapping[str, Any]) -> bytes:
 
 def _page(result: Mapping[str, Any]) -> bytes:
     rows = result['rows']
-    alerts = [fmt.one_line(warning) for warning in result['dataset']['warnings']]
+    alerts = fmt.demo_alert(result)
+    alerts += [fmt.one_line(warning) for warning in result['dataset']['warnings']]
     unreadable = result.get('unreadable') or []
     sets = [col.NAME, col.NUM_SKIPPED, col.SPARSITY, col.BLOCKS, col.words('Source', 'source')]
     return render_html(

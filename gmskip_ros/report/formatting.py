@@ -158,6 +158,16 @@ def point_of_both(row: Mapping[str, Any]) -> str:
     return ' vs '.join(dict.fromkeys(points))
 
 
+def demo_alert(result: Mapping[str, Any]) -> list[str]:
+    """Return the alert about figures of the demo model; none for other models."""
+    if result['model'] != 'demo':
+        return []
+    return [
+        "The demo model's redundancy is by construction: these figures show that the code runs, "
+        'never that a method works.'
+    ]
+
+
 def unreadable_alert(unreadable: Sequence[str]) -> list[str]:
     """Return the alert about images that could not be read; none if all could."""
     if not unreadable:

@@ -248,8 +248,9 @@ def _what(run: Mapping[str, Any], rows: Sequence[FrameRow], source_name: str, so
     answered = run['frames'].get('answered', len({(row.frame, row.stamp_ns) for row in rows}))
     points = list(dict.fromkeys(point_name(each['operating_point']) for each in run['skip_sets']))
     topic = run['source'].get('topic')
+    origin = f'{source_name} {source}' if source_name == 'bag' else source
     return fmt.one_line(
-        f'{answered} frame{"" if answered == 1 else "s"} of {source_name} {source}'
+        f'{answered} frame{"" if answered == 1 else "s"} of {origin}'
         f'{f", topic {topic}" if topic else ""}; tasks: {", ".join(run["tasks"])}; '
         f'full model: {run["model"]}, {run["num_blocks"]} blocks; '
         f'skip at {", ".join(points) or "no operating point"}; on {fmt.machine_name(run)}.',
@@ -259,7 +260,7 @@ def _what(run: Mapping[str, Any], rows: Sequence[FrameRow], source_name: str, so
 
 def _alerts(run: Mapping[str, Any], summary: Sequence[Row]) -> list[str]:
     """Return what a reader must know before reading any figure, one line each."""
-    alerts = []
+    alerts = fmt.demo_alert(run)
     frames = run['frames']
     if not run['complete']:
         reason = fmt.one_line(run['stopped_by'] or 'an unknown reason')

@@ -192,7 +192,11 @@ class _Demo:
                 'rate_hz': float(facts['rate_hz']),
             },
             **describe_run(
-                facts['model'], facts['device'], facts['dtype'], int(facts['num_blocks'])
+                facts['model'],
+                facts['device'],
+                facts['dtype'],
+                int(facts['num_blocks']),
+                facts['image_fit'],
             ),
             **describe_questions(settings_from(self._parameters), skip_sets),
         }

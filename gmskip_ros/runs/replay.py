@@ -100,7 +100,13 @@ def replay_bag(
         for problem in bag.problems:
             listener.message(problem)
         with stop.at_once():
-            vlm = load_vlm(settings.model, settings.device, settings.dtype, listener.status)
+            vlm = load_vlm(
+                settings.model,
+                settings.device,
+                settings.dtype,
+                listener.status,
+                **settings.model_options,
+            )
         plans = [
             plan_frame(
                 vlm,
@@ -166,7 +172,7 @@ class _Run:
                 'limit': self._options.limit,
                 'rate_hz': self._settings.rate_hz,
             },
-            **describe_run(vlm.name, vlm.device, vlm.dtype, vlm.num_blocks),
+            **describe_run(vlm.name, vlm.device, vlm.dtype, vlm.num_blocks, vlm.image_fit),
             **describe_questions(
                 self._settings,
                 [

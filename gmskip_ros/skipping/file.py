@@ -32,6 +32,8 @@ _FIELDS = (
     'metric',
     'prompt',
     'dtype',
+    'image_fit',
+    'max_image_tokens',
     'match',
     'min_score_ratio',
     'full_score',
@@ -44,8 +46,10 @@ _FIELDS = (
     'software',
     'provenance',
 )
-_ADDED = ('match',)  # by version 2; all are optional: absent = not stated
-_PROMPT_FIELDS = ('text', 'template_sha256', 'max_new_tokens')
+# By version 2; all are optional: absent = not stated.
+_ADDED = ('image_fit', 'max_image_tokens', 'match')
+_PROMPT_FIELDS = ('text', 'template_sha256', 'max_new_tokens', 'rendered')
+_PROMPT_ADDED = ('rendered',)
 _REMOVAL_FIELDS = ('block', 'score')
 
 
@@ -184,16 +188,16 @@ def _from_mapping(data: object) -> SkipList:
         raise SkipListError(
             f'schema: {short(schema)} is unknown; this version reads {SCHEMA} and {SCHEMA_1}'
         )
-    for name in _ADDED:
-        if schema == SCHEMA_1 and name in data:
-            raise SkipListError(f'{name}: is not a field of {SCHEMA_1}; write schema: {SCHEMA}')
+    if schema == SCHEMA_1:
+        _refuse_fields('', data, _ADDED)
+        _refuse_fields('prompt.', data.get('prompt'), _PROMPT_ADDED)
     nested = data.get('nested', True)
     absent = ('nested', 'removed', 'operating_points') if nested is False else ('nested', 'sets')
     _check_fields('', data, _FIELDS, [name for name in _FIELDS if name not in (*absent, *_ADDED)])
     if nested is not False and 'sets' in data:
         raise SkipListError('sets: allowed only with nested: false; write that or remove sets')
     values = {name: value for name, value in data.items() if name != 'schema'}
-    values['prompt'] = Prompt(**_record('prompt', data['prompt'], _PROMPT_FIELDS))
+    values['prompt'] = Prompt(**_record('prompt', data['prompt'], _PROMPT_FIELDS, _PROMPT_ADDED))
     if 'removed' in data:
         if not isinstance(data['removed'], list):
             raise SkipListError(
@@ -210,10 +214,21 @@ def _from_mapping(data: object) -> SkipList:
     return SkipList(**values)
 
 
-def _record(name: str, value: object, fields: tuple[str, ...]) -> dict[str, Any]:
+def _refuse_fields(prefix: str, value: object, names: tuple[str, ...]) -> None:
+    for name in names:
+        if isinstance(value, Mapping) and name in value:
+            raise SkipListError(
+                f'{prefix}{name}: is not a field of {SCHEMA_1}; write schema: {SCHEMA}'
+            )
+
+
+def _record(
+    name: str, value: object, fields: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise SkipListError(f'{name}: {short(value)} is not {{{", ".join(fields)}: ...}}')
-    _check_fields(f'{name}.', value, fields, fields)
+    required = [field for field in fields if field not in optional]
+    _check_fields(f'{name}.', value, fields, required)
     return dict(value)
 
 
@@ -242,8 +257,13 @@ def _as_utc(time: datetime.datetime) -> str | datetime.datetime:
 def _format(skip_list: SkipList) -> str:
     """Return the file's text: fields in a fixed order, one line per removal."""
     values = {**vars(skip_list), 'prompt': asdict(skip_list.prompt)}
+    prompt = values['prompt']
+    for name in _PROMPT_ADDED:
+        if prompt[name] is None:
+            del prompt[name]
     absent = {name for name in _ADDED if values[name] is None}
-    values['schema'] = SCHEMA if len(absent) < len(_ADDED) else SCHEMA_1
+    is_version_1 = len(absent) == len(_ADDED) and not set(_PROMPT_ADDED) & set(prompt)
+    values['schema'] = SCHEMA_1 if is_version_1 else SCHEMA
     if skip_list.nested:
         absent |= {'nested', 'sets'}
     else:

@@ -35,6 +35,7 @@ class Prompt:
     text: str | None = None
     template_sha256: str | None = None
     max_new_tokens: int | None = None
+    rendered: str | None = None  # the text in the chat template, as the model received it
 
 
 def derive_operating_points(
@@ -82,6 +83,8 @@ class SkipList:
     metric: str | None = None
     prompt: Prompt = field(default_factory=Prompt)
     dtype: str | None = None
+    image_fit: str | None = None  # how frames became the model's square
+    max_image_tokens: int | None = None  # the cap on tiles; 0 = none
     match: str | None = None  # how answers were read
     min_score_ratio: float | None = None
     full_score: float | None = None
@@ -95,13 +98,15 @@ class SkipList:
     def __post_init__(self) -> None:
         for name in ('model', 'task', 'method'):
             _check_text(name, getattr(self, name))
-        for name in ('text_model_type', 'target', 'metric', 'dtype', 'match'):
+        for name in ('text_model_type', 'target', 'metric', 'dtype', 'image_fit', 'match'):
             _check_text(name, getattr(self, name), or_none=True)
         if not isinstance(self.provenance, str):
             raise _wrong('provenance', self.provenance, 'is not text; put it in quotes')
         _check_whole_number('num_blocks', self.num_blocks, least=1)
         self._set('phases', _checked_phases(self.phases))
         _check_prompt(self.prompt)
+        if self.max_image_tokens is not None:
+            _check_whole_number('max_image_tokens', self.max_image_tokens, least=0)
         _check_number('min_score_ratio', self.min_score_ratio)
         if self.min_score_ratio is not None and self.min_score_ratio < 0:
             raise _wrong('min_score_ratio', self.min_score_ratio, 'is negative; use 0 or more')
@@ -261,6 +266,8 @@ class SkipList:
         max_new_tokens: int,
         task: str | None = None,
         model: str | None = None,
+        image_fit: str | None = None,
+        max_image_tokens: int | None = None,
         match: str | None = None,
     ) -> list[str]:
         """Return one line for each setting in use that differs from the calibration's.
@@ -282,6 +289,8 @@ class SkipList:
             ('chat template (sha256)', self.prompt.template_sha256, template_sha256),
             ('max_new_tokens', self.prompt.max_new_tokens, max_new_tokens),
             ('dtype', self.dtype, dtype),
+            ('image_fit', self.image_fit, image_fit),
+            ('max_image_tokens', self.max_image_tokens, max_image_tokens),
             ('match', self.match, match),
         ]
         return [
@@ -343,6 +352,7 @@ def _check_prompt(prompt: object) -> None:
         raise _wrong('prompt', prompt, 'is not a Prompt')
     _check_text('prompt.text', prompt.text, or_none=True)
     _check_text('prompt.template_sha256', prompt.template_sha256, or_none=True)
+    _check_text('prompt.rendered', prompt.rendered, or_none=True)
     if prompt.max_new_tokens is not None:
         _check_whole_number('prompt.max_new_tokens', prompt.max_new_tokens, least=1)
 

@@ -11,6 +11,21 @@ if TYPE_CHECKING:
     import torch
 
 
+@dataclass(frozen=True)
+class Box:
+    """A part of a frame, as fractions of its width and height from the top left corner."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    @property
+    def share(self) -> float:
+        """The part's share of the frame's area."""
+        return (self.right - self.left) * (self.bottom - self.top)
+
+
 @dataclass(frozen=True, eq=False)
 class ImageFeatures:
     """One image as the language decoder sees it, for any number of prompts and skip sets.

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from gmskip_ros.skipping import SkipSet
-from gmskip_ros.vlm.answer import Answer, CandidateAnswer, ImageFeatures
+from gmskip_ros.vlm.answer import Answer, Box, CandidateAnswer, ImageFeatures
 
 DTYPES = ('float32', 'float16', 'bfloat16')  # that a model can be loaded in
 IMAGE_FITS = ('auto', 'checkpoint', 'pad', 'squash')  # how a frame becomes the model's square
@@ -47,6 +47,10 @@ class Engine(Protocol):
     @property
     def image_fit(self) -> str:
         """How a frame becomes the model's square: 'checkpoint', 'pad' or 'squash'."""
+
+    @property
+    def max_image_tokens(self) -> int:
+        """The cap on an image's tokens; 0 = none."""
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -85,6 +89,9 @@ class Engine(Protocol):
 
 class CalibrationEngine(Engine, Protocol):
     """What calibration needs as well: many answers at once, probabilities, a measure of work."""
+
+    def visible_box(self, width: float, height: float) -> Box:
+        """Return which part of an image of this size (pixels) the model sees."""
 
     @property
     def token_blocks(self) -> int:

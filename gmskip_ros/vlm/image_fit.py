@@ -8,34 +8,27 @@ evaluation (`expand2square`, filled with the mean colour), which is `pad` here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from gmskip_ros.vlm.answer import Box
 from gmskip_ros.vlm.engine import IMAGE_FITS
 from gmskip_ros.vlm.errors import ModelLoadError
 
 CAMERA_FRAME = (1920, 1080)  # width, height: what `auto` asks whether the processor would crop
 
 
-@dataclass(frozen=True)
-class Box:
-    """A part of a frame, as fractions of its width and height from the top left corner."""
-
-    left: float
-    top: float
-    right: float
-    bottom: float
-
-    @property
-    def share(self) -> float:
-        """The part's share of the frame's area."""
-        return (self.right - self.left) * (self.bottom - self.top)
-
-
 WHOLE = Box(0.0, 0.0, 1.0, 1.0)
+
+
+def check_image_fit(model: str, image_fit: str) -> None:
+    """Raise ModelLoadError unless `image_fit` is one of IMAGE_FITS."""
+    if image_fit not in IMAGE_FITS:
+        raise ModelLoadError(
+            f'model {model}: image_fit {image_fit!r} is unknown: use {", ".join(IMAGE_FITS)}'
+        )
 
 
 class FittedImageProcessor:
@@ -47,10 +40,7 @@ class FittedImageProcessor:
 
     def __init__(self, model: str, image_processor: Any, image_fit: str = 'auto') -> None:
         """Raises ModelLoadError for an unknown fit."""
-        if image_fit not in IMAGE_FITS:
-            raise ModelLoadError(
-                f'model {model}: image_fit {image_fit!r} is unknown: use {", ".join(IMAGE_FITS)}'
-            )
+        check_image_fit(model, image_fit)
         self.processor = image_processor
         if image_fit == 'auto':
             image_fit = 'checkpoint' if self._processors_box(*CAMERA_FRAME) == WHOLE else 'pad'
@@ -66,11 +56,11 @@ class FittedImageProcessor:
             picture = picture.resize((side, side), self.processor.resample)
         return self.processor(images=picture, return_tensors='pt')
 
-    def visible_box(self, width: int, height: int) -> Box:
+    def visible_box(self, width: float, height: float) -> Box:
         """Return which part of a frame of this size (pixels) reaches the vision tower."""
         return WHOLE if self.image_fit != 'checkpoint' else self._processors_box(width, height)
 
-    def _processors_box(self, width: int, height: int) -> Box:
+    def _processors_box(self, width: float, height: float) -> Box:
         """Return what the processor alone lets through, from its resizing and its centre crop."""
         processor = self.processor
         # The tiles of LLaVA-NeXT and OneVision are padded, never cropped.

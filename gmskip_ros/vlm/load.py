@@ -24,9 +24,9 @@ from gmskip_ros.vlm.decoder import TEXT_MODEL_TYPES
 from gmskip_ros.vlm.engine import DTYPES
 from gmskip_ros.vlm.errors import ModelLoadError
 from gmskip_ros.vlm.hub import find_folder, find_local_folder, forget_folder, remember_folder
-from gmskip_ros.vlm.image_fit import FittedImageProcessor
+from gmskip_ros.vlm.image_fit import FittedImageProcessor, check_image_fit
 from gmskip_ros.vlm.recognition import refuse_known_formats
-from gmskip_ros.vlm.tiles import cap_image_tokens
+from gmskip_ros.vlm.tiles import cap_image_tokens, check_max_image_tokens
 from gmskip_ros.vlm.vlm import Vlm, is_out_of_memory
 
 # model_type in config.json -> the family's common name
@@ -77,7 +77,10 @@ def load_vlm(
     model, device = os.fspath(model), str(device)
     report = on_progress or (lambda _: None)
     torch_device = resolve_device(device)
-    resolve_dtype(dtype, torch_device)  # refuses an unknown one before anything is downloaded
+    # Wrong ones are refused before anything is downloaded.
+    resolve_dtype(dtype, torch_device)
+    check_image_fit(model, image_fit)
+    check_max_image_tokens(max_image_tokens)
     with quiet_hugging_face():
         folder = find_folder(model, report, functools.partial(read_config, model))
         forget_folder(model)  # unless it can be loaded
@@ -94,7 +97,7 @@ def load_vlm(
         report(f'moving weights to {torch_device}')
         with _refusals(model, f'device {torch_device}', remedy='use device cpu'):
             hf_model.to(torch_device)
-        vlm = Vlm(model, hf_model, fitted, tokenizer, template)
+        vlm = Vlm(model, hf_model, fitted, tokenizer, template, max_image_tokens)
         _try_out(vlm)
         remember_folder(model, folder)
     report(f'loaded {model}: {vlm.num_blocks} blocks, {vlm.dtype} on {vlm.device}')
@@ -125,7 +128,7 @@ def load_skeleton(
         if (folder / 'generation_config.json').is_file():
             with _refusals(model, 'generation_config.json'):
                 hf_model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
-        vlm = Vlm(model, hf_model, fitted, tokenizer, template)
+        vlm = Vlm(model, hf_model, fitted, tokenizer, template, max_image_tokens)
         _try_out(vlm)
     return vlm
 

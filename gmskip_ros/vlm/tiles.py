@@ -35,18 +35,23 @@ def tower_tokens(config: Any) -> int:
     return (vision.image_size // vision.patch_size) ** 2 + has_class_token
 
 
+def check_max_image_tokens(max_image_tokens: int) -> None:
+    """Raise ModelLoadError unless the cap is a whole number of at least 0."""
+    if not is_whole_number(max_image_tokens) or max_image_tokens < 0:
+        raise ModelLoadError(
+            f'max_image_tokens {max_image_tokens!r} is not a whole number of 0 or more'
+        )
+
+
 def cap_image_tokens(model: str, config: Any, image_processor: Any, max_image_tokens: int) -> None:
     """Keep only the grids of tiles that make at most `max_image_tokens`; 0: keep all.
 
     Changes configuration and image processor, which have to agree. Raises ModelLoadError if every
     grid makes more.
     """
+    check_max_image_tokens(max_image_tokens)
     if not max_image_tokens:
         return
-    if not is_whole_number(max_image_tokens) or max_image_tokens < 0:
-        raise ModelLoadError(
-            f'max_image_tokens {max_image_tokens!r} is not a whole number of 0 or more'
-        )
     if config.model_type == 'llava':
         grids, least = [], tile_tokens(config)
     else:

@@ -19,7 +19,7 @@ import torch
 
 from gmskip_ros.skipping import SkipSet
 from gmskip_ros.vlm import generation
-from gmskip_ros.vlm.answer import Answer, CandidateAnswer, ImageFeatures, Timing
+from gmskip_ros.vlm.answer import Answer, Box, CandidateAnswer, ImageFeatures, Timing
 from gmskip_ros.vlm.candidates import Candidate, CandidateWalk
 from gmskip_ros.vlm.decoder import Decoder, KeyValueStore
 from gmskip_ros.vlm.errors import (
@@ -30,7 +30,7 @@ from gmskip_ros.vlm.errors import (
     VlmError,
     VlmOutOfMemoryError,
 )
-from gmskip_ros.vlm.image_fit import Box, FittedImageProcessor
+from gmskip_ros.vlm.image_fit import FittedImageProcessor
 from gmskip_ros.vlm.prompt import ChatTokenizer, end_of_sequence_ids
 
 Arguments = ParamSpec('Arguments')
@@ -69,8 +69,9 @@ class Vlm:
 
     Attributes: name (as given to load_vlm), num_blocks, text_model_type ('llama', 'mistral' or
     'qwen2'), device ('cpu', 'cuda:0'), dtype ('float32'), num_parameters, max_tokens (the context),
-    template_sha256 (of the chat template in use), image_fit ('checkpoint', 'pad' or 'squash') and
-    warnings (lines about the checkpoint). Not for use by two threads at once.
+    template_sha256 (of the chat template in use), image_fit ('checkpoint', 'pad' or 'squash'),
+    max_image_tokens (0 = no cap) and warnings (lines about the checkpoint). Not for use by two
+    threads at once.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Vlm:
         image_processor: FittedImageProcessor,
         tokenizer: Any,
         chat_template: str | None,
+        max_image_tokens: int = 0,
     ) -> None:
         """model: Hugging Face's LlavaForConditionalGeneration or a sibling, on its device."""
         self.name = name
@@ -94,6 +96,7 @@ class Vlm:
         self.text_model_type: str = self.decoder.config.model_type
         self.template_sha256 = self.tokenizer.template_sha256
         self.image_fit = image_processor.image_fit
+        self.max_image_tokens = max_image_tokens
         self.warnings = generation.greedy_warnings(model.generation_config)
         self.device = str(self._device)
         self.dtype = str(model.dtype).removeprefix('torch.')
@@ -134,7 +137,7 @@ class Vlm:
             num_tiles=pixels['pixel_values'].shape[-4],  # ([1,] tiles, 3, height, width)
         )
 
-    def visible_box(self, width: int, height: int) -> Box:
+    def visible_box(self, width: float, height: float) -> Box:
         """Return which part of a frame of this size (pixels) the model sees."""
         return self._image_processor.visible_box(width, height)
 

@@ -338,7 +338,7 @@ def test_what_was_run_is_at_the_top(tmp_path):
 
 def test_the_source_may_be_a_camera(tmp_path):
     page = write(tmp_path, few(1), source={'camera': 'rendered scenes'}, frames={})
-    assert '1 frame of camera rendered scenes; tasks' in page.text
+    assert '1 frame of rendered scenes; tasks' in page.text
 
 
 def test_alerts_come_first(tmp_path):

@@ -87,8 +87,8 @@ REFUSED_STARTS: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
     'skip_list_not_yaml': (skip_list(b'a: [1, 2\nb: }'), ['list.skip.yaml']),
     'skip_list_binary': (skip_list(bytes(range(256))), ['list.skip.yaml']),
     'skip_list_of_another_version': (
-        skip_list(schema='gmskip/skip-list/2'),
-        ['schema', 'gmskip/skip-list/2'],
+        skip_list(schema='gmskip/skip-list/3'),
+        ['schema', 'gmskip/skip-list/3'],
     ),
     'skip_list_block_twice': (
         skip_list(demo_list('{block: 4,', '{block: 31,')),
