@@ -299,11 +299,30 @@ def _flow(value: object) -> str:
     return _dump(value, flow=True).rstrip('\n')
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes text of several lines as one, with its line breaks escaped."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = '"' if '\n' in text else None
+    return dumper.represent_scalar('tag:yaml.org,2002:str', text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
 def _dump(value: object, flow: bool) -> str:
     # No line is wrapped: with one field per line, a diff of two files is easy to read.
-    text = yaml.safe_dump(
-        value, default_flow_style=flow, sort_keys=False, allow_unicode=True, width=float('inf')
+    text = yaml.dump(
+        value,
+        Dumper=_Dumper,
+        default_flow_style=flow,
+        sort_keys=False,
+        allow_unicode=True,
+        width=float('inf'),
     )
     if '\x85' in text:  # PyYAML does not escape this line break, and reads it as a space
-        text = yaml.safe_dump(value, default_flow_style=flow, sort_keys=False, width=float('inf'))
+        text = yaml.dump(
+            value, Dumper=_Dumper, default_flow_style=flow, sort_keys=False, width=float('inf')
+        )
     return text

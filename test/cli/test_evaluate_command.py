@@ -9,8 +9,10 @@ import socket
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from tiny_models import make_tiny_model
 
 from gmskip_ros.calibration.questions import choose_question_samples
 from gmskip_ros.calibration.settings import task_settings
@@ -18,6 +20,7 @@ from gmskip_ros.cli import main
 from gmskip_ros.datasets import open_dataset, sample_hash, write_scenes
 from gmskip_ros.skipping import Removal, load_skip_list, save_skip_list
 
+COCO_MINI = Path(__file__).resolve().parents[3] / 'shared/data/coco-mini'
 QUICK = ('--images', 4, '--latency-images', 0, '--interval', 'none')
 
 
@@ -311,3 +314,38 @@ def test_help_needs_no_torch():
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ('[]\n', '')
+
+
+def test_a_list_made_under_another_view_is_a_warning(gmskip, monkeypatch, tmp_path, capsys):
+    """What a LLaVA-1.5 that crops does not see is left out of the truth; its list says so."""
+    model = make_tiny_model(tmp_path / 'model', 'llava', 'llama', 4)
+    common = ['--dataset', COCO_MINI, '--model', model, '--task', 'multi_object']
+    common += ['--latency-images', 0, '--no-progress']
+    calibrate = [*common, '--images', 3, '--test-images', 0, '--rounds', 1, '--min-score-ratio', 0]
+    out = tmp_path / 'out'
+    monkeypatch.setattr(main, 'COMMANDS', ('calibrate', 'evaluate'))
+    arguments = ['calibrate', *calibrate, '--image-fit', 'checkpoint', '--out', out]
+    assert main.main([*map(str, arguments), '--device', 'cpu']) == 0
+    outside = '16 of 169 labels of images lie wholly outside what the model sees'
+    assert capsys.readouterr().err.count(outside) == 1
+    path = out / 'multi_object.skip.yaml'
+    made = load_skip_list(path)
+    assert (made.image_fit, made.max_image_tokens) == ('checkpoint', 0)
+    assert made.prompt.rendered == f'USER: <image>\n{made.prompt.text} ASSISTANT:'
+    record = json.loads((out / 'calibration.json').read_text())
+    assert record['image_fit'] == 'checkpoint'
+    assert record['rendered_prompt'] == made.prompt.rendered
+    assert record['dataset']['labels_outside_view'] == 16
+    assert outside in (out / 'report.html').read_text()
+
+    options = (*common, '--images', 3, '--interval', 'none', '--skip-list', path, '--json')
+    other = "calibrated with image_fit 'checkpoint', running with 'pad'"
+    status, output, errors = gmskip(*options)
+    result = json.loads(output)
+    assert (status, result['image_fit'], result['max_image_tokens']) == (0, 'pad', 0)
+    assert result['dataset']['labels_outside_view'] == 0
+    assert other in errors and outside not in errors
+    status, output, errors = gmskip(*options, '--image-fit', 'checkpoint')
+    assert json.loads(output)['dataset']['labels_outside_view'] == 16
+    assert 'image_fit' not in errors.replace('image_fit pad shows', '') and outside in errors
+    assert '3 images that' in errors  # what the list was calibrated on is left out

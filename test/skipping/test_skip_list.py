@@ -31,6 +31,8 @@ IN_USE = {
     'max_new_tokens': 8,
     'task': 'single_object',
     'model': 'some/model',
+    'image_fit': 'pad',
+    'max_image_tokens': 1000,
     'match': 'content',
 }
 
@@ -43,6 +45,8 @@ def scored(**changes: object) -> SkipList:
         'text_model_type': 'llama',
         'prompt': Prompt('What?', 'abc', 8),
         'dtype': 'float16',
+        'image_fit': 'pad',
+        'max_image_tokens': 1000,
         'match': 'content',
         'min_score_ratio': 0.9,
         'full_score': 0.5,
@@ -179,6 +183,8 @@ def test_a_model_with_a_different_number_of_blocks_is_refused() -> None:
         ('max_new_tokens', 16),
         ('task', 'captioning'),
         ('model', 'another/model'),
+        ('image_fit', 'checkpoint'),
+        ('max_image_tokens', 0),
         ('match', 'forms'),
     ],
 )
@@ -191,9 +197,8 @@ def test_any_other_difference_is_one_warning(name: str, used: object) -> None:
 
 
 def test_what_is_not_stated_gives_no_warning() -> None:
-    silent = scored(
-        model='not stated', text_model_type='not stated', prompt=Prompt(), dtype=None, match=None
-    )
+    unstated = dict.fromkeys(('dtype', 'image_fit', 'max_image_tokens', 'match'))
+    silent = scored(model='not stated', text_model_type='not stated', prompt=Prompt(), **unstated)
     other = {**IN_USE, 'text_model_type': 'qwen2', 'prompt': 'Which?', 'template_sha256': 'x'}
     assert silent.warnings_for(**{**other, 'dtype': 'float32', 'max_new_tokens': 99}) == []
     assert scored().warnings_for(**{**IN_USE, 'template_sha256': None, 'task': None}) == []

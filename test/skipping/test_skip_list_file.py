@@ -113,6 +113,19 @@ def test_version_2_states_how_answers_were_read(file: Path) -> None:
         assert load_skip_list(file) == skip_list
 
 
+def test_version_2_states_what_the_model_saw_and_read(file: Path) -> None:
+    rendered = 'USER: <image>\nWhat: "it"? ASSISTANT:'
+    prompt = dataclasses.replace(IN_PYTHON.prompt, rendered=rendered)
+    for changes in ({'image_fit': 'pad'}, {'max_image_tokens': 0}, {'prompt': prompt}):
+        skip_list = dataclasses.replace(IN_PYTHON, **changes)
+        save_skip_list(skip_list, file)
+        content = file.read_text()
+        assert content.startswith('schema: gmskip/skip-list/2\n')
+        # A field a line, even if the prompt has several: a difference of two files shows it whole.
+        assert content.count('\n') <= EXAMPLE.count('\n') + 1
+        assert load_skip_list(file) == skip_list
+
+
 def test_relative_paths_and_the_home_folder(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file.write_text(EXAMPLE)
     monkeypatch.chdir(file.parent)
@@ -247,6 +260,8 @@ def test_a_missing_field_is_named(file: Path, name: str) -> None:
         # the file as a whole
         ('skip-list/1', 'skip-list/3', "schema: 'gmskip/skip-list/3' is unknown; this version"),
         ('dtype:', 'match: forms\ndtype:', 'match: is not a field of gmskip/skip-list/1; write'),
+        ('dtype:', 'image_fit: pad\ndtype:', 'image_fit: is not a field of gmskip/skip-list/1'),
+        ('max_new_tokens: 8', 'max_new_tokens: 8, rendered: a', 'prompt.rendered: is not a field'),
         ('gmskip/skip-list/1', '1', 'schema: 1 is unknown; this version reads gmskip'),
         ('metric: accuracy', 'metrics: accuracy', "'metrics': is not a field"),
         ('metric: accuracy', 'metric: accuracy\n1: 2', '1: is not a field'),

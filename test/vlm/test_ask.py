@@ -72,6 +72,38 @@ def test_json_holds_both_branches(gmskip, folder, photo) -> None:
     )
 
 
+def test_json_shows_what_the_model_saw_and_read(gmskip, folder, photo, tmp_path) -> None:
+    template = tmp_path / 'chat.jinja'
+    template.write_text("Q: <image> {{ messages[0]['content'][1]['text'] }} A:")
+    options = (photo, '--prompt', 'Why?', '--skip', '3', '--max-new-tokens', 2, '--json')
+    for fit, resolved in [('auto', 'pad'), ('checkpoint', 'checkpoint'), ('squash', 'squash')]:
+        status, output, _ = gmskip(*options, '--image-fit', fit, '--chat-template', template)
+        report = json.loads(output)
+        assert (status, report['image_fit'], report['image_tokens']) == (0, resolved, 4)
+        assert report['rendered_prompt'] == 'Q: <image> Why? A:'
+        vlm = load_vlm(str(folder), 'cpu', image_fit=fit, chat_template=str(template))
+        answer = vlm.answer(read_photo(str(photo)), 'Why?', (), max_new_tokens=2)
+        full = report['branches']['full']
+        assert full['raw_text'] == answer.text
+        assert full['confidence_mean'] == pytest.approx(answer.confidence.mean)
+        assert full['confidence_min'] == pytest.approx(answer.confidence.min)
+
+
+@pytest.mark.parametrize(
+    ('option', 'value', 'message'),
+    [
+        ('--image-fit', 'crop', "image_fit 'crop' is unknown: use auto, checkpoint, pad, squash"),
+        ('--max-image-tokens', '-1', 'max_image_tokens -1 is not a whole number of 0 or more'),
+        ('--max-image-tokens', '3', 'the fewest that'),
+        ('--chat-template', '/nowhere', 'chat_template /nowhere: is not Jinja text'),
+    ],
+)
+def test_wrong_options_of_the_model_are_one_line(gmskip, photo, option, value, message) -> None:
+    status, output, errors = gmskip(photo, '--skip', '3', option, value)
+    assert (status, output) == (2, '')
+    assert errors.count('\n') == 1 and message in errors
+
+
 def test_the_table_names_both_branches_and_their_times(gmskip, photo) -> None:
     status, output, _ = gmskip(photo, '--skip', '29,16', '--task', 'single_object')
     assert status == 0
