@@ -200,7 +200,7 @@ class VideoSource:
         is_readable = capture.read()[0]
         capture.release()
         if not is_readable:
-            raise PlayerError(f'source {str(path)!r}: no frame of it can be read; convert it')
+            raise PlayerError(f'source {str(path)!r}: {self._why_unreadable()}')
         self.rate_hz: float | None = IMAGES_RATE_HZ
         self.problems: list[str] = []
         if math.isfinite(rate_hz) and 0.0 < rate_hz <= 1000.0:
@@ -211,11 +211,14 @@ class VideoSource:
 
     def frames(self) -> Iterator[SourceFrame]:
         capture = self._open()
+        num_read, last_s = 0, 0.0
         try:
             while True:
                 is_read, bgr = capture.read()
                 if not is_read:
+                    self._check_length(capture, num_read, last_s)
                     return
+                num_read, last_s = num_read + 1, capture.get(cv2.CAP_PROP_POS_MSEC) / 1000.0
                 yield SourceFrame(self._as_message.make(bgr))
         finally:
             capture.release()
@@ -223,9 +226,52 @@ class VideoSource:
     def _open(self) -> cv2.VideoCapture:
         capture = cv2.VideoCapture(str(self._path))
         if not capture.isOpened():
-            problem = foreign_file(self._path) or 'not a readable video; convert it'
-            raise PlayerError(f'source {str(self._path)!r}: {problem}')
+            raise PlayerError(f'source {str(self._path)!r}: {self._why_unreadable()}')
         return capture
+
+    def _why_unreadable(self) -> str:
+        """Return why no frame can be read, with the remedy."""
+        problem = foreign_file(self._path)
+        if problem:
+            return problem
+        if is_cut_off(self._path):
+            return 'cut off: no frame of it can be read; copy it again, or repair it'
+        return 'not a readable video; convert it'
+
+    def _check_length(self, capture: cv2.VideoCapture, num_read: int, last_s: float) -> None:
+        """Note it if the file states more frames, and a longer duration, than could be read."""
+        stated, rate_hz = capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)
+        if not (math.isfinite(stated) and math.isfinite(rate_hz) and rate_hz > 0.0):
+            return
+        # With a variable frame rate the count is an estimate: the duration has to be short as well.
+        is_short = num_read < stated and last_s + 1.5 / rate_hz < stated / rate_hz
+        problem = f'{self._path}: cut off or damaged: {num_read} of {stated:.0f} frames can be read'
+        if is_short and problem not in self.problems:  # played before, in a loop
+            self.problems.append(problem)
+
+
+def is_cut_off(path: Path) -> bool:
+    """Return whether an AVI, MP4 or MOV file is shorter than it states, or lacks its index."""
+    size = path.stat().st_size
+    with path.open('rb') as file:
+        head = file.read(8)
+        if head[:4] == b'RIFF':
+            return 8 + int.from_bytes(head[4:], 'little') > size
+        if head[4:] != b'ftyp':
+            return False
+        # A box begins with its length (4 bytes) and its type; the box moov has the index.
+        position, types = 0, set()
+        while position < size:
+            file.seek(position)
+            head = file.read(16)
+            types.add(head[4:8])
+            length = int.from_bytes(head[:4], 'big')
+            if length == 1:  # the length follows, in 8 bytes
+                length = int.from_bytes(head[8:], 'big')
+            if length < 8:  # 0: to the end of the file; others are damaged
+                break
+            position += length
+        return position > size or b'moov' not in types
 
 
 # ---- bag

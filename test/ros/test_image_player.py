@@ -345,6 +345,84 @@ def test_a_video_is_played_at_its_pace_with_its_time_on_the_clock(video):
     assert stamps[0] <= ready.clock_ns[0] and ready.clock_ns[-1] <= stamps[-1] + 80_000_000
 
 
+def write_video(path: Path, fourcc: str, num_frames: int = 40) -> Path:
+    """Write a video of 160x120 frames at 10 Hz; about as many bytes for each frame."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*fourcc), 10.0, (160, 120))
+    gradient = np.tile(np.arange(160, dtype=np.uint8), (120, 1))
+    for i in range(num_frames):
+        writer.write(np.roll(gradient, 2 * i, 1)[..., None].repeat(3, 2))
+    writer.release()
+    return path
+
+
+def cut(path: Path, percent: int) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * percent // 100])
+
+
+@pytest.mark.parametrize('percent', [25, 50, 90])
+@pytest.mark.parametrize('name', ['film.avi', 'film.mkv'])
+def test_a_video_that_is_cut_off_is_played_as_far_as_it_goes_and_named(tmp_path, name, percent):
+    path = write_video(tmp_path / name, 'MJPG')
+    cut(path, percent)
+    command = player_command(
+        source=path, loop=False, rate_hz=50.0, reliability='reliable', wait_for_node='/probe'
+    )
+    with ros_node() as node, RosProcess(command) as player:
+        ready = ReadyNode(node)
+        play_to_the_end(player, node)  # status 0, as for a bag that is cut off
+    num_read = len(ready.frames)
+    assert 0 < num_read < 40
+    problem = f'{path}: cut off or damaged: {num_read} of 40 frames can be read'
+    assert player.output().count(problem) == 1
+
+
+def with_index_first(mp4: bytes) -> bytes:
+    """Return an mp4 of OpenCV (ftyp, free, mdat, moov) with moov before mdat, as for streaming."""
+    mdat, moov = mp4.index(b'mdat') - 4, mp4.index(b'moov') - 4
+    index = bytearray(mp4[moov:])
+    table = index.index(b'stco') + 8  # count, then the position of each chunk
+    for entry in range(int.from_bytes(index[table : table + 4], 'big')):
+        at = table + 4 + 4 * entry
+        position = int.from_bytes(index[at : at + 4], 'big') + len(index)
+        index[at : at + 4] = position.to_bytes(4, 'big')
+    return mp4[:mdat] + bytes(index) + mp4[mdat:moov]
+
+
+@pytest.mark.parametrize('percent', [50, 90])
+def test_an_mp4_that_is_cut_off_behind_its_index_is_named(tmp_path, percent):
+    path = write_video(tmp_path / 'film.mp4', 'mp4v')
+    path.write_bytes(with_index_first(path.read_bytes()))
+    whole = open_source(str(path), MessageFormat(), '')
+    assert len(list(whole.frames())) == 40 and not whole.problems
+    cut(path, percent)
+    source = open_source(str(path), MessageFormat(), '')
+    num_read = len(list(source.frames()))
+    assert 0 < num_read < 40
+    list(source.frames())  # again, as in a loop: reported once
+    assert source.problems == [f'{path}: cut off or damaged: {num_read} of 40 frames can be read']
+
+
+@pytest.mark.parametrize('percent', [25, 50, 90])
+@pytest.mark.parametrize('name', ['film.mp4', 'film.mov'])
+def test_a_video_whose_index_is_cut_off_cannot_be_played(tmp_path, capfd, name, percent):
+    path = write_video(tmp_path / name, 'mp4v')
+    cut(path, percent)
+    assert image_player.main(['--ros-args', '-p', f'source:={path}']) == 2
+    assert capfd.readouterr().err.splitlines()[-1] == (
+        f"image_player: error: source '{path}': cut off: no frame of it can be read; copy it "
+        'again, or repair it'
+    )
+
+
+@pytest.mark.parametrize(
+    ('name', 'fourcc'), [('film.avi', 'MJPG'), ('film.mkv', 'MJPG'), ('film.mp4', 'mp4v')]
+)
+def test_a_whole_video_is_not_called_cut_off(tmp_path, name, fourcc):
+    source = open_source(str(write_video(tmp_path / name, fourcc)), MessageFormat(), '')
+    assert len(list(source.frames())) == 40
+    assert source.problems == []
+
+
 def test_images_and_videos_go_on_in_time_when_they_start_over(folder, video):
     for source, num_frames in [(folder, 3), (video, 10)]:
         played = open_source(str(source), MessageFormat(), topic='')
