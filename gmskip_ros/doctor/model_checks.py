@@ -240,6 +240,8 @@ def _check_skip_list(setup: Setup, settings: Settings) -> Finding:
         text_model_type=trial['text_model_type'],
         template_sha256=trial['template_sha256'],
         dtype=trial['dtype'],
+        image_fit=(trial['view'] or {}).get('image_fit'),
+        max_image_tokens=settings.max_image_tokens,
         warnings=(),  # the view check reports them
         token_ids=lambda text: (0,),  # nothing is answered
     )
