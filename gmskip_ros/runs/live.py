@@ -22,6 +22,7 @@ EXECUTABLES = {
 }
 STOP_WITHIN_S = 10.0  # after SIGINT to a child; then it is killed
 LOG_LINES_SHOWN = 5
+END_WITH_PARENT = Path(__file__).with_name('end_with_parent.py')
 
 CAMERA_TOPIC = '/camera/image_raw'
 FIRST_SCENE_SEED = 40_000_000  # scenes that no training, calibration or test uses
@@ -76,7 +77,10 @@ def render_scenes(folder: Path, count: int, check: Callable[[], None]) -> None:
 
 
 class Child:
-    """A ROS executable in a process group of its own, with its output in a log file."""
+    """A ROS executable in a process group of its own, with its output in a log file.
+
+    On Linux it gets SIGTERM when this process is killed. Make it in the main thread.
+    """
 
     def __init__(
         self,
@@ -98,6 +102,9 @@ class Child:
             command += ['-p', f'{name}:={json.dumps(value, ensure_ascii=False)}']  # JSON is YAML
         for old, new in remap.items():
             command += ['-r', f'{old}:={new}']
+        if sys.platform == 'linux':
+            watched = [sys.executable, '-I', '-S', str(END_WITH_PARENT), str(os.getpid())]
+            command = [*watched, *command]
         with log.open('wb') as output:
             self._process = subprocess.Popen(
                 command,

@@ -6,7 +6,10 @@ import json
 import os
 import re
 import signal
-from collections.abc import Iterator
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import cv2
@@ -18,7 +21,7 @@ from gmskip_ros.datasets.scenes import render_scene
 from gmskip_ros.pipeline.overlay import AGREES_RGB, DIFFERS_RGB, MAX_PANEL_FRACTION, RAN_RGB
 from gmskip_ros.pipeline.rows import csv_bytes, read_json_lines
 from gmskip_ros.runs.demo import _write
-from gmskip_ros.runs.live import FIRST_SCENE_SEED, LiveRunError
+from gmskip_ros.runs.live import END_WITH_PARENT, FIRST_SCENE_SEED, LiveRunError
 from gmskip_ros.tasks import TASK_NAMES
 
 NODE_REPORTS = r's  (loading|warming_up|ready)'
@@ -128,6 +131,42 @@ def test_a_signal_stops_everything(demo, one_image, signum, expected):
     assert status == expected
     assert stderr == f'gmskip demo: stopped by {signal.Signals(signum).name}\n'
     assert not running.processes()
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='the parent-death signal is of Linux')
+@pytest.mark.parametrize('when', [NODE_REPORTS, r's  ready', r'^ +1 '])
+def test_killed_it_leaves_no_process_behind(demo, one_image, when):
+    running = demo('--frames', '5000', '--source', one_image)
+    running.wait_for_line(when)
+    running.wait_until(lambda: len(running.processes()) >= 3, 'node and camera')
+    segments = shared_memory_of(running.processes())
+    running.send_signal(signal.SIGKILL)
+    assert running.wait()[0] == -signal.SIGKILL
+    deadline = time.monotonic() + 10.0
+    while running.processes() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not running.processes()
+    # Node and camera have removed theirs; of the killed process, nobody could.
+    left = [path for path in segments if path.exists()]
+    large = [path for path in left if path.stat().st_size > 64 << 20]
+    for path in left:
+        path.unlink()
+        path.with_name(f'{path.name}_el').unlink(missing_ok=True)
+    assert len(large) <= 1
+
+
+def shared_memory_of(pids: Iterable[int]) -> set[Path]:
+    """Return the segments of Fast DDS that these processes have in memory."""
+    maps = ''.join(Path(f'/proc/{pid}/maps').read_text() for pid in pids)
+    return {Path(path) for path in re.findall(r'/dev/shm/fastrtps_[0-9a-f]{16}$', maps, re.M)}
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='the parent-death signal is of Linux')
+@pytest.mark.parametrize(('parent', 'expected'), [(os.getpid(), 'started\n'), (1, '')])
+def test_child_does_not_start_without_its_parent(parent, expected):
+    command = [sys.executable, '-I', '-S', str(END_WITH_PARENT), str(parent), 'echo', 'started']
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert (run.stdout, run.stderr, run.returncode) == (expected, '', 0 if expected else 1)
 
 
 def test_node_that_exits_is_one_clear_line(demo, one_image):
