@@ -34,6 +34,7 @@ _NEGATORS = frozenset(
     'no not without cannot neither nor never zero 0 lacks lack lacking isnt arent dont doesnt'
     ' cant'.split()
 )
+_HARDLY = frozenset('hardly barely scarcely'.split())  # any
 _EMPTY_OF = frozenset('free absence devoid empty absent void clear lack'.split())  # of, from
 # 'no cars but a bus', 'not only a car', 'not sure, ...', 'no less than two cars'.
 _END_OF_NEGATION = frozenset(
@@ -45,10 +46,15 @@ _COLOURS = 'white black red blue green yellow brown gray grey silver pink'.split
 _NOTHING = frozenset('none no 0 zero absent'.split())  # 'Cars: none'
 _UNSEEN = re.compile(
     r"(?: (?:is|are|was|were) not| (?:isn't|aren't|wasn't|weren't)| can ?not be| can't be)"
-    r' (?:\w+ )?(?:visible|present|shown|seen|there|pictured|depicted|detected|found|here'
-    r'|in (?:the |this )?(?:image|picture|photo|scene|frame|view|sight))(?= |$)'
+    r'(?: (?:\w+ )?(?:visible|present|shown|seen|there|pictured|depicted|detected|found|here'
+    r'|in (?:the |this )?(?:image|picture|photo|scene|frame|view|sight))(?= |$)|(?= ,|$))'
     r'| (?:is|are) (?:absent|missing|nowhere)(?= |$)'
 )
+# 'Parked next to the bus is a truck', 'On the bench lies a cat', 'In front of it we see a car'.
+_INVERTED = _COPULAS | frozenset(
+    'lies lie sits sit stands stand hangs hang rests waits wait see'.split()
+)
+_CONCESSIONS = frozenset('although though while whereas despite unlike'.split())
 _MAIN_OBJECT = re.compile(
     r'(?:the |this |its |my )?(?:\w+ ){0,3}?(?:object|subject|focus|item|thing|element|answer) '
 )
@@ -56,7 +62,7 @@ _CYCLIST_LABELS = ('cyclist', 'bicyclist', 'biker', 'motorcyclist', 'rider')
 _TWO_WHEELERS = 'bicycle bike motorcycle motorbike moped scooter cycle tandem vespa'.split()
 
 
-@dataclass
+@dataclass(eq=False)  # hashable: compared with sets of words
 class _Mention:
     label: str | None  # None: names none of the labels after all
     spelling: str
@@ -77,9 +83,8 @@ class ContentReader:
       cars.
     - Somebody riding a bicycle or a motorcycle is a cyclist, if that is one of the labels.
     - The main object is the first one mentioned, which is the head of an English noun phrase: 'a
-      bowl of oranges' is a bowl. An introduction is passed over: 'On the table there is a cat',
-      'The main object in front of the bus is a car'. The first sentence that mentions a label
-      decides.
+      bowl of oranges' is a bowl. An introduction is passed over: 'Next to the bus is a dog', 'The
+      main object in front of the bus is a car'. The first sentence that mentions a label decides.
     """
 
     def __init__(self, labels: Sequence[str], forms: Mapping[str, str]) -> None:
@@ -257,6 +262,7 @@ def _exclude_negated(items: list[str | _Mention]) -> None:
             item in _NEGATORS
             or item.endswith("n't")
             or (item in _EMPTY_OF and following in ('of', 'from'))
+            or (item in _HARDLY and following == 'any')
         ):
             negated = at_once = True
             continue
@@ -311,13 +317,13 @@ def _end_of_introduction(items: Sequence[str | _Mention]) -> int:
     of_main_object = _MAIN_OBJECT.match(
         ' '.join(item if isinstance(item, str) else '@' for item in items)
     )
-    if items[0] not in _PREPOSITIONS and not of_main_object:
+    of_place = any(item == 'to' or item in _PREPOSITIONS for item in items[:2])
+    if not (of_main_object or of_place or items[0] in _CONCESSIONS):
         return 0
     for index, item in enumerate(items):
         following = items[index + 1] if index + 1 < len(items) else None
         if item in (_BREAK, 'there', "there's") or (
-            isinstance(item, str)
-            and item in _COPULAS
+            item in (_COPULAS if of_main_object else _INVERTED)
             and (of_main_object or (isinstance(following, str) and following in _DETERMINERS))
         ):
             return index + 1

@@ -152,7 +152,7 @@ CAPTION_WORDS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = tuple(
         ),
         (
             'push bike, mountain bike, road bike, electric bike, '
-            'dirt bike, unicycle, tandem, cycle, minibike, trike',
+            'unicycle, tandem, cycle, minibike, trike',
             'bicycle',
         ),
         (
@@ -160,7 +160,8 @@ CAPTION_WORDS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = tuple(
             'station wagon, estate car, coupe, convertible, roadster, limousine, limo, taxicab, '
             'taxi cab, hybrid car, electric car, passenger vehicle, '
             'sport utility vehicle, sports utility vehicle, police vehicle, patrol car, '
-            'police cruiser, squad car, antique car, vintage car',
+            'police cruiser, squad car, antique car, vintage car, bmw, mercedes, audi, volkswagen, '
+            'toyota, honda, nissan, hyundai, ford, tesla',
             'car',
         ),
         (
@@ -191,7 +192,7 @@ CAPTION_WORDS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = tuple(
             'tuktuk, pedicab, cycle rickshaw, auto rickshaw, tri cycle',
             'tricycle',
         ),
-        ('motor bike, motor cycle, motorscooter, harley', 'motorcycle'),
+        ('motor bike, motor cycle, motorscooter, harley, dirt bike, dirtbike', 'motorcycle'),
         ('motor scooter, vespa, electric scooter, mo ped', 'moped, motorcycle'),
         ('moped, minibike', 'motorcycle'),
         ('buggy, baby buggy, push chair, perambulator, baby pram', 'stroller'),
@@ -447,29 +448,35 @@ NOT_LABELS = _words(
     'truck bed, flower bed, river bed, pedestrian bridge, pedestrian signal, zebra stripes, '
     'power plant, table tennis, cable car, remote control car, cup holder, washing machine, '
     'vending machine, coffee machine, slot machine, ticket machine, space shuttle, shop sign, '
-    'store sign, neon sign, restaurant sign, peace sign, tie dye, fork in the road'
+    'store sign, neon sign, restaurant sign, peace sign, tie dye, fork in the road, oven mitt, '
+    'oven glove'
 )
 
 # Nouns that make a label in the singular before them a mere description: 'bus station',
 # 'car door', 'apple tree'.
 HEAD_NOUNS = frozenset(
     _words(
-        'accident, alarm, antenna, area, bar, barn, bath, bonnet, boots, box, boxes, bridge, '
-        'bumper, cage, cap, carriage, case, cloth, collar, company, costume, court, cover, '
-        'dashboard, dealer, dealership, depot, dock, door, doors, driver, drivers, engine, farm, '
-        'feeder, field, fields, food, frame, free, game, garage, garages, handle, handlebar, '
-        'handlebars, hat, headlight, headlights, helmet, holder, hood, hoop, horn, house, houses, '
-        'icon, insurance, jacket, juice, kennel, key, keys, lamp, lane, lanes, leash, lid, lift, '
-        'lights, logo, lot, lots, market, mat, milk, mirror, mirrors, nest, net, orchard, pad, '
-        'paper, park, passenger, passengers, path, paths, peel, peels, pie, plate, plates, '
-        'platform, player, players, port, poster, print, rack, racks, rails, ramp, rental, '
-        'repair, resort, roof, room, route, saddle, sauce, sculpture, seat, seats, service, '
-        'shadow, shadows, sheet, sheets, shelf, shelter, shelters, shelves, shop, show, sign, '
-        'signs, slope, slopes, soup, stable, stand, station, stations, statue, stop, store, '
-        'stores, symbol, taillight, taillights, team, terminal, ticket, tickets, tire, tires, '
-        'tour, tower, towers, toy, toys, track, tracks, trail, tree, trees, trunk, tunnel, tyre, '
-        'tyres, uniform, vest, walkway, wall, walls, wash, wheel, wheels, window, windows, '
-        'windscreen, windshield, wool, yard, zone'
+        'accident, alarm, anchor, antenna, area, bar, barn, basket, baskets, bath, battery, bell, '
+        'bells, blanket, bone, bones, bonnet, boots, box, boxes, bridge, brush, brushes, bumper, '
+        'cabin, cage, cap, carriage, case, chain, charger, clip, clips, cloth, cockpit, collar, '
+        'collision, company, cord, costume, court, cover, crash, crew, crumbs, dashboard, dealer, '
+        'dealership, depot, dock, door, doors, driver, drivers, egg, eggs, engine, exhaust, '
+        'factory, farm, feathers, feeder, field, fields, food, frame, free, fur, game, garage, '
+        'garages, handle, handlebar, handlebars, hangar, harbor, harbour, hat, headlight, '
+        'headlights, helmet, holder, hood, hoop, horn, hose, house, houses, hull, icon, insurance, '
+        'jacket, juice, kennel, key, keychain, keys, lamp, lane, lanes, leash, lesson, lid, lift, '
+        'lights, line, lines, lock, locks, logo, lot, lots, mane, market, mast, mat, meat, milk, '
+        'mirror, mirrors, museum, nest, net, opener, openers, orchard, pad, paper, park, '
+        'passenger, passengers, path, paths, paw, paws, pedal, pedals, peel, peels, pen, pie, '
+        'plate, plates, platform, player, players, pool, port, poster, print, rack, racks, rails, '
+        'ramp, rental, repair, resort, roof, room, route, saddle, sauce, school, sculpture, seat, '
+        'seats, service, shadow, shadows, shaped, sharing, sheet, sheets, shelf, shelter, '
+        'shelters, shelves, shop, show, sign, signs, skin, slope, slopes, soup, stable, stand, '
+        'station, stations, statue, stop, store, stores, strap, straps, symbol, tag, tags, tail, '
+        'taillight, taillights, tails, team, terminal, themed, ticket, tickets, tire, tires, tour, '
+        'tower, towers, toy, toys, track, tracks, trail, treat, treats, tree, trees, trough, '
+        'trunk, tunnel, tusk, tyre, tyres, uniform, vest, walkway, wall, walls, wash, wheel, '
+        'wheels, window, windows, windscreen, windshield, wing, wings, wool, wrapper, yard, zone'
     )
 )
 # Also verbs: nouns only if nothing follows ('a pedestrian crossing', but 'crossing the street').
