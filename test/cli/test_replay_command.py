@@ -145,6 +145,22 @@ def vlm() -> Vlm:
     return load_vlm('demo')
 
 
+def test_how_frames_are_fitted_is_the_option_s_and_recorded(bag, tiny_model, tmp_path) -> None:
+    template = tmp_path / 'chat.jinja'
+    template.write_text("Q: <image> {{ messages[0]['content'][1]['text'] }} A:")
+    texts = {}
+    for fit, recorded in (('auto', 'pad'), ('squash', 'squash')):
+        out = tmp_path / fit
+        options = ('--out', out, '--model', tiny_model, '--task', 'captioning', '--limit', 1)
+        status = replay(bag, *options, '--image-fit', fit, '--chat-template', template)
+        rows = read_json_lines(out / 'frames.jsonl')
+        assert (status, {row.image_fit for row in rows}) == (0, {recorded})
+        assert {row.image_tokens for row in rows} == {4}
+        assert json.loads((out / 'replay.json').read_text())['image_fit'] == recorded
+        texts[fit] = [row.raw_text for row in rows]
+    assert texts['auto'] != texts['squash']
+
+
 def test_the_frames_are_those_of_the_gate(out: Path) -> None:
     due = due_frames(range(40))
     assert BROKEN_AT in due and JUMP_AT in due  # or this test would prove less
