@@ -124,31 +124,31 @@ def plan_question(
     """Return the plan that answers one question, by the branches in use.
 
     `is_own`: the list is that of the parameter skip_list.question. A list of another task serves
-    as far as it goes: without the operating point in use, nothing is skipped. Raises
-    SkipListMismatchError if a list was made for a different number of blocks.
+    as far as it goes: made for a different number of blocks, or without the operating point in use,
+    it skips nothing. Raises SkipListError for the question's own list that is so.
     """
     task = settings.make_question(text)
     plan = TaskPlan(task, SkipSet(), (), '0')
     warnings: list[str] = []
     if skip_list is not None and 'skip' in settings.branches:
-        found = skip_list.warnings_for(
-            num_blocks=engine.num_blocks,
-            text_model_type=engine.text_model_type,
-            prompt=skip_list.prompt.text or '',  # any question is asked with it
-            template_sha256=engine.template_sha256,
-            dtype=engine.dtype,
-            image_fit=engine.image_fit,
-            max_image_tokens=engine.max_image_tokens,
-            max_new_tokens=skip_list.prompt.max_new_tokens or task.max_new_tokens,
-            model=engine.name,
-        )
-        warnings = found if is_own else []  # those of other tasks are logged for the task
         try:
+            found = skip_list.warnings_for(
+                num_blocks=engine.num_blocks,
+                text_model_type=engine.text_model_type,
+                prompt=skip_list.prompt.text or '',  # any question is asked with it
+                template_sha256=engine.template_sha256,
+                dtype=engine.dtype,
+                image_fit=engine.image_fit,
+                max_image_tokens=engine.max_image_tokens,
+                max_new_tokens=skip_list.prompt.max_new_tokens or task.max_new_tokens,
+                model=engine.name,
+            )
             blocks = tuple(skip_list.blocks_at(settings.operating_point))
         except SkipListError:
             if is_own:
                 raise
         else:
+            warnings = found if is_own else []  # those of other tasks are logged for the task
             skip_set = SkipSet.of(blocks, skip_list.phases)
             plan = TaskPlan(task, skip_set, blocks, str(settings.operating_point))
     ordered = tuple(branch for branch in BRANCHES if branch in settings.branches)

@@ -83,6 +83,7 @@ class Settings:
             'captioning',
             prompt=text,
             labels=self.labels,
+            match=self.match,
             max_new_tokens=self.max_new_tokens[QUESTION],
         )
         task.name = QUESTION
@@ -175,7 +176,7 @@ def skip_list_names(settings: Settings) -> dict[str, str]:
 def question_skip_list(settings: Settings, skip_lists: Mapping[str, SkipList]) -> SkipList | None:
     """Return the skip list of questions: their own, a joint one, captioning's, or None.
 
-    `skip_lists`: those of `load_skip_lists`. Raises ParameterError for one that cannot be used.
+    `skip_lists`: those of `load_skip_lists`.
     """
     if settings.skip_list[QUESTION] != AUTO or 'skip' not in settings.branches:
         return skip_lists.get(QUESTION)
@@ -184,7 +185,10 @@ def question_skip_list(settings: Settings, skip_lists: Mapping[str, SkipList]) -
             return skip_list
     if 'captioning' not in settings.tasks:
         settings = replace(settings, tasks=('captioning',))
-        skip_lists = load_skip_lists(settings)
+        try:
+            skip_lists = load_skip_lists(settings)
+        except ParameterError:  # a list that no task uses stops nothing
+            return None
     return skip_lists.get('captioning')
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 import time
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import numpy as np
 
 from gmskip_ros.pipeline.gate import Frame, FrameSlot
-from gmskip_ros.pipeline.health import Health, Report
+from gmskip_ros.pipeline.health import OK, Health, Report
 from gmskip_ros.pipeline.parameters import AUTO
 from gmskip_ros.pipeline.pipeline import (
     QUESTION,
@@ -152,7 +153,7 @@ class InferenceWorker:
         self._failures_in_a_row = 0
         # When inference last made progress, on the steady clock; None while it has nothing to do.
         self._progress_s: float | None = None
-        self._logged = ''
+        self._logged: set[str] = set()  # kinds of failures since all was well
         self._frame_size = (0, 0)  # of the newest answered frame, pixels
         self._warned: set[str] = set()
 
@@ -269,7 +270,7 @@ class InferenceWorker:
             if retry:
                 self._error = False
                 self._failures_in_a_row = 0
-                self._logged = ''  # log the same reason again if it fails in the same way
+                self._logged.clear()  # log the same reason again if it fails in the same way
                 self.health.set_phase('running' if self._running else 'loading', time.monotonic())
             self.health.set_enabled(enabled, time.monotonic())
             self._update_slot()
@@ -281,13 +282,16 @@ class InferenceWorker:
 
     def report(self, no_frames_after_s: float, settle_s: float, degraded: str = '') -> Report:
         """Return the health now; arguments as in Health.report."""
-        return self.health.report(
+        report = self.health.report(
             time.monotonic(),
             no_frames_after_s,
             settle_s,
             stuck_stamps=self.slot.stuck_stamps(int(no_frames_after_s * 1e9)),
             degraded=degraded or self.slot.unsteady_stamps(),
         )
+        if report.level == OK:
+            self._logged.clear()
+        return report
 
     def check_progress(self) -> None:
         """Enter the error state if inference hangs; call it periodically from another thread."""
@@ -320,8 +324,9 @@ class InferenceWorker:
         self._log_once(reason)
 
     def _log_once(self, reason: str) -> None:
-        if reason != self._logged:
-            self._logged = reason
+        kind = re.sub(r'[\d.]+', '#', reason)
+        if kind not in self._logged:
+            self._logged.add(kind)
             self._log.error(reason)
 
     def _is_stale(self, frame: Frame) -> bool:
@@ -373,7 +378,7 @@ class InferenceWorker:
 
     def _prepare(self) -> None:
         """Load, plan and warm up, or enter the error state with the reason."""
-        failure = ''
+        failure, stopped = '', False
         pipeline: FramePipeline | None = None
         self.health.set_phase('loading', time.monotonic())
         try:
@@ -387,12 +392,17 @@ class InferenceWorker:
             self._make_progress()
             pipeline.warm_up(self._warm_up_stops)
         except Stopped:
-            return
+            stopped = True
         except BaseException as error:  # a panic in a Rust library is not an Exception
             failure = _load_failure(error)
         finally:
             self._progress_s = None
-        if failure:  # outside of the clause, where the exception is gone with all that it holds
+        # Outside of the clauses, where the exception is gone with all that it holds.
+        if stopped:  # perhaps between the last step of loading and its result
+            if self.engine is None:
+                release_memory()
+            return
+        if failure:
             pipeline = None
             self._drop_model()  # the files may be repaired before the next try
             self._enter_error(failure)
@@ -403,7 +413,7 @@ class InferenceWorker:
             self._running = True
             self.health.set_phase('running', time.monotonic())
             self._update_slot()
-        self._logged = ''
+        self._logged.clear()
         engine = self.engine
         assert engine is not None
         self._log.info(
@@ -532,7 +542,6 @@ class InferenceWorker:
             self._inference_failed(error)
         else:
             self._failures_in_a_row = 0
-            self._logged = ''
         finally:
             self._progress_s = None
 

@@ -10,6 +10,7 @@ import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rclpy.type_support import check_for_type_support
 from std_msgs.msg import Float64
 
 from gmskip_ros.pipeline.parameter_kinds import ParameterError
@@ -42,7 +43,7 @@ def resolve(debug_time_type: str) -> DebugTimes:
     if debug_time_type in AUTOWARE_DEBUG_MSGS:
         try:
             return _autoware(debug_time_type)
-        except (ImportError, AttributeError) as error:
+        except Exception as error:  # a damaged package raises whatever it likes
             raise ParameterError(
                 'debug_time_type',
                 debug_time_type,
@@ -51,11 +52,12 @@ def resolve(debug_time_type: str) -> DebugTimes:
     for package in AUTOWARE_DEBUG_MSGS if debug_time_type == 'auto' else ():
         try:
             return _autoware(package)
-        except (ImportError, AttributeError):
+        except Exception:
             continue
     return DebugTimes(Float64, 'std_msgs/msg/Float64', is_stamped=False)
 
 
 def _autoware(package: str) -> DebugTimes:
     messages = importlib.import_module(f'{package}.msg')
+    check_for_type_support(messages.Float64Stamped)  # otherwise only a publisher finds out
     return DebugTimes(messages.Float64Stamped, f'{package}/msg/Float64Stamped', is_stamped=True)

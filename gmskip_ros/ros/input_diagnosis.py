@@ -93,8 +93,10 @@ class InputDiagnosis:
             sibling, transport = self._topic.removesuffix(COMPRESSED), 'raw'
         else:
             sibling, transport = self._topic + COMPRESSED, 'compressed'
-        count = self._node.count_publishers(sibling)
-        if count:
+        count = self._node.count_publishers(sibling) if sibling else 0
+        if count and transport == TRANSPORTS[self._type]:
+            yield f'{sibling} has {count}: remap the input to it'
+        elif count:
             yield f'{sibling} has {count}: set image_transport: {transport}'
 
     def _others(self) -> str:

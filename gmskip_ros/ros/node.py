@@ -116,6 +116,7 @@ class DualVlmNode(Node):
         )
         self._service = self.create_service(SetBool, '~/enable', self._on_enable)
         self._reported_state = ''
+        self._logged_refusal = ''
         self._logged_warnings: set[str] = set()  # since the last state of level OK
         # The steady clock ticks even if use_sim_time is set and nothing publishes /clock.
         self._timer = self.create_timer(
@@ -144,10 +145,10 @@ class DualVlmNode(Node):
                 raise ParameterError(
                     'file',
                     path,
-                    f'sets no parameter of {full_name}, nor does anything else: it {problem}',
+                    f'sets no parameter of {full_name}, nor does anything else: {problem}',
                 )
             if problem:
-                self.get_logger().warning(f'parameter file {path} sets nothing here: it {problem}')
+                self.get_logger().warning(f'parameter file {path} sets nothing here: {problem}')
 
     def _report_unknown_parameters(self) -> None:
         """Warn about names that resemble one of ours; the others are meant for other nodes."""
@@ -230,8 +231,9 @@ class DualVlmNode(Node):
     def _on_question(self, message: String) -> None:
         self._refresh_settings()
         refusal = self._worker.ask(message.data)
-        if refusal:
+        if refusal and refusal != self._logged_refusal:
             self.get_logger().warning(f'question refused: {refusal}')
+        self._logged_refusal = refusal
 
     def _warn_of_stamp(self, stamp_ns: int, now_ns: int) -> None:
         """Log once per kind that stamps and this node's clock do not fit."""

@@ -11,11 +11,14 @@ import yaml
 
 from gmskip_ros.pipeline.parameter_kinds import flat_parameters
 
+# Of our parameters, those that nodes of other packages have as well.
+COMMON_NAMES = frozenset(('model', 'device', 'dtype', 'labels', 'rate_hz', 'tasks'))
+
 
 def files_in(arguments: Sequence[str]) -> list[str]:
     """Return the paths given with --params-file, within --ros-args, in their order."""
     files, in_ros_args = [], False
-    for argument, following in zip(arguments, [*arguments[1:], ''], strict=True):
+    for argument, following in zip(arguments, [*arguments, ''][1:], strict=True):
         if argument == '--ros-args':
             in_ros_args = True
         elif argument == '--':
@@ -42,7 +45,8 @@ def misplaced(
     """Return why a file gives the node nothing though it seems meant to; else ''.
 
     It seems so if it is empty, has a key that ends in one of `node_names`, or has a key of which
-    most parameters are among `names`. Files for other nodes, and those rcl cannot read, are ''.
+    most parameters are among `names`, COMMON_NAMES not counted alone. Files for other nodes, and
+    those rcl cannot read, are ''.
     """
     try:
         content = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
@@ -52,15 +56,14 @@ def misplaced(
         key: [name for name, _ in flat_parameters(section)] for key, section in _in(content)
     }
     if not any(sections.values()):
-        return 'is empty: write /**: {ros__parameters: {...}}'
+        return 'it is empty: write /**: {ros__parameters: {...}}'
     if any(set(sections[key]) & set(names) for key in sections if matches(key, full_name)):
         return ''
     for key, found in sections.items():
-        own = sum(name in names for name in found)
-        if not matches(key, full_name) and (
-            key.rpartition('/')[2] in node_names or 2 * own > len(found)
-        ):
-            return f'has them under {key!r}, which is not {full_name}: write /** or {full_name}'
+        own = [name for name in found if name in names]
+        is_ours = 2 * len(own) > len(found) and not COMMON_NAMES.issuperset(own)
+        if not matches(key, full_name) and (key.rpartition('/')[2] in node_names or is_ours):
+            return f'its key {key!r} does not match {full_name}: write /** or {full_name}'
     return ''
 
 

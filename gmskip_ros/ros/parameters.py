@@ -11,7 +11,8 @@ from rclpy.node import Node
 
 from gmskip_ros.pipeline.parameter_kinds import Spec
 
-SIMILAR = 0.8  # of difflib: rate_Hz and rate_hz, but not wheel_base and any of ours
+SIMILAR = 0.85  # of difflib: rate_Hz and rate_hz, but not device_id and device
+LEAST_LETTERS = 5  # `type` is a parameter of many nodes, and no misspelt `dtype`
 
 
 def declare(node: Node, specs: Mapping[str, Spec]) -> None:
@@ -50,6 +51,12 @@ def given_names(node: Node) -> list[str]:
 
 def similar_name(name: str, names: Iterable[str]) -> str:
     """Return the one of `names` that this looks like a misspelling of; '' if none."""
+    if len(name) < LEAST_LETTERS:
+        return ''
+    names = list(names)
+    for each in names:
+        if each.startswith(f'{name}.'):  # the name of a group
+            return each
     by_lower = {each.lower(): each for each in names}
     found = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=SIMILAR)
     return by_lower[found[0]] if found else ''

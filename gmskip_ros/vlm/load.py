@@ -82,24 +82,27 @@ def load_vlm(
     check_image_fit(model, image_fit)
     check_max_image_tokens(max_image_tokens)
     with quiet_hugging_face():
-        folder = find_folder(model, report, functools.partial(read_config, model))
-        forget_folder(model)  # unless it can be loaded
-        report('reading the configuration')
-        config = read_config(model, folder)
-        torch_dtype = resolve_dtype(dtype, torch_device, stored_dtype(config))
-        report('loading the tokenizer and the image processor')
-        tokenizer, image_processor, template = load_processor(model, folder, chat_template)
-        _check_template(model, config, tokenizer, template)
-        cap_image_tokens(model, config, image_processor, max_image_tokens)
-        fitted = FittedImageProcessor(model, image_processor, image_fit)
-        report('loading weights')
-        hf_model = _load_weights(model, folder, config, torch_dtype)
-        report(f'moving weights to {torch_device}')
-        with _refusals(model, f'device {torch_device}', remedy='use device cpu'):
-            hf_model.to(torch_device)
-        vlm = Vlm(model, hf_model, fitted, tokenizer, template, max_image_tokens)
-        _try_out(vlm)
-        remember_folder(model, folder)
+        try:
+            folder = find_folder(model, report, functools.partial(read_config, model))
+            report('reading the configuration')
+            config = read_config(model, folder)
+            torch_dtype = resolve_dtype(dtype, torch_device, stored_dtype(config))
+            report('loading the tokenizer and the image processor')
+            tokenizer, image_processor, template = load_processor(model, folder, chat_template)
+            _check_template(model, config, tokenizer, template)
+            cap_image_tokens(model, config, image_processor, max_image_tokens)
+            fitted = FittedImageProcessor(model, image_processor, image_fit)
+            report('loading weights')
+            hf_model = _load_weights(model, folder, config, torch_dtype)
+            report(f'moving weights to {torch_device}')
+            with _refusals(model, f'device {torch_device}', remedy='use device cpu'):
+                hf_model.to(torch_device)
+            vlm = Vlm(model, hf_model, fitted, tokenizer, template, max_image_tokens)
+            _try_out(vlm)
+            remember_folder(model, folder)
+        except ModelLoadError:
+            forget_folder(model)  # it may be repaired
+            raise
     report(f'loaded {model}: {vlm.num_blocks} blocks, {vlm.dtype} on {vlm.device}')
     return vlm
 

@@ -13,6 +13,7 @@ def release_memory() -> None:
     gc.collect()
     torch = sys.modules.get('torch')
     if torch is not None and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
+        with contextlib.suppress(RuntimeError):  # an error of CUDA that lasts
+            torch.cuda.empty_cache()
     with contextlib.suppress(OSError, AttributeError):  # glibc alone has it
         ctypes.CDLL(None).malloc_trim(0)

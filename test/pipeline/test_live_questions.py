@@ -324,7 +324,8 @@ def test_a_list_of_another_task_serves_as_far_as_it_goes() -> None:
 def test_a_list_of_another_model_is_an_error_before_any_question(bench: MakeBench) -> None:
     b = bench()
     b.vlm.num_blocks = 24
-    b.settings = replace(b.settings, tasks=('captioning',))
+    own = {**b.settings.skip_list, 'question': 'gmskip_captioning'}
+    b.settings = replace(b.settings, tasks=('captioning',), skip_list=own)
     b.worker._skip_lists = {}  # only questions have one
     b.worker._question_skip_list = load_skip_list('gmskip_captioning')
     b.start()
@@ -332,3 +333,7 @@ def test_a_list_of_another_model_is_an_error_before_any_question(bench: MakeBenc
     assert '32' in b.worker.health.report(time.monotonic()).reason
     with pytest.raises(SkipListMismatchError):
         plan_question(b.vlm, '?', b.settings, load_skip_list('gmskip_captioning'), is_own=True)
+    # One that questions would only share stops nothing.
+    borrowed = load_skip_list('gmskip_captioning')
+    plan = plan_question(b.vlm, '?', b.settings, borrowed, is_own=False)
+    assert (plan.tasks[0].removed_blocks, plan.warnings) == ((), ())

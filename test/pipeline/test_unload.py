@@ -130,6 +130,24 @@ def test_a_pause_while_loading_ends_the_loading(bench: MakeBench) -> None:
     b.wait(lambda: b.state() == 'ready')
 
 
+def test_a_pause_at_the_last_step_of_loading_gives_the_memory_back(
+    bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    b = bench(unload_when_paused=True)
+    released = threading.Event()
+    monkeypatch.setattr('gmskip_ros.pipeline.worker.release_memory', released.set)
+
+    def load(settings: Any, on_progress: Callable[[str], None]) -> FakeVlm:
+        b.worker.set_enabled(False)
+        on_progress('loaded')  # the model is on its device, and only this function holds it
+        raise AssertionError('went on')
+
+    b.worker._load = load
+    b.start()
+    b.wait(lambda: b.state() == 'paused')
+    assert released.wait(DEADLINE_S)
+
+
 def test_started_disabled_files_are_fetched_and_nothing_is_loaded(bench: MakeBench) -> None:
     b = bench(start_enabled=False, unload_when_paused=True)
     loads = Loads(b)

@@ -348,6 +348,25 @@ def test_started_disabled_it_loads_and_waits(bench: Callable[..., Bench]) -> Non
     assert b.outputs.done() == [1]
 
 
+def test_good_frames_between_bad_ones_do_not_fill_the_log(
+    bench: Callable[..., Bench], caplog: pytest.LogCaptureFixture
+) -> None:
+    b = bench().start()
+    b.wait(lambda: b.state() == 'ready')
+
+    def refuse_odd(message: float) -> np.ndarray:
+        if message % 2:
+            raise ValueError(f'frame {message:g} is broken')
+        return GREY
+
+    b.to_rgb = refuse_odd
+    for stamp in range(10):
+        b.send(float(stamp))
+        outcome = 'undecodable' if stamp % 2 else 'answered'
+        b.wait(lambda stamp=stamp, outcome=outcome: b.frames()[outcome] == stamp // 2 + 1)
+    assert len([r for r in caplog.records if 'is broken' in r.message]) == 1
+
+
 def test_an_undecodable_image_is_counted_and_never_answered(
     bench: Callable[..., Bench], caplog: pytest.LogCaptureFixture
 ) -> None:

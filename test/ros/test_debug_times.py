@@ -21,7 +21,13 @@ from gmskip_ros.ros import debug_times
 INTERNAL, TIER4 = 'autoware_internal_debug_msgs', 'tier4_debug_msgs'
 
 
-class Float64Stamped:
+class Generated(type):
+    """What rosidl gives its messages: the type support that a publisher needs."""
+
+    _TYPE_SUPPORT: Any = object()
+
+
+class Float64Stamped(metaclass=Generated):
     """As both packages define it: `builtin_interfaces/Time stamp` and `float64 data`."""
 
     def __init__(self, *, stamp: Time, data: float) -> None:
@@ -38,7 +44,9 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Any:
             module: Any = None  # importing it raises ImportError
             if package in packages:
                 module = types.ModuleType(f'{package}.msg')
-                module.__dict__['Float64Stamped'] = type('Float64Stamped', (Float64Stamped,), {})
+                module.__dict__['Float64Stamped'] = Generated(
+                    'Float64Stamped', (Float64Stamped,), {}
+                )
                 monkeypatch.setitem(sys.modules, package, types.ModuleType(package))
             monkeypatch.setitem(sys.modules, f'{package}.msg', module)
 
@@ -80,6 +88,17 @@ def test_a_package_without_the_message_is_passed_over(
     monkeypatch.setitem(sys.modules, INTERNAL, types.ModuleType(INTERNAL))
     assert debug_times.resolve('auto').name == f'{TIER4}/msg/Float64Stamped'
     with pytest.raises(ParameterError, match='debug_time_type'):
+        debug_times.resolve(INTERNAL)
+
+
+def test_a_package_whose_type_support_is_missing_does_not_stop_the_node(
+    install: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(INTERNAL, TIER4)
+    damaged = sys.modules[f'{INTERNAL}.msg']
+    monkeypatch.setitem(damaged.__dict__, 'Float64Stamped', type('Float64Stamped', (), {}))
+    assert debug_times.resolve('auto').name == f'{TIER4}/msg/Float64Stamped'
+    with pytest.raises(ParameterError, match=f'debug_time_type: .*{INTERNAL}.* cannot be imported'):
         debug_times.resolve(INTERNAL)
 
 

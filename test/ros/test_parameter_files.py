@@ -54,6 +54,7 @@ def test_files_are_those_of_ros_arguments() -> None:
     arguments = ['node', '--params-file', 'no', '--ros-args', '--params-file', 'a', '-r', 'x:=y']
     arguments += ['--', '--params-file', 'no', '--ros-args', '--params-file', 'b']
     assert parameter_files.files_in(arguments) == ['a', 'b']
+    assert parameter_files.files_in(()) == []
 
 
 @pytest.mark.parametrize(
@@ -68,9 +69,13 @@ def test_files_are_those_of_ros_arguments() -> None:
             '',
         ),
         ('front: {dual_vlm: {ros__parameters: {rate_hz: 1.0}}}', ''),
-        ('dual_vlm: {ros__parameters: {rate_hz: 1.0}}', "under 'dual_vlm'"),
-        ('a: {dual_vlm: {ros__parameters: {x: 1}}}', "under 'a/dual_vlm'"),
-        ('vlm: {ros__parameters: {skip_list: {captioning: auto}}}', "under 'vlm'"),
+        (
+            'dual_vlm: {ros__parameters: {rate_hz: 1.0}}',
+            "its key 'dual_vlm' does not match /front/dual_vlm",
+        ),
+        ('a: {dual_vlm: {ros__parameters: {x: 1}}}', "its key 'a/dual_vlm'"),
+        ('vlm: {ros__parameters: {skip_list: {captioning: auto}}}', "its key 'vlm'"),
+        ('detector: {ros__parameters: {device: cuda:0}}', ''),
         ('dual_vlm: {ros__parameters: {}}', 'is empty'),
         ('', 'is empty'),
     ],
@@ -86,10 +91,14 @@ def test_misplaced_files(tmp_path: Path, content: str, words: str) -> None:
 def test_names_that_resemble_ours_and_those_of_vehicle_info() -> None:
     from gmskip_ros.pipeline.parameters import SPECS
 
-    for name, ours in (('rate_Hz', 'rate_hz'), ('max_frame_age_s', 'max_frame_age_sec')):
+    for name, ours in (
+        ('rate_Hz', 'rate_hz'),
+        ('max_frame_age_s', 'max_frame_age_sec'),
+        ('max_new_tokens', 'max_new_tokens.single_object'),
+    ):
         assert similar_name(name, SPECS) == ours
     for name in (
         'wheel_radius wheel_width wheel_base wheel_tread front_overhang rear_overhang '
-        'left_overhang right_overhang vehicle_height max_steer_angle'
+        'left_overhang right_overhang vehicle_height max_steer_angle type device_id'
     ).split():
         assert similar_name(name, SPECS) == ''

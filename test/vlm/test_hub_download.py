@@ -14,7 +14,7 @@ import pytest
 import transformers
 from tiny_models import make_tiny_model
 
-from gmskip_ros.vlm import ModelLoadError, load_vlm, memory
+from gmskip_ros.vlm import ModelLoadError, Stopped, load_vlm, memory
 from gmskip_ros.vlm.hub import find_folder
 from gmskip_ros.vlm.load import fetch_files
 
@@ -163,6 +163,20 @@ def test_what_was_loaded_or_fetched_is_loaded_without_asking_the_hub(hub, first)
     hub.server.server_close()
     memory.check_memory(NAME, 'cpu', 'auto', headroom_gib=0.0)
     assert load_vlm(NAME, 'cpu').num_blocks == 2
+    assert hub.requests == []
+
+
+def test_a_load_that_was_stopped_does_not_need_the_hub_again(hub) -> None:
+    load_vlm(NAME, 'cpu')
+
+    def stop(step: str) -> None:
+        if step == 'loading weights':
+            raise Stopped('paused')
+
+    with pytest.raises(Stopped):
+        load_vlm(NAME, 'cpu', on_progress=stop)
+    hub.requests.clear()
+    load_vlm(NAME, 'cpu')
     assert hub.requests == []
 
 
