@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import threading
 import time
@@ -40,6 +39,7 @@ from gmskip_ros.vlm.release import release_memory
 if TYPE_CHECKING:
     from gmskip_ros.pipeline.settings import Settings
 
+MAX_LOGGED = 100  # different reasons that are remembered
 MAX_FAILURES_IN_A_ROW = 10  # then the state is error, until ~/enable is called off and on
 
 Fetch: TypeAlias = 'Callable[[Settings, Callable[[str], None]], None]'
@@ -153,7 +153,7 @@ class InferenceWorker:
         self._failures_in_a_row = 0
         # When inference last made progress, on the steady clock; None while it has nothing to do.
         self._progress_s: float | None = None
-        self._logged: set[str] = set()  # kinds of failures since all was well
+        self._logged: set[str] = set()  # reasons since all was well
         self._frame_size = (0, 0)  # of the newest answered frame, pixels
         self._warned: set[str] = set()
 
@@ -324,9 +324,10 @@ class InferenceWorker:
         self._log_once(reason)
 
     def _log_once(self, reason: str) -> None:
-        kind = re.sub(r'[\d.]+', '#', reason)
-        if kind not in self._logged:
-            self._logged.add(kind)
+        if len(self._logged) >= MAX_LOGGED:  # whatever a broken driver puts into its frames
+            self._logged.clear()
+        if reason not in self._logged:
+            self._logged.add(reason)
             self._log.error(reason)
 
     def _is_stale(self, frame: Frame) -> bool:

@@ -12,7 +12,7 @@ import yaml
 from gmskip_ros.pipeline.parameter_kinds import flat_parameters
 
 # Of our parameters, those that nodes of other packages have as well.
-COMMON_NAMES = frozenset(('model', 'device', 'dtype', 'labels', 'rate_hz', 'tasks'))
+COMMON_NAMES = frozenset(('model', 'device', 'dtype', 'labels', 'tasks'))
 
 
 def files_in(arguments: Sequence[str]) -> list[str]:

@@ -259,7 +259,7 @@ STARTS: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
     ),
     'file_beside_another_parameter': (
         {'params_file': '/rear/dual_vlm: {ros__parameters: {rate_hz: 2.0}}', 'rate_hz': 3.0},
-        ["sets nothing here: it has them under '/rear/dual_vlm'"],
+        ["sets nothing here: its key '/rear/dual_vlm' does not match"],
         [],
     ),
     'misspelt_parameters': (

@@ -271,7 +271,8 @@ def test_log_on_a_full_disk(unheard: FaultProbe, log_folder: Path) -> None:
     def log_an_error() -> None:
         """Errors are written immediately."""
         failed = unheard.counts()['undecodable']
-        unheard.publish(Image(header=unheard.next_header(), encoding='theora'))
+        # Each reason is logged once, so each is a different one.
+        unheard.publish(Image(header=unheard.next_header(), encoding=f'theora{failed}'))
         unheard.wait(lambda: unheard.counts()['undecodable'] > failed, 'the counter')
         unheard.check_answered()
 
