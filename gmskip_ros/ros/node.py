@@ -302,9 +302,15 @@ class DualVlmNode(Node):
     def _report_health(self) -> None:
         self._refresh_settings()
         rate_hz = self._settings.rate_hz
+        same_name = self._same_name()
         report = self._worker.report(
-            max(NO_FRAMES_AFTER_S, 2.0 / rate_hz), settle_s(rate_hz), degraded=self._same_name()
+            max(NO_FRAMES_AFTER_S, 2.0 / rate_hz), settle_s(rate_hz), degraded=same_name
         )
+        if same_name and same_name not in report.reason:  # it is wrong in every state
+            level = WARN if report.level == OK else report.level
+            reason = '; '.join(filter(None, [report.reason, same_name]))
+            is_logged = report.is_logged and level != WARN
+            report = dataclasses.replace(report, level=level, reason=reason, is_logged=is_logged)
         if report.is_silent:
             cause = self._diagnosis.silence(report.frames['received'], self._num_lost)
             report = dataclasses.replace(report, reason=f'{report.reason}: {cause}')

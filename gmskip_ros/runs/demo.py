@@ -23,6 +23,7 @@ from gmskip_ros.runs.live import (
     CAMERA_TOPIC,
     Child,
     LiveRunError,
+    no_shared_memory_left,
     number_of_scenes,
     prepare_output,
     render_scenes,
@@ -91,7 +92,10 @@ class _Demo:
         set_ros_environment()
         description: dict[str, Any] = {}
         rows: list[FrameRow] = []
-        with tempfile.TemporaryDirectory(prefix='gmskip_demo_') as scratch:
+        with (
+            tempfile.TemporaryDirectory(prefix='gmskip_demo_') as scratch,
+            no_shared_memory_left(),
+        ):
             try:
                 self._children.append(self._start_node())
                 with listening('gmskip_demo', self._collector) as spin_once:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -10,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from gmskip_ros.errors import UserError
@@ -23,6 +24,7 @@ EXECUTABLES = {
 STOP_WITHIN_S = 10.0  # after SIGINT to a child; then it is killed
 LOG_LINES_SHOWN = 5
 END_WITH_PARENT = Path(__file__).with_name('end_with_parent.py')
+CLEAR_SHARED_MEMORY = Path(__file__).with_name('clear_shared_memory.py')
 
 CAMERA_TOPIC = '/camera/image_raw'
 FIRST_SCENE_SEED = 40_000_000  # scenes that no training, calibration or test uses
@@ -74,6 +76,22 @@ def render_scenes(folder: Path, count: int, check: Callable[[], None]) -> None:
         image = cv2.cvtColor(scene.image, cv2.COLOR_RGB2BGR)
         if not cv2.imwrite(str(folder / f'{index:05d}.png'), image):
             raise LiveRunError(f'{folder}: cannot write the scenes: is the disk full?')
+
+
+@contextlib.contextmanager
+def no_shared_memory_left() -> Iterator[None]:
+    """Within the block, a `kill -9` of this process leaves nothing in /dev/shm (Linux)."""
+    if sys.platform != 'linux':
+        yield
+        return
+    command = [sys.executable, '-I', '-S', str(CLEAR_SHARED_MEMORY), str(os.getpid())]
+    # Its group is its own: a Ctrl-C in the terminal does not reach it.
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as watcher:
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                watcher.communicate(b'done')
 
 
 class Child:

@@ -18,6 +18,7 @@ from gmskip_ros.runs.live import (
     STOP_WITHIN_S,
     Child,
     LiveRunError,
+    no_shared_memory_left,
     number_of_scenes,
     prepare_output,
     render_scenes,
@@ -81,7 +82,10 @@ class _Soak:
         options = self._options
         prepare_output(options.out, RESULTS, LOGS)
         set_ros_environment()
-        with tempfile.TemporaryDirectory(prefix='gmskip_soak_') as scratch:
+        with (
+            tempfile.TemporaryDirectory(prefix='gmskip_soak_') as scratch,
+            no_shared_memory_left(),
+        ):
             try:
                 log = options.out / 'node.log'
                 node = start_node(options.parameters, log, options.node_command)

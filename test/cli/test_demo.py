@@ -146,10 +146,9 @@ def test_killed_it_leaves_no_process_behind(demo, one_image, when):
     while running.processes() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not running.processes()
-    # Nobody removes the shared memory of a killed process; the next tests need the room.
-    for path in segments:
-        path.unlink(missing_ok=True)
-        path.with_name(f'{path.name}_el').unlink(missing_ok=True)
+    while any(path.exists() for path in segments) and time.monotonic() < deadline + 10.0:
+        time.sleep(0.1)
+    assert segments and not [path for path in segments if path.exists()]
 
 
 def shared_memory_of(pids: Iterable[int]) -> set[Path]:

@@ -196,6 +196,11 @@ def test_second_node_of_the_same_name(probe: FaultProbe) -> None:
     with ros_node('dual_vlm'):
         warned(probe, 'degraded', '2 nodes are named /dual_vlm', offset_s=0.0)
         probe.process.wait_for_output('degraded: 2 nodes are named /dual_vlm')
+        probe.enable(False)
+        probe.process.wait_for_output(
+            'paused: call ~/enable with true to resume; 2 nodes are named'
+        )
+        probe.enable(True)
     recover(probe)
 
 
