@@ -8,6 +8,7 @@ from typing import Any, cast
 import numpy as np
 
 from gmskip_ros.vlm import Answer, Confidence, Engine, ImageFeatures, SkipSet, Stopped, Timing
+from gmskip_ros.vlm.answer import Box
 
 TOKENS = {'dog': (7,), 'car': (8, 9)}
 
@@ -39,8 +40,8 @@ class FakeVlm(Engine):
         tokens = cast(Any, np.zeros((4, 8)))  # torch takes seconds to import
         return ImageFeatures(tokens=tokens, model=self.name, preprocess_ms=1.0, vision_ms=1.0)
 
-    def visible_share(self, width: int, height: int) -> float:
-        return 1.0
+    def visible_box(self, width: float, height: float) -> Box:
+        return Box(0.0, 0.0, 1.0, 1.0)
 
     def render_prompt(self, prompt: str) -> str:
         return f'<image> {prompt}'

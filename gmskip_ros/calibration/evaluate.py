@@ -24,6 +24,7 @@ from gmskip_ros.numbers import is_whole_number
 from gmskip_ros.skipping import SkipList
 from gmskip_ros.tasks import TaskError
 from gmskip_ros.vlm import CalibrationEngine
+from gmskip_ros.vlm.engine import settings_in_use
 
 FORMAT = 'gmskip/evaluation/1'
 CIDER_NOTE = (
@@ -252,17 +253,11 @@ def list_warnings(
     prompts = {prompt for of_task in questions for prompt in of_task.prompts}
     lengths = {of_task.max_new_tokens for of_task in questions}
     warnings = skip_list.warnings_for(
-        num_blocks=vlm.num_blocks,
-        text_model_type=vlm.text_model_type,
+        **settings_in_use(vlm),
         # Several questions have no single prompt to compare: the list's own gives no warning.
         prompt=prompts.pop() if len(prompts) == 1 else stated.text or '',
-        template_sha256=vlm.template_sha256,
-        dtype=vlm.dtype,
-        image_fit=vlm.image_fit,
-        max_image_tokens=vlm.max_image_tokens,
         max_new_tokens=lengths.pop() if len(lengths) == 1 else stated.max_new_tokens or 0,
         task=settings.task,
-        model=vlm.name,
         match=settings.used_match,
     )
     if skip_list.target is not None and skip_list.target != settings.target:

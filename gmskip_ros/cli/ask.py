@@ -65,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.markup import escape
 
     from gmskip_ros.vlm import load_vlm
+    from gmskip_ros.vlm.engine import settings_in_use
 
     with Console(stderr=True).status('starting') as status:
 
@@ -75,16 +76,10 @@ def run(args: argparse.Namespace) -> int:
         warnings = list(vlm.warnings)
         if skip_list is not None:
             warnings += skip_list.warnings_for(
-                num_blocks=vlm.num_blocks,
-                text_model_type=vlm.text_model_type,
+                **settings_in_use(vlm),
                 prompt=prompt,
-                template_sha256=vlm.template_sha256,
-                dtype=vlm.dtype,
-                image_fit=vlm.image_fit,
-                max_image_tokens=vlm.max_image_tokens,
                 max_new_tokens=max_new_tokens,
                 task=task.name if task else None,
-                model=vlm.name,
                 match=task.match if task else None,
             )
         for warning in warnings:

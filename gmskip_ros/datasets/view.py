@@ -26,7 +26,7 @@ def within_view(
     for sample in dataset.samples:
         labels += len(sample.labels)
         box = visible_box(*sample.size) if sample.size and sample.instances else WHOLE
-        if box != WHOLE and sample.size is not None:
+        if sample.size and box != WHOLE:
             seen = tuple(each for each in sample.instances if _overlaps(each, box, sample.size))
             present, main_object = labels_and_main_object(seen, order)
             outside += len(sample.labels) - len(present)

@@ -111,7 +111,7 @@ def examine_model(
         'prompt': skeleton.render_prompt(prompts[0]),
         'view': {
             'image_fit': skeleton.image_fit,
-            'share': skeleton.visible_share(width, height),
+            'share': skeleton.visible_box(width, height).share,
             'tiles': features.num_tiles,
             'tokens': features.num_tokens,
         },

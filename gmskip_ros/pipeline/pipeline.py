@@ -17,6 +17,7 @@ from gmskip_ros.pipeline.confidence import FirstTokens, first_tokens, margin
 from gmskip_ros.skipping import SkipList
 from gmskip_ros.tasks import Agreement, ParsedAnswer, Task
 from gmskip_ros.vlm import SkipSet, VlmOutOfMemoryError
+from gmskip_ros.vlm.engine import settings_in_use
 
 if TYPE_CHECKING:
     from gmskip_ros.vlm import Answer, Engine, ImageFeatures
@@ -142,16 +143,10 @@ def plan_frame(
                 warnings.append(f'{task.name} has no skip list: its skip branch skips nothing')
             continue
         warnings += skip_list.warnings_for(
-            num_blocks=engine.num_blocks,
-            text_model_type=engine.text_model_type,
+            **settings_in_use(engine),
             prompt=task.prompt,
-            template_sha256=engine.template_sha256,
-            dtype=engine.dtype,
-            image_fit=engine.image_fit,
-            max_image_tokens=engine.max_image_tokens,
             max_new_tokens=task.max_new_tokens,
             task=task.name,
-            model=engine.name,
             match=task.match,
         )
         blocks = tuple(skip_list.blocks_at(operating_point))

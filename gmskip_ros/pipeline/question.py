@@ -14,6 +14,7 @@ from gmskip_ros.pipeline.gate import Frame
 from gmskip_ros.pipeline.parameters import PROMPT
 from gmskip_ros.pipeline.pipeline import BRANCHES, FramePlan, TaskPlan
 from gmskip_ros.skipping import SkipList, SkipListError, SkipSet
+from gmskip_ros.vlm.engine import settings_in_use
 
 if TYPE_CHECKING:
     from gmskip_ros.pipeline.settings import Settings
@@ -133,15 +134,9 @@ def plan_question(
     if skip_list is not None and 'skip' in settings.branches:
         try:
             found = skip_list.warnings_for(
-                num_blocks=engine.num_blocks,
-                text_model_type=engine.text_model_type,
+                **settings_in_use(engine),
                 prompt=skip_list.prompt.text or '',  # any question is asked with it
-                template_sha256=engine.template_sha256,
-                dtype=engine.dtype,
-                image_fit=engine.image_fit,
-                max_image_tokens=engine.max_image_tokens,
                 max_new_tokens=skip_list.prompt.max_new_tokens or task.max_new_tokens,
-                model=engine.name,
             )
             blocks = tuple(skip_list.blocks_at(settings.operating_point))
         except SkipListError:

@@ -607,7 +607,7 @@ class InferenceWorker:
         if (width, height) == self._frame_size or self.engine is None:
             return
         self._frame_size = (width, height)
-        share = self.engine.visible_share(width, height)
+        share = self.engine.visible_box(width, height).share
         line = (
             f'frames of {width}x{height}: the model sees {100 * share:.0f} % '
             f'(image_fit {result.tasks[0].image_fit}), {result.tasks[0].image_tokens} image tokens'

@@ -6,7 +6,7 @@ Stand-ins in tests and faster engines implement these.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -56,8 +56,8 @@ class Engine(Protocol):
     def warnings(self) -> tuple[str, ...]:
         """What a user should know about the checkpoint, a line each."""
 
-    def visible_share(self, width: int, height: int) -> float:
-        """Return which share of a frame of this size (pixels) the model sees."""
+    def visible_box(self, width: float, height: float) -> Box:
+        """Return which part of an image of this size (pixels) the model sees."""
 
     def render_prompt(self, prompt: str) -> str:
         """Return `prompt` in the model's chat template."""
@@ -87,11 +87,21 @@ class Engine(Protocol):
         """Return how much GPU memory is held; None on a CPU."""
 
 
+def settings_in_use(engine: Engine) -> dict[str, Any]:
+    """Return what SkipList.warnings_for compares of an engine, as its keyword arguments."""
+    return {
+        'model': engine.name,
+        'num_blocks': engine.num_blocks,
+        'text_model_type': engine.text_model_type,
+        'template_sha256': engine.template_sha256,
+        'dtype': engine.dtype,
+        'image_fit': engine.image_fit,
+        'max_image_tokens': engine.max_image_tokens,
+    }
+
+
 class CalibrationEngine(Engine, Protocol):
     """What calibration needs as well: many answers at once, probabilities, a measure of work."""
-
-    def visible_box(self, width: float, height: float) -> Box:
-        """Return which part of an image of this size (pixels) the model sees."""
 
     @property
     def token_blocks(self) -> int:

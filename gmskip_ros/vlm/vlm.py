@@ -141,10 +141,6 @@ class Vlm:
         """Return which part of a frame of this size (pixels) the model sees."""
         return self._image_processor.visible_box(width, height)
 
-    def visible_share(self, width: int, height: int) -> float:
-        """Return which share of the area of a frame of this size (pixels) the model sees."""
-        return self.visible_box(width, height).share
-
     def answer(
         self,
         image_or_features: np.ndarray | ImageFeatures,

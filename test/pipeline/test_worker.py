@@ -29,6 +29,7 @@ from gmskip_ros.pipeline.worker import (
     InferenceWorker,
 )
 from gmskip_ros.vlm import ModelLoadError, NonFiniteLogitsError, VlmOutOfMemoryError
+from gmskip_ros.vlm.answer import Box
 
 SECOND = 1_000_000_000
 GREY = np.full((48, 64, 3), 128, dtype=np.uint8)
@@ -739,8 +740,8 @@ def test_what_the_model_sees_of_a_frame_is_logged_once_per_size(bench, caplog) -
     caplog.set_level(logging.INFO)
 
     class Cropping(FakeVlm):
-        def visible_share(self, width: int, height: int) -> float:
-            return height / width
+        def visible_box(self, width: float, height: float) -> Box:
+            return Box(0.0, 0.0, height / width, 1.0)
 
     b = bench(Cropping()).start()
     b.wait(lambda: b.state() == 'ready')
