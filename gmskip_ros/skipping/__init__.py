@@ -11,10 +11,19 @@ from gmskip_ros.skipping.skip_list import (
     derive_operating_points,
     meets_ratio,
 )
-from gmskip_ros.skipping.skip_set import PHASES, SkipSet
+from gmskip_ros.skipping.skip_set import (
+    AXES,
+    IMAGE_KV_POLICIES,
+    KV_POLICIES,
+    PHASES,
+    SkipSet,
+)
 
 __all__ = [
+    'AXES',
+    'IMAGE_KV_POLICIES',
     'JOINT',
+    'KV_POLICIES',
     'OPERATING_POINTS',
     'PHASES',
     'Prompt',
