@@ -27,6 +27,7 @@ from gmskip_ros.calibration.scoring import Scorer
 from gmskip_ros.calibration.settings import SearchSettings, task_settings
 from gmskip_ros.calibration.trajectory import Round, SearchState
 from gmskip_ros.datasets import Dataset, Sample
+from gmskip_ros.skipping import PHASES, SkipSet
 from gmskip_ros.tasks import DEFAULT_PROMPTS, TASK_NAMES, Cider, caption_tokens, rouge_l
 from gmskip_ros.vlm import CandidateAnswer
 
@@ -94,16 +95,17 @@ class TableAnswerer:
     def answers(
         self,
         questions: Sequence[ImageQuestion],
-        removed: Iterable[int],
+        removed: SkipSet,
         candidates: Sequence[int | None],
         max_new_tokens: int,
         is_decided: Callable[[int, str], bool],
+        phases: Sequence[str] = PHASES,
     ) -> list[list[CandidateAnswer]]:
         """Return the answers in the form of Answerer.answers."""
         if self._calls < 1:
             raise KeyboardInterrupt
         self._calls -= 1
-        common = frozenset(removed)
+        common = frozenset(removed.blocks)
         assert not common & set(candidates)
         skips = [common if block is None else common | {block} for block in candidates]
         return [

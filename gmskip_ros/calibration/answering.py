@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from gmskip_ros.skipping import PHASES, SkipSet
+
 if TYPE_CHECKING:  # `gmskip --help` loads this file, and these load numpy
     from gmskip_ros.calibration.distributed import Ranks
     from gmskip_ros.calibration.images import EncodedImages
@@ -26,7 +28,8 @@ class Answerer:
 
     method: 'walk', all candidates in one pass; 'alone', a generation for each question and
     candidate; 'batched', one candidate at a time, but many questions at once. Batched answers are
-    the same up to rounding, the others exactly.
+    the same up to rounding, the others exactly. The walk knows only blocks that every token skips:
+    other skip sets are answered alone.
     """
 
     def __init__(
@@ -52,33 +55,41 @@ class Answerer:
     def answers(
         self,
         questions: Sequence[ImageQuestion],
-        removed: Iterable[int],
+        removed: SkipSet | Iterable[int],
         candidates: Sequence[int | None] = (None,),
         max_new_tokens: int = 16,
         is_decided: Callable[[int, str], bool] | None = None,
+        phases: Sequence[str] = PHASES,
     ) -> list[list[CandidateAnswer]]:
         """Return, per question and candidate, the answer without `removed` and that block.
 
-        Every process must make the call with the same arguments, and gets the same answers. Raises
-        the engine's errors, DatasetError for an image that has disappeared, and RankLostError.
+        The candidate is skipped in `phases`. Every process must make the call with the same
+        arguments, and gets the same answers. Raises the engine's errors, DatasetError for an image
+        that has disappeared, and RankLostError.
         """
-        removed = sorted(removed)
+        removed = SkipSet.of(removed)
+        is_plain = removed.is_plain and (set(phases) == set(PHASES) or [*candidates] == [None])
+        method = self.method if is_plain or self.method != 'walk' else 'alone'
         mine = [i for i, question in enumerate(questions) if self.images.is_mine(question.image)]
         before = self.vlm.token_blocks
         answered: list[list[CandidateAnswer]] = []
         if mine:
             own = [questions[i] for i in mine]
-            if self.method == 'walk':
+            if method == 'walk':
                 answered = self._walk(
                     own,
-                    removed,
+                    removed.blocks,
                     candidates,
                     max_new_tokens,
                     None if is_decided is None else lambda i, text: is_decided(mine[i], text),
                 )
             else:
-                at_once = {'alone': 1, 'batched': self._images_at_once()}[self.method]
-                answered = self._one_by_one(own, removed, candidates, max_new_tokens, at_once)
+                at_once = {'alone': 1, 'batched': self._images_at_once()}[method]
+                sets = [
+                    removed if block is None else removed.adding(block, phases)
+                    for block in candidates
+                ]
+                answered = self._one_by_one(own, sets, max_new_tokens, at_once)
         work = self.vlm.token_blocks - before
         results: list[list[CandidateAnswer]] = [[] for _ in questions]
         for rank_work, rank_answers in self.ranks.gather(
@@ -123,23 +134,21 @@ class Answerer:
     def _one_by_one(
         self,
         questions: Sequence[ImageQuestion],
-        removed: Sequence[int],
-        candidates: Sequence[int | None],
+        skip_sets: Sequence[SkipSet],
         max_new_tokens: int,
         at_once: int,
     ) -> list[list[CandidateAnswer]]:
-        """Answer for one candidate after the other, `at_once` questions in a batch."""
+        """Answer under one skip set after the other, `at_once` questions in a batch."""
         from gmskip_ros.vlm import CandidateAnswer
 
         results: list[list[CandidateAnswer]] = [[] for _ in questions]
-        for candidate in candidates:
-            skipped = [*removed, *([] if candidate is None else [candidate])]
+        for skip_set in skip_sets:
             for start in range(0, len(questions), at_once):
                 batch = questions[start : start + at_once]
                 answers = self.vlm.answer_batch(
                     [self.images[question.image] for question in batch],
                     [question.prompt for question in batch],
-                    skipped,
+                    skip_set,
                     max_new_tokens,
                     should_stop=self.should_stop,
                 )

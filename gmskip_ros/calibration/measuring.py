@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ from gmskip_ros.calibration.objective import (
     shuffled_images,
 )
 from gmskip_ros.calibration.questions import Questions, reread
+from gmskip_ros.skipping import SkipSet
 from gmskip_ros.tasks import TaskError
 from gmskip_ros.tasks.normalisation import normalise
 from gmskip_ros.tasks.scoring import METRICS, Score
@@ -69,8 +70,8 @@ class Evaluator:
         self._is_joint = len(self._parts) > 1
         self._drafts: dict[int, list[tuple[int, ...]]] = {}  # per part: the last known answers
 
-    def evaluate(self, blocks: Sequence[int]) -> dict[str, Any]:
-        """Return the figures of the model without `blocks`, as plain JSON values.
+    def evaluate(self, skip: SkipSet | Iterable[int]) -> dict[str, Any]:
+        """Return the figures of the model with `skip` skipped, as plain JSON values.
 
         What does not apply is None. Shares are in 0..1, times in milliseconds. "All answers" are
         those to every question about its own image, including images without the target.
@@ -99,9 +100,9 @@ class Evaluator:
 
         Raises what Answerer.answers raises.
         """
-        blocks = sorted(blocks)
+        skip_set = SkipSet.of(skip)
         full = self._full
-        found = self._ask(blocks) if blocks else full
+        found = self._ask(skip_set) if skip_set else full
         score, shuffled_score, visual_gain = self._overall(found)
         full_score = self._overall(full)[0]
         answers = [answer for part_answers in found for answer in part_answers.real]
@@ -128,8 +129,8 @@ class Evaluator:
             'difference': _difference(score, full_score),
             'interval': None,
             'mcnemar_p': None,
-            **self._timed(blocks),
-            'parameters_run': self._answerer.vlm.num_parameters_run(blocks),
+            **self._timed(skip_set),
+            'parameters_run': self._answerer.vlm.num_parameters_run(skip_set),
             'token_agreement': statistics.fmean(
                 answer.token_ids == full_answer.token_ids
                 for answer, full_answer in zip(answers, full_answers, strict=True)
@@ -140,7 +141,7 @@ class Evaluator:
             figures.update(_most_frequent(answers))
             figures.update(_against_full(part, found[0], full[0]))
             if part.without_target:
-                figures['auroc'] = self._auroc(part, blocks)
+                figures['auroc'] = self._auroc(part, skip_set)
                 figures['score_without_target'] = statistics.fmean(
                     float(part.objective.parts[0].scorer.score(i, found[0].real[i].text))
                     for i in part.without_target
@@ -149,10 +150,10 @@ class Evaluator:
 
     @cached_property
     def _full(self) -> list[_Answers]:
-        return self._ask([])
+        return self._ask(SkipSet())
 
-    def _ask(self, blocks: Sequence[int]) -> list[_Answers]:
-        """Return every answer without `blocks`, per part."""
+    def _ask(self, skip_set: SkipSet) -> list[_Answers]:
+        """Return every answer with the set skipped, per part."""
         results = []
         for index, part in enumerate(self._parts):
             questions = part.questions
@@ -163,7 +164,7 @@ class Evaluator:
                     ImageQuestion(image, questions.prompts[question], draft)
                     for (question, image), draft in zip(pairs, drafts, strict=True)
                 ],
-                blocks,
+                skip_set,
                 (None,),
                 questions.max_new_tokens,
             )
@@ -218,7 +219,7 @@ class Evaluator:
         ]
         return statistics.fmean(inside) if inside else None
 
-    def _auroc(self, part: _Part, blocks: Sequence[int]) -> float:
+    def _auroc(self, part: _Part, skip_set: SkipSet) -> float:
         """Return how well the target's probability separates images with it from those without.
 
         It is the summed probability of the target's spellings at the start of the answer: with a
@@ -238,7 +239,7 @@ class Evaluator:
                     [images[image]] * len(distinct),
                     [questions.prompts[i]] * len(distinct),
                     distinct,
-                    blocks,
+                    skip_set,
                 )
                 mine[i] = _log_sum(logs)
         found: dict[int, float] = {}
@@ -250,7 +251,7 @@ class Evaluator:
             [value for i, value in sorted(found.items()) if i in without],
         )
 
-    def _timed(self, blocks: Sequence[int]) -> dict[str, Any]:
+    def _timed(self, skip_set: SkipSet) -> dict[str, Any]:
         """Return the times of single answers (batch 1, from cached image features).
 
         The first scored questions (alternating between several tasks) are answered twice by full
@@ -270,23 +271,24 @@ class Evaluator:
         """
         result = dict.fromkeys(LATENCY_FIGURES)
         if self._latency_images and self._answerer.ranks.rank == 0:
-            result.update(self._measure(blocks))
+            result.update(self._measure(skip_set))
         return self._answerer.ranks.of_first(result)
 
-    def _measure(self, blocks: Sequence[int]) -> dict[str, Any]:
+    def _measure(self, skip_set: SkipSet) -> dict[str, Any]:
         vlm = self._answerer.vlm
         timed = [
             (self._answerer.images[part.images[i]], part.questions.prompts[i], part.questions)
             for part, i in self._timed_questions()
         ]
-        sets = [(), tuple(blocks)] if blocks else [()]
-        found: dict[tuple[int, ...], list[_Timed]] = {removed: [] for removed in sets}
+        full = SkipSet()
+        sets = [full, skip_set] if skip_set else [full]
+        found: dict[SkipSet, list[_Timed]] = {removed: [] for removed in sets}
         for features, prompt, questions in [timed[0], *timed * LATENCY_ROUNDS]:
             for removed in sets:
                 answer = vlm.answer(features, prompt, removed, questions.max_new_tokens)
                 found[removed].append(_Timed(answer, questions.max_new_tokens))
         # The first answer of each set was a warm-up.
-        times, full_times = found[tuple(blocks)][1:], found[()][1:]
+        times, full_times = found[skip_set][1:], found[full][1:]
         language_ms = statistics.median(answer.language_ms for answer in times)
         per_token = [answer.decode_ms / answer.passes for answer in times if answer.passes]
         cut = 1 - language_ms / statistics.median(answer.language_ms for answer in full_times)
@@ -300,7 +302,7 @@ class Evaluator:
             'language_ms': language_ms,
             'latency_cut': cut,
             'answers_got_shorter': num_tokens < num_full_tokens
-            and cut > len(blocks) / vlm.num_blocks + noise,
+            and cut > len(skip_set.blocks) / vlm.num_blocks + noise,
         }
 
     def _timed_questions(self) -> list[tuple[_Part, int]]:

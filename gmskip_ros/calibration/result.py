@@ -87,10 +87,18 @@ def make_calibration(
         'rendered_prompt': skip_list.prompt.rendered,
         'method': skip_list.method,
         'nested': skip_list.nested,
+        'phases': list(settings.search.phases),
+        'kv': settings.search.kv,
+        'protect': list(settings.search.protect),
+        'sparsities': list(settings.search.sparsities),
         'options': dict(facts.options),
         'min_score_ratio': settings.search.min_score_ratio,
         'max_sparsity': settings.search.max_sparsity,
         'stopped_by': chosen.stopped_by,
+        'warnings': tie_warnings(rounds),
+        'ranking': None
+        if chosen.ranking is None
+        else [{'block': block, 'value': value} for block, value in chosen.ranking],
         'dataset': dict(facts.dataset),
         'unreadable': list(facts.unreadable),
         'full_score': skip_list.full_score,
@@ -109,6 +117,27 @@ def make_calibration(
         'stability': None,
     }
     return Calibration(skip_list, result)
+
+
+def tie_warnings(rounds: Sequence[Round]) -> list[str]:
+    """Return a line if there are rounds in which every candidate scored the same.
+
+    Rounds in which candidates were pruned do not count: how these would have scored is unknown.
+    """
+    tied = [
+        number
+        for number, done in enumerate(rounds, start=1)
+        if len(done.cells) > 1
+        and all(cell.is_exact for cell in done.cells)
+        and len({cell.score for cell in done.cells}) == 1
+    ]
+    if not tied:
+        return []
+    which = f'round{"s" if len(tied) > 1 else ""} {", ".join(map(str, tied))}'
+    return [
+        f'{which}: every candidate scored the same, so the answers do not tell which block to '
+        'remove: use longer answers, more images or different phases'
+    ]
 
 
 def _make_skip_list(facts: Facts, settings: CalibrationSettings, chosen: ChosenSets) -> SkipList:

@@ -14,7 +14,7 @@ from gmskip_ros.calibration.distributed import Ranks
 from gmskip_ros.calibration.errors import CalibrationError
 from gmskip_ros.calibration.measuring import Evaluator
 from gmskip_ros.calibration.methods.method import Method
-from gmskip_ros.calibration.methods.registry import get_method
+from gmskip_ros.calibration.methods.registry import check_settings, get_method
 from gmskip_ros.calibration.objective import choose_metrics, make_objective
 from gmskip_ros.calibration.result import Calibration, Facts, make_calibration
 from gmskip_ros.calibration.scoring import Scorer, set_key
@@ -57,7 +57,7 @@ def calibrate(
     ranks = ranks or Ranks()
     listener = listener or Listener()
     method = get_method(settings.search.method)
-    method.check(settings.search, vlm.num_blocks)
+    check_settings(settings.search, vlm.num_blocks)
     dataset = in_view(vlm, dataset, ranks, listener)
     if test_dataset is not None:
         test_dataset = in_view(vlm, test_dataset, ranks, listener)
@@ -107,7 +107,7 @@ def calibrate(
         if ranks.rank == 0:
             listener.full_score(float(scorer.full_score))
         chosen = method.choose(scorer)
-        tests = _test(evaluator, chosen.sets, checkpoint, save, listener)
+        tests = _test(evaluator, scorer, chosen.sets, checkpoint, save, listener)
     except Exception:  # not KeyboardInterrupt, which may come between two changes of the state
         save()
         raise
@@ -118,6 +118,7 @@ def calibrate(
 
 def _test(
     evaluator: Evaluator | None,
+    scorer: Scorer,
     sets: Sequence[ScoredSet],
     checkpoint: Checkpoint,
     save: Callable[[], None],
@@ -132,7 +133,7 @@ def _test(
             continue
         key = f'test without {set_key(scored.blocks)}'
         if key not in checkpoint.evaluations:
-            checkpoint.evaluations[key] = evaluator.evaluate(scored.blocks)
+            checkpoint.evaluations[key] = evaluator.evaluate(scorer.skip_set(scored.blocks))
             save()
         figures.append(checkpoint.evaluations[key])
     listener.evaluations(len(sets), len(sets))
@@ -176,6 +177,10 @@ def _fingerprint(
         'search min_score_ratio': search.min_score_ratio,
         'search max_sparsity': search.max_sparsity,
         'search rounds': search.rounds,
+        'search phases': list(search.phases),
+        'search kv': search.kv,
+        'search protect': list(search.protect),
+        'search sparsities': list(search.sparsities),
         **{f'search {name}': value for name, value in method.options_of(search).items()},
         'exhaustive': settings.exhaustive,
         'latency_images': settings.latency_images,
@@ -250,7 +255,7 @@ def _facts(
             None if prompt is None else vlm.render_prompt(prompt),
         ),
         method=method.list_name(settings.search),
-        phases=method.phases[0],
+        phases=settings.search.phases,
         options=_report_options(method, settings),
         created=created,
     )

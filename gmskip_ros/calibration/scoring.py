@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -12,6 +12,7 @@ from gmskip_ros.calibration.errors import CalibrationError
 from gmskip_ros.calibration.objective import Objective
 from gmskip_ros.calibration.settings import Progress, SearchSettings
 from gmskip_ros.calibration.trajectory import FULL, ScoredAnswer, ScoredSet, SearchState
+from gmskip_ros.skipping import SkipSet
 from gmskip_ros.tasks.scoring import Score
 
 # Images asked about at a time, doubling; the state may be saved in between.
@@ -32,11 +33,11 @@ class Scorer:
         state: SearchState | None = None,
         on_progress: Callable[[Progress], None] = lambda _: None,
         on_save: Callable[[SearchState, bool], None] = lambda state, is_round: None,
-        remembered: dict[str, dict[str, Any]] | None = None,
+        remembered: dict[str, Any] | None = None,
     ) -> None:
         """`on_save(state, True)` is called after a round, and with False within one.
 
-        `remembered` keeps the scores that scored_set returns, so that a resumed run has them.
+        `remembered` keeps what `remember` computes, so that a resumed run has it.
         """
         self.objective = objective
         self.answerer = answerer
@@ -51,6 +52,19 @@ class Scorer:
     def num_blocks(self) -> int:
         """Blocks of the language decoder."""
         return self.answerer.vlm.num_blocks
+
+    @property
+    def removable(self) -> list[int]:
+        """The blocks that are not protected, ascending."""
+        return self.settings.removable(self.num_blocks)
+
+    def sizes(self) -> list[int]:
+        """Return how many blocks the sets to choose have, ascending."""
+        return self.settings.sizes(self.num_blocks)
+
+    def skip_set(self, blocks: Iterable[int]) -> SkipSet:
+        """Return the set that skips these blocks as the settings say."""
+        return SkipSet.of(blocks, self.settings.phases, self.settings.kv)
 
     @cached_property
     def full_scores(self) -> tuple[Score, ...]:
@@ -97,10 +111,18 @@ class Scorer:
         if not blocks:
             return ScoredSet((), float(self.full_score))
         key = f'calibration score without {set_key(blocks)}'
+        found = self.remember(key, lambda: {'score': float(self.score_of(blocks))})
+        return ScoredSet(tuple(blocks), found['score'])
+
+    def remember(self, key: str, compute: Callable[[], Any]) -> Any:
+        """Return what `compute` returns (JSON values), computed once and kept for a resumed run.
+
+        Every process must compute the same.
+        """
         if key not in self._remembered:
-            self._remembered[key] = {'score': float(self.score_of(blocks))}
+            self._remembered[key] = compute()
             self.on_save(self.state, True)
-        return ScoredSet(tuple(blocks), self._remembered[key]['score'])
+        return self._remembered[key]
 
     def overall(self, contributions: Sequence[Score]) -> Score:
         """Return the score to compare, from the contributions of all items in their order."""
@@ -154,10 +176,11 @@ class Scorer:
         ]
         answered = self.answerer.answers(
             asked,
-            removed,
+            self.skip_set(removed),
             [None if block == FULL else block for block in blocks],
             questions.max_new_tokens,
             is_decided=lambda i, text: objective.is_decided(items[i], text),
+            phases=self.settings.phases,
         )
         return {
             block: {

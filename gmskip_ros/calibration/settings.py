@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gmskip_ros.calibration.errors import CalibrationError
-from gmskip_ros.skipping import JOINT
+from gmskip_ros.skipping import JOINT, KV_POLICIES, PHASES
 from gmskip_ros.tasks import DEFAULT_MATCH, TASK_NAMES, Task, make_task
 
 GENERIC = 'generic'
@@ -53,7 +53,10 @@ class SearchSettings:
 
     A method that removes blocks one at a time stops when the best score falls below
     min_score_ratio x the full model's, at max_sparsity, after `rounds` removals, and when one block
-    is left. `options` are the method's own, by name; missing ones have their default.
+    is left. One that orders or chooses blocks without a search may be given `sparsities` in place
+    of these limits: the sizes wanted, whatever the score. phases and kv: how the blocks are
+    skipped, see SkipSet. protect: how many of the first and of the last blocks stay. `options` are
+    the method's own, by name; missing ones have their default.
     """
 
     method: str = 'gm-skip'  # one of methods.METHODS
@@ -61,6 +64,10 @@ class SearchSettings:
     min_score_ratio: float = 1.0
     max_sparsity: float = 0.9
     rounds: int | None = None
+    phases: tuple[str, ...] = PHASES
+    kv: str = KV_POLICIES[0]
+    protect: tuple[int, int] = (0, 0)
+    sparsities: tuple[float, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -72,12 +79,59 @@ class SearchSettings:
             )
         if self.rounds is not None and self.rounds < 1:
             raise CalibrationError(f'rounds {self.rounds} must be 1 or more')
+        for sparsity in self.sparsities:
+            if not 0 <= sparsity < 1:
+                raise CalibrationError(f'sparsity {sparsity:g} must be at least 0 and below 1')
+        if min(self.protect) < 0:
+            raise CalibrationError(f'protect {self.protect} must be two numbers of 0 or more')
+        if self.kv != KV_POLICIES[0] and self.phases != ('prefill',):
+            raise CalibrationError(
+                f'kv {self.kv!r} matters only where prefill skips a block that decode runs: set '
+                'phases to prefill, or remove it'
+            )
+
+    def removable(self, num_blocks: int) -> list[int]:
+        """Return the blocks that are not protected, ascending. Raises CalibrationError for none."""
+        first, last = self.protect
+        blocks = list(range(first, num_blocks - last))
+        if not blocks:
+            raise CalibrationError(
+                f'protect {first},{last} leaves none of {num_blocks} blocks: protect fewer'
+            )
+        return blocks
 
     def num_removals(self, num_blocks: int) -> int:
-        """Return how many blocks may be removed at most; at least one block stays."""
-        # 0.7 x 10 is a little less than 7 in floating point.
-        most = min(int(self.max_sparsity * num_blocks + 1e-9), num_blocks - 1)
+        """Return how many blocks may be removed at most; at least one block stays.
+
+        Raises CalibrationError for a sparsity that would take more blocks than may be removed.
+        """
+        possible = min(len(self.removable(num_blocks)), num_blocks - 1)
+        if self.sparsities:
+            most = num_skipped(max(self.sparsities), num_blocks)
+            if most > possible:
+                raise CalibrationError(
+                    f'sparsity {max(self.sparsities):g} is {most} of {num_blocks} blocks, and '
+                    f'{possible} may be removed: give a smaller one, or protect fewer'
+                )
+            return most
+        most = min(num_skipped(self.max_sparsity, num_blocks), possible)
         return most if self.rounds is None else min(most, self.rounds)
+
+    def sizes(self, num_blocks: int) -> list[int]:
+        """Return how many blocks the sets to choose have, ascending: `sparsities`, or every size.
+
+        Raises what num_removals raises.
+        """
+        most = self.num_removals(num_blocks)
+        if not self.sparsities:
+            return list(range(1, most + 1))
+        sizes = {num_skipped(sparsity, num_blocks) for sparsity in self.sparsities}
+        return sorted(sizes - {0})
+
+
+def num_skipped(sparsity: float, num_blocks: int) -> int:
+    """Return how many of the blocks a sparsity skips, rounded down."""
+    return int(sparsity * num_blocks + 1e-9)  # 0.7 x 10 is a little less than 7
 
 
 @dataclass(frozen=True)

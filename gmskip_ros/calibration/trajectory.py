@@ -79,9 +79,11 @@ class ScoredSet:
 class ChosenSets:
     """What a method chose: skip sets in ascending size, the empty one first.
 
-    nested: each set is the one before it with one block appended.
+    nested: each set is the one before it with one block appended. ranking: every block with the
+    value that ordered them, the first to remove first; for methods that rank.
     """
 
     sets: tuple[ScoredSet, ...]
     nested: bool
     stopped_by: str
+    ranking: tuple[tuple[int, float], ...] | None = None

@@ -27,6 +27,7 @@ from gmskip_ros.cli.options import (
 )
 from gmskip_ros.errors import UserError
 from gmskip_ros.signals import StopSignals
+from gmskip_ros.skipping import KV_POLICIES, PHASES
 
 if TYPE_CHECKING:  # these load numpy, torch or rich, which `gmskip --help` can do without
     from gmskip_ros.calibration.distributed import Ranks
@@ -72,6 +73,28 @@ def add_parser(subparsers: Any) -> None:
     )
     search.add_argument(
         '--max-sparsity', type=float, metavar='S', help='stop at this sparsity (default: 0.9)'
+    )
+    search.add_argument(
+        '--sparsity',
+        metavar='R[,R...]',
+        help='for methods without a search: choose this share of the blocks, whatever the score',
+    )
+    search.add_argument(
+        '--phases',
+        metavar='PHASES',
+        help='skip the blocks in prefill, decode or prefill+decode (default: what the method does)',
+    )
+    search.add_argument(
+        '--kv',
+        choices=KV_POLICIES,
+        default=KV_POLICIES[0],
+        help='with --phases prefill: what a token leaves in a block that it skips for decode to '
+        "attend to: nothing, or keys and values of the block's input (default: none)",
+    )
+    search.add_argument(
+        '--protect',
+        metavar='N,M',
+        help='never remove the first N and the last M blocks (default: what the method does)',
     )
     search.add_argument('--rounds', type=int, metavar='N', help='stop after N removals')
     for option in all_options().values():
@@ -257,9 +280,23 @@ def make_search_settings(args: argparse.Namespace) -> SearchSettings:
             raise UserError(f'{option.flag} has no effect with --method {args.method}: remove it')
         options[option.name] = option.parse(value) if isinstance(value, str) else value
     for name in ('max_sparsity', 'rounds'):
-        if getattr(args, name) is not None and not method.has_limits:
+        if getattr(args, name) is not None:
             flag = name.replace('_', '-')
-            raise UserError(f'--{flag} has no effect with --method {args.method}: remove it')
+            if not method.has_limits:
+                raise UserError(f'--{flag} has no effect with --method {args.method}: remove it')
+            if args.sparsity is not None:
+                raise UserError(f'--{flag} has no effect with --sparsity: remove one of them')
+    if args.sparsity is not None:
+        if not method.takes_sparsity:
+            raise UserError(
+                f'--sparsity has no effect with --method {args.method}: '
+                + ('use --max-sparsity or --rounds' if method.has_limits else 'remove it')
+            )
+        options['sparsities'] = parse_sparsities(args.sparsity)
+    if args.phases is not None:
+        options['phases'] = parse_phases(args.phases)
+    if args.protect is not None:
+        options['protect'] = parse_protect(args.protect)
     if args.exhaustive and 'abandon' in own:
         if 'abandon' in options:
             raise UserError('--no-abandon has no effect with --exhaustive; remove it')
@@ -270,8 +307,37 @@ def make_search_settings(args: argparse.Namespace) -> SearchSettings:
         min_score_ratio=args.min_score_ratio,
         max_sparsity=0.9 if args.max_sparsity is None else args.max_sparsity,
         rounds=args.rounds,
+        kv=args.kv,
         **options,
     )
+
+
+def parse_sparsities(text: str) -> tuple[float, ...]:
+    """Return the numbers of '0.25,0.5'. Raises UserError."""
+    try:
+        return tuple(float(part) for part in split_list('--sparsity', text))
+    except ValueError:
+        raise UserError(
+            f'--sparsity {text!r}: give numbers from 0 to 1, such as 0.25,0.5'
+        ) from None
+
+
+def parse_phases(text: str) -> tuple[str, ...]:
+    """Return the phases of 'prefill+decode', in their usual order. Raises UserError."""
+    names = [name.strip() for name in text.split('+')]
+    if not set(names) <= set(PHASES) or len(set(names)) < len(names):
+        raise UserError(f'--phases {text!r}: use prefill, decode or prefill+decode')
+    return tuple(phase for phase in PHASES if phase in names)
+
+
+def parse_protect(text: str) -> tuple[int, int]:
+    """Return the two numbers of '1,1'. Raises UserError."""
+    parts = [part.strip() for part in text.split(',')]
+    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
+        raise UserError(
+            f'--protect {text!r}: give how many of the first and of the last blocks stay: 1,1'
+        )
+    return int(parts[0]), int(parts[1])
 
 
 if __name__ == '__main__':

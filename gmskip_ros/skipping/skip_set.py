@@ -69,6 +69,17 @@ class SkipSet:
         indices = _block_indices(blocks)
         return cls(**{phase: indices for phase in phases}, kv=kv, image_kv=image_kv)
 
+    def adding(self, block: int, phases: Iterable[str]) -> SkipSet:
+        """Return the set that also skips `block` in `phases` (of AXES)."""
+        more = SkipSet.of([block], phases)
+        return SkipSet(
+            self.prefill | more.prefill,
+            self.decode | more.decode,
+            self.image | more.image,
+            self.kv,
+            self.image_kv,
+        )
+
     @property
     def blocks(self) -> tuple[int, ...]:
         """Blocks skipped on any axis, ascending."""

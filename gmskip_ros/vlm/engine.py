@@ -141,7 +141,7 @@ class CalibrationEngine(Engine, Protocol):
         features: Sequence[ImageFeatures],
         prompts: Sequence[str],
         texts: Sequence[str],
-        skip: Iterable[int] = (),
+        skip: SkipSet | Iterable[int] = (),
     ) -> list[float]:
         """Return log P(text | image, prompt) of every triple."""
 

@@ -307,7 +307,7 @@ class Vlm:
         features: Sequence[ImageFeatures],
         prompts: Sequence[str],
         texts: Sequence[str],
-        skip: Iterable[int] = (),
+        skip: SkipSet | Iterable[int] = (),
     ) -> list[float]:
         """Return log P(text | image, prompt), summed over the text's tokens, of every triple.
 

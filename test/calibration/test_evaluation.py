@@ -19,6 +19,7 @@ from gmskip_ros.calibration.objective import make_objective, shuffled_images
 from gmskip_ros.calibration.questions import make_questions
 from gmskip_ros.calibration.settings import task_settings
 from gmskip_ros.datasets import open_dataset, read_image, write_scenes
+from gmskip_ros.skipping import SkipSet
 from gmskip_ros.tasks import Cider, caption_tokens, rouge_l, set_precision
 from gmskip_ros.tasks.statistics import paired_bootstrap_interval
 from gmskip_ros.vlm import Answer, CandidateAnswer, Timing, load_vlm
@@ -392,7 +393,7 @@ class TimedVlm:
         self.order = []
 
     def num_parameters_run(self, blocks):
-        return 100 - len(blocks)
+        return 100 - len(SkipSet.of(blocks).blocks)
 
     def answer(self, features, prompt, skip, max_new_tokens):
         self.order.append((features, bool(skip)))

@@ -11,6 +11,8 @@ from gmskip_ros.calibration.settings import SearchSettings
 from gmskip_ros.calibration.trajectory import ChosenSets
 from gmskip_ros.skipping import PHASES
 
+ALL_PHASES = (PHASES, ('prefill',), ('decode',))
+
 
 @dataclass(frozen=True)
 class Option:
@@ -39,7 +41,9 @@ class Method:
     summary: a few words for --help. title: its name in tables.
     needs_labels: whether `choose` needs references to score answers against.
     phases: the combinations of phases that it can choose blocks for, the usual one first.
-    has_limits: whether max_sparsity and rounds limit it. uses_seed: whether the result depends on
+    protect: how many of the first and the last blocks stay unless the user says otherwise.
+    has_limits: whether max_sparsity and rounds limit it. takes_sparsity: whether it can be asked
+    for sparsities, as methods without a search can. uses_seed: whether the result depends on
     the seed.
     list_name: returns the name that a skip list records, from the options in use.
     check: raises CalibrationError for settings that do not suit a model of so many blocks.
@@ -51,8 +55,10 @@ class Method:
     title: str = ''
     options: tuple[Option, ...] = ()
     needs_labels: bool = True
-    phases: tuple[tuple[str, ...], ...] = (PHASES,)
+    phases: tuple[tuple[str, ...], ...] = ALL_PHASES
+    protect: tuple[int, int] = (0, 0)
     has_limits: bool = True
+    takes_sparsity: bool = False
     uses_seed: bool = False
     list_name: Callable[[SearchSettings], str] = lambda settings: settings.method
     check: Callable[[SearchSettings, int], None] = lambda settings, num_blocks: None

@@ -29,6 +29,7 @@ METHOD: Method = Method(
     name='one-shot',
     choose=choose,
     summary="by the ranking of gm-skip's first round",
+    takes_sparsity=True,
     options=(TIE_ORDER,),
     list_name=name_with_ties,
 )

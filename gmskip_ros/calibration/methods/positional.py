@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gmskip_ros.calibration.methods.method import Method, Option
-from gmskip_ros.calibration.methods.removal import OrderedRemoval
+from gmskip_ros.calibration.methods.removal import remove_in_order
 from gmskip_ros.calibration.scoring import Scorer
 from gmskip_ros.calibration.trajectory import ChosenSets
 
@@ -21,12 +21,13 @@ def deletion_order(start: str, num_blocks: int) -> Sequence[int]:
 def choose(scorer: Scorer) -> ChosenSets:
     """Return the trajectory in the order of depth."""
     start = METHOD.options_of(scorer.settings)['start']
-    return OrderedRemoval(scorer, deletion_order(start, scorer.num_blocks)).choose()
+    return remove_in_order(scorer, deletion_order(start, scorer.num_blocks))
 
 
 METHOD: Method = Method(
     name='positional',
     choose=choose,
+    takes_sparsity=True,
     summary='in the order of depth',
     options=(
         Option(

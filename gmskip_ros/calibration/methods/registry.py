@@ -44,10 +44,25 @@ def search_settings(method: str = 'gm-skip', **values: Any) -> SearchSettings:
 
     Raises CalibrationError.
     """
+    chosen = get_method(method)
     options = {}
-    for option in get_method(method).options:
+    for option in chosen.options:
         value = options[option.name] = values.pop(option.name, option.default)
         if option.choices and value not in option.choices:
             name, known = option.name.replace('_', ' '), ', '.join(option.choices)
             raise CalibrationError(f'{name} {value!r} is unknown: use {known}')
+    values.setdefault('phases', chosen.phases[0])
+    values.setdefault('protect', chosen.protect)
+    if values['phases'] not in chosen.phases:
+        known = ', '.join(map('+'.join, chosen.phases))
+        given = '+'.join(values['phases'])
+        raise CalibrationError(
+            f'phases {given}: {method} cannot choose blocks for them: use {known}'
+        )
     return SearchSettings(method, options=options, **values)
+
+
+def check_settings(settings: SearchSettings, num_blocks: int) -> None:
+    """Raise CalibrationError for settings that do not suit a model of so many blocks."""
+    settings.num_removals(num_blocks)
+    get_method(settings.method).check(settings, num_blocks)

@@ -44,7 +44,7 @@ class RemovalSearch:
         self.most = defaultdict[int, list[Score]](lambda: [most for _, most in self.bounds])
 
     def candidates(self, retained: Sequence[int]) -> list[int]:
-        """Return the retained blocks that may be removed in this round, ascending."""
+        """Return those of the retained, unprotected blocks to try in this round, ascending."""
         raise NotImplementedError
 
     def choose(self) -> ChosenSets:
@@ -115,21 +115,27 @@ class RemovalSearch:
         return self.scorer.overall(self.most[block])
 
     def is_enough(self, score: Score) -> bool:
-        """Return whether a score reaches min_score_ratio x the full score."""
+        """Return whether a score allows to go on: any does where sizes were asked for."""
+        if self.settings.sparsities:
+            return True
         full_score = float(self.scorer.full_score)
         return meets_ratio(float(score), full_score, self.settings.min_score_ratio)
 
     def _limit_reached(self, most: int) -> str:
+        if self.settings.sparsities:
+            return f'sparsity {max(self.settings.sparsities):g} is reached'
         if self.settings.rounds is not None and most == self.settings.rounds:
             return f'the requested number of rounds ({most}) is reached'
         if most == self.scorer.num_blocks - 1:
             return 'one block is left'
+        if most == len(self.scorer.removable):
+            return 'only protected blocks are left'
         return f'max_sparsity {self.settings.max_sparsity:g} is reached'
 
     def _remove_best(self) -> None:
         state = self.state
         removed = set(state.removed)
-        retained = [block for block in range(self.scorer.num_blocks) if block not in removed]
+        retained = [block for block in self.scorer.removable if block not in removed]
         candidates = self.candidates(retained)
         finished = self.score_candidates(candidates)
         cells = tuple(self._cell(block) for block in candidates)
@@ -180,12 +186,19 @@ class RemovalSearch:
         self.scorer.report(in_race, best, None if best is None else scores[best])
 
 
-class OrderedRemoval(RemovalSearch):
-    """Removes blocks in a given order, for as long as the score is good enough."""
-
+class _OrderedRemoval(RemovalSearch):
     def __init__(self, scorer: Scorer, order: Sequence[int]) -> None:
         super().__init__(scorer)
         self._order = order
 
     def candidates(self, retained: Sequence[int]) -> list[int]:
         return [next(block for block in self._order if block in retained)]
+
+
+def remove_in_order(scorer: Scorer, order: Sequence[int]) -> ChosenSets:
+    """Return every prefix of an order of all blocks, with its score; protected blocks stay.
+
+    It ends at the largest of the sparsities asked for; without, where the score is no longer good
+    enough, or at the other limits.
+    """
+    return _OrderedRemoval(scorer, order).choose()
