@@ -14,7 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gmskip_ros.calibration.methods.registry import METHODS, all_options, search_settings
+from gmskip_ros.calibration.methods.registry import (
+    METHODS,
+    all_options,
+    get_method,
+    search_settings,
+)
 from gmskip_ros.calibration.settings import CalibrationSettings, SearchSettings
 from gmskip_ros.cli.options import (
     add_dataset_options,
@@ -59,7 +64,7 @@ def add_parser(subparsers: Any) -> None:
     search = parser.add_argument_group('search')
     search.add_argument(
         '--method',
-        choices=METHODS,
+        metavar='METHOD',
         default='gm-skip',
         help='; '.join(f'{method.name}: {method.summary}' for method in METHODS.values())
         + ' (default: gm-skip)',
@@ -244,6 +249,8 @@ def write_and_print(calibration: Calibration, folder: Path) -> None:
         ) from error
     console = Console()
     console.print(calibration_table(calibration.result))
+    for warning in calibration.result['warnings']:
+        print(f'gmskip: warning: {warning}', file=sys.stderr)
     for path in calibration.result['unreadable']:
         print(f'gmskip: unreadable, skipped: {path}', file=sys.stderr)
     print(f'skip list: {skip_list_path(calibration.skip_list, folder)}')
@@ -269,7 +276,7 @@ def make_settings(args: argparse.Namespace) -> CalibrationSettings:
 
 def make_search_settings(args: argparse.Namespace) -> SearchSettings:
     """Return the settings of the method. Raises UserError for options of other methods."""
-    method = METHODS[args.method]
+    method = get_method(args.method)
     own = {option.name for option in method.options}
     options: dict[str, Any] = {}
     for option in all_options().values():

@@ -209,6 +209,7 @@ def _page(result: Mapping[str, Any], trade_off: bytes, heat_map: bytes | None) -
         explanations=[GAP, *col.match_columns(rows), *col.AGAINST_FULL, *col.CONTROLS, *col.COST],
         balanced_explanation=col.BALANCED_EXPLANATION,
         stability=_stability(result),
+        ranking=_ranking(result),
         cider_note=CIDER_NOTE if uses_cider else '',
         facts=_facts(result),
         trade_off=data_uri(trade_off),
@@ -221,6 +222,7 @@ def _alerts(result: Mapping[str, Any], rows: list[dict[str, Any]]) -> list[str]:
     """Return what a reader must know before reading any figure, one line each."""
     alerts = fmt.demo_alert(result)
     alerts += [fmt.one_line(warning) for warning in result['dataset']['warnings']]
+    alerts += map(fmt.one_line, result['warnings'])
     alerts += fmt.unreadable_alert(result['unreadable'])
     if not any(row['evaluation'] for row in rows):
         alerts.append(NOT_TESTED_NOTE)
@@ -256,6 +258,15 @@ def _stability(result: Mapping[str, Any]) -> dict[str, Any] | None:
     return {'seeds': stability['seeds'], 'table': col.html_table(columns, rows)}
 
 
+def _ranking(result: Mapping[str, Any]) -> Any:
+    """Return a table of every block and the value that ordered them; None without a ranking."""
+    if not result['ranking']:
+        return None
+    value = col.field('Value', 'value', lambda value: f'{value:.4g}')
+    columns = (col.field('Block', 'block'), value)
+    return col.html_table(columns, result['ranking'])
+
+
 def _facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return what was calibrated and how, as (name, value) lines."""
     shown_elsewhere = (
@@ -269,6 +280,8 @@ def _facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         'rounds',
         'operating_points',
         'prefixes',
+        'ranking',
         'stability',
+        'warnings',
     )
     return col.flat_facts({**result, 'metric': fmt.metric_name(result)}, shown_elsewhere)

@@ -19,10 +19,11 @@ from gmskip_ros.calibration.methods.registry import METHODS
 from gmskip_ros.calibration.scoring import Scorer
 from gmskip_ros.calibration.trajectory import ChosenSets
 from gmskip_ros.cli import main
-from gmskip_ros.datasets import open_dataset, write_scenes
+from gmskip_ros.datasets import choose_samples, open_dataset, read_image, write_scenes
 from gmskip_ros.datasets.scenes import CLASSES
-from gmskip_ros.skipping import OPERATING_POINTS, load_skip_list
+from gmskip_ros.skipping import OPERATING_POINTS, SkipSet, load_skip_list
 from gmskip_ros.tasks import make_task
+from gmskip_ros.tasks.scoring import make_scorer
 from gmskip_ros.vlm import load_vlm
 
 COCO_MINI = Path(__file__).parents[3] / 'shared' / 'data' / 'coco-mini'
@@ -344,6 +345,80 @@ def test_a_method_is_registered_in_one_place(gmskip, tmp_path, monkeypatch, caps
     assert 'dummy-2' in (tmp_path / 'out' / 'report.html').read_text()
 
 
+def test_a_search_in_one_phase_of_unprotected_blocks(gmskip, vlm, scenes, tmp_path):
+    """Against answers to every candidate, one by one."""
+    options = '--phases decode --protect 20,6'
+    named = {'task': 'captioning', 'images': 2, 'test_images': 1, 'rounds': 1}
+    assert gmskip(options, min_score_ratio=0, **named)[0] == 0
+    out = tmp_path / 'out'
+    skip_list = load_skip_list(out / 'captioning.skip.yaml')
+    result = read_json(out / 'calibration.json')
+    assert skip_list.phases == ('decode',) and result['phases'] == ['decode']
+    assert (result['protect'], result['kv']) == ([20, 6], 'none')
+    cells = {cell['block']: cell['score'] for cell in result['rounds'][0]['cells']}
+    assert list(cells) == list(range(20, 26))
+
+    dataset = open_dataset(str(scenes))
+    samples, _ = choose_samples(
+        [sample for sample in dataset.samples if sample.captions], 2, 1, seed=0
+    )
+    task = make_task('captioning')
+    scorer = make_scorer('cider', [sample.captions for sample in samples], task)
+    images = [read_image(sample.image_path) for sample in samples]
+    for block, score in cells.items():
+        answers = [
+            vlm.answer(image, task.prompt, SkipSet(decode=[block]), task.max_new_tokens)
+            for image in images
+        ]
+        scores = [float(scorer.score(i, answer.text)) for i, answer in enumerate(answers)]
+        assert score == pytest.approx(sum(scores) / 2, abs=1e-9)
+    best = max(cells.values())
+    assert [removal.block for removal in skip_list.removed] == [
+        max(block for block, score in cells.items() if score == best)
+    ]
+    page = (out / 'report.html').read_text()
+    assert 'gm-skip (decode)' in page
+
+
+def test_a_round_in_which_every_candidate_ties_is_a_warning(gmskip, tmp_path):
+    """Answers of one token have no decode phase, so nothing that is skipped there changes them."""
+    status, _, errors = gmskip(
+        '--phases decode', task='single_object', max_new_tokens=1, images=2, rounds=1
+    )
+    assert status == 0
+    (warning,) = read_json(tmp_path / 'out' / 'calibration.json')['warnings']
+    assert warning.startswith('round 1: every candidate scored the same')
+    assert f'gmskip: warning: {warning}' in errors
+    assert 'every candidate scored the same' in (tmp_path / 'out' / 'report.html').read_text()
+
+
+@pytest.mark.parametrize('method', ['one-shot', 'random', 'positional'])
+def test_a_method_without_a_search_goes_to_the_size_asked_for(gmskip, tmp_path, method):
+    """Whatever the score; the smaller sizes come with it, and protected blocks stay."""
+    named = {'task': 'single_object', 'images': 2, 'test_images': 0, 'rounds': None}
+    options = f'--method {method} --sparsity 0.1,0.25 --protect 1,2'
+    assert gmskip(options, min_score_ratio=5, **named)[0] == 0
+    skip_list = load_skip_list(tmp_path / 'out' / 'single_object.skip.yaml')
+    removed = [removal.block for removal in skip_list.removed]
+    assert len(removed) == 8 and not {0, 30, 31} & set(removed)
+    result = read_json(tmp_path / 'out' / 'calibration.json')
+    assert result['stopped_by'] == 'sparsity 0.25 is reached'
+    assert len(result['prefixes']) == 9
+
+
+@pytest.mark.parametrize(
+    ('options', 'parts'),
+    [
+        ('--protect 20,20', ('protect 20,20', 'none of 32')),
+        ('--protect 10,10 --method random --sparsity 0.5', ('sparsity 0.5 is 16', '12')),
+    ],
+)
+def test_what_does_not_suit_the_model(gmskip, monkeypatch, options, parts):
+    monkeypatch.delattr('gmskip_ros.vlm.Vlm.encode')  # before images are encoded
+    result = gmskip(options, task='single_object', rounds=None, images=1, test_images=0)
+    assert is_refused(result, *parts)
+
+
 def test_fixed_intervals(gmskip, vlm, tmp_path):
     status, output, errors = gmskip(
         '--method fixed-interval', task='single_object', images=2, test_images=1, rounds=None
@@ -420,6 +495,22 @@ def test_another_split_is_tested_on(gmskip, scenes, tmp_path):
         ('--method fixed-interval --max-sparsity 0.5', ('--max-sparsity', 'fixed-interval')),
         ('--method fixed-interval --tie-order forward', ('--tie-order', 'fixed-interval')),
         ('--exhaustive --no-abandon', ('--exhaustive', '--no-abandon')),
+        ('--method nonsense', ("'nonsense'", 'gm-skip', 'one-shot', 'fixed-interval')),
+        ('--phases image', ("--phases 'image'", 'prefill, decode or prefill+decode')),
+        ('--phases prefill,decode', ("--phases 'prefill,decode'",)),
+        ('--phases decode+decode', ("--phases 'decode+decode'",)),
+        ('--kv input', ("kv 'input'", 'prefill')),
+        ('--kv input --phases decode', ("kv 'input'", 'prefill')),
+        ('--protect 3', ("--protect '3'", '1,1')),
+        ('--protect=-1,1', ("--protect '-1,1'", '1,1')),
+        ('--sparsity 0.5', ('--sparsity', '--method gm-skip', '--rounds')),
+        ('--method fixed-interval --sparsity 0.5', ('--sparsity', 'fixed-interval')),
+        ('--method random --sparsity 1', ('sparsity 1 ', 'below 1')),
+        ('--method random --sparsity -0.5', ('sparsity -0.5 ', 'at least 0')),
+        ('--method random --sparsity nan', ('sparsity nan', 'at least 0')),
+        ('--method random --sparsity half', ("--sparsity 'half'",)),
+        ('--method random --sparsity 0.5 --max-sparsity 0.5', ('--max-sparsity', '--sparsity')),
+        ('--method random --sparsity 0.5 --rounds 2', ('--rounds', '--sparsity')),
         ('--test-split x --test-images 0', ('--test-split', '--test-images 0')),
         ('--target person,person', ('--target', 'different names')),
         ('--target person,', ('--target', 'different names')),
@@ -440,7 +531,8 @@ def test_another_split_is_tested_on(gmskip, scenes, tmp_path):
 def test_what_is_refused(gmskip, tmp_path, monkeypatch, options, parts):
     """Before the model is loaded, which may take minutes."""
     monkeypatch.delattr('gmskip_ros.cli.calibrate.load_model')
-    rounds = None if '--rounds' in options or 'fixed-interval' in options else 2
+    has_limits = any(word in options for word in ('--rounds', 'fixed-interval', '--sparsity'))
+    rounds = None if has_limits else 2
     assert is_refused(gmskip(options, task='single_object', rounds=rounds), *parts)
     assert not list(tmp_path.glob('out/*'))
 

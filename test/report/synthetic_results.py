@@ -75,6 +75,12 @@ def calibration(
         'options': {'tie_order': 'backward', 'exhaustive': False},
         'min_score_ratio': 1.0,
         'max_sparsity': 0.9,
+        'phases': ['prefill', 'decode'],
+        'kv': 'none',
+        'protect': [0, 0],
+        'sparsities': [],
+        'warnings': [],
+        'ranking': None,
         'stopped_by': 'the best candidate of round 15 scores below 1.0 x full',
         'dataset': {
             'name': 'coco-val2017',
