@@ -203,11 +203,12 @@ class Vlm:
         rows = self._rows(features, prompts)
         self._check_context(rows, length - 1, 'answer')  # the last token chosen is never run
         preprocessed_ms = self._clock_ms()
-        hidden, is_real = self._embed(rows, features)
+        hidden, is_real, is_image = self._embed(rows, features)
         generated = generation.generate(
             self.decoder,
             hidden,
             is_real,
+            is_image,
             skip_set,
             length,
             self.end_ids if forced_length is None else (),
@@ -323,9 +324,10 @@ class Vlm:
         if not rows:
             return []
         self._check_context(rows, 0, 'text')
-        hidden, is_real = self._embed(rows, features)
-        store = KeyValueStore(is_real, is_real.shape[1], self.num_blocks)
-        hidden = self.decoder.run_blocks(hidden, store, skip_set.prefill)
+        hidden, is_real, is_image = self._embed(rows, features)
+        store = KeyValueStore(is_real, is_real.shape[1], self.num_blocks, is_image)
+        num_wanted = 1 + max(map(len, text_ids))
+        hidden = self.decoder.run_blocks(hidden, store, skip_set, 'prefill', num_wanted)
         results = []
         for row, ids in zip(hidden, text_ids, strict=True):  # left-padded: texts end together
             logits = self.decoder.logits(row[-len(ids) - 1 : -1])  # (tokens of the text, V)
@@ -409,7 +411,7 @@ class Vlm:
 
     def _embed(
         self, rows: Sequence[Sequence[int]], features: Sequence[ImageFeatures]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         return generation.embed(self.decoder, rows, features, self.tokenizer.image_token_id)
 
     def _answer_alone(

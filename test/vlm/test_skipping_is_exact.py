@@ -12,7 +12,7 @@ from references import Definition, HfReference
 from tiny_models import SLIDING_WINDOW, make_tiny_model
 
 from gmskip_ros.vlm import SkipSet, load_vlm
-from gmskip_ros.vlm.decoder import KeyValueStore
+from gmskip_ros.vlm.decoder import ALL, KeyValueStore
 
 NUM_BLOCKS = 6
 STEPS = 5
@@ -161,13 +161,13 @@ def test_positions_and_masks_of_a_padded_batch() -> None:
     is_real = torch.tensor([[False, False, True, True], [True, True, True, True]])
     store = KeyValueStore(is_real, max_columns=6, num_blocks=1)
     assert store.advance(4).tolist() == [[0, 0, 0, 1], [0, 1, 2, 3]]
-    mask = store.mask(first_column=0, num_tokens=4, window=None)
+    mask = store.mask(range(4), (ALL, 0), window=None)
     assert mask.any(dim=-1).all(), 'a fully masked row: softmax would give NaN'
     assert mask[0, 0, 3].tolist() == [False, False, True, True]
     assert store.advance(1).tolist() == [[2], [4]]
     assert store.advance(1).tolist() == [[3], [5]]
-    assert store.mask(0, 1, window=None)[0, 0, 0].tolist() == [False, False] + [True] * 4
-    assert store.mask(0, 1, window=2)[1, 0, 0].tolist() == [False] * 4 + [True] * 2
+    assert store.mask([5], (ALL, 0), window=None)[0, 0, 0].tolist() == [False, False] + [True] * 4
+    assert store.mask([5], (ALL, 0), window=2)[1, 0, 0].tolist() == [False] * 4 + [True] * 2
 
 
 def test_the_definition_itself_matches_removed_layers(pair) -> None:
