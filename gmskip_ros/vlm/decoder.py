@@ -257,6 +257,14 @@ class Decoder:
         hidden = hidden + block.self_attn.o_proj(attended)
         return hidden + block.mlp(block.post_attention_layernorm(hidden))
 
+    def multiplications(self) -> tuple[int, int]:
+        """Return how many a token takes in a block's linear layers, and for key and value alone."""
+        hidden_size, head_size = self.config.hidden_size, self.blocks[0].self_attn.head_dim
+        of_query = hidden_size * self.config.num_attention_heads * head_size
+        of_stored = 2 * hidden_size * self.config.num_key_value_heads * head_size
+        of_feed_forward = 3 * hidden_size * self.config.intermediate_size
+        return 2 * of_query + of_stored + of_feed_forward, of_stored
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits (..., V) of the tokens after hidden (..., H)."""
         return self.lm_head(self.norm(hidden))

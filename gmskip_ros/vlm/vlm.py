@@ -17,11 +17,12 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import numpy as np
 import torch
 
+from gmskip_ros.numbers import is_whole_number
 from gmskip_ros.skipping import SkipSet
 from gmskip_ros.vlm import generation
 from gmskip_ros.vlm.answer import Answer, Box, CandidateAnswer, ImageFeatures, Timing
 from gmskip_ros.vlm.candidates import Candidate, CandidateWalk
-from gmskip_ros.vlm.decoder import Decoder, KeyValueStore
+from gmskip_ros.vlm.decoder import ALL, NONE, TEXT, Decoder, KeyValueStore, who_runs_and_stores
 from gmskip_ros.vlm.errors import (
     ImageError,
     NonFiniteLogitsError,
@@ -345,6 +346,32 @@ class Vlm:
             for block in skip_set.prefill & skip_set.decode
             for parameter in self.decoder.blocks[block].parameters()
         )
+
+    def sparsity(
+        self, skip: SkipSet | Iterable[int], num_image_tokens: int, num_tokens: int
+    ) -> tuple[float, float]:
+        """Return the share of the blocks' multiplications that a skip set saves: prefill, decode.
+
+        They are those of the linear layers, per token, of a prompt of `num_tokens` tokens,
+        `num_image_tokens` of them image tokens. Keys and values that a policy still projects are
+        not saved. Raises SkipSetError, VlmError.
+        """
+        skip_set = self._checked(skip)
+        num_tokens = _check_length('num_tokens', num_tokens)
+        if not (is_whole_number(num_image_tokens) and 0 <= num_image_tokens <= num_tokens):
+            raise VlmError(
+                f'num_image_tokens is {num_image_tokens!r}: give a whole number from 0 to '
+                f'{num_tokens}'
+            )
+        of_tokens = {NONE: 0, TEXT: num_tokens - num_image_tokens, ALL: num_tokens}
+        per_token, of_stored = self.decoder.multiplications()
+        saved = {'prefill': 0.0, 'decode': 0.0}
+        for phase in saved:
+            for block in range(self.num_blocks):
+                runs, stores = who_runs_and_stores(skip_set, phase, block)
+                done = (per_token - of_stored) * of_tokens[runs] + of_stored * of_tokens[stores]
+                saved[phase] += 1 - done / (per_token * num_tokens)
+        return saved['prefill'] / self.num_blocks, saved['decode'] / self.num_blocks
 
     def weights_sha256(self) -> str:
         """Return a hash of the first numbers of every weight: training changes some of them."""
