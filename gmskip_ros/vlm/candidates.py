@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from gmskip_ros.vlm.answer import CandidateAnswer, ImageFeatures
-from gmskip_ros.vlm.decoder import Decoder, KeyValueStore
+from gmskip_ros.vlm.decoder import ALL, Decoder, KeyValueStore
 from gmskip_ros.vlm.errors import Stopped
 from gmskip_ros.vlm.generation import embed, verify
 from gmskip_ros.vlm.prompt import ChatTokenizer
@@ -167,7 +167,7 @@ class CandidateWalk:
         num_columns = prompt_columns + draft_columns
 
         features = [self.features[i] for i in images]
-        embedded, is_real = embed(self.decoder, prompts, features, self.tokenizer.image_token_id)
+        embedded, is_real, _ = embed(self.decoder, prompts, features, self.tokenizer.image_token_id)
         hidden = embedded.new_zeros(
             _num_groups(candidates) * num_images, num_columns, embedded.shape[2]
         )
@@ -199,7 +199,9 @@ class CandidateWalk:
                 wanted = num_columns
                 if block == self.retained[-1]:
                     wanted = 1 + draft_columns
-                mask = layout.mask(0, wanted, self.decoder.windows[block])
+                mask = layout.mask(
+                    layout.columns(ALL, num_columns - wanted), (ALL, 0), self.decoder.windows[block]
+                )
                 rows = hidden[first * num_images : end * num_images]
                 stored[block] = (first, *self._run_block(block, rows, rotary, wanted, mask))
             end += block in candidates

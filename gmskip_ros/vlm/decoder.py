@@ -2,45 +2,80 @@
 
 Skipping block i in a phase: a token processed in that phase passes block i unchanged, and block i
 stores no key and no value for it. A token that runs block i attends, in that block, to itself and
-to the earlier tokens whose own phase ran it. Rotary positions are always the sequence's.
+to the earlier tokens whose keys are stored there. Rotary positions are always the sequence's. The
+image axis and the policies of a skip set change who runs and who stores: see `who_runs_and_stores`.
 
-Shapes: B rows (batch), T tokens in this pass, S entries stored by a block, C columns of the
-left-padded batch so far, H hidden size, N query heads, K key/value heads, D head size.
+Shapes: B rows (batch), T tokens in this pass, Q of them that run a block, S entries stored by a
+block, C columns of the left-padded batch so far, H hidden size, N query heads, K key/value heads,
+D head size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from typing import Any
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from gmskip_ros.skipping import SkipSet
 from gmskip_ros.vlm.errors import Stopped
 
 TEXT_MODEL_TYPES = ('llama', 'mistral', 'qwen2')
+NONE, TEXT, ALL = 'none', 'text', 'all'  # which tokens of a pass
+
+
+def who_runs_and_stores(skip_set: SkipSet, phase: str, block: int) -> tuple[str, str]:
+    """Return which tokens of a pass run a block, and which store keys and values: NONE, TEXT, ALL.
+
+    phase: 'prefill' or 'decode'. Those that run are always among those that store.
+    """
+    if block in (skip_set.prefill if phase == 'prefill' else skip_set.decode):
+        # What is stored for a token that skips is read by later tokens that run: decoded ones.
+        is_read = phase == 'prefill' and block not in skip_set.decode
+        return NONE, ALL if is_read and skip_set.kv == 'input' else NONE
+    if phase == 'prefill' and block in skip_set.image:
+        return TEXT, ALL if skip_set.image_kv == 'input' else TEXT
+    return ALL, ALL
+
+
+class Selection(NamedTuple):
+    """Some of the columns of a pass, ascending, and where they are in it, counted from its end."""
+
+    columns: Sequence[int]
+    at: slice | Tensor
 
 
 class KeyValueStore:
     """Keys and values of one batch, by original block index, and the position counter.
 
     Columns are those of the left-padded batch: the prompt's, then one per decoded token. A block
-    stores a contiguous run of columns: both phases, the prompt only, or the decoded tokens only.
+    stores every column from the first that it stored on, or only columns that are text in some row.
     """
 
-    def __init__(self, is_real: Tensor, max_columns: int, num_blocks: int) -> None:
-        """is_real: bool (B, prompt columns), False on padding; max_columns: how many fit."""
+    def __init__(
+        self, is_real: Tensor, max_columns: int, num_blocks: int, is_image: Tensor | None = None
+    ) -> None:
+        """max_columns: how many columns fit; is_real and is_image: bool (B, prompt columns).
+
+        is_real is False on padding; is_image None stands for prompts without image tokens.
+        """
         batch_size, prompt_columns = is_real.shape
         self.max_columns = max_columns
         self.has_padding = not bool(is_real.all())
         self.is_real = is_real.new_ones(batch_size, max_columns)  # every decoded token is real
         self.is_real[:, :prompt_columns] = is_real
+        self.is_text = self.is_real.clone()
+        if is_image is not None:
+            self.is_text[:, :prompt_columns] &= ~is_image
         self.num_columns = 0  # processed so far
         self.next_position = torch.zeros_like(is_real[:, :1], dtype=torch.long)  # (B, 1), per row
         self.keys: list[Tensor | None] = [None] * num_blocks  # (B, K, capacity, D)
         self.values: list[Tensor | None] = [None] * num_blocks
-        self.first_column = [0] * num_blocks
+        self.num_stored = [0] * num_blocks
+        self.stored = [(ALL, 0)] * num_blocks  # which tokens, from which column on
 
     def advance(self, num_tokens: int) -> Tensor:
         """Add `num_tokens` columns; return their rotary positions, long (B, T)."""
@@ -51,38 +86,69 @@ class KeyValueStore:
         self.num_columns += num_tokens
         return positions
 
-    def append(self, block: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store key and value (B, K, T, D) of the newest columns; return all of the block's."""
-        start = self.num_columns - key.shape[2]
+    def columns(self, which: str, first: int) -> Sequence[int]:
+        """Return the columns so far, from `first` on, that hold such tokens in some row."""
+        columns = range(first, self.num_columns)
+        if which == TEXT:
+            return [column for column in columns if self._has_text[column]]
+        return columns if which == ALL else ()
+
+    def newest(self, which: str, num_tokens: int) -> Selection:
+        """Return which of the newest columns hold such tokens in some row."""
+        columns = self.columns(which, self.num_columns - num_tokens)
+        if which == ALL:
+            return Selection(columns, slice(-num_tokens, None))
+        return Selection(columns, _as_tensor(columns).to(self.is_real.device) - self.num_columns)
+
+    @functools.cached_property
+    def _has_text(self) -> list[bool]:
+        return self.is_text.any(dim=0).tolist()
+
+    def append(self, block: int, which: str, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Store key and value (B, K, T, D) of such newest columns; return all of the block's."""
         keys, values = self.keys[block], self.values[block]
         if keys is None or values is None:
-            self.first_column[block] = start
-            capacity = self.max_columns - start
+            self.stored[block] = (which, self.num_columns - key.shape[2] if which == ALL else 0)
+            capacity = key.shape[2] + self.max_columns - self.num_columns
             keys = self.keys[block] = key.new_empty(*key.shape[:2], capacity, key.shape[3])
             values = self.values[block] = torch.empty_like(keys)
-        first = self.first_column[block]
-        entries = slice(start - first, self.num_columns - first)
+        entries = slice(self.num_stored[block], self.num_stored[block] + key.shape[2])
         keys[:, :, entries] = key
         values[:, :, entries] = value
+        self.num_stored[block] = entries.stop
         return keys[:, :, : entries.stop], values[:, :, : entries.stop]
 
-    def mask(self, first_column: int, num_tokens: int, window: int | None) -> Tensor | None:
-        """Return which stored columns each of the newest tokens attends to: bool (B, 1, T, S).
+    def mask(
+        self, queries: Sequence[int], stored: tuple[str, int], window: int | None
+    ) -> Tensor | None:
+        """Return what each of the columns `queries` (Q) attends to of what is stored: (B, 1, Q, S).
 
-        None where plain causal attention is the same.
+        It is boolean; None where plain causal attention is the same. `stored`: which tokens, from
+        which column on; in each row, only its own tokens of that kind are seen.
         """
-        window_binds = window is not None and self.num_columns - first_column > window
-        starts_together = first_column == self.num_columns - num_tokens
-        if not (self.has_padding or window_binds) and (num_tokens == 1 or starts_together):
+        which, first = stored
+        keys = self.columns(which, first)
+        hides = self.has_padding or (which == TEXT and len(self.is_real) > 1)
+        window_binds = window is not None and queries[-1] - keys[0] >= window
+        # One newest query sees all; as many queries as keys see what is before them.
+        if not (hides or window_binds) and (queries[0] == keys[-1] or queries == keys):
             return None
-        columns = torch.arange(first_column, self.num_columns, device=self.is_real.device)
-        query, key = columns[-num_tokens:, None], columns[None, :]  # (T, 1), (1, S)
+        device = self.is_real.device
+        key = _as_tensor(keys).to(device)  # (S,)
+        query = _as_tensor(queries).to(device)[:, None]  # (Q, 1)
         allowed = key <= query
         if window is not None:
             allowed = allowed & (key > query - window)
-        allowed = allowed & self.is_real[:, None, first_column : self.num_columns]  # (B, T, S)
+        is_seen = self.is_text if which == TEXT else self.is_real
+        allowed = allowed & is_seen[:, None, key]  # (B, Q, S)
         # A padding token attends to itself: no row is fully masked, so softmax never gives NaN.
         return (allowed | (key == query))[:, None]
+
+
+def _as_tensor(columns: Sequence[int]) -> Tensor:
+    if isinstance(columns, range):
+        return torch.arange(columns.start, columns.stop)
+    return torch.tensor(columns, dtype=torch.long)
 
 
 class Decoder:
@@ -104,45 +170,73 @@ class Decoder:
         self,
         hidden: Tensor,
         store: KeyValueStore,
-        skipped: Collection[int],
+        skip_set: SkipSet,
+        phase: str,
         should_stop: Callable[[], bool] | None = None,
     ) -> Tensor:
-        """Run hidden (B, T, H) through the retained blocks; return the last token's logits (B, V).
+        """Run hidden (B, T, H) through a phase's blocks; return the last token's logits (B, V).
 
         Raises Stopped as soon as `should_stop`, polled before every block, returns True.
         """
-        return self.logits(self.run_blocks(hidden, store, skipped, should_stop)[:, -1])
+        return self.logits(self.run_blocks(hidden, store, skip_set, phase, 1, should_stop)[:, -1])
 
     def run_blocks(
         self,
         hidden: Tensor,
         store: KeyValueStore,
-        skipped: Collection[int],
+        skip_set: SkipSet,
+        phase: str,
+        num_wanted: int,
         should_stop: Callable[[], bool] | None = None,
     ) -> Tensor:
-        """Return hidden (B, T, H) after the retained blocks; see `forward`."""
+        """Return the last `num_wanted` tokens of hidden (B, T, H) after the blocks; see `forward`.
+
+        The last block that does anything runs only for these.
+        """
         num_tokens = hidden.shape[1]
         rotary = self.rotary_emb(hidden, store.advance(num_tokens))  # cos, sin: (B, T, D)
-        masks: dict[tuple[int, int | None], Tensor | None] = {}
-        for index in range(len(self.blocks)):
+        plan = [who_runs_and_stores(skip_set, phase, block) for block in range(len(self.blocks))]
+        newest = {which: store.newest(which, num_tokens) for which in set().union(*plan)}
+        last = max((i for i, (_, stores) in enumerate(plan) if stores != NONE), default=None)
+        masks: dict[tuple[Any, ...], Tensor | None] = {}
+        for index, (runs, stores) in enumerate(plan):
             if should_stop is not None and should_stop():
                 raise Stopped('stopped before the answer was complete')
-            if index in skipped:
+            if not newest[stores].columns:
                 continue
-            query, key, value = self.project(index, hidden, rotary)
-            keys, values = store.append(index, key, value)  # (B, K, S, D)
-            which = (store.first_column[index], self.windows[index])
-            if which not in masks:
-                masks[which] = store.mask(which[0], num_tokens, which[1])
-            hidden = self.finish_block(index, hidden, query, keys, values, masks[which])
-        return hidden
+            attention, window = self.blocks[index].self_attn, self.windows[index]
+            normed = self.blocks[index].input_layernorm(hidden)  # (B, T, H)
+            key, value = _project_stored(attention, normed, rotary, newest[stores].at)
+            keys, values = store.append(index, stores, key, value)  # (B, K, S, D)
+            queries = newest[runs]
+            if index == last:  # nothing further needs the earlier tokens
+                queries = store.newest(runs, num_wanted)
+                hidden = hidden[:, -num_wanted:]
+            if not queries.columns:
+                continue
+            query = _project_query(attention, normed, rotary, queries.at)  # (B, N, Q, D)
+            seen = (len(queries.columns), store.stored[index], window)
+            if seen not in masks:
+                masks[seen] = store.mask(queries.columns, store.stored[index], window)
+            before = hidden[:, queries.at]  # (B, Q, H)
+            after = self.finish_block(index, before, query, keys, values, masks[seen])
+            if runs == ALL:
+                hidden = after
+            else:  # a column that is text in one row may be image in another
+                is_text = store.is_text[:, : store.num_columns][:, queries.at, None]
+                hidden = hidden.clone()
+                hidden[:, queries.at] = torch.where(is_text, after, before)
+        return hidden[:, -num_wanted:]
 
     def project(
         self, index: int, hidden: Tensor, rotary: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run a block's first half: rotated query (B, N, T, D), key, value (both (B, K, T, D))."""
-        block = self.blocks[index]
-        return _project(block.self_attn, block.input_layernorm(hidden), rotary)
+        attention = self.blocks[index].self_attn
+        normed = self.blocks[index].input_layernorm(hidden)
+        every = slice(None)
+        query = _project_query(attention, normed, rotary, every)
+        return query, *_project_stored(attention, normed, rotary, every)
 
     def finish_block(
         self,
@@ -163,6 +257,14 @@ class Decoder:
         hidden = hidden + block.self_attn.o_proj(attended)
         return hidden + block.mlp(block.post_attention_layernorm(hidden))
 
+    def multiplications(self) -> tuple[int, int]:
+        """Return how many a token takes in a block's linear layers, and for key and value alone."""
+        hidden_size, head_size = self.config.hidden_size, self.blocks[0].self_attn.head_dim
+        of_query = hidden_size * self.config.num_attention_heads * head_size
+        of_stored = 2 * hidden_size * self.config.num_key_value_heads * head_size
+        of_feed_forward = 3 * hidden_size * self.config.intermediate_size
+        return 2 * of_query + of_stored + of_feed_forward, of_stored
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits (..., V) of the tokens after hidden (..., H)."""
         return self.lm_head(self.norm(hidden))
@@ -178,21 +280,31 @@ def sliding_windows(config: Any) -> list[int | None]:
     return [None] * config.num_hidden_layers
 
 
-def _project(
-    attention: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the rotated query (B, N, T, D) and key, and the value (both (B, K, T, D))."""
-    batch_size, num_tokens, _ = hidden.shape
-    by_head = (batch_size, num_tokens, -1, attention.head_dim)
-    query = attention.q_proj(hidden).view(by_head).transpose(1, 2)
-    key = attention.k_proj(hidden).view(by_head).transpose(1, 2)
-    value = attention.v_proj(hidden).view(by_head).transpose(1, 2)
-    cos, sin = (part.unsqueeze(1) for part in rotary)  # (B, 1, T, D)
-    return _rotate(query, cos, sin), _rotate(key, cos, sin), value
+def _project_query(
+    attention: Any, normed: Tensor, rotary: tuple[Tensor, Tensor], at: slice | Tensor
+) -> Tensor:
+    """Return the rotated query (B, N, Q, D) of the tokens of normed (B, T, H) that are at `at`."""
+    query = _by_head(attention, attention.q_proj(normed[:, at]))
+    return _rotate(query, rotary, at)
 
 
-def _rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _project_stored(
+    attention: Any, normed: Tensor, rotary: tuple[Tensor, Tensor], at: slice | Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the rotated key and the value of the tokens at `at`, both (B, K, tokens, D)."""
+    key = _by_head(attention, attention.k_proj(normed[:, at]))
+    value = _by_head(attention, attention.v_proj(normed[:, at]))
+    return _rotate(key, rotary, at), value
+
+
+def _by_head(attention: Any, projected: Tensor) -> Tensor:
+    """Return projected (B, T, heads D) as (B, heads, T, D)."""
+    return projected.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+
+
+def _rotate(states: Tensor, rotary: tuple[Tensor, Tensor], at: slice | Tensor) -> Tensor:
     """Rotary position embedding, in the half-split layout of Hugging Face's Llama weights."""
+    cos, sin = (part[:, None, at] for part in rotary)  # (B, 1, T, D)
     first, second = states.chunk(2, dim=-1)
     return states * cos + torch.cat((-second, first), dim=-1) * sin
 

@@ -145,6 +145,14 @@ class CalibrationEngine(Engine, Protocol):
     ) -> list[float]:
         """Return log P(text | image, prompt) of every triple."""
 
+    def input_ids(self, prompt: str, features: ImageFeatures) -> list[int]:
+        """Return the whole prompt's token ids, the image token once per image feature."""
+
+    def sparsity(
+        self, skip: SkipSet | Iterable[int], num_image_tokens: int, num_tokens: int
+    ) -> tuple[float, float]:
+        """Return the share of the blocks' multiplications saved, in prefill and in decode."""
+
     def num_parameters_run(self, skip: SkipSet | Iterable[int] = ()) -> int:
         """Return how many parameters remain without the blocks that both phases skip."""
 

@@ -59,52 +59,57 @@ def embed(
     rows: Sequence[Sequence[int]],
     features: Sequence[ImageFeatures],
     image_token_id: int,
-) -> tuple[Tensor, Tensor]:
-    """Return the left-padded batch (B, C, H), zero on padding, and where it is real (B, C).
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the left-padded batch (B, C, H), zero on padding; where it is real; where an image.
 
-    `rows` holds token ids; each image token is replaced by one of the image's features in turn.
+    The last two are bool (B, C). `rows` holds token ids; each image token is replaced by one of the
+    image's features in turn.
     """
     num_columns = max(map(len, rows))
     tokens = features[0].tokens
     hidden = tokens.new_zeros(len(rows), num_columns, tokens.shape[1])
     is_real = torch.zeros(len(rows), num_columns, dtype=torch.bool, device=tokens.device)
+    is_image = torch.zeros_like(is_real)
     for index, (row, image) in enumerate(zip(rows, features, strict=True)):
         ids = torch.tensor(row, device=tokens.device)
         embedded = decoder.embed_tokens(ids)  # (tokens, H)
         embedded[ids == image_token_id] = image.tokens
-        hidden[index, num_columns - len(row) :] = embedded
-        is_real[index, num_columns - len(row) :] = True
-    return hidden, is_real
+        columns = slice(num_columns - len(row), None)
+        hidden[index, columns] = embedded
+        is_real[index, columns] = True
+        is_image[index, columns] = ids == image_token_id
+    return hidden, is_real, is_image
 
 
 def prefill(
     decoder: Decoder,
     hidden: Tensor,
     is_real: Tensor,
+    is_image: Tensor,
     max_new_tokens: int,
-    skipped: Collection[int],
+    skip_set: SkipSet,
     should_stop: ShouldStop = None,
 ) -> tuple[Tensor, KeyValueStore]:
     """Run image and prompt; return the logits (B, V) of the first answer token and the store.
 
-    hidden (B, C, H) and is_real (B, C) are those of `embed`. The store has room for
+    hidden (B, C, H), is_real and is_image (B, C) are those of `embed`. The store has room for
     `max_new_tokens` - 1 more tokens: the last one chosen is never run.
     """
-    num_columns = hidden.shape[1]
-    store = KeyValueStore(is_real, num_columns + max_new_tokens - 1, len(decoder.blocks))
-    return decoder.forward(hidden, store, skipped, should_stop), store
+    max_columns = hidden.shape[1] + max_new_tokens - 1
+    store = KeyValueStore(is_real, max_columns, len(decoder.blocks), is_image)
+    return decoder.forward(hidden, store, skip_set, 'prefill', should_stop), store
 
 
 def decode(
     decoder: Decoder,
     token_ids: Sequence[int],
     store: KeyValueStore,
-    skipped: Collection[int],
+    skip_set: SkipSet,
     should_stop: ShouldStop = None,
 ) -> Tensor:
     """Run the newest token of every row (B); return the logits (B, V) of the one after it."""
     ids = torch.tensor(token_ids, device=store.is_real.device)[:, None]  # (B, 1)
-    return decoder.forward(decoder.embed_tokens(ids), store, skipped, should_stop)
+    return decoder.forward(decoder.embed_tokens(ids), store, skip_set, 'decode', should_stop)
 
 
 def verify(draft: Sequence[int], chosen: Sequence[int]) -> int:
@@ -150,6 +155,7 @@ def generate(
     decoder: Decoder,
     hidden: Tensor,
     is_real: Tensor,
+    is_image: Tensor,
     skip_set: SkipSet,
     max_new_tokens: int,
     end_ids: Collection[int],
@@ -161,10 +167,12 @@ def generate(
 ) -> Generated:
     """Return the greedy continuation of every row, up to a token of `end_ids`.
 
-    hidden (B, C, H) and is_real (B, C) are those of `embed`. A row's tokens are without the end
-    token, its logits with it. Raises NonFiniteLogitsError, Stopped.
+    hidden (B, C, H), is_real and is_image (B, C) are those of `embed`. A row's tokens are without
+    the end token, its logits with it. Raises NonFiniteLogitsError, Stopped.
     """
-    logits, store = prefill(decoder, hidden, is_real, max_new_tokens, skip_set.prefill, should_stop)
+    logits, store = prefill(
+        decoder, hidden, is_real, is_image, max_new_tokens, skip_set, should_stop
+    )
     num_rows = len(hidden)
     unfinished = set(range(num_rows))
     token_ids: list[list[int]] = [[] for _ in range(num_rows)]
@@ -178,7 +186,7 @@ def generate(
     prefilled_ms = clock_ms()
     for step in range(max_new_tokens):
         if step > 0:
-            logits = decode(decoder, chosen, store, skip_set.decode, should_stop)
+            logits = decode(decoder, chosen, store, skip_set, should_stop)
             chosen, chances = choose(logits, unfinished)
         for row in sorted(unfinished):
             if keep_logits:

@@ -17,11 +17,12 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import numpy as np
 import torch
 
+from gmskip_ros.numbers import is_whole_number
 from gmskip_ros.skipping import SkipSet
 from gmskip_ros.vlm import generation
 from gmskip_ros.vlm.answer import Answer, Box, CandidateAnswer, ImageFeatures, Timing
 from gmskip_ros.vlm.candidates import Candidate, CandidateWalk
-from gmskip_ros.vlm.decoder import Decoder, KeyValueStore
+from gmskip_ros.vlm.decoder import ALL, NONE, TEXT, Decoder, KeyValueStore, who_runs_and_stores
 from gmskip_ros.vlm.errors import (
     ImageError,
     NonFiniteLogitsError,
@@ -203,11 +204,12 @@ class Vlm:
         rows = self._rows(features, prompts)
         self._check_context(rows, length - 1, 'answer')  # the last token chosen is never run
         preprocessed_ms = self._clock_ms()
-        hidden, is_real = self._embed(rows, features)
+        hidden, is_real, is_image = self._embed(rows, features)
         generated = generation.generate(
             self.decoder,
             hidden,
             is_real,
+            is_image,
             skip_set,
             length,
             self.end_ids if forced_length is None else (),
@@ -323,9 +325,10 @@ class Vlm:
         if not rows:
             return []
         self._check_context(rows, 0, 'text')
-        hidden, is_real = self._embed(rows, features)
-        store = KeyValueStore(is_real, is_real.shape[1], self.num_blocks)
-        hidden = self.decoder.run_blocks(hidden, store, skip_set.prefill)
+        hidden, is_real, is_image = self._embed(rows, features)
+        store = KeyValueStore(is_real, is_real.shape[1], self.num_blocks, is_image)
+        num_wanted = 1 + max(map(len, text_ids))
+        hidden = self.decoder.run_blocks(hidden, store, skip_set, 'prefill', num_wanted)
         results = []
         for row, ids in zip(hidden, text_ids, strict=True):  # left-padded: texts end together
             logits = self.decoder.logits(row[-len(ids) - 1 : -1])  # (tokens of the text, V)
@@ -343,6 +346,32 @@ class Vlm:
             for block in skip_set.prefill & skip_set.decode
             for parameter in self.decoder.blocks[block].parameters()
         )
+
+    def sparsity(
+        self, skip: SkipSet | Iterable[int], num_image_tokens: int, num_tokens: int
+    ) -> tuple[float, float]:
+        """Return the share of the blocks' multiplications that a skip set saves: prefill, decode.
+
+        They are those of the linear layers, per token, of a prompt of `num_tokens` tokens,
+        `num_image_tokens` of them image tokens. Keys and values that a policy still projects are
+        not saved. Raises SkipSetError, VlmError.
+        """
+        skip_set = self._checked(skip)
+        num_tokens = _check_length('num_tokens', num_tokens)
+        if not (is_whole_number(num_image_tokens) and 0 <= num_image_tokens <= num_tokens):
+            raise VlmError(
+                f'num_image_tokens is {num_image_tokens!r}: give a whole number from 0 to '
+                f'{num_tokens}'
+            )
+        of_tokens = {NONE: 0, TEXT: num_tokens - num_image_tokens, ALL: num_tokens}
+        per_token, of_stored = self.decoder.multiplications()
+        saved = {'prefill': 0.0, 'decode': 0.0}
+        for phase in saved:
+            for block in range(self.num_blocks):
+                runs, stores = who_runs_and_stores(skip_set, phase, block)
+                done = (per_token - of_stored) * of_tokens[runs] + of_stored * of_tokens[stores]
+                saved[phase] += 1 - done / (per_token * num_tokens)
+        return saved['prefill'] / self.num_blocks, saved['decode'] / self.num_blocks
 
     def weights_sha256(self) -> str:
         """Return a hash of the first numbers of every weight: training changes some of them."""
@@ -409,7 +438,7 @@ class Vlm:
 
     def _embed(
         self, rows: Sequence[Sequence[int]], features: Sequence[ImageFeatures]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         return generation.embed(self.decoder, rows, features, self.tokenizer.image_token_id)
 
     def _answer_alone(

@@ -113,7 +113,7 @@ class HfReference:
 
 
 class Definition:
-    """The design's definition of skipping, for one unpadded row, written out in plain tensors."""
+    """The design's definition of skipping, for one unpadded row: token by token, in float64."""
 
     def __init__(self, reference: HfReference) -> None:
         self.model = reference.model
@@ -122,48 +122,75 @@ class Definition:
 
     @torch.inference_mode()
     def greedy(
-        self, inputs, steps: int, prefill: Sequence[int], decode: Sequence[int]
+        self,
+        inputs,
+        steps: int,
+        prefill: Sequence[int] = (),
+        decode: Sequence[int] = (),
+        image: Sequence[int] = (),
+        kv: str = 'none',
+        image_kv: str = 'input',
     ) -> tuple[list[int], np.ndarray]:
-        """Return token ids and logits (steps, vocab) with each phase's own skip set."""
+        """Return token ids and logits (steps, vocab) under the skip set of these fields."""
         ids = inputs['input_ids'][0]
         images = {key: inputs[key] for key in ('pixel_values', 'image_sizes') if key in inputs}
         features = torch.cat(list(self.model.get_image_features(**images).pooler_output))
+        is_image = ids == self.model.config.image_token_id
         prompt = self.decoder.embed_tokens(ids)
-        prompt[ids == self.model.config.image_token_id] = features
-        skipped = [set(prefill)] * len(prompt)  # per token, by the phase that processes it
-        hidden, chosen_ids, chosen_logits = prompt, [], []
+        prompt[is_image] = features
+        hidden = list(prompt.double())
+        kinds = ['image' if found else 'text' for found in is_image]
+
+        def runs(kind: str, block: int) -> bool:
+            if kind == 'answer':
+                return block not in decode
+            return block not in prefill and not (kind == 'image' and block in image)
+
+        def stores(kind: str, block: int) -> bool:
+            if runs(kind, block):
+                return True
+            skips_as_image = kind == 'image' and block not in prefill
+            return (image_kv if skips_as_image else kv) == 'input'
+
+        chosen_ids, chosen_logits = [], []
         for _ in range(steps):
-            last = self._run(hidden, skipped)[-1]
-            logits = self._norm(last, self.decoder.norm.weight) @ self.model.lm_head.weight.T
+            last = self._run(hidden, kinds, runs, stores)[-1]
+            logits = self.model.lm_head.weight.double() @ self._norm(last, self.decoder.norm)
             chosen_logits.append(logits.numpy())
             chosen_ids.append(int(logits.argmax()))
-            newest = self.decoder.embed_tokens(torch.tensor(chosen_ids[-1:]))
-            hidden, skipped = torch.cat((hidden, newest)), [*skipped, set(decode)]
+            newest = self.decoder.embed_tokens(torch.tensor(chosen_ids[-1]))
+            hidden, kinds = [*hidden, newest.double()], [*kinds, 'answer']
         return chosen_ids, np.stack(chosen_logits)
 
-    def _run(self, hidden: torch.Tensor, skipped: list[set[int]]) -> torch.Tensor:
-        """Run a whole sequence (tokens, hidden size), whose tokens skip their own blocks."""
-        hidden = hidden.clone()
+    def _run(self, hidden: list, kinds: list[str], runs, stores) -> list[torch.Tensor]:
+        """Return the tokens' states (H,) after all blocks; runs, stores: (kind, block) -> bool."""
+        heads, kv_heads = self.config.num_attention_heads, self.config.num_key_value_heads
         for index, block in enumerate(self.decoder.layers):
-            runs = [token for token, blocks in enumerate(skipped) if index not in blocks]
-            if not runs:
-                continue
-            attention, x = block.self_attn, hidden[runs]
-            normed = self._norm(x, block.input_layernorm.weight)
-            heads, kv_heads = self.config.num_attention_heads, self.config.num_key_value_heads
-            query = self._rotate(self._heads(attention.q_proj, normed, heads), runs)
-            key = self._rotate(self._heads(attention.k_proj, normed, kv_heads), runs)
-            value = self._heads(attention.v_proj, normed, kv_heads)
-            sees = torch.tensor([[self._sees(index, i, j) for j in runs] for i in runs])
-            key = key.repeat_interleave(heads // kv_heads, dim=1)  # each serves a group of heads
-            value = value.repeat_interleave(heads // kv_heads, dim=1)
-            scores = torch.einsum('qhd,khd->hqk', query, key) / query.shape[-1] ** 0.5
-            weights = scores.masked_fill(~sees, -torch.inf).softmax(dim=-1)
-            attended = torch.einsum('hqk,khd->qhd', weights, value)
-            x = x + attention.o_proj(attended.flatten(1))
-            normed = self._norm(x, block.post_attention_layernorm.weight)
-            gate, up, down = block.mlp.gate_proj, block.mlp.up_proj, block.mlp.down_proj
-            hidden[runs] = x + down(torch.nn.functional.silu(gate(normed)) * up(normed))
+            attention, mlp = block.self_attn, block.mlp
+            keys, values = {}, {}  # by position: (heads, head size), each for a group of queries
+            for position, (x, kind) in enumerate(zip(hidden, kinds, strict=True)):
+                if stores(kind, index):
+                    normed = self._norm(x, block.input_layernorm)
+                    key = self._rotate(self._linear(attention.k_proj, normed), kv_heads, position)
+                    value = self._linear(attention.v_proj, normed).view(kv_heads, -1)
+                    keys[position] = key.repeat_interleave(heads // kv_heads, dim=0)
+                    values[position] = value.repeat_interleave(heads // kv_heads, dim=0)
+            after = []
+            for position, (x, kind) in enumerate(zip(hidden, kinds, strict=True)):
+                if not runs(kind, index):
+                    after.append(x)
+                    continue
+                normed = self._norm(x, block.input_layernorm)
+                query = self._rotate(self._linear(attention.q_proj, normed), heads, position)
+                seen = [other for other in keys if self._sees(index, position, other)]
+                scores = torch.stack([(query * keys[other]).sum(dim=-1) for other in seen])
+                weights = (scores / query.shape[-1] ** 0.5).softmax(dim=0)  # (seen, heads)
+                attended = (weights[..., None] * torch.stack([values[i] for i in seen])).sum(dim=0)
+                x = x + self._linear(attention.o_proj, attended.flatten())
+                normed = self._norm(x, block.post_attention_layernorm)
+                gate, up = self._linear(mlp.gate_proj, normed), self._linear(mlp.up_proj, normed)
+                after.append(x + self._linear(mlp.down_proj, gate * gate.sigmoid() * up))
+            hidden = after
         return hidden
 
     def _sees(self, block: int, token: int, other: int) -> bool:
@@ -176,21 +203,22 @@ class Definition:
             window = None
         return other <= token and (window is None or token - other < window)
 
-    def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    def _norm(self, x: torch.Tensor, norm: torch.nn.Module) -> torch.Tensor:
         mean_square = x.square().mean(dim=-1, keepdim=True)
-        return x / (mean_square + self.config.rms_norm_eps).sqrt() * weight
+        return x / (mean_square + self.config.rms_norm_eps).sqrt() * norm.weight.double()
 
     @staticmethod
-    def _heads(projection: torch.nn.Module, x: torch.Tensor, heads: int) -> torch.Tensor:
-        return projection(x).view(len(x), heads, -1)  # (tokens, heads, head size)
+    def _linear(linear: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+        y = linear.weight.double() @ x
+        return y if linear.bias is None else y + linear.bias.double()
 
-    def _rotate(self, x: torch.Tensor, positions: list[int]) -> torch.Tensor:
-        """Rotate pairs (d, d + half) of x (tokens, heads, head size) by position x frequency."""
+    def _rotate(self, x: torch.Tensor, heads: int, position: int) -> torch.Tensor:
+        """Return x as (heads, head size), pairs (d, d + half) rotated by position x frequency."""
+        x = x.view(heads, -1)
         half = x.shape[-1] // 2
         theta = self.config.rope_parameters['rope_theta']
-        frequencies = theta ** (-torch.arange(half) / half)
-        angles = torch.tensor(positions)[:, None, None] * frequencies
-        first, second = x[..., :half], x[..., half:]
+        angles = position * theta ** (-torch.arange(half, dtype=torch.float64) / half)
+        first, second = x[:, :half], x[:, half:]
         return torch.cat(
             (
                 first * angles.cos() - second * angles.sin(),
