@@ -27,7 +27,7 @@ from gmskip_ros.skipping.skip_set import PHASES
 
 SCHEMA = 'gmskip/skip-list/2'
 SCHEMA_1 = (
-    'gmskip/skip-list/1'  # has nothing that version 2 added; still read, and written without it
+    'gmskip/skip-list/1'  # without what version 2 added; still read, and written where enough
 )
 _SUFFIX = '.skip.yaml'
 # In the order in which they are written.

@@ -402,8 +402,9 @@ class SkipList:
     ) -> list[str]:
         """Return one line for each setting in use that differs from the calibration's.
 
-        The list's own `warnings` come first. Settings that the list does not state, and arguments that are None, are not compared.
-        Raises SkipListMismatchError if the model has a different number of blocks.
+        The list's own `warnings` come first. Settings that the list does not state, and arguments
+        that are None, are not compared. Raises SkipListMismatchError if the model has a different
+        number of blocks.
         """
         if num_blocks != self.num_blocks:
             raise SkipListMismatchError(
@@ -572,32 +573,42 @@ def _checked_mapping(name: str, value: object) -> dict[str, object]:
 
 
 def reselect(skip_list: SkipList, min_score_ratio: float, name: str) -> SkipList:
-    """Return the list that the same search would have found with a higher min_score_ratio.
+    """Return the list that the same search would have found with a different min_score_ratio.
 
-    That search removes the same blocks in the same order, and stops before the first block whose
-    removal makes the score too low. `name` names the list in errors. Raises UserError if the list
-    does not hold the scores that this needs.
+    A search that stopped at the ratio removes, with a higher one, the same blocks in the same
+    order, and stops before the first block whose removal makes the score too low. A list that goes
+    on beyond its ratio (calibrated for given sizes) and sets that are not prefixes of one another
+    keep all blocks with any ratio; only the operating points change. `name` names the list in
+    errors. Raises UserError if the list does not hold the scores that this needs.
     """
     scores = [removal.score for removal in skip_list.removed if removal.score is not None]
-    has_scores = skip_list.nested and len(scores) == len(skip_list.removed)
+    has_scores = bool(skip_list.set_scores)
+    if skip_list.nested:
+        has_scores = len(scores) == len(skip_list.removed)
     full_score, least = skip_list.full_score, skip_list.min_score_ratio
     if not has_scores or full_score is None or least is None:
         raise UserError(
             f'{name}: does not record the score after each removal; calibrate with '
             f'--min-score-ratio {min_score_ratio}'
         )
-    if not least <= min_score_ratio < float('inf'):
+    removed = skip_list.removed
+    own_points = derive_operating_points(full_score, scores, least)
+    stopped_at_ratio = skip_list.nested and own_points['high_sparsity'] == len(removed)
+    if not stopped_at_ratio and not 0 <= min_score_ratio < float('inf'):
+        raise UserError(f'--min-score-ratio {min_score_ratio}: must be a number of at least 0')
+    if not least <= min_score_ratio < float('inf') and stopped_at_ratio:
         raise UserError(
             f'--min-score-ratio {min_score_ratio}: the search for {name} stopped at {least} and '
             f'records nothing below it; give {least} or more, or calibrate again'
         )
-    points = derive_operating_points(full_score, scores, min_score_ratio)
+    if stopped_at_ratio:
+        points = derive_operating_points(full_score, scores, min_score_ratio)
+        removed = removed[: points['high_sparsity']]
     command = f'gmskip skiplist reselect --min-score-ratio {min_score_ratio}'
-    removed = skip_list.removed[: points['high_sparsity']]
     return replace(
         skip_list,
         removed=removed,
         min_score_ratio=min_score_ratio,
-        operating_points=None,  # derived from the remaining scores
+        operating_points=None,  # derived from the scores
         provenance='; '.join(filter(None, (skip_list.provenance, command))),
     )

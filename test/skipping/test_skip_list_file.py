@@ -305,8 +305,12 @@ def test_a_missing_field_is_named(file: Path, name: str) -> None:
         ('{high_performance: 1, high_sparsity: 3}', 'null', 'operating_points: null'),
         ('{high_performance: 1, high_sparsity: 3}', '[1, 3]', 'operating_points: [1, 3] is not'),
         # the rest
-        ('[prefill, decode]', '[prefill, train]', "phases[1]: 'train' is unknown; use prefill and"),
-        ('[prefill, decode]', '[]', 'phases: [] is not a list of prefill and decode'),
+        ('[prefill, decode]', '[prefill, train]', "phases[1]: 'train' is unknown; use one or more"),
+        (
+            '[prefill, decode]',
+            '[]',
+            'phases: [] is not a list; write one or more of prefill,',
+        ),
         ('[prefill, decode]', 'decode', "phases: 'decode' is not a list"),
         ('[prefill, decode]', '[decode, decode]', 'names a phase twice'),
         ('metric: accuracy', 'metric: 3', 'metric: 3 is not text; put it in quotes'),
@@ -357,7 +361,7 @@ def test_all_blocks_removed(file: Path) -> None:
     removed = ''.join(f'  - {{block: {block}, score: 1.0}}\n' for block in range(4))
     start, end = EXAMPLE.index('  - {block: 29'), EXAMPLE.index('operating_points')
     content = EXAMPLE[:start] + removed + EXAMPLE[end:]
-    assert 'all 4 blocks are removed; keep at least one' in refusal(
+    assert 'all 4 blocks are removed in prefill; keep at least one' in refusal(
         file, content.replace('num_blocks: 32', 'num_blocks: 4')
     )
 
