@@ -278,14 +278,17 @@ def _baselines(entry: object) -> Baselines:
 def _refuse_values_of_version_2(data: Mapping[Any, Any]) -> None:
     """Raise SkipListError for what a field of version 1 can hold only in version 2."""
     phases, removed, sets = (data.get(name) for name in ('phases', 'removed', 'sets'))
-    found = None
+    found = []
     if isinstance(phases, list) and 'image' in phases:
-        found = f'phases: {short(phases)}'
-    for size, entry in sets.items() if isinstance(sets, Mapping) else ():
-        if isinstance(entry, Mapping):
-            found = f'sets.{short(size)}: {short(entry)}'
+        found.append(f'phases: {short(phases)}')
+    if isinstance(sets, Mapping):
+        found += [
+            f'sets.{short(size)}: {short(entry)}'
+            for size, entry in sets.items()
+            if isinstance(entry, Mapping)
+        ]
     if found:
-        raise SkipListError(f'{found} is not possible in {SCHEMA_1}; write schema: {SCHEMA}')
+        raise SkipListError(f'{found[0]} is not possible in {SCHEMA_1}; write schema: {SCHEMA}')
     for i, entry in enumerate(removed if isinstance(removed, list) else ()):
         _refuse_fields(f'removed[{i}].', entry, _REMOVAL_ADDED)
 

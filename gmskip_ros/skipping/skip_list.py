@@ -594,16 +594,16 @@ def reselect(skip_list: SkipList, min_score_ratio: float, name: str) -> SkipList
     removed = skip_list.removed
     own_points = derive_operating_points(full_score, scores, least)
     stopped_at_ratio = skip_list.nested and own_points['high_sparsity'] == len(removed)
-    if not stopped_at_ratio and not 0 <= min_score_ratio < float('inf'):
-        raise UserError(f'--min-score-ratio {min_score_ratio}: must be a number of at least 0')
-    if not least <= min_score_ratio < float('inf') and stopped_at_ratio:
-        raise UserError(
-            f'--min-score-ratio {min_score_ratio}: the search for {name} stopped at {least} and '
-            f'records nothing below it; give {least} or more, or calibrate again'
-        )
     if stopped_at_ratio:
+        if not least <= min_score_ratio < float('inf'):
+            raise UserError(
+                f'--min-score-ratio {min_score_ratio}: the search for {name} stopped at {least} '
+                f'and records nothing below it; give {least} or more, or calibrate again'
+            )
         points = derive_operating_points(full_score, scores, min_score_ratio)
         removed = removed[: points['high_sparsity']]
+    elif not 0 <= min_score_ratio < float('inf'):
+        raise UserError(f'--min-score-ratio {min_score_ratio}: must be a number of at least 0')
     command = f'gmskip skiplist reselect --min-score-ratio {min_score_ratio}'
     return replace(
         skip_list,
