@@ -247,7 +247,9 @@ def test_a_model_skips_in_decode_only_or_keeps_keys_and_values(tmp_path: Any) ->
         assert answers[name] == vlm.answer(scene, task.prompt, skip_set, 6).token_ids
         assert skip.tasks[0].removed_blocks == (2, 1)
     assert answers['decode'][0] == full[0]  # from prefill, which runs every block
-    assert len({full, *answers.values()}) == 4
+    assert answers['kv'][0] == answers['both'][0]
+    without_kv = vlm.answer(scene, task.prompt, SkipSet([1, 2]), 6).token_ids
+    assert len({full, without_kv, *answers.values()}) == 5
 
 
 def test_the_demo_model_answers_as_when_asked_directly() -> None:
