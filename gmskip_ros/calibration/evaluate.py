@@ -21,7 +21,7 @@ from gmskip_ros.calibration.settings import EvaluationSettings, Listener
 from gmskip_ros.datasets import Dataset, DatasetError, Sample, may_share_pictures, sample_hash
 from gmskip_ros.machine import describe_run
 from gmskip_ros.numbers import is_whole_number
-from gmskip_ros.skipping import SkipList
+from gmskip_ros.skipping import SkipList, SkipSet
 from gmskip_ros.tasks import TaskError
 from gmskip_ros.vlm import CalibrationEngine
 from gmskip_ros.vlm.engine import settings_in_use
@@ -38,7 +38,8 @@ class NamedSet:
     """A row of the table: a skip set and its name."""
 
     name: str
-    blocks: tuple[int, ...]
+    skip_set: SkipSet
+    blocks: tuple[int, ...]  # skipped in any phase; a list's in their order of removal
     source: str | None = None  # the skip list's name or file
 
 
@@ -105,20 +106,25 @@ def choose_sets(
     intervals: Sequence[int] | None = settings.intervals
     if intervals is None:
         intervals = [interval for interval in INTERVALS if interval < num_blocks - 1]
-    named = [NamedSet('Full', ())]
+    named = [NamedSet('Full', SkipSet(), ())]
     for interval in intervals:
-        named.append(NamedSet(f'Fixed interval {interval}', fixed_interval(num_blocks, interval)))
+        blocks = fixed_interval(num_blocks, interval)
+        named.append(NamedSet(f'Fixed interval {interval}', SkipSet.of(blocks), blocks))
     for name, skip_list in skip_lists.items():
-        of_file = f' ({Path(name).name})' if len(skip_lists) > 1 else ''
+        file = Path(name).name if len(skip_lists) > 1 else ''
         for point in settings.operating_points:
-            title = f'{_method_title(skip_list.method)} {_point_title(point)}{of_file}'
-            named.append(NamedSet(title, skip_list.blocks_at(point), name))
-    rows: dict[frozenset[int], NamedSet] = {}
+            skip_set = skip_list.skip_set_at(point)
+            remarks = '; '.join(filter(None, (skip_set.manner, file)))
+            title = f'{_method_title(skip_list.method)} {_point_title(point)}'
+            title += f' ({remarks})' if remarks else ''
+            named.append(NamedSet(title, skip_set, skip_list.blocks_at(point), name))
+    rows: dict[tuple[frozenset[int] | str, ...], NamedSet] = {}
     for row in named:
-        key = frozenset(row.blocks)
+        key = (row.skip_set.prefill, row.skip_set.decode, row.skip_set.image, row.skip_set.manner)
         if key in rows:
             first = rows[key]
-            row = NamedSet(f'{first.name}, {row.name}', first.blocks, first.source or row.source)
+            name = f'{first.name}, {row.name}'
+            row = replace(first, name=name, source=first.source or row.source)
         rows[key] = row
     return list(rows.values())
 
@@ -192,8 +198,13 @@ def _evaluate_rows(
                 'name': named.name,
                 'source': named.source,
                 'blocks': list(named.blocks),
+                'phases': {
+                    phases: list(blocks) for phases, blocks in named.skip_set.by_phases.items()
+                },
+                'kv': named.skip_set.kv,
+                'image_kv': named.skip_set.image_kv,
                 'sparsity': len(named.blocks) / num_blocks,
-                'evaluation': evaluator.evaluate(named.blocks),
+                'evaluation': evaluator.evaluate(named.skip_set),
             }
         )
     listener.evaluations(len(sets), len(sets))

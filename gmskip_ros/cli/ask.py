@@ -167,8 +167,7 @@ def choose_skip_set(args: argparse.Namespace, task: Task | None) -> tuple[SkipSe
         print(f'gmskip: warning: no blocks are skipped: {remedy}', file=sys.stderr)
         return SkipSet(), None
     skip_list = load_skip_list(name)
-    removed = skip_list.blocks_at(args.operating_point or 'high_performance')
-    return SkipSet.of(removed, skip_list.phases), skip_list
+    return skip_list.skip_set_at(args.operating_point or 'high_performance'), skip_list
 
 
 def make_report(
@@ -181,18 +180,21 @@ def make_report(
     image_tokens: int,
 ) -> dict[str, Any]:
     """Return the report of one image as JSON values; times in milliseconds."""
+    from gmskip_ros.vlm import SkipSet
+
     parsed = {branch: task.parse(answer.text) for branch, answer in answers.items()} if task else {}
     branches = {}
     for branch, answer in answers.items():
-        skipped = list(skip.blocks) if branch == 'skip' else []
+        skip_set = skip if branch == 'skip' else SkipSet()
         branches[branch] = {
             'answer': parsed[branch].text if task else answer.text,
             'raw_text': answer.text,
             'tokens': len(answer.token_ids),
             'confidence_mean': answer.confidence.mean,
             'confidence_min': answer.confidence.min,
-            'skipped_blocks': skipped,
-            'sparsity': len(skipped) / vlm.num_blocks,
+            'skipped_blocks': list(skip_set.blocks),
+            'skipped_in': skip_set.manner,
+            'sparsity': len(skip_set.blocks) / vlm.num_blocks,
             **asdict(answer.timing),
         }
     report: dict[str, Any] = {
@@ -243,6 +245,8 @@ def print_report(report: dict[str, Any]) -> None:
         table.add_row('raw text', *(escape(result['raw_text']) for result in results))
     skipped = [', '.join(map(str, result['skipped_blocks'])) for result in results]
     table.add_row('blocks skipped', *(blocks or 'none' for blocks in skipped))
+    if any(result['skipped_in'] for result in results):
+        table.add_row('skipped in', *(result['skipped_in'] for result in results))
     table.add_row('tokens', *(str(result['tokens']) for result in results))
     for phase in ('preprocess', 'vision', 'prefill', 'decode', 'total'):
         table.add_row(f'{phase} (ms)', *(f'{result[f"{phase}_ms"]:.1f}' for result in results))

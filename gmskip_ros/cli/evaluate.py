@@ -133,16 +133,7 @@ def load_skip_lists(args: argparse.Namespace) -> dict[str, SkipList]:
     names = args.skip_list
     if names is None:
         names = [f'demo_{args.task}'] if args.model == 'demo' and args.task in TASK_NAMES else []
-    skip_lists = {}
-    for name in names:
-        skip_list = load_skip_list(name)
-        if len(skip_list.phases) == 1:
-            raise UserError(
-                f'--skip-list {name}: skips blocks in {skip_list.phases[0]} only: gmskip evaluate '
-                'measures lists for both phases'
-            )
-        skip_lists[name] = skip_list
-    return skip_lists
+    return {name: load_skip_list(name) for name in names}
 
 
 def write_and_print(args: argparse.Namespace, result: dict[str, Any], folder: Path | None) -> None:

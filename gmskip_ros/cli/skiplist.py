@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gmskip_ros.errors import UserError
+from gmskip_ros.skipping import PHASES
 from gmskip_ros.skipping.skip_list import reselect
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def add_parser(subparsers: Any) -> None:
     show_parser = actions.add_parser('show', help='print a skip list as a table')
     show_parser.set_defaults(func=run_show)
     reselect_parser = actions.add_parser(
-        'reselect', help='write what a search with a higher --min-score-ratio would have found'
+        'reselect', help='write what a search with a different --min-score-ratio would have found'
     )
     for action_parser in (show_parser, reselect_parser):
         action_parser.add_argument('file', help='a *.skip.yaml file, or the name of a shipped list')
@@ -31,7 +32,8 @@ def add_parser(subparsers: Any) -> None:
         type=float,
         required=True,
         metavar='R',
-        help="least share of the full model's score; at least the list's own ratio",
+        help="least share of the full model's score; at least the list's own ratio, if the search "
+        'stopped at that',
     )
     reselect_parser.add_argument(
         '--out', required=True, metavar='FILE', help='file for the new list'
@@ -75,9 +77,13 @@ def print_skip_list(skip_list: SkipList) -> None:
         'task': ' of '.join(filter(None, (skip_list.task, skip_list.target))),
         'prompt': skip_list.prompt.text,
         'method': skip_list.method,
-        'phases': None if len(skip_list.phases) == 2 else ', '.join(skip_list.phases),
+        'phases': None if set(skip_list.phases) == set(PHASES) else ', '.join(skip_list.phases),
+        'kv': skip_list.kv,
+        'image_kv': skip_list.image_kv,
+        'protected': _protected(skip_list),
         'metric': skip_list.metric,
         'min score ratio': skip_list.min_score_ratio,
+        **_baselines(skip_list),
         'calibrated on': ', '.join(
             f'{name} {value}' for name, value in (skip_list.calibration or {}).items()
         ),
@@ -87,23 +93,34 @@ def print_skip_list(skip_list: SkipList) -> None:
     for name, value in about.items():
         if value not in (None, ''):
             console.print(f'{name}: {value}', markup=False, highlight=False, soft_wrap=True)
+    for warning in skip_list.warnings:
+        console.print(f'warning: {warning}', markup=False, highlight=False, soft_wrap=True)
     points: dict[int, list[str]] = {}
     for name, length in (skip_list.operating_points or {}).items():
         points.setdefault(length, []).append(name)
     table = Table()
-    for name in ('blocks skipped', 'sparsity', 'block' if skip_list.nested else 'which', 'score'):
+    blocks = [removal.block for removal in skip_list.removed]
+    length_title = 'blocks skipped' if len(set(blocks)) == len(blocks) else 'removals'
+    for name in (length_title, 'sparsity', 'block' if skip_list.nested else 'which', 'score'):
         table.add_column(name, justify='right')
     table.add_column('operating point')
-    # A list of sets records no scores: calibration.json has them.
+    has_phases = any(removal.phases for removal in skip_list.removed)
+    if has_phases:
+        table.add_column('phases')
+    # Sets without scores are those of version 1: calibration.json has the scores.
     no_score = 'not published' if skip_list.nested else 'not in the list'
     for length, block, score in rows_of(skip_list):
-        sparsity = f'{100 * length / skip_list.num_blocks:.1f} %'
+        sparsity = f'{100 * len(skip_list.blocks_at(length)) / skip_list.num_blocks:.1f} %'
+        phases = ''
+        if has_phases and length:
+            phases = ', '.join(skip_list.removed[length - 1].phases or skip_list.phases)
         table.add_row(
             str(length),
             sparsity,
             block,
             no_score if score is None else f'{score:.4f}',
             ', '.join(points.get(length, [])),
+            *([phases] if has_phases else []),
         )
     console.print(table)
 
@@ -116,5 +133,25 @@ def rows_of(skip_list: SkipList) -> list[tuple[int, str, float | None]]:
             rows.append((length, str(removal.block), removal.score))
     else:
         for length, blocks in sorted(skip_list.sets.items()):
-            rows.append((length, ', '.join(map(str, blocks)), None))
+            score = skip_list.set_scores.get(length)
+            rows.append((length, ', '.join(map(str, blocks)), score))
     return rows
+
+
+def _protected(skip_list: SkipList) -> str | None:
+    if skip_list.protect is None:
+        return None
+    first, last = skip_list.protect
+    return f'first {first}, last {last} blocks'
+
+
+def _baselines(skip_list: SkipList) -> dict[str, str]:
+    """Return the lines of the answers that need no model."""
+    found = {}
+    baselines = skip_list.baselines
+    if baselines is not None and baselines.constant is not None:
+        constant = baselines.constant
+        found['best constant answer'] = f'{constant.answer!r} scores {constant.score:.4f}'
+    if baselines is not None and baselines.empty is not None:
+        found['empty answer'] = f'scores {baselines.empty:.4f}'
+    return found

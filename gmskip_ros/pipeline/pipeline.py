@@ -34,7 +34,7 @@ class TaskPlan:
 
     task: Task
     skip_set: SkipSet
-    removed_blocks: tuple[int, ...]  # the skip set's blocks in their order of removal
+    removed_blocks: tuple[int, ...]  # skipped in any phase, in their order of removal
     operating_point: str  # 'high_performance', 'high_sparsity' or a number of blocks
     first_tokens: FirstTokens | None = None  # of the labels, where the answer is one of them
 
@@ -149,8 +149,8 @@ def plan_frame(
             task=task.name,
             match=task.match,
         )
-        blocks = tuple(skip_list.blocks_at(operating_point))
-        skip_set = SkipSet.of(blocks, skip_list.phases)
+        skip_set = skip_list.skip_set_at(operating_point)
+        blocks = skip_list.blocks_at(operating_point)
         plans.append(TaskPlan(task, skip_set, blocks, str(operating_point), first))
     ordered = tuple(branch for branch in BRANCHES if branch in branches)
     return FramePlan(tuple(plans), ordered, tuple(warnings), caption_agreement)

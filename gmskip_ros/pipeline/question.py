@@ -138,13 +138,13 @@ def plan_question(
                 prompt=skip_list.prompt.text or '',  # any question is asked with it
                 max_new_tokens=skip_list.prompt.max_new_tokens or task.max_new_tokens,
             )
-            blocks = tuple(skip_list.blocks_at(settings.operating_point))
+            blocks = skip_list.blocks_at(settings.operating_point)
         except SkipListError:
             if is_own:
                 raise
         else:
             warnings = found if is_own else []  # those of other tasks are logged for the task
-            skip_set = SkipSet.of(blocks, skip_list.phases)
+            skip_set = skip_list.skip_set_at(settings.operating_point)
             plan = TaskPlan(task, skip_set, blocks, str(settings.operating_point))
     ordered = tuple(branch for branch in BRANCHES if branch in settings.branches)
     return FramePlan((plan,), ordered, tuple(warnings), settings.caption_agreement)

@@ -68,10 +68,20 @@ def _similarity(row: Row) -> str:
     return fmt.hundredths(known[0] if known else None)
 
 
+def _blocks(row: Row) -> str:
+    """Return the skipped blocks, with the phases where these are not prefill and decode."""
+    by_phases = row.get('phases') or {}
+    if set(by_phases) <= {'prefill+decode'}:
+        return fmt.block_list(row['blocks'])
+    return '; '.join(
+        f'{fmt.one_line(phases)}: {fmt.block_list(blocks)}' for phases, blocks in by_phases.items()
+    )
+
+
 NAME = words('Skip set', 'name')
 NUM_SKIPPED = Column('Skipped blocks', lambda row: str(len(row['blocks'])))
 SPARSITY = field('Sparsity, %', 'sparsity', fmt.hundredths)
-BLOCKS = Column('Blocks', lambda row: fmt.block_list(row['blocks']), is_words=True)
+BLOCKS = Column('Blocks', _blocks, is_words=True)
 IMAGES = Column('Images', measured('images', fmt.one_line))
 SIMILARITY = Column('Alike x100', _similarity)
 TASK = words('Task', 'task')

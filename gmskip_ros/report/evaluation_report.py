@@ -72,6 +72,7 @@ def _evaluation_csv(result: Mapping[str, Any]) -> bytes:
                 'name': row['name'],
                 'source': row['source'],
                 'blocks': ' '.join(map(str, row['blocks'])),
+                'phases': ','.join(row.get('phases') or ()),
                 'sparsity': row['sparsity'],
                 'metric': fmt.metric_name(result),
                 **col.csv_evaluation(row['evaluation']),

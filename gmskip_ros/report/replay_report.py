@@ -225,7 +225,7 @@ def _page(
         definitions=DEFINITIONS,
         gallery=_gallery(rows, gallery),
         gallery_note=_gallery_note(run, gallery),
-        skip_sets=col.html_table(_SKIP_SETS, _skip_sets(run)),
+        skip_sets=_skip_set_table(run),
         block_map=_block_map(run),
         block_numbers=_block_numbers(run['num_blocks']),
         frame_counts=col.flat_facts(run['frames']),
@@ -359,13 +359,21 @@ def _answer_text(row: FrameRow) -> str:
     return f'{answer}, said: "{fmt.one_line(row.raw_text, MAX_ANSWER_CHARS)}"'
 
 
+def _skip_set_table(run: Mapping[str, Any]) -> dict[str, Any]:
+    rows = _skip_sets(run)
+    has_phases = any(row['skipped_in'] for row in rows)
+    phases = [col.words('Skipped in', 'skipped_in')] if has_phases else []
+    return col.html_table([*_SKIP_SETS, *phases], rows)
+
+
 def _skip_sets(run: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the skip sets with their sparsity."""
+    """Return the skip sets with their sparsity; `skipped_in`: None where all tokens skip all."""
     num_blocks = run['num_blocks']
     return [
         {
             **each,
             'skip_list': each.get('skip_list') or None,
+            'skipped_in': each.get('skipped_in') or None,  # older runs have none
             'sparsity': len(each['blocks']) / num_blocks if num_blocks else None,
         }
         for each in run['skip_sets']

@@ -185,6 +185,7 @@ class _Demo:
                 task,
                 values['operating_point'],
                 [int(block) for block in values['skipped_blocks'].split(',') if block],
+                '',  # the demo model's lists are plain
             )
             for task, values in self._frames[-1].skip.items()
         ]

@@ -65,9 +65,12 @@ def clear_output(folder: Path, names: Sequence[str]) -> None:
 
 
 def describe_questions(
-    settings: Settings, skip_sets: Sequence[tuple[str, str, Sequence[int]]]
+    settings: Settings, skip_sets: Sequence[tuple[str, str, Sequence[int], str]]
 ) -> dict[str, Any]:
-    """Return the tasks and, for each (task, operating point, blocks), its skip set, as JSON."""
+    """Return the tasks and their skip sets, as JSON.
+
+    skip_sets: (task, operating point, blocks, SkipSet.manner).
+    """
     from gmskip_ros.pipeline.settings import skip_list_names
 
     files = skip_list_names(settings)
@@ -86,9 +89,10 @@ def describe_questions(
                 'task': task,
                 'operating_point': point,
                 'blocks': list(blocks),
+                'skipped_in': manner,
                 'skip_list': files.get(task, ''),
             }
-            for task, point, blocks in skip_sets
+            for task, point, blocks, manner in skip_sets
         ],
     }
 

@@ -176,7 +176,12 @@ class _Run:
             **describe_questions(
                 self._settings,
                 [
-                    (each.task.name, each.operating_point, each.removed_blocks)
+                    (
+                        each.task.name,
+                        each.operating_point,
+                        each.removed_blocks,
+                        each.skip_set.manner,
+                    )
                     for plan in plans
                     for each in plan.tasks
                 ],

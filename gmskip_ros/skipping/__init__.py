@@ -5,10 +5,13 @@ from gmskip_ros.skipping.file import load_skip_list, save_skip_list, shipped_ski
 from gmskip_ros.skipping.skip_list import (
     JOINT,
     OPERATING_POINTS,
+    Baselines,
+    ConstantBaseline,
     Prompt,
     Removal,
     SkipList,
     derive_operating_points,
+    derive_operating_points_of_sets,
     meets_ratio,
 )
 from gmskip_ros.skipping.skip_set import (
@@ -26,6 +29,8 @@ __all__ = [
     'KV_POLICIES',
     'OPERATING_POINTS',
     'PHASES',
+    'Baselines',
+    'ConstantBaseline',
     'Prompt',
     'Removal',
     'SkipList',
@@ -34,6 +39,7 @@ __all__ = [
     'SkipSet',
     'SkipSetError',
     'derive_operating_points',
+    'derive_operating_points_of_sets',
     'load_skip_list',
     'meets_ratio',
     'save_skip_list',

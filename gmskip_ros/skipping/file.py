@@ -14,10 +14,21 @@ import yaml
 
 from gmskip_ros.files import write_atomically
 from gmskip_ros.skipping.errors import SkipListError
-from gmskip_ros.skipping.skip_list import NOT_STATED, Prompt, Removal, SkipList, short
+from gmskip_ros.skipping.skip_list import (
+    NOT_STATED,
+    Baselines,
+    ConstantBaseline,
+    Prompt,
+    Removal,
+    SkipList,
+    short,
+)
+from gmskip_ros.skipping.skip_set import PHASES
 
 SCHEMA = 'gmskip/skip-list/2'
-SCHEMA_1 = 'gmskip/skip-list/1'  # has no _ADDED fields; still read, and written without them
+SCHEMA_1 = (
+    'gmskip/skip-list/1'  # without what version 2 added; still read, and written where enough
+)
 _SUFFIX = '.skip.yaml'
 # In the order in which they are written.
 _FIELDS = (
@@ -35,8 +46,13 @@ _FIELDS = (
     'image_fit',
     'max_image_tokens',
     'match',
+    'kv',
+    'image_kv',
+    'protect',
     'min_score_ratio',
     'full_score',
+    'baselines',
+    'warnings',
     'nested',
     'removed',
     'sets',
@@ -47,10 +63,23 @@ _FIELDS = (
     'provenance',
 )
 # By version 2; all are optional: absent = not stated.
-_ADDED = ('image_fit', 'max_image_tokens', 'match')
+_ADDED = (
+    'image_fit',
+    'max_image_tokens',
+    'match',
+    'kv',
+    'image_kv',
+    'protect',
+    'baselines',
+    'warnings',
+)
 _PROMPT_FIELDS = ('text', 'template_sha256', 'max_new_tokens', 'rendered')
 _PROMPT_ADDED = ('rendered',)
-_REMOVAL_FIELDS = ('block', 'score')
+_REMOVAL_FIELDS = ('block', 'score', 'phases')
+_REMOVAL_ADDED = ('phases',)
+_SET_FIELDS = ('blocks', 'score')
+_BASELINES_FIELDS = ('constant', 'empty')
+_CONSTANT_FIELDS = ('answer', 'score')
 
 
 def shipped_skip_lists() -> list[str]:
@@ -191,6 +220,7 @@ def _from_mapping(data: object) -> SkipList:
     if schema == SCHEMA_1:
         _refuse_fields('', data, _ADDED)
         _refuse_fields('prompt.', data.get('prompt'), _PROMPT_ADDED)
+        _refuse_values_of_version_2(data)
     nested = data.get('nested', True)
     absent = ('nested', 'removed', 'operating_points') if nested is False else ('nested', 'sets')
     _check_fields('', data, _FIELDS, [name for name in _FIELDS if name not in (*absent, *_ADDED)])
@@ -199,19 +229,68 @@ def _from_mapping(data: object) -> SkipList:
     values = {name: value for name, value in data.items() if name != 'schema'}
     values['prompt'] = Prompt(**_record('prompt', data['prompt'], _PROMPT_FIELDS, _PROMPT_ADDED))
     if 'removed' in data:
-        if not isinstance(data['removed'], list):
-            raise SkipListError(
-                f'removed: {short(data["removed"])} is not a list of {{block: ..., score: ...}}'
-            )
-        values['removed'] = tuple(
-            Removal(**_record(f'removed[{i}]', entry, _REMOVAL_FIELDS))
-            for i, entry in enumerate(data['removed'])
-        )
+        values['removed'] = _removals(data['removed'])
+    if isinstance(data.get('sets'), Mapping):  # SkipList refuses anything else
+        values['sets'], values['set_scores'] = _scored_sets(data['sets'])
+    if data.get('baselines') is not None:
+        values['baselines'] = _baselines(data['baselines'])
+    if data.get('warnings', ()) is None:
+        values['warnings'] = ()
     if nested is not False and data['operating_points'] is None:
         raise SkipListError('operating_points: null; write {high_performance: ..., ...}')
     if isinstance(data['created'], datetime.datetime):  # YAML's type for an unquoted time
         values['created'] = _as_utc(data['created'])
     return SkipList(**values)
+
+
+def _removals(entries: object) -> tuple[Removal, ...]:
+    if not isinstance(entries, list):
+        raise SkipListError(
+            f'removed: {short(entries)} is not a list of {{block: ..., score: ...}}'
+        )
+    return tuple(
+        Removal(**_record(f'removed[{i}]', entry, _REMOVAL_FIELDS, _REMOVAL_ADDED))
+        for i, entry in enumerate(entries)
+    )
+
+
+def _scored_sets(sets: Mapping[Any, Any]) -> tuple[dict[Any, Any], dict[Any, Any]]:
+    """Return the blocks and the scores by size; a plain list of blocks has no score."""
+    blocks: dict[Any, Any] = {}
+    scores: dict[Any, Any] = {}
+    for size, entry in sets.items():
+        if isinstance(entry, Mapping):
+            entry = _record(f'sets.{short(size)}', entry, _SET_FIELDS)
+            blocks[size], scores[size] = entry['blocks'], entry['score']
+        else:
+            blocks[size] = entry
+    return blocks, scores
+
+
+def _baselines(entry: object) -> Baselines:
+    values = _record('baselines', entry, _BASELINES_FIELDS, _BASELINES_FIELDS)
+    if values.get('constant') is not None:
+        constant = _record('baselines.constant', values['constant'], _CONSTANT_FIELDS)
+        values['constant'] = ConstantBaseline(**constant)
+    return Baselines(**values)
+
+
+def _refuse_values_of_version_2(data: Mapping[Any, Any]) -> None:
+    """Raise SkipListError for what a field of version 1 can hold only in version 2."""
+    phases, removed, sets = (data.get(name) for name in ('phases', 'removed', 'sets'))
+    found = []
+    if isinstance(phases, list) and 'image' in phases:
+        found.append(f'phases: {short(phases)}')
+    if isinstance(sets, Mapping):
+        found += [
+            f'sets.{short(size)}: {short(entry)}'
+            for size, entry in sets.items()
+            if isinstance(entry, Mapping)
+        ]
+    if found:
+        raise SkipListError(f'{found[0]} is not possible in {SCHEMA_1}; write schema: {SCHEMA}')
+    for i, entry in enumerate(removed if isinstance(removed, list) else ()):
+        _refuse_fields(f'removed[{i}].', entry, _REMOVAL_ADDED)
 
 
 def _refuse_fields(prefix: str, value: object, names: tuple[str, ...]) -> None:
@@ -261,24 +340,24 @@ def _format(skip_list: SkipList) -> str:
     for name in _PROMPT_ADDED:
         if prompt[name] is None:
             del prompt[name]
-    absent = {name for name in _ADDED if values[name] is None}
-    is_version_1 = len(absent) == len(_ADDED) and not set(_PROMPT_ADDED) & set(prompt)
-    values['schema'] = SCHEMA_1 if is_version_1 else SCHEMA
+    absent = {name for name in _ADDED if values[name] in (None, ())}
+    values['schema'] = SCHEMA_1 if _is_version_1(skip_list, absent) else SCHEMA
     if skip_list.nested:
         absent |= {'nested', 'sets'}
     else:
         absent |= {'removed'}
-        values['sets'] = {size: list(blocks) for size, blocks in skip_list.sets.items()}
-    values['phases'] = list(skip_list.phases)
+        values['sets'] = {size: _set_entry(skip_list, size) for size in skip_list.sets}
+    if skip_list.baselines is not None:
+        values['baselines'] = _baselines_entry(skip_list.baselines)
+    for name in ('phases', 'protect', 'warnings'):
+        values[name] = list(values[name] or ())
     lines = []
     for name in _FIELDS:
         if name in absent:
             continue
         if name == 'removed' and skip_list.removed:
             lines.append('removed:\n')
-            for removal in skip_list.removed:
-                entry = {'block': removal.block, 'score': _plain(removal.score)}
-                lines.append(f'  - {_flow(entry)}\n')
+            lines += [f'  - {_flow(_removal_entry(removal))}\n' for removal in skip_list.removed]
         elif name == 'removed':
             lines.append('removed: []\n')
         elif name == 'created' and skip_list.created is not None:
@@ -288,6 +367,42 @@ def _format(skip_list: SkipList) -> str:
         else:
             lines.append(_dump({name: _plain(values[name])}, flow=False))
     return ''.join(lines)
+
+
+def _is_version_1(skip_list: SkipList, absent: set[str]) -> bool:
+    """Return whether version 1 can hold the list; `absent`: its _ADDED fields without a value."""
+    return (
+        len(absent) == len(_ADDED)
+        and skip_list.prompt.rendered is None
+        and set(skip_list.phases) <= set(PHASES)
+        and all(removal.phases is None for removal in skip_list.removed)
+        and not skip_list.set_scores
+    )
+
+
+def _removal_entry(removal: Removal) -> dict[str, Any]:
+    entry: dict[str, Any] = {'block': removal.block}
+    if removal.phases is not None:
+        entry['phases'] = list(removal.phases)
+    return {**entry, 'score': _plain(removal.score)}
+
+
+def _set_entry(skip_list: SkipList, size: int) -> list[int] | dict[str, Any]:
+    blocks = list(skip_list.sets[size])
+    if not skip_list.set_scores:
+        return blocks
+    return {'blocks': blocks, 'score': _plain(skip_list.set_scores[size])}
+
+
+def _baselines_entry(baselines: Baselines) -> dict[str, Any]:
+    """Return what is stated; {} if nothing is."""
+    entry: dict[str, Any] = {}
+    if baselines.constant is not None:
+        score = _plain(baselines.constant.score)
+        entry['constant'] = {'answer': baselines.constant.answer, 'score': score}
+    if baselines.empty is not None:
+        entry['empty'] = _plain(baselines.empty)
+    return entry
 
 
 def _plain(value: Any) -> Any:

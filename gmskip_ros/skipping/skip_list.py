@@ -11,7 +11,13 @@ from dataclasses import dataclass, field, replace
 from gmskip_ros.errors import UserError
 from gmskip_ros.numbers import is_number, is_whole_number
 from gmskip_ros.skipping.errors import SkipListError, SkipListMismatchError
-from gmskip_ros.skipping.skip_set import PHASES
+from gmskip_ros.skipping.skip_set import (
+    AXES,
+    IMAGE_KV_POLICIES,
+    KV_POLICIES,
+    PHASES,
+    SkipSet,
+)
 
 OPERATING_POINTS = ('high_performance', 'high_sparsity')
 NOT_STATED = 'not stated'
@@ -22,10 +28,30 @@ _RATIO_TOLERANCE = 1e-12
 
 @dataclass(frozen=True)
 class Removal:
-    """A removed block, and the score without it and all blocks removed before it."""
+    """A removed block, and the score without it and all blocks removed before it.
+
+    phases (of AXES): where it is removed; None = in the list's phases.
+    """
 
     block: int
     score: float | None = None
+    phases: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class ConstantBaseline:
+    """The answer that scores best if it is given to every question, and its score."""
+
+    answer: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """Scores that need no model, on the images of the calibration; None = not stated."""
+
+    constant: ConstantBaseline | None = None
+    empty: float | None = None  # of an empty answer to every question
 
 
 @dataclass(frozen=True)
@@ -58,6 +84,24 @@ def derive_operating_points(
     return {'high_performance': high_performance, 'high_sparsity': high_sparsity}
 
 
+def derive_operating_points_of_sets(
+    full_score: float, scores: Mapping[int, float], min_score_ratio: float
+) -> dict[str, int]:
+    """Return the operating points of sets that are not prefixes of one another, as two sizes.
+
+    `scores`: by size. high_performance: the best score, the empty set (full_score) included; ties:
+    the larger set. high_sparsity: the largest set that scores at least min_score_ratio x
+    full_score, 0 if none does.
+    """
+    all_scores = {0: full_score, **scores}
+    best = max(all_scores.values())
+    reaching = [n for n, score in scores.items() if meets_ratio(score, full_score, min_score_ratio)]
+    return {
+        'high_performance': max(n for n, score in all_scores.items() if score == best),
+        'high_sparsity': max(reaching, default=0),
+    }
+
+
 def meets_ratio(score: float, full_score: float, min_score_ratio: float) -> bool:
     """Return whether a score is at least min_score_ratio x full_score, up to rounding."""
     return score >= min_score_ratio * full_score - _RATIO_TOLERANCE * abs(full_score)
@@ -68,7 +112,8 @@ class SkipList:
     """A skip list: blocks in order of removal (or, if not nested, one set per size).
 
     The fields are those of the file (see load_skip_list) and have the same meaning; None = not
-    stated. The constructor checks them: SkipListError names the field, the value and the remedy.
+    stated. The scores of `sets`, which the file has beside their blocks, are in `set_scores`. The
+    constructor checks them: SkipListError names the field, the value and the remedy.
     """
 
     model: str
@@ -86,14 +131,20 @@ class SkipList:
     image_fit: str | None = None  # how frames became the model's square
     max_image_tokens: int | None = None  # the cap on tiles; 0 = none
     match: str | None = None  # how answers were read
+    kv: str | None = None  # of SkipSet; None = its default
+    image_kv: str | None = None  # of SkipSet; None = its default
+    protect: tuple[int, int] | None = None  # how many first and last blocks were to stay
     min_score_ratio: float | None = None
     full_score: float | None = None
+    baselines: Baselines | None = None
+    warnings: tuple[str, ...] = ()  # of the calibration; a line each
     calibration: Mapping[str, object] | None = None  # dataset, images, sha256, seed, ...
     created: str | None = None  # UTC, '2026-11-20T12:00:00Z'
     software: Mapping[str, str] = field(default_factory=dict)  # package: version
     provenance: str = ''
     nested: bool = True
     sets: Mapping[int, tuple[int, ...]] = field(default_factory=dict)  # only if not nested
+    set_scores: Mapping[int, float] = field(default_factory=dict)  # by size; of all sets or none
 
     def __post_init__(self) -> None:
         for name in ('model', 'task', 'method'):
@@ -103,7 +154,13 @@ class SkipList:
         if not isinstance(self.provenance, str):
             raise _wrong('provenance', self.provenance, 'is not text; put it in quotes')
         _check_whole_number('num_blocks', self.num_blocks, least=1)
-        self._set('phases', _checked_phases(self.phases))
+        self._set('phases', _checked_phases('phases', self.phases))
+        _check_policy('kv', self.kv, KV_POLICIES)
+        _check_policy('image_kv', self.image_kv, IMAGE_KV_POLICIES)
+        if self.protect is not None:
+            self._set('protect', _checked_protect(self.protect, self.num_blocks))
+        _check_baselines(self.baselines)
+        self._set('warnings', _checked_warnings(self.warnings))
         _check_prompt(self.prompt)
         if self.max_image_tokens is not None:
             _check_whole_number('max_image_tokens', self.max_image_tokens, least=0)
@@ -132,16 +189,24 @@ class SkipList:
         object.__setattr__(self, name, value)
 
     def _check_trajectory(self) -> None:
-        if self.sets:
-            raise _wrong('sets', self.sets, 'is allowed only with nested: false; remove it')
+        for name in ('sets', 'set_scores'):
+            if getattr(self, name):
+                raise _wrong(
+                    name, getattr(self, name), 'is allowed only with nested: false; remove it'
+                )
         if not isinstance(self.removed, Sequence) or isinstance(self.removed, str):
             raise _wrong('removed', self.removed, 'is not a sequence of Removal')
-        self._set('removed', tuple(self.removed))
-        for i, removal in enumerate(self.removed):
-            if not isinstance(removal, Removal):
-                raise _wrong(f'removed[{i}]', removal, 'is not a Removal')
-            _check_number(f'removed[{i}].score', removal.score)
-        self._check_blocks('removed', [removal.block for removal in self.removed], '].block')
+        self._set(
+            'removed',
+            tuple(_checked_removal(f'removed[{i}]', entry) for i, entry in enumerate(self.removed)),
+        )
+        self._check_blocks(
+            'removed',
+            [
+                (f'removed[{i}].block', removal.block, removal.phases or self.phases)
+                for i, removal in enumerate(self.removed)
+            ],
+        )
         scores = [removal.score for removal in self.removed]
         known = [score for score in scores if score is not None]
         if len(known) not in (0, len(scores)):
@@ -151,25 +216,12 @@ class SkipList:
         if not self.removed:
             derived = dict.fromkeys(OPERATING_POINTS, 0)
         elif known:
-            missing = 'is missing, but removals have scores; add it'
-            if self.full_score is None:
-                raise _wrong('full_score', None, missing)
-            if self.min_score_ratio is None:
-                raise _wrong('min_score_ratio', None, missing)
-            derived = derive_operating_points(self.full_score, known, self.min_score_ratio)
-        if self.operating_points is None and derived is not None:
-            self._set('operating_points', derived)
-        points = self._checked_operating_points(range(len(self.removed) + 1))
+            full_score, ratio = self._needed_by_scores('removals')
+            derived = derive_operating_points(full_score, known, ratio)
+        self._choose_operating_points(range(len(self.removed) + 1), derived)
+        points = self.operating_points or {}
         if set(points) != set(OPERATING_POINTS):
             raise _wrong('operating_points', points, f'must give {" and ".join(OPERATING_POINTS)}')
-        for name, length in (derived or {}).items():
-            if points[name] != length:
-                raise _wrong(
-                    f'operating_points.{name}',
-                    points[name],
-                    f'does not follow from the scores; write {length} or correct the scores',
-                )
-        self._set('operating_points', points)
 
     def _check_sets(self) -> None:
         if self.removed:
@@ -181,28 +233,84 @@ class SkipList:
             _check_whole_number('sets', size, least=1)
             if not isinstance(blocks, Sequence) or isinstance(blocks, str):
                 raise _wrong(f'sets.{size}', blocks, 'is not a list of block indices')
-            self._check_blocks(f'sets.{size}', blocks)
+            self._check_blocks(
+                f'sets.{size}',
+                [(f'sets.{size}[{i}]', block, self.phases) for i, block in enumerate(blocks)],
+            )
             if len(blocks) != size:
                 raise _wrong(f'sets.{size}', list(blocks), f'has {len(blocks)} blocks, not {size}')
             sets[size] = tuple(blocks)
         self._set('sets', sets)
-        self._set('operating_points', self._checked_operating_points([0, *sets]))
+        scores = self._checked_set_scores()
+        self._set('set_scores', scores)
+        derived: dict[str, int] | None = None
+        if scores:
+            full_score, ratio = self._needed_by_scores('sets')
+            derived = derive_operating_points_of_sets(full_score, scores, ratio)
+        self._choose_operating_points([0, *sets], derived)
 
-    def _check_blocks(self, name: str, blocks: Sequence[int], suffix: str = ']') -> None:
-        seen: set[int] = set()
-        for i, block in enumerate(blocks):
-            where = f'{name}[{i}{suffix}'
+    def _checked_set_scores(self) -> dict[int, float]:
+        if not isinstance(self.set_scores, Mapping):
+            raise _wrong('set_scores', self.set_scores, 'is not a mapping {size: score, ...}')
+        scores = {size: score for size, score in self.set_scores.items() if score is not None}
+        for size, score in scores.items():
+            if size not in self.sets:
+                raise _wrong('set_scores', size, 'is not the size of a set; remove it')
+            _check_number(f'sets.{size}.score', score)
+        if scores:
+            for size in self.sets:
+                if size not in scores:
+                    raise _wrong(f'sets.{size}.score', None, 'is missing; score all sets or none')
+        return scores
+
+    def _needed_by_scores(self, scored: str) -> tuple[float, float]:
+        """Return full_score and min_score_ratio, without which scores mean nothing."""
+        missing = f'is missing, but {scored} have scores; add it'
+        if self.full_score is None:
+            raise _wrong('full_score', None, missing)
+        if self.min_score_ratio is None:
+            raise _wrong('min_score_ratio', None, missing)
+        return self.full_score, self.min_score_ratio
+
+    def _choose_operating_points(
+        self, lengths: Iterable[int], derived: Mapping[str, int] | None
+    ) -> None:
+        """Set the operating points: the stated ones, which must be those derived, if any."""
+        if self.operating_points is None and derived is not None:
+            self._set('operating_points', derived)
+        points = self._checked_operating_points(lengths)
+        for name, length in (derived or {}).items():
+            if name in points and points[name] != length:
+                raise _wrong(
+                    f'operating_points.{name}',
+                    points[name],
+                    f'does not follow from the scores; write {length} or correct the scores',
+                )
+        # Sets may state some points or none: the others follow from the scores as well.
+        self._set('operating_points', {**(derived or {}), **points} if not self.nested else points)
+
+    def _check_blocks(self, name: str, places: Sequence[tuple[str, int, tuple[str, ...]]]) -> None:
+        """Check blocks that are skipped together: (where it stands, block, its phases)."""
+        first, last = self.protect or (0, 0)
+        skipped: dict[str, set[int]] = {axis: set() for axis in AXES}
+        for where, block, phases in places:
             _check_whole_number(where, block, least=0)
-            if block >= self.num_blocks:
-                count = self.num_blocks
+            count = self.num_blocks
+            if block >= count:
                 raise _wrong(where, block, f'is not one of the {count} blocks; use 0..{count - 1}')
-            if block in seen:
-                raise _wrong(where, block, 'is listed twice; list it once')
-            seen.add(block)
-        if len(seen) >= self.num_blocks:
-            raise SkipListError(
-                f'{name}: all {self.num_blocks} blocks are removed; keep at least one'
-            )
+            if block < first or block >= count - last:
+                problem = f'is protected (protect: [{first}, {last}]); correct one of the two'
+                raise _wrong(where, block, problem)
+            for phase in phases:
+                if block in skipped[phase]:
+                    raise _wrong(where, block, f'is listed twice for {phase}; list it once')
+                skipped[phase].add(block)
+        for phase in PHASES:  # `image` may have all blocks: text tokens run them
+            if len(skipped[phase]) >= self.num_blocks:
+                raise SkipListError(
+                    f'{name}: all {self.num_blocks} blocks are removed in {phase}; '
+                    'keep at least one'
+                )
 
     def _checked_operating_points(self, lengths: Iterable[int]) -> dict[str, int]:
         stated = _checked_mapping('operating_points', self.operating_points or {})
@@ -227,15 +335,37 @@ class SkipList:
         return points
 
     def blocks_at(self, operating_point: str | int) -> tuple[int, ...]:
-        """Return the blocks skipped at an operating point, in the order of removal.
+        """Return the blocks skipped at an operating point in any phase, in the order of removal.
 
-        `operating_point` is 'high_performance', 'high_sparsity' or a number of blocks (8 or '8').
-        Raises SkipListError if the list has no such point.
+        `operating_point` is 'high_performance', 'high_sparsity' or a number of blocks (8 or '8');
+        of removals, where a block is listed for one phase and later for another: it is returned
+        once. Raises SkipListError if the list has no such point.
         """
+        return tuple(dict.fromkeys(block for block, _ in self._removals_at(operating_point)))
+
+    def skip_set_at(self, operating_point: str | int) -> SkipSet:
+        """Return what is skipped at an operating point, with the list's phases and policies.
+
+        Argument and error are those of `blocks_at`.
+        """
+        axes: dict[str, list[int]] = {axis: [] for axis in AXES}
+        for block, phases in self._removals_at(operating_point):
+            for phase in phases:
+                axes[phase].append(block)
+        return SkipSet(
+            prefill=axes['prefill'],
+            decode=axes['decode'],
+            image=axes['image'],
+            kv=self.kv or KV_POLICIES[0],
+            image_kv=self.image_kv or IMAGE_KV_POLICIES[0],
+        )
+
+    def _removals_at(self, operating_point: str | int) -> list[tuple[int, tuple[str, ...]]]:
+        """Return the blocks removed at an operating point, each with its phases."""
         length = self._length_at(operating_point)
         if self.nested:
-            return tuple(removal.block for removal in self.removed[:length])
-        return self.sets[length] if length else ()
+            return [(entry.block, entry.phases or self.phases) for entry in self.removed[:length]]
+        return [(block, self.phases) for block in (self.sets[length] if length else ())]
 
     def _length_at(self, operating_point: str | int) -> int:
         lengths = range(len(self.removed) + 1) if self.nested else sorted([0, *self.sets])
@@ -272,8 +402,9 @@ class SkipList:
     ) -> list[str]:
         """Return one line for each setting in use that differs from the calibration's.
 
-        Settings that the list does not state, and arguments that are None, are not compared.
-        Raises SkipListMismatchError if the model has a different number of blocks.
+        The list's own `warnings` come first. Settings that the list does not state, and arguments
+        that are None, are not compared. Raises SkipListMismatchError if the model has a different
+        number of blocks.
         """
         if num_blocks != self.num_blocks:
             raise SkipListMismatchError(
@@ -293,11 +424,12 @@ class SkipList:
             ('max_image_tokens', self.max_image_tokens, max_image_tokens),
             ('match', self.match, match),
         ]
-        return [
-            f'skip list for {self.task}: calibrated with {name} {stated!r}, running with {used!r}'
+        differences = [
+            f'calibrated with {name} {stated!r}, running with {used!r}'
             for name, stated, used in pairs
             if stated not in (None, NOT_STATED) and used is not None and stated != used
         ]
+        return [f'skip list for {self.task}: {line}' for line in (*self.warnings, *differences)]
 
 
 def short(value: object) -> str:
@@ -357,15 +489,69 @@ def _check_prompt(prompt: object) -> None:
         _check_whole_number('prompt.max_new_tokens', prompt.max_new_tokens, least=1)
 
 
-def _checked_phases(phases: object) -> tuple[str, ...]:
+def _checked_phases(name: str, phases: object) -> tuple[str, ...]:
+    known = ', '.join(AXES)
     if not isinstance(phases, Sequence) or isinstance(phases, str) or not phases:
-        raise _wrong('phases', phases, f'is not a list of {" and ".join(PHASES)}')
+        raise _wrong(name, phases, f'is not a list; write one or more of {known}')
     for i, phase in enumerate(phases):
-        if phase not in PHASES:
-            raise _wrong(f'phases[{i}]', phase, f'is unknown; use {" and ".join(PHASES)}')
+        if phase not in AXES:
+            raise _wrong(f'{name}[{i}]', phase, f'is unknown; use one or more of {known}')
     if len(set(phases)) != len(phases):
-        raise _wrong('phases', list(phases), 'names a phase twice')
+        raise _wrong(name, list(phases), 'names a phase twice; name it once')
     return tuple(phases)
+
+
+def _checked_removal(name: str, removal: object) -> Removal:
+    if not isinstance(removal, Removal):
+        raise _wrong(name, removal, 'is not a Removal')
+    _check_number(f'{name}.score', removal.score)
+    if removal.phases is None:
+        return removal
+    return replace(removal, phases=_checked_phases(f'{name}.phases', removal.phases))
+
+
+def _check_policy(name: str, policy: object, known: tuple[str, ...]) -> None:
+    if policy is not None and policy not in known:
+        raise _wrong(name, policy, f'is unknown; use {" or ".join(known)}')
+
+
+def _checked_protect(protect: object, num_blocks: int) -> tuple[int, int]:
+    if not isinstance(protect, Sequence) or isinstance(protect, str) or len(protect) != 2:
+        raise _wrong('protect', protect, 'is not [first, last]; write two numbers of blocks')
+    first, last = (
+        _check_whole_number(f'protect[{i}]', count, least=0) for i, count in enumerate(protect)
+    )
+    if first + last > num_blocks:
+        raise _wrong('protect', [first, last], f'is more than the {num_blocks} blocks; use fewer')
+    return first, last
+
+
+def _check_baselines(baselines: object) -> None:
+    if baselines is None:
+        return
+    if not isinstance(baselines, Baselines):
+        raise _wrong('baselines', baselines, 'is not a Baselines')
+    _check_number('baselines.empty', baselines.empty)
+    constant = baselines.constant
+    if constant is None:
+        return
+    if not isinstance(constant, ConstantBaseline):
+        raise _wrong('baselines.constant', constant, 'is not a ConstantBaseline')
+    if not isinstance(constant.answer, str):  # it may be empty
+        raise _wrong('baselines.constant.answer', constant.answer, 'is not text; put it in quotes')
+    if constant.score is None:
+        raise _wrong('baselines.constant.score', None, 'is not a number; write one')
+    _check_number('baselines.constant.score', constant.score)
+
+
+def _checked_warnings(warnings: object) -> tuple[str, ...]:
+    if not isinstance(warnings, Sequence) or isinstance(warnings, str):
+        raise _wrong('warnings', warnings, 'is not a list of texts; write [...]')
+    for i, warning in enumerate(warnings):
+        _check_text(f'warnings[{i}]', warning)
+        if len(warning.splitlines()) > 1:
+            raise _wrong(f'warnings[{i}]', warning, 'has several lines; write one')
+    return tuple(warnings)
 
 
 def _check_created(created: object) -> None:
@@ -387,32 +573,42 @@ def _checked_mapping(name: str, value: object) -> dict[str, object]:
 
 
 def reselect(skip_list: SkipList, min_score_ratio: float, name: str) -> SkipList:
-    """Return the list that the same search would have found with a higher min_score_ratio.
+    """Return the list that the same search would have found with a different min_score_ratio.
 
-    That search removes the same blocks in the same order, and stops before the first block whose
-    removal makes the score too low. `name` names the list in errors. Raises UserError if the list
-    does not hold the scores that this needs.
+    A search that stopped at the ratio removes, with a higher one, the same blocks in the same
+    order, and stops before the first block whose removal makes the score too low. A list that goes
+    on beyond its ratio (calibrated for given sizes) and sets that are not prefixes of one another
+    keep all blocks with any ratio; only the operating points change. `name` names the list in
+    errors. Raises UserError if the list does not hold the scores that this needs.
     """
     scores = [removal.score for removal in skip_list.removed if removal.score is not None]
-    has_scores = skip_list.nested and len(scores) == len(skip_list.removed)
+    has_scores = bool(skip_list.set_scores)
+    if skip_list.nested:
+        has_scores = len(scores) == len(skip_list.removed)
     full_score, least = skip_list.full_score, skip_list.min_score_ratio
     if not has_scores or full_score is None or least is None:
         raise UserError(
             f'{name}: does not record the score after each removal; calibrate with '
             f'--min-score-ratio {min_score_ratio}'
         )
-    if not least <= min_score_ratio < float('inf'):
-        raise UserError(
-            f'--min-score-ratio {min_score_ratio}: the search for {name} stopped at {least} and '
-            f'records nothing below it; give {least} or more, or calibrate again'
-        )
-    points = derive_operating_points(full_score, scores, min_score_ratio)
+    removed = skip_list.removed
+    own_points = derive_operating_points(full_score, scores, least)
+    stopped_at_ratio = skip_list.nested and own_points['high_sparsity'] == len(removed)
+    if stopped_at_ratio:
+        if not least <= min_score_ratio < float('inf'):
+            raise UserError(
+                f'--min-score-ratio {min_score_ratio}: the search for {name} stopped at {least} '
+                f'and records nothing below it; give {least} or more, or calibrate again'
+            )
+        points = derive_operating_points(full_score, scores, min_score_ratio)
+        removed = removed[: points['high_sparsity']]
+    elif not 0 <= min_score_ratio < float('inf'):
+        raise UserError(f'--min-score-ratio {min_score_ratio}: must be a number of at least 0')
     command = f'gmskip skiplist reselect --min-score-ratio {min_score_ratio}'
-    removed = skip_list.removed[: points['high_sparsity']]
     return replace(
         skip_list,
         removed=removed,
         min_score_ratio=min_score_ratio,
-        operating_points=None,  # derived from the remaining scores
+        operating_points=None,  # derived from the scores
         provenance='; '.join(filter(None, (skip_list.provenance, command))),
     )

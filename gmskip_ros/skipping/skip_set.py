@@ -86,6 +86,28 @@ class SkipSet:
         return tuple(sorted(self.prefill | self.decode | self.image))
 
     @property
+    def by_phases(self) -> dict[str, tuple[int, ...]]:
+        """Blocks, ascending, by where skipped: {'prefill+decode': (3, 4), 'image': (7,)}."""
+        found: dict[str, tuple[int, ...]] = {}
+        for block in self.blocks:
+            axes = '+'.join(axis for axis in AXES if block in getattr(self, axis))
+            found[axes] = (*found.get(axes, ()), block)
+        return found
+
+    @property
+    def manner(self) -> str:
+        """How blocks are skipped, for people: 'decode' or 'prefill,image; kv input'; '' if plain.
+
+        As in --phases, commas are between blocks, plus signs between the phases of one block.
+        """
+        if self.is_plain:
+            return ''
+        policies = [f'kv {self.kv}'] if self.kv != KV_POLICIES[0] else []
+        if self.image and self.image_kv != IMAGE_KV_POLICIES[0]:
+            policies.append(f'image_kv {self.image_kv}')
+        return '; '.join([','.join(self.by_phases), *policies])
+
+    @property
     def is_plain(self) -> bool:
         """Whether every block is skipped by every token, which the policies do not affect."""
         return self.prefill == self.decode and not self.image

@@ -17,8 +17,11 @@ from tiny_models import make_tiny_model
 from gmskip_ros.calibration.questions import choose_question_samples
 from gmskip_ros.calibration.settings import task_settings
 from gmskip_ros.cli import main
+from gmskip_ros.cli.ask import read_photo
 from gmskip_ros.datasets import open_dataset, sample_hash, write_scenes
-from gmskip_ros.skipping import Removal, load_skip_list, save_skip_list
+from gmskip_ros.skipping import Removal, SkipSet, load_skip_list, save_skip_list
+from gmskip_ros.tasks import make_task
+from gmskip_ros.vlm import load_vlm
 
 COCO_MINI = Path(__file__).resolve().parents[3] / 'shared/data/coco-mini'
 QUICK = ('--images', 4, '--latency-images', 0, '--interval', 'none')
@@ -247,10 +250,53 @@ def test_bad_input_is_one_line(gmskip, scenes, options, message):
     assert message in errors
 
 
-def test_a_list_for_one_phase_is_refused(gmskip, scenes, tmp_path):
-    made = write_list(tmp_path / 'one.skip.yaml', phases=('decode',))
-    status, _, errors = gmskip('--dataset', scenes, *QUICK, '--skip-list', made)
-    assert status == 2 and 'in decode only' in errors
+def test_lists_skip_in_their_phases(gmskip, scenes, tmp_path):
+    """Of two lists with the same blocks; the figures are those of answers one at a time."""
+    blocks = list(range(8, 24))
+    lists = {}
+    for phases in (('decode',), ('prefill', 'decode')):
+        lists[phases] = tmp_path / f'{len(phases)}.skip.yaml'
+        removed = tuple(Removal(block, 1.0) for block in blocks)
+        made = replace(
+            load_skip_list('demo_captioning'),
+            removed=removed,
+            phases=phases,
+            full_score=1.0,
+            min_score_ratio=1.0,
+            operating_points=None,
+            warnings=('round 1: all candidates tie',),
+        )
+        save_skip_list(made, lists[phases])
+    out = tmp_path / 'out'
+    options = ['--skip-list', lists['decode',], '--skip-list', lists['prefill', 'decode']]
+    options += ['--operating-point', 'high_sparsity']
+    status, output, errors = gmskip(
+        '--task', 'captioning', '--dataset', scenes, *QUICK, *options, '--json', '--out', out
+    )
+    assert status == 0
+    assert errors.count('skip list for captioning: round 1: all candidates tie') == 2
+    full, decode, both = json.loads(output)['rows']
+    assert decode['name'] == 'GM-Skip high sparsity (decode; 1.skip.yaml)'
+    assert both['name'] == 'GM-Skip high sparsity (2.skip.yaml)'
+    assert decode['blocks'] == both['blocks'] == blocks
+    assert (full['phases'], both['phases']) == ({}, {'prefill+decode': blocks})
+    assert (decode['phases'], decode['kv']) == ({'decode': blocks}, 'none')
+    assert decode['sparsity'] == both['sparsity'] == 16 / 32
+
+    vlm, task = load_vlm('demo'), make_task('captioning')
+    _, samples = choose_question_samples(open_dataset(scenes), task_settings('captioning'), 0, 4, 0)
+    images = [read_photo(str(sample.image_path)) for sample in samples]
+    for row, skip_set in ((decode, SkipSet(decode=blocks)), (both, SkipSet.of(blocks))):
+        answers = [
+            vlm.answer(image, task.prompt, skip_set, task.max_new_tokens) for image in images
+        ]
+        mean = sum(len(answer.token_ids) for answer in answers) / 4
+        assert row['evaluation']['tokens_per_answer'] == mean
+    assert decode['evaluation']['tokens_per_answer'] != both['evaluation']['tokens_per_answer']
+    page = (out / 'report.html').read_text()
+    assert 'decode: 8, 9' in page and 'high sparsity (decode; 1.skip.yaml)' in page
+    table = list(csv.DictReader((out / 'evaluation.csv').open()))
+    assert [row['phases'] for row in table] == ['', 'decode', 'prefill+decode']
 
 
 def test_two_processes_find_the_same(gmskip, scenes):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import functools
 import importlib
 import json
@@ -35,7 +36,7 @@ from tiny_models import make_tiny_model
 from gmskip_ros.cli.main import main
 from gmskip_ros.datasets.scenes import render_scene
 from gmskip_ros.pipeline.rows import FrameRow, csv_bytes, read_json_lines
-from gmskip_ros.skipping import load_skip_list
+from gmskip_ros.skipping import SkipSet, load_skip_list, save_skip_list
 from gmskip_ros.tasks import make_task
 from gmskip_ros.vlm import Vlm, load_vlm
 
@@ -198,6 +199,25 @@ def test_the_answers_are_the_models_own(out: Path, vlm: Vlm) -> None:
         assert row.sparsity == pytest.approx(len(blocks) / vlm.num_blocks, abs=1e-3)
         phases = row.preprocess_ms + row.vision_ms + row.prefill_ms + row.decode_ms
         assert row.total_ms == pytest.approx(phases, abs=0.01)
+
+
+def test_a_list_that_skips_in_decode_only(bag: Path, tmp_path: Path, vlm: Vlm) -> None:
+    made = dataclasses.replace(load_skip_list('gmskip_captioning'), phases=('decode',))
+    save_skip_list(made, tmp_path / 'decode.skip.yaml')
+    folder = tmp_path / 'out'
+    given = f'captioning={tmp_path / "decode.skip.yaml"}'
+    options = ('--task', 'captioning', '--skip-list', given, '--limit', 1)
+    assert replay(bag, '--out', folder, *options, '--operating-point', 'high_sparsity') == 0
+    skip, _ = read_json_lines(folder / 'frames.jsonl')
+    jpeg = jpeg_image(scene(0), stamp_ns(0)).data
+    picture = cv2.cvtColor(cv2.imdecode(jpeg, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    task, blocks = make_task('captioning'), made.blocks_at('high_sparsity')
+    answer = vlm.answer(picture, task.prompt, SkipSet(decode=blocks), task.max_new_tokens)
+    assert (skip.raw_text, skip.tokens) == (answer.text, len(answer.token_ids))
+    assert skip.skipped_blocks == blocks
+    (entry,) = json.loads((folder / 'replay.json').read_text())['skip_sets']
+    assert (entry['blocks'], entry['skipped_in']) == (list(blocks), 'decode')
+    assert 'Skipped in' in (folder / 'report.html').read_text()
 
 
 def test_agreement_is_with_full_on_the_same_frame(out: Path) -> None:

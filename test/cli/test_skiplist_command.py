@@ -11,6 +11,8 @@ from gmskip_ros.calibration.methods.registry import search_settings
 from gmskip_ros.calibration.scoring import Scorer
 from gmskip_ros.cli import main
 from gmskip_ros.skipping import (
+    Baselines,
+    ConstantBaseline,
     Removal,
     SkipList,
     derive_operating_points,
@@ -108,6 +110,28 @@ SETS = SkipList(
 )
 
 
+SCORED_SETS = replace(SETS, set_scores={2: 0.4}, min_score_ratio=1.0, operating_points=None)
+
+
+def test_points_move_where_the_search_did_not_stop_at_the_ratio(skiplist, tmp_path):
+    """Lists of given sizes, and sets: all blocks stay, with a higher ratio or a lower one."""
+    path, out = tmp_path / 'a.skip.yaml', tmp_path / 'b.skip.yaml'
+    removed = (Removal(3, 0.5), Removal(1, 0.4), Removal(2, 0.3))
+    beyond = replace(SCORED, removed=removed, min_score_ratio=0.8, operating_points=None)
+    for skip_list, ratio, points in (
+        (beyond, 1.0, (1, 1)),
+        (beyond, 0.8, (1, 2)),
+        (beyond, 0.1, (1, 3)),
+        (SCORED_SETS, 1.0, (0, 0)),
+        (SCORED_SETS, 0.8, (0, 2)),
+    ):
+        save_skip_list(skip_list, path)
+        assert skiplist('reselect', path, '--min-score-ratio', ratio, '--out', out)[0] == 0
+        after = load_skip_list(out)
+        assert (after.removed, after.sets) == (skip_list.removed, skip_list.sets)
+        assert tuple(after.operating_points.values()) == points
+
+
 @pytest.mark.parametrize(
     'skip_list, ratio, said',
     [
@@ -118,6 +142,8 @@ SETS = SkipList(
         (replace(UNSCORED, full_score=0.5, min_score_ratio=0.9), 1, 'does not record the score'),
         (SkipList('m', 8, 'captioning'), 1, 'does not record the score'),
         (SETS, 1, 'does not record the score'),
+        (SCORED_SETS, -1, '--min-score-ratio -1.0: must be a number of at least 0'),
+        (SCORED_SETS, float('nan'), '--min-score-ratio nan: must be a number'),
     ],
 )
 def test_what_cannot_be_chosen_is_one_line(skiplist, tmp_path, skip_list, ratio, said):
@@ -125,7 +151,8 @@ def test_what_cannot_be_chosen_is_one_line(skiplist, tmp_path, skip_list, ratio,
     save_skip_list(skip_list, path)
     status, output, errors = skiplist('reselect', path, '--min-score-ratio', ratio, '--out', out)
     assert (status, output, errors.count('\n')) == (2, '', 1)
-    assert said in errors and 'calibrate' in errors
+    assert said in errors
+    assert 'calibrate' in errors or 'of at least 0' in errors
     assert not out.exists()
 
 
@@ -198,6 +225,47 @@ def test_lists_without_scores_and_sets_are_shown(skiplist, tmp_path):
     assert rows(output) == [
         ['0', '0.0 %', '', '0.5000', ''],
         ['2', '25.0 %', '3, 6', 'not in the list', ''],
+    ]
+
+
+def test_what_version_2_states_is_shown(skiplist, tmp_path):
+    path = tmp_path / 'a.skip.yaml'
+    stated = {
+        'kv': 'input',
+        'image_kv': 'none',
+        'protect': (1, 2),
+        'baselines': Baselines(ConstantBaseline('car', 0.25), 0.0),
+        'warnings': ('round 1: all [candidates] tie', 'round 2: as well'),
+    }
+    save_skip_list(replace(SCORED, **stated), path)
+    status, output, _ = skiplist('show', path)
+    assert status == 0
+    for line in (
+        'kv: input',
+        'image_kv: none',
+        'protected: first 1, last 2 blocks',
+        "best constant answer: 'car' scores 0.2500",
+        'empty answer: scores 0.0000',
+        'warning: round 1: all [candidates] tie',
+        'warning: round 2: as well',
+    ):
+        assert line in output.splitlines()
+    assert 'phases' not in output
+
+    removed = (Removal(3, 0.5), Removal(1, 0.45, ('decode',)), Removal(1, 0.45, ('image',)))
+    save_skip_list(replace(SCORED, removed=removed, operating_points=None), path)
+    status, output, _ = skiplist('show', path)
+    assert status == 0 and 'removals' in output and 'blocks skipped' not in output
+    assert rows(output) == [
+        ['0', '0.0 %', '', '0.5000', '', ''],
+        ['1', '12.5 %', '3', '0.5000', 'high_performance', 'prefill, decode'],
+        ['2', '25.0 %', '1', '0.4500', '', 'decode'],
+        ['3', '25.0 %', '1', '0.4500', 'high_sparsity', 'image'],
+    ]
+    save_skip_list(SCORED_SETS, path)
+    assert rows(skiplist('show', path)[1]) == [
+        ['0', '0.0 %', '', '0.5000', 'high_performance, high_sparsity'],
+        ['2', '25.0 %', '3, 6', '0.4000', ''],
     ]
 
 

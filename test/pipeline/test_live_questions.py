@@ -26,7 +26,13 @@ from gmskip_ros.pipeline.settings import (
     settings_from,
 )
 from gmskip_ros.pipeline.worker import FrameResult
-from gmskip_ros.skipping import JOINT, SkipListMismatchError, load_skip_list, save_skip_list
+from gmskip_ros.skipping import (
+    JOINT,
+    SkipListMismatchError,
+    SkipSet,
+    load_skip_list,
+    save_skip_list,
+)
 from gmskip_ros.vlm import PromptError, VlmOutOfMemoryError
 
 MakeBench = Callable[..., Bench]
@@ -310,6 +316,24 @@ def test_the_skip_list_of_questions(tmp_path: Any) -> None:
     assert planned(**PUBLISHED, **{'skip_list.question': ''}) == ()
     assert planned(model='x') == ()
     assert planned(**PUBLISHED, branches=['full']) == ()
+
+
+def test_a_question_is_skipped_as_its_list_says(tmp_path: Any) -> None:
+    path = tmp_path / 'own.skip.yaml'
+    made = replace(
+        load_skip_list('gmskip_captioning'),
+        phases=('prefill',),
+        kv='input',
+        warnings=('round 1: all candidates tie',),
+    )
+    save_skip_list(made, path)
+    settings = settings_with(**PUBLISHED, **{'skip_list.question': str(path)})
+    skip_list = load_skip_lists(settings)['question']
+    for is_own in (True, False):
+        plan = plan_question(FakeVlm(), 'What?', settings, skip_list, is_own=is_own)
+        assert plan.tasks[0].skip_set == SkipSet(made.blocks_at('high_performance'), kv='input')
+        assert plan.tasks[0].removed_blocks == made.blocks_at('high_performance')
+        assert [line.endswith('all candidates tie') for line in plan.warnings] == [True] * is_own
 
 
 def test_a_list_of_another_task_serves_as_far_as_it_goes() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_vlm import FakeVlm
+from tiny_models import make_tiny_model
 
 from gmskip_ros.pipeline import records
 from gmskip_ros.pipeline.pipeline import (
@@ -18,7 +19,13 @@ from gmskip_ros.pipeline.pipeline import (
     FramePlan,
     plan_frame,
 )
-from gmskip_ros.skipping import SkipListError, SkipListMismatchError, load_skip_list
+from gmskip_ros.skipping import (
+    Removal,
+    SkipList,
+    SkipListError,
+    SkipListMismatchError,
+    load_skip_list,
+)
 from gmskip_ros.tasks import TASK_NAMES, make_task
 from gmskip_ros.vlm import Answer, ImageFeatures, SkipSet, Stopped, load_vlm
 
@@ -179,6 +186,70 @@ def test_a_skip_list_for_a_different_number_of_blocks_is_refused() -> None:
 def test_an_unknown_operating_point_is_refused() -> None:
     with pytest.raises(SkipListError):
         plan(FakeVlm(), operating_point=17)
+
+
+def own_list(**changes: Any) -> SkipList:
+    """Return a list for captioning on four blocks."""
+    made = SkipList(
+        'fake',
+        4,
+        'captioning',
+        (Removal(2), Removal(1), Removal(2, phases=('image',))),
+        operating_points={'high_performance': 2, 'high_sparsity': 3},
+        phases=('decode',),
+    )
+    return replace(made, **changes)
+
+
+def test_a_lists_phases_and_policies_reach_the_model() -> None:
+    vlm = FakeVlm()
+    vlm.num_blocks = 4
+    task = make_task('captioning')
+    for changes, expected in (
+        ({}, SkipSet(decode=[1, 2], image=[2])),
+        ({'image_kv': 'none'}, SkipSet(decode=[1, 2], image=[2], image_kv='none')),
+        (
+            {'phases': ('prefill',), 'kv': 'input', 'warnings': ('round 1: all tie',)},
+            SkipSet([1, 2], image=[2], kv='input'),
+        ),
+    ):
+        skip_list = own_list(**changes)
+        planned = plan_frame(vlm, [task], {'captioning': skip_list}, 'high_sparsity')
+        assert planned.warnings == tuple(
+            f'skip list for captioning: {line}' for line in skip_list.warnings
+        )
+        vlm.calls.clear()
+        skip, *_ = FramePipeline(vlm, planned).run(GREY)
+        assert [call[2] for call in vlm.calls[1:]] == [expected, SkipSet()]
+        assert isinstance(skip, BranchResult)
+        (result,) = skip.tasks
+        # Three removals of two blocks.
+        assert result.removed_blocks == (2, 1) and result.sparsity == 2 / 4
+        (status,) = records.result_statuses(skip, 'x')
+        assert (status.values['skipped_blocks'], status.values['sparsity']) == ('2,1', '0.500')
+
+
+def test_a_model_skips_in_decode_only_or_keeps_keys_and_values(tmp_path: Any) -> None:
+    vlm = load_vlm(str(make_tiny_model(tmp_path)), device='cpu')
+    task = make_task('captioning', max_new_tokens=6)
+    scene = np.random.default_rng(0).integers(0, 256, (90, 160, 3), dtype=np.uint8)
+    full = vlm.answer(scene, task.prompt, (), 6).token_ids
+    answers = {}
+    for name, changes, skip_set in (
+        ('decode', {}, SkipSet(decode=[1, 2])),
+        ('both', {'phases': ('prefill', 'decode')}, SkipSet.of([1, 2])),
+        ('kv', {'phases': ('prefill',), 'kv': 'input'}, SkipSet([1, 2], kv='input')),
+    ):
+        planned = plan_frame(vlm, [task], {'captioning': own_list(**changes)})
+        skip, _, _ = FramePipeline(vlm, planned).run(scene)
+        assert isinstance(skip, BranchResult)
+        answers[name] = skip.tasks[0].answer.token_ids
+        assert answers[name] == vlm.answer(scene, task.prompt, skip_set, 6).token_ids
+        assert skip.tasks[0].removed_blocks == (2, 1)
+    assert answers['decode'][0] == full[0]  # from prefill, which runs every block
+    assert answers['kv'][0] == answers['both'][0]
+    without_kv = vlm.answer(scene, task.prompt, SkipSet([1, 2]), 6).token_ids
+    assert len({full, without_kv, *answers.values()}) == 5
 
 
 def test_the_demo_model_answers_as_when_asked_directly() -> None:

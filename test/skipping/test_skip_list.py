@@ -7,12 +7,15 @@ import dataclasses
 import pytest
 
 from gmskip_ros.skipping import (
+    Baselines,
     Prompt,
     Removal,
     SkipList,
     SkipListError,
     SkipListMismatchError,
+    SkipSet,
     derive_operating_points,
+    derive_operating_points_of_sets,
     load_skip_list,
     shipped_skip_lists,
 )
@@ -165,6 +168,90 @@ def test_sets_that_are_not_prefixes_of_one_another() -> None:
             skip_list.blocks_at(point)
 
 
+def mixed(**changes: object) -> SkipList:
+    """Return a list whose removals differ in where they apply."""
+    removed = (
+        Removal(7, 0.5),
+        Removal(3, 0.6, ('decode',)),
+        Removal(5, 0.6, ('image',)),
+        Removal(3, 0.46, ('prefill',)),
+    )
+    return scored(removed=removed, **changes)
+
+
+def test_skip_sets_have_the_phases_and_the_policies_of_the_list() -> None:
+    assert scored().skip_set_at(2) == SkipSet([7, 3], [7, 3])
+    decode = scored(phases=('decode',), kv='input', image_kv='none')
+    assert decode.skip_set_at('2') == SkipSet(decode=[7, 3], kv='input', image_kv='none')
+    assert scored(phases=('image',)).skip_set_at(1) == SkipSet(image=[7])
+    assert fixed_interval(phases=('prefill',)).skip_set_at(3) == SkipSet(prefill=[2, 4, 6])
+    assert fixed_interval().skip_set_at(0) == scored().skip_set_at(0) == SkipSet()
+    with pytest.raises(SkipListError, match='operating_point: 5 is not'):
+        scored().skip_set_at(5)
+
+
+def test_a_removal_may_have_its_own_phases() -> None:
+    skip_list = mixed()
+    assert skip_list.skip_set_at(1) == SkipSet([7], [7])
+    assert skip_list.skip_set_at(2) == SkipSet([7], [7, 3])
+    assert skip_list.skip_set_at('high_performance') == SkipSet([7], [7, 3], [5])
+    assert skip_list.skip_set_at('high_sparsity') == SkipSet([7, 3], [7, 3], [5])
+    # Operating points are numbers of removals; a block is named once.
+    assert skip_list.operating_points == {'high_performance': 3, 'high_sparsity': 4}
+    assert skip_list.blocks_at(4) == (7, 3, 5)
+    first = Removal(2, phases=('prefill', 'image'))
+    assert mixed(phases=('decode',)).skip_set_at(1) == SkipSet(decode=[7])
+    assert scored(removed=[dataclasses.replace(first, score=1)]).skip_set_at(1).image == frozenset()
+
+
+@pytest.mark.parametrize('phase', ['prefill', 'decode'])
+def test_a_block_runs_in_each_pass(phase: str) -> None:
+    every = [Removal(block, 0.5, (phase, 'image')) for block in range(8)]
+    assert scored(removed=every[:7]).skip_set_at(7).blocks == tuple(range(7))
+    with pytest.raises(SkipListError, match=f'all 8 blocks are removed in {phase}; keep'):
+        scored(removed=every)
+    other = 'decode' if phase == 'prefill' else 'prefill'
+    halves = [Removal(block, 0.5, ((phase, other)[block % 2],)) for block in range(8)]
+    assert scored(removed=halves).blocks_at(8) == tuple(range(8))  # each pass runs half of them
+    # Text tokens run the blocks of `image`.
+    images = [Removal(block, 0.5, ('image',)) for block in range(8)]
+    assert scored(removed=images).skip_set_at(8).image == frozenset(range(8))
+
+
+@pytest.mark.parametrize(
+    ('full', 'scores', 'ratio', 'high_performance', 'high_sparsity'),
+    [
+        (0.5, {2: 0.4, 3: 0.6}, 1.0, 3, 3),
+        (0.5, {2: 0.6, 3: 0.6, 5: 0.1}, 1.0, 3, 3),  # ties: the larger
+        (0.5, {2: 0.1, 3: 0.1, 5: 0.5}, 1.0, 5, 5),  # any set that reaches the ratio counts
+        (0.5, {5: 0.5, 2: 0.6}, 1.0, 2, 5),  # in whatever order
+        (0.5, {2: 0.4, 3: 0.3}, 1.0, 0, 0),
+        (0.5, {2: 0.4, 3: 0.3}, 0.7, 0, 2),
+        (0.1, {2: 0.09}, 0.9, 0, 2),  # in floats, 0.9 * 0.1 is slightly above 0.09
+    ],
+)
+def test_operating_points_of_sets_follow_from_their_scores(
+    full: float, scores: dict, ratio: float, high_performance: int, high_sparsity: int
+) -> None:
+    points = {'high_performance': high_performance, 'high_sparsity': high_sparsity}
+    assert derive_operating_points_of_sets(full, scores, ratio) == points
+    sets = {size: range(size) for size in scores}
+    skip_list = fixed_interval(sets=sets, set_scores=scores, full_score=full, min_score_ratio=ratio)
+    assert skip_list.operating_points == points
+    assert skip_list.blocks_at('high_sparsity') == tuple(range(high_sparsity))
+
+
+def test_sets_without_scores_have_only_numbers() -> None:
+    assert fixed_interval(full_score=0.5, min_score_ratio=1.0).operating_points == {}
+
+
+def test_the_lists_own_warnings_come_first() -> None:
+    noted = scored(warnings=['round 1: all candidates tie', 'round 2: as well'])
+    found = noted.warnings_for(**{**IN_USE, 'dtype': 'float32'})
+    assert found[:2] == [f'skip list for single_object: {line}' for line in noted.warnings]
+    assert len(found) == 3 and 'dtype' in found[2]
+
+
 def test_a_model_with_a_different_number_of_blocks_is_refused() -> None:
     with pytest.raises(SkipListMismatchError) as caught:
         scored().warnings_for(**{**IN_USE, 'num_blocks': 24})
@@ -241,6 +328,9 @@ def test_a_skip_list_does_not_change_with_its_arguments() -> None:
         ({'created': 'yesterday'}, "created: 'yesterday' is not a time in UTC like 2026"),
         ({'operating_points': {'high_performance': 3}}, 'high_performance and high_sparsity'),
         ({'full_score': 10**400}, 'is not finite'),
+        ({'baselines': {'empty': 0}}, 'is not a Baselines'),
+        ({'baselines': Baselines(constant=0.5)}, 'baselines.constant: 0.5 is not a ConstantBase'),
+        ({'set_scores': {2: 0.5}}, 'set_scores: {2: 0.5} is allowed only with nested: false'),
     ],
 )
 def test_a_list_made_in_python_is_checked(changes: dict, message: str) -> None:
@@ -260,6 +350,9 @@ def test_a_list_made_in_python_is_checked(changes: dict, message: str) -> None:
         ({'sets': {True: [1]}}, 'sets: True is not a whole number'),
         ({'sets': {0: []}}, 'sets: 0 is too small'),
         ({'sets': {8: range(8)}}, 'all 8 blocks are removed'),
+        ({'protect': (4, 0)}, 'sets.2[0]: 3 is protected (protect: [4, 0])'),
+        ({'set_scores': {2: 0.5, 4: 0.5}}, 'set_scores: 4 is not the size of a set; remove it'),
+        ({'set_scores': [0.5]}, 'set_scores: [0.5] is not a mapping'),
         ({'removed': [Removal(1)]}, 'removed: allowed only with nested: true'),
         ({'operating_points': {'high_sparsity': 4}}, 'operating_points.high_sparsity: 4'),
         ({'nested': True}, 'sets: '),

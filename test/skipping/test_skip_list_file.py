@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import random
 import resource
 import signal
 from pathlib import Path
@@ -12,6 +13,9 @@ import pytest
 import yaml
 
 from gmskip_ros.skipping import (
+    AXES,
+    Baselines,
+    ConstantBaseline,
     Prompt,
     Removal,
     SkipList,
@@ -70,6 +74,33 @@ IN_PYTHON = SkipList(
 NOT_NESTED = dataclasses.replace(
     IN_PYTHON, nested=False, removed=(), operating_points=None, sets={2: (3, 6), 3: (2, 4, 6)}
 )
+# The example of version 2, with its comments.
+EXAMPLE_2 = (
+    EXAMPLE.replace('skip-list/1', 'skip-list/2')
+    .replace('dtype:', 'kv: input\nimage_kv: none\nprotect: [1, 2]\ndtype:')
+    .replace(
+        'removed: ',
+        'baselines: {constant: {answer: person, score: 0.3}, empty: 0.0}\n'
+        'warnings: ["round 1: all candidates tie"]\nremoved: ',
+    )
+    .replace('block: 16,', 'block: 16, phases: [decode],')
+    .replace('block: 27,', 'block: 16, phases: [prefill, image],')
+)
+IN_PYTHON_2 = dataclasses.replace(
+    IN_PYTHON,
+    kv='input',
+    image_kv='none',
+    protect=(1, 2),
+    baselines=Baselines(ConstantBaseline('person', 0.3), empty=0.0),
+    warnings=('round 1: all candidates tie',),
+    removed=(
+        Removal(29, 0.55),
+        Removal(16, 0.50, ('decode',)),
+        Removal(16, 0.42, ('prefill', 'image')),
+        Removal(21, 0.41),
+    ),
+)
+SCORED_SETS = dataclasses.replace(NOT_NESTED, set_scores={2: 0.5, 3: 0.42})
 
 
 @pytest.fixture
@@ -124,6 +155,171 @@ def test_version_2_states_what_the_model_saw_and_read(file: Path) -> None:
         # A field a line, even if the prompt has several: a difference of two files shows it whole.
         assert content.count('\n') <= EXAMPLE.count('\n') + 1
         assert load_skip_list(file) == skip_list
+
+
+def test_version_2_states_how_blocks_are_skipped(file: Path) -> None:
+    file.write_text(EXAMPLE_2)
+    assert load_skip_list(file) == IN_PYTHON_2
+    save_skip_list(IN_PYTHON_2, file)
+    assert yaml.safe_load(file.read_text()) == yaml.safe_load(EXAMPLE_2)
+    assert '  - {block: 16, phases: [decode], score: 0.5}\n' in file.read_text()
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {'kv': 'none'},
+        {'image_kv': 'input'},
+        {'protect': (0, 0)},
+        {'baselines': Baselines()},
+        {'baselines': Baselines(empty=0.0)},
+        {'baselines': Baselines(ConstantBaseline('', 1.0))},
+        {'warnings': ('round 1: a, "b"', 'round 2: c')},
+        {'phases': ('image',)},
+        {'removed': (Removal(3, 0.5, ('prefill', 'decode')),), 'operating_points': None},
+    ],
+)
+def test_anything_that_version_2_added_makes_version_2(file: Path, changes: dict) -> None:
+    skip_list = dataclasses.replace(IN_PYTHON, **changes)
+    save_skip_list(skip_list, file)
+    content = file.read_text()
+    assert content.startswith('schema: gmskip/skip-list/2\n')
+    assert load_skip_list(file) == skip_list
+    older = refusal(file, content.replace('skip-list/2', 'skip-list/1'))
+    assert 'gmskip/skip-list/1; write schema: gmskip/skip-list/2' in older
+
+
+def test_sets_with_scores_stand_beside_plain_ones(file: Path) -> None:
+    save_skip_list(NOT_NESTED, file)
+    assert 'sets: {2: [3, 6], 3: [2, 4, 6]}\n' in file.read_text()
+    save_skip_list(SCORED_SETS, file)
+    content = file.read_text()
+    assert content.startswith('schema: gmskip/skip-list/2\n')
+    sets = 'sets: {2: {blocks: [3, 6], score: 0.5}, 3: {blocks: [2, 4, 6], score: 0.42}}\n'
+    assert sets in content
+    assert load_skip_list(file) == SCORED_SETS
+    older = refusal(file, content.replace('skip-list/2', 'skip-list/1'))
+    assert older.startswith('sets.2: ') and 'write schema: gmskip/skip-list/2' in older
+    unscored = content.replace('score: 0.5}', 'score: null}').replace('0.42}}', 'null}}')
+    file.write_text(unscored.replace('{high_performance: 2, high_sparsity: 3}', '{}'))
+    assert load_skip_list(file) == NOT_NESTED
+
+
+@pytest.mark.parametrize(
+    ('old', 'new', 'message'),
+    [
+        ('score: 0.5}', 'score: null}', 'sets.2.score: None is missing; score all sets or none'),
+        ('{blocks: [3, 6], score: 0.5}', '[3, 6]', 'sets.2.score: None is missing; score all'),
+        ('score: 0.5}', 'score: .nan}', 'sets.2.score: nan is not finite'),
+        ('score: 0.5}', 'score: high}', "sets.2.score: 'high' is not a number"),
+        ('score: 0.5}', 'scores: 0.5}', "sets.2.'scores': is not a field"),
+        (', score: 0.5}', '}', 'sets.2.score: is missing; add it'),
+        ('blocks: [3, 6]', 'blocks: 3', 'sets.2: 3 is not a list of block indices'),
+        ('blocks: [3, 6]', 'blocks: [3]', 'sets.2: [3] has 1 blocks, not 2'),
+        ('full_score: 0.42', 'full_score: null', 'full_score: None is missing, but sets have'),
+        ('min_score_ratio: 1.0', 'min_score_ratio: null', 'min_score_ratio: None is missing'),
+        ('high_sparsity: 3', 'high_sparsity: 2', 'high_sparsity: 2 does not follow from the sc'),
+        ('high_performance: 2', 'high_performance: 3', 'does not follow from the scores; write 2'),
+    ],
+)
+def test_one_error_of_sets_is_named(file: Path, old: str, new: str, message: str) -> None:
+    save_skip_list(SCORED_SETS, file)
+    content = file.read_text()
+    assert content.count(old) == 1
+    assert message in refusal(file, content.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ('old', 'new', 'message'),
+    [
+        ('kv: input\n', 'kv: keep\n', "kv: 'keep' is unknown; use none or input"),
+        ('kv: none\n', 'kv: [none]\n', "image_kv: ['none'] is unknown; use input or none"),
+        ('[1, 2]', '[1]', 'protect: [1] is not [first, last]; write two numbers of blocks'),
+        ('[1, 2]', '3', 'protect: 3 is not [first, last]'),
+        ('[1, 2]', '[1, -1]', 'protect[1]: -1 is too small; use 0 or more'),
+        ('[1, 2]', '[a, 1]', "protect[0]: 'a' is not a whole number"),
+        ('[1, 2]', '[20, 20]', 'protect: [20, 20] is more than the 32 blocks; use fewer'),
+        ('[1, 2]', '[1, 3]', 'removed[0].block: 29 is protected (protect: [1, 3]); correct one'),
+        ('[1, 2]', '[17, 2]', 'removed[1].block: 16 is protected (protect: [17, 2])'),
+        ('{answer: person, score: 0.3}', 'person', "baselines.constant: 'person' is not {answer"),
+        ('score: 0.3}', 'score: null}', 'baselines.constant.score: None is not a number'),
+        ('score: 0.3}', 'score: .inf}', 'baselines.constant.score: inf is not finite'),
+        (', score: 0.3}', '}', 'baselines.constant.score: is missing'),
+        ('answer: person', 'answer: 3', 'baselines.constant.answer: 3 is not text; put it in'),
+        ('empty: 0.0', 'empty: x', "baselines.empty: 'x' is not a number"),
+        ('empty: 0.0', 'blank: 0.0', "baselines.'blank': is not a field"),
+        ('{constant: {answer: person, score: 0.3}, empty: 0.0}', '3', 'baselines: 3 is not {const'),
+        ('["round 1: all candidates tie"]', 'tie', "warnings: 'tie' is not a list of texts"),
+        ('["round 1: all candidates tie"]', '[1]', 'warnings[0]: 1 is not text; put it in quotes'),
+        ('["round 1: all candidates tie"]', '["a\\nb"]', 'has several lines; write one'),
+        ('["round 1: all candidates tie"]', '[""]', "warnings[0]: '' is empty"),
+        ('phases: [decode]', 'phases: [text]', "removed[1].phases[0]: 'text' is unknown; use one"),
+        ('phases: [decode]', 'phases: decode', "removed[1].phases: 'decode' is not a list; write"),
+        ('phases: [decode]', 'phases: []', 'removed[1].phases: [] is not a list'),
+        ('phases: [decode]', 'phases: [image, image]', 'names a phase twice; name it once'),
+        ('phases: [decode]', 'phases: [image]', 'removed[2].block: 16 is listed twice for image'),
+        ('phases: [decode], ', '', 'removed[2].block: 16 is listed twice for prefill; list it'),
+    ],
+)
+def test_one_error_of_version_2_is_named(file: Path, old: str, new: str, message: str) -> None:
+    assert EXAMPLE_2.count(old) == 1
+    assert message in refusal(file, EXAMPLE_2.replace(old, new))
+
+
+def random_skip_list(seed: int) -> SkipList:
+    """Return a list in which any field may be stated, whatever it means together."""
+    rng = random.Random(seed)
+
+    def maybe(value: object) -> object:
+        return value if rng.random() < 0.5 else None
+
+    def phases() -> tuple[str, ...]:
+        return tuple(rng.sample(AXES, rng.randint(1, 3)))
+
+    num_blocks = rng.randint(2, 12)
+    protect = maybe((rng.randint(0, 1), rng.randint(0, 1)))
+    first, last = protect or (0, 0)
+    blocks = list(range(first, num_blocks - last))[: num_blocks - 1]
+    rng.shuffle(blocks)
+    has_scores = rng.random() < 0.5
+    changes: dict = {'num_blocks': num_blocks, 'protect': protect, 'phases': phases()}
+    if rng.random() < 0.5:
+        removed = [
+            Removal(block, rng.random() if has_scores else None, maybe(phases()))
+            for block in blocks
+        ]
+        points = {name: len(removed) for name in ('high_performance', 'high_sparsity')}
+        scored = has_scores or not removed
+        changes.update(removed=removed, operating_points=None if scored else points)
+    else:
+        sets = {n: tuple(rng.sample(blocks, n)) for n in range(1, len(blocks) + 1)}
+        sets = sets or {1: (0,)}
+        changes.update(
+            nested=False,
+            protect=protect if blocks else None,
+            removed=(),
+            sets=sets,
+            set_scores={n: rng.random() for n in sets} if has_scores else {},
+            operating_points=None,
+        )
+    constant = maybe(ConstantBaseline(rng.choice(NASTY_TEXTS), rng.random()))
+    return dataclasses.replace(
+        IN_PYTHON,
+        kv=maybe(rng.choice(('none', 'input'))),
+        image_kv=maybe(rng.choice(('none', 'input'))),
+        baselines=maybe(Baselines(constant, maybe(rng.random()))),
+        warnings=tuple(rng.sample(ONE_LINE_TEXTS, rng.choice((0, 0, 1, 3)))),
+        match=maybe('content'),
+        image_fit=maybe('pad'),
+        **changes,
+    )
+
+
+def test_any_list_survives(file: Path) -> None:
+    for seed in range(150):
+        skip_list = random_skip_list(seed)
+        save_skip_list(skip_list, file)
+        assert load_skip_list(file) == skip_list, seed
 
 
 def test_relative_paths_and_the_home_folder(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,6 +390,9 @@ NASTY_TEXTS = [
 ]
 
 
+ONE_LINE_TEXTS = [text for text in NASTY_TEXTS if len(text.splitlines()) == 1 and text.strip()]
+
+
 @pytest.mark.parametrize('text', NASTY_TEXTS)
 def test_any_text_survives(file: Path, text: str) -> None:
     skip_list = dataclasses.replace(
@@ -204,6 +403,7 @@ def test_any_text_survives(file: Path, text: str) -> None:
         prompt=Prompt(text, text, 3),
         software={'torch': text, text: '1'},
         calibration={text: text, 'n': 0.1, 'none': None, 'yes': True},
+        baselines=Baselines(ConstantBaseline(text, 0.5)),
     )
     save_skip_list(skip_list, file)
     assert load_skip_list(file) == skip_list
@@ -224,6 +424,8 @@ def test_scores_survive_to_the_last_bit(file: Path, score: float) -> None:
     'skip_list',
     [
         NOT_NESTED,
+        IN_PYTHON_2,
+        SCORED_SETS,
         dataclasses.replace(NOT_NESTED, operating_points={'high_sparsity': 3}),
         dataclasses.replace(IN_PYTHON, removed=(), operating_points=None),
         dataclasses.replace(IN_PYTHON, phases=('decode',), created=None, calibration=None),
@@ -305,8 +507,12 @@ def test_a_missing_field_is_named(file: Path, name: str) -> None:
         ('{high_performance: 1, high_sparsity: 3}', 'null', 'operating_points: null'),
         ('{high_performance: 1, high_sparsity: 3}', '[1, 3]', 'operating_points: [1, 3] is not'),
         # the rest
-        ('[prefill, decode]', '[prefill, train]', "phases[1]: 'train' is unknown; use prefill and"),
-        ('[prefill, decode]', '[]', 'phases: [] is not a list of prefill and decode'),
+        ('[prefill, decode]', '[prefill, train]', "phases[1]: 'train' is unknown; use one or more"),
+        (
+            '[prefill, decode]',
+            '[]',
+            'phases: [] is not a list; write one or more of prefill,',
+        ),
         ('[prefill, decode]', 'decode', "phases: 'decode' is not a list"),
         ('[prefill, decode]', '[decode, decode]', 'names a phase twice'),
         ('metric: accuracy', 'metric: 3', 'metric: 3 is not text; put it in quotes'),
@@ -357,7 +563,7 @@ def test_all_blocks_removed(file: Path) -> None:
     removed = ''.join(f'  - {{block: {block}, score: 1.0}}\n' for block in range(4))
     start, end = EXAMPLE.index('  - {block: 29'), EXAMPLE.index('operating_points')
     content = EXAMPLE[:start] + removed + EXAMPLE[end:]
-    assert 'all 4 blocks are removed; keep at least one' in refusal(
+    assert 'all 4 blocks are removed in prefill; keep at least one' in refusal(
         file, content.replace('num_blocks: 32', 'num_blocks: 4')
     )
 

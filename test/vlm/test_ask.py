@@ -17,6 +17,7 @@ from tiny_models import make_tiny_model
 from gmskip_ros.cli import main
 from gmskip_ros.cli.ask import read_photo
 from gmskip_ros.errors import UserError
+from gmskip_ros.skipping import SkipSet, load_skip_list, save_skip_list
 from gmskip_ros.vlm import Vlm, load_vlm
 
 CELLS = re.compile('[│┃|]')  # between the cells of the table
@@ -121,6 +122,29 @@ def test_a_shipped_skip_list_gives_the_blocks(gmskip, photo) -> None:
     assert blocks['high_performance'] == sorted([13, 19, 12])
     assert blocks['high_sparsity'] == sorted([13, 19, 12, 4, 10, 23, 21])
     assert blocks['2'] == [13, 19]
+
+
+def test_a_list_skips_in_its_phases_and_says_so(gmskip, folder, photo, tmp_path) -> None:
+    published = load_skip_list('gmskip_captioning')
+    made = dataclasses.replace(
+        published, phases=('prefill',), kv='input', warnings=('round 1: all candidates tie',)
+    )
+    save_skip_list(made, tmp_path / 'a.skip.yaml')
+    options = ('--prompt', 'What is it?', '--max-new-tokens', 4)
+    given = ('--skip-list', tmp_path / 'a.skip.yaml', *options)
+    status, output, errors = gmskip(photo, *given, '--json')
+    assert status == 0 and 'captioning: round 1: all candidates tie' in errors
+    branches = json.loads(output)['branches']
+    blocks = made.blocks_at('high_performance')
+    assert branches['skip']['skipped_blocks'] == sorted(blocks)
+    in_use = [branch['skipped_in'] for branch in branches.values()]
+    assert in_use == ['prefill; kv input', '']
+    vlm = load_vlm(str(folder), device='cpu')
+    skip_set = SkipSet(blocks, kv='input')
+    answer = vlm.answer(read_photo(str(photo)), 'What is it?', skip_set, max_new_tokens=4)
+    assert branches['skip']['raw_text'] == answer.text
+    assert 'prefill; kv input' in gmskip(photo, *given)[1]
+    assert 'skipped in' not in gmskip(photo, '--skip-list', 'gmskip_captioning', *options)[1]
 
 
 def test_a_list_for_a_different_task_is_a_warning(gmskip, photo) -> None:
