@@ -10,7 +10,7 @@ from typing import Any
 from gmskip_ros.calibration.settings import CalibrationSettings
 from gmskip_ros.calibration.trajectory import ChosenSets, Round
 from gmskip_ros.machine import describe_run, software
-from gmskip_ros.skipping import OPERATING_POINTS, Prompt, Removal, SkipList, derive_operating_points
+from gmskip_ros.skipping import OPERATING_POINTS, Prompt, Removal, SkipList
 from gmskip_ros.tasks import jaccard
 
 FORMAT = 'gmskip/calibration/1'
@@ -71,7 +71,7 @@ def make_calibration(
     rounds: Sequence[Round],
 ) -> Calibration:
     """Return the skip list and the record. `tests`: each chosen set's figures on test images."""
-    skip_list = _make_skip_list(facts, settings, chosen)
+    skip_list = _make_skip_list(facts, settings, chosen, tie_warnings(rounds))
     result = {
         'format': FORMAT,
         'command': settings.command,
@@ -95,7 +95,7 @@ def make_calibration(
         'min_score_ratio': settings.search.min_score_ratio,
         'max_sparsity': settings.search.max_sparsity,
         'stopped_by': chosen.stopped_by,
-        'warnings': tie_warnings(rounds),
+        'warnings': list(skip_list.warnings),
         'ranking': None
         if chosen.ranking is None
         else [{'block': block, 'value': value} for block, value in chosen.ranking],
@@ -140,21 +140,19 @@ def tie_warnings(rounds: Sequence[Round]) -> list[str]:
     ]
 
 
-def _make_skip_list(facts: Facts, settings: CalibrationSettings, chosen: ChosenSets) -> SkipList:
-    ratio = settings.search.min_score_ratio
+def _make_skip_list(
+    facts: Facts, settings: CalibrationSettings, chosen: ChosenSets, warnings: Sequence[str]
+) -> SkipList:
+    search = settings.search
     full, *others = chosen.sets
-    points = derive_operating_points(full.score, [scored.score for scored in others], ratio)
-    blocks: dict[str, Any]
+    blocks: dict[str, Any]  # the operating points follow from the scores
     if chosen.nested:
-        removed = tuple(Removal(scored.blocks[-1], scored.score) for scored in others)
-        blocks = {'removed': removed, 'operating_points': points}
+        blocks = {'removed': tuple(Removal(scored.blocks[-1], scored.score) for scored in others)}
     else:
         blocks = {
             'nested': False,
             'sets': {len(scored.blocks): scored.blocks for scored in others},
-            'operating_points': {
-                name: len(chosen.sets[index].blocks) for name, index in points.items()
-            },
+            'set_scores': {len(scored.blocks): scored.score for scored in others},
         }
     return SkipList(
         model=facts.model,
@@ -170,11 +168,14 @@ def _make_skip_list(facts: Facts, settings: CalibrationSettings, chosen: ChosenS
         image_fit=facts.image_fit,
         max_image_tokens=facts.max_image_tokens,
         match=settings.used_match,
-        min_score_ratio=ratio,
+        kv=search.kv if search.phases == ('prefill',) else None,
+        protect=search.protect if any(search.protect) else None,
+        min_score_ratio=search.min_score_ratio,
         full_score=full.score,
         calibration={'dataset': facts.dataset['name'], **facts.dataset['calibration']},
         created=facts.created,
         software=software(),
+        warnings=tuple(warnings),
         provenance=settings.command or 'gmskip_ros.calibration.run.calibrate',
         **blocks,
     )
