@@ -21,11 +21,11 @@ from gmskip_ros.tasks.rouge_totals import RougeTotals
 from gmskip_ros.tasks.scoring import Absent, Score
 
 EMPTY = ''
-# Work at most, some 10 s each on one core: texts for CIDEr, texts x references for ROUGE-L, texts x
-# distinct references for the other metrics of texts.
-MOST_CIDER_TEXTS = 20_000
+# Some 10 to 15 s of work at most on one core: texts for CIDEr; texts x references for ROUGE-L, and
+# for the other metrics of texts.
+MOST_CIDER_TEXTS = 10_000
 MOST_ROUGE_PAIRS = 100_000_000
-MOST_SCORES = 1_000_000
+MOST_OTHER_PAIRS = 2_000_000
 _ROUNDING = 1e-9  # totals closer than this, relative to the best one, are scored exactly
 
 
@@ -50,10 +50,10 @@ def best_constant_answer(questions: Questions, metric: str) -> ConstantAnswer | 
       is known; for set_exact_match it is the most frequent set among the references. For set_recall
       it is every label in the references, which a model's answer may be too short to name.
     - captioning and generic: of the references (and the empty answer), those that most images share
-      first, then in the order of the images, as many as MOST_... allow: for CIDEr 20000 texts, for
-      ROUGE-L 100 million pairs of text and reference, otherwise a million pairs of text and
-      question. Exact for exact; else a lower bound, since a text that is not a reference may be
-      better (for contains, one that joins several references).
+      first, then in the order of the images, as many as MOST_... allow: for CIDEr 10000 texts, for
+      ROUGE-L 100 million pairs of text and reference, otherwise 2 million. Exact for exact; else a
+      lower bound, since a text that is not a reference may be better (for contains, one that joins
+      several references).
     - visual_gain: 0 for every constant answer; the answer is the best one for the metric that the
       gain is computed from.
 
@@ -249,7 +249,8 @@ def _best_text(questions: Questions, metric: str, objective: Objective, groups: 
         rouge = RougeTotals(tokens)
         totals = np.array([rouge.total(caption_tokens(text)) for text in texts])
     else:
-        texts = texts[: max(1, MOST_SCORES // len(groups))]
+        num_references = sum(len(references[objective.items[item].question]) for item, _ in groups)
+        texts = texts[: max(1, MOST_OTHER_PAIRS // num_references)]
         return _best(objective, groups, [*texts, EMPTY])
     near = np.flatnonzero(totals >= totals.max() * (1 - _ROUNDING))
     return _best(objective, groups, [*(texts[number] for number in near), EMPTY])

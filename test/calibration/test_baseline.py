@@ -188,7 +188,7 @@ def test_a_constant_answer_gains_nothing_from_the_image() -> None:
     [
         ('captioning', 'cider', 'MOST_CIDER_TEXTS', 1),
         ('captioning', 'rouge_l', 'MOST_ROUGE_PAIRS', 1),
-        ('generic', 'vqa', 'MOST_SCORES', 1),
+        ('generic', 'vqa', 'MOST_OTHER_PAIRS', 1),
     ],
 )
 def test_of_too_many_texts_the_most_shared_ones_are_tried(
