@@ -15,6 +15,7 @@ import numpy as np
 
 from gmskip_ros.calibration.objective import VISUAL_GAIN, Objective, base_metric, make_objective
 from gmskip_ros.calibration.questions import Questions
+from gmskip_ros.skipping import Baselines, ConstantBaseline
 from gmskip_ros.tasks import Cider, Task, caption_tokens
 from gmskip_ros.tasks.normalisation import normalise
 from gmskip_ros.tasks.rouge_totals import RougeTotals
@@ -138,6 +139,18 @@ def baselines_of_evaluation(
         for of_task, metric in zip(questions, metrics, strict=True)
     ]
     return baselines(questions, metrics, scores)
+
+
+def list_baselines(values: Mapping[str, Any] | None) -> Baselines | None:
+    """Return what a skip list states of the values of `baselines`; an unknown score is absent."""
+    if values is None:
+        return None
+    constant = values['constant']
+    known = constant['score'] is not None
+    return Baselines(
+        ConstantBaseline(constant['answer'], constant['score']) if known else None,
+        values['empty'],
+    )
 
 
 # Of questions with equal references and weights: one item that stands for them, and their number.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
+from gmskip_ros.calibration.baseline import list_baselines
 from gmskip_ros.calibration.settings import CalibrationSettings
 from gmskip_ros.calibration.trajectory import ChosenSets, Round
 from gmskip_ros.machine import describe_run, software
@@ -77,6 +78,7 @@ def make_calibration(
     The baselines are those of calibration.baseline, on calibration and on test images.
     """
     skip_list = _make_skip_list(facts, settings, chosen)
+    skip_list = replace(skip_list, baselines=list_baselines(baselines))
     result = {
         'format': FORMAT,
         'command': settings.command,

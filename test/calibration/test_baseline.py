@@ -22,11 +22,13 @@ from gmskip_ros.calibration.baseline import (
     baselines_of_evaluation,
     best_constant_answer,
     empty_score,
+    list_baselines,
 )
 from gmskip_ros.calibration.errors import CalibrationError
 from gmskip_ros.calibration.objective import make_objective
 from gmskip_ros.calibration.questions import Questions
 from gmskip_ros.datasets import Sample, open_dataset
+from gmskip_ros.skipping import Baselines, ConstantBaseline
 from gmskip_ros.tasks import METRICS, Cider, TaskError, caption_tokens, make_scorer, rouge_l
 from gmskip_ros.tasks.metrics import SET_METRICS
 
@@ -214,6 +216,8 @@ def test_the_values_of_one_task() -> None:
     assert baselines(questions, ['accuracy'], [None]) == expected
     figures = {'scores': {'accuracy': 0.5}}
     assert baselines_of_evaluation(questions, ['accuracy'], figures) == expected
+    assert list_baselines(expected) == Baselines(ConstantBaseline('car', 2 / 3), 0.0)
+    assert list_baselines(None) is None
 
 
 def test_joint_is_the_least_share_of_the_full_scores() -> None:
@@ -244,7 +248,9 @@ def test_joint_is_the_least_share_of_the_full_scores() -> None:
     }
     assert baselines_of_evaluation(questions, metrics, figures) == found
     for unknown in (None, 0):
-        assert baselines(questions, metrics, [*full[:2], unknown])['constant']['score'] is None
+        without = baselines(questions, metrics, [*full[:2], unknown])
+        assert without['constant']['score'] is without['empty'] is None
+        assert list_baselines(without) == Baselines(None, None)
 
 
 def test_without_a_question_there_is_no_answer() -> None:
