@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gmskip_ros.calibration.answering import Answerer
+from gmskip_ros.calibration.baseline import baselines_of_evaluation
 from gmskip_ros.calibration.data import Data, load_data
 from gmskip_ros.calibration.distributed import Ranks
 from gmskip_ros.calibration.errors import CalibrationError
@@ -249,6 +250,7 @@ def _record(
         },
         'unreadable': list(data.unreadable),
         'score_note': CIDER_NOTE.format(images=first['images']) if has_cider else None,
+        'baselines': baselines_of_evaluation(data.test_questions, metrics, first),
         'rows': list(rows),
     }
 

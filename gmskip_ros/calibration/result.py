@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
+from gmskip_ros.calibration.baseline import list_baselines
 from gmskip_ros.calibration.settings import CalibrationSettings
 from gmskip_ros.calibration.trajectory import ChosenSets, Round
 from gmskip_ros.machine import describe_run, software
@@ -69,9 +70,15 @@ def make_calibration(
     chosen: ChosenSets,
     tests: Sequence[Mapping[str, Any] | None],
     rounds: Sequence[Round],
+    baselines: Mapping[str, Any] | None = None,
+    test_baselines: Mapping[str, Any] | None = None,
 ) -> Calibration:
-    """Return the skip list and the record. `tests`: each chosen set's figures on test images."""
+    """Return the skip list and the record. `tests`: each chosen set's figures on test images.
+
+    The baselines are those of calibration.baseline, on calibration and on test images.
+    """
     skip_list = _make_skip_list(facts, settings, chosen, tie_warnings(rounds))
+    skip_list = replace(skip_list, baselines=list_baselines(baselines))
     result = {
         'format': FORMAT,
         'command': settings.command,
@@ -102,6 +109,8 @@ def make_calibration(
         'dataset': dict(facts.dataset),
         'unreadable': list(facts.unreadable),
         'full_score': skip_list.full_score,
+        'baselines': None if baselines is None else dict(baselines),
+        'test_baselines': None if test_baselines is None else dict(test_baselines),
         'rounds': [_round_record(number, done) for number, done in enumerate(rounds, start=1)],
         'operating_points': dict(skip_list.operating_points or {}),
         'prefixes': [

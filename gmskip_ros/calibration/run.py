@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gmskip_ros.calibration.answering import Answerer
+from gmskip_ros.calibration.baseline import baselines, baselines_of_evaluation
 from gmskip_ros.calibration.checkpoint import Checkpoint, CheckpointFile
 from gmskip_ros.calibration.data import Data, choose_calibration_samples, in_view, load_data
 from gmskip_ros.calibration.distributed import Ranks
@@ -113,7 +114,19 @@ def calibrate(
         raise
     datasets = [dataset] if test_dataset is None else [dataset, test_dataset]
     facts = _facts(vlm, datasets, settings, method, data, metrics, checkpoint.created)
-    return make_calibration(facts, settings, chosen, tests, checkpoint.search.rounds)
+    calibration_baselines = baselines(data.questions, metrics, scorer.full_scores)
+    test_baselines = None
+    if tests[0] is not None:
+        test_baselines = baselines_of_evaluation(data.test_questions, metrics, tests[0])
+    return make_calibration(
+        facts,
+        settings,
+        chosen,
+        tests,
+        checkpoint.search.rounds,
+        calibration_baselines,
+        test_baselines,
+    )
 
 
 def _test(

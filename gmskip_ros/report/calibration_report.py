@@ -16,6 +16,7 @@ from rich.table import Table
 
 from gmskip_ros.report import columns as col
 from gmskip_ros.report import formatting as fmt
+from gmskip_ros.report.baselines import baseline_alerts, baseline_lines
 from gmskip_ros.report.calibration_pictures import (
     draw_heat_map,
     draw_trade_off,
@@ -51,7 +52,7 @@ def write_calibration_report(result: Mapping[str, Any], folder: Path) -> list[Pa
 def calibration_table(result: Mapping[str, Any]) -> Table:
     """Return the trajectory for the terminal: a row per prefix, operating points in bold."""
     rows = _rows(result)
-    notes = [f'Stopped: {fmt.one_line(result["stopped_by"])}']
+    notes = [f'Stopped: {fmt.one_line(result["stopped_by"])}', *baseline_lines(result)]
     if col.any_timed(rows):
         notes.append(f'Latency: median of the test images on {fmt.machine_name(result)}')
     if not any(row['evaluation'] for row in rows):
@@ -199,6 +200,7 @@ def _page(result: Mapping[str, Any], trade_off: bytes, heat_map: bytes | None) -
         score_label=fmt.score_label(result),
         machine=fmt.machine_name(result),
         alerts=_alerts(result, rows),
+        baselines=baseline_lines(result),
         notes=result['dataset']['notes'],
         unreadable=result['unreadable'],
         summary=col.html_table(summary, points),
@@ -224,6 +226,7 @@ def _alerts(result: Mapping[str, Any], rows: list[dict[str, Any]]) -> list[str]:
     alerts += [fmt.one_line(warning) for warning in result['dataset']['warnings']]
     alerts += map(fmt.one_line, result['warnings'])
     alerts += fmt.unreadable_alert(result['unreadable'])
+    alerts += baseline_alerts(result)
     if not any(row['evaluation'] for row in rows):
         alerts.append(NOT_TESTED_NOTE)
     if not scores_are_comparable(result):
@@ -277,6 +280,8 @@ def _facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         'dataset: warnings',
         'unreadable',
         'full_score',
+        'baselines',
+        'test_baselines',
         'rounds',
         'operating_points',
         'prefixes',

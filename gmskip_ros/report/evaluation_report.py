@@ -15,6 +15,7 @@ from rich.table import Table
 
 from gmskip_ros.report import columns as col
 from gmskip_ros.report import formatting as fmt
+from gmskip_ros.report.baselines import baseline_alerts, baseline_lines
 from gmskip_ros.report.columns import Column, Row
 from gmskip_ros.report.writing import render_html, write_files
 
@@ -47,7 +48,7 @@ def _sections(result: Mapping[str, Any]) -> list[tuple[str, Sequence[Column], li
     score = Column(fmt.score_label(result), col.measured('score', fmt.hundredths))
     paper = (col.NAME, col.SPARSITY, score, *col.COST)
     sections: list[tuple[str, Sequence[Column], list[str]]] = [
-        (f'Score and cost: {fmt.subject(result)}', paper, [*latency])
+        (f'Score and cost: {fmt.subject(result)}', paper, [*baseline_lines(result), *latency])
     ]
     for task, metrics in col.score_columns_by_task(rows).items():
         if not task:
@@ -87,6 +88,7 @@ def _page(result: Mapping[str, Any]) -> bytes:
     rows = result['rows']
     alerts = fmt.demo_alert(result)
     alerts += [fmt.one_line(warning) for warning in result['dataset']['warnings']]
+    alerts += baseline_alerts(result)
     unreadable = result.get('unreadable') or []
     sets = [col.NAME, col.NUM_SKIPPED, col.SPARSITY, col.BLOCKS, col.words('Source', 'source')]
     return render_html(
@@ -116,6 +118,7 @@ def _facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         'dataset: warnings',
         'unreadable',
         'score_note',
+        'baselines',
         'rows',
     )
     return col.flat_facts({**result, 'metric': fmt.metric_name(result)}, shown_elsewhere)

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from gmskip_ros.tasks.errors import TaskError
 
@@ -93,6 +94,43 @@ class Cider:
         mean_r r_n.
         """
         return self._best[index]
+
+    def totals(self, candidates: Sequence[Sequence[str]]) -> list[float]:
+        """Return, for each caption, the sum of its scores over all images, up to rounding.
+
+        The time does not depend on captions x references, as it does with `score`: for an n-gram,
+        references of equal length with an equal count of it are one term of the sum.
+        """
+        # n-gram -> (reference's length, its count of the n-gram) -> sum over such references
+        shares: dict[NGram, dict[tuple[int, int], float]] = {}
+        for of_image in self._references:
+            for reference in of_image:
+                for ngram, count in reference.counts.items():
+                    norm = reference.norms[len(ngram) - 1]
+                    if norm:
+                        of_ngram = shares.setdefault(ngram, {})
+                        key = (reference.length, count)
+                        share = self._idf[ngram] ** 2 * count / (norm * len(of_image))
+                        of_ngram[key] = of_ngram.get(key, 0.0) + share
+
+        @cache
+        def product(ngram: NGram, count: int, length: int) -> float:
+            return sum(
+                min(count, reference_count)
+                * share
+                * math.exp(-((length - reference_length) ** 2) / (2 * _SIGMA**2))
+                for (reference_length, reference_count), share in shares[ngram].items()
+            )
+
+        totals = []
+        for tokens in candidates:
+            counts, products = _ngrams(tokens), [0.0] * _LONGEST
+            for ngram, count in counts.items():
+                if ngram in shares:
+                    products[len(ngram) - 1] += product(ngram, count, len(tokens))
+            parts = zip(products, self._norms(counts), strict=True)
+            totals.append(_SCALE / _LONGEST * sum(p / norm for p, norm in parts if p))
+        return totals
 
     def _norms(self, counts: Mapping[NGram, int]) -> tuple[float, ...]:
         squares = [0.0] * _LONGEST

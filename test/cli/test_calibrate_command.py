@@ -125,6 +125,14 @@ def test_what_is_written(gmskip, vlm, scenes, tmp_path):
     assert result['operating_points'] == skip_list.operating_points
     assert result['dataset']['calibration']['images'] == 3
     assert result['dataset']['test']['images'] == 2
+    for name, images in (('baselines', 3), ('test_baselines', 2)):
+        constant = result[name]['constant']
+        assert constant['answer'] in task.labels and result[name]['empty'] == 0
+        assert round(constant['score'] * images, 9) in (1, 2, 3)
+        assert f"'{constant['answer']}' {100 * constant['score']:.1f}" in ' '.join(output.split())
+    stated, constant = skip_list.baselines, result['baselines']['constant']
+    assert (stated.constant.answer, stated.empty) == (constant['answer'], 0)
+    assert stated.constant.score == constant['score']
     # The table, the page and the CSV agree.
     for block, prefix in zip(removed, result['prefixes'][1:], strict=True):
         score, time = 100 * prefix['calibration_score'], prefix['test']['latency_ms']

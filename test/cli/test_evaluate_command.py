@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -104,12 +105,16 @@ def test_tables_json_and_files(gmskip, scenes, tmp_path):
         assert row['evaluation']['images'] == 4
         assert row['evaluation']['language_ms'] > 0
     assert result['rows'][0]['evaluation']['latency_cut'] == 0
+    [(_, count)] = Counter(sample.main_object for sample in samples).most_common(1)
+    assert result['baselines']['constant']['score'] == count / 4
+    assert result['baselines']['empty'] == 0
 
     table = list(csv.DictReader((out / 'evaluation.csv').open()))
     assert [row['name'] for row in table] == [row[0] for row in rows]
     assert table[1]['score'] == str(result['rows'][1]['evaluation']['score'])
     page = (out / 'report.html').read_text()
     assert 'Fixed interval 15' in page and 'AUROC' in page
+    assert 'Best constant answer: ' in page
 
 
 def test_the_demo_has_its_own_list_and_equal_sets_are_one_row(gmskip, scenes):

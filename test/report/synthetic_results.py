@@ -91,6 +91,10 @@ def calibration(
         },
         'unreadable': [],
         'full_score': prefixes[0]['calibration_score'],
+        'baselines': {'constant': {'answer': 'car', 'score': 0.888}, 'empty': 0.0},
+        'test_baselines': {'constant': {'answer': 'car', 'score': 0.87}, 'empty': 0.0}
+        if test
+        else None,
         'rounds': [
             _round(number, num_blocks, removed, prefixes) for number in range(1, num_removed + 2)
         ],
@@ -264,6 +268,7 @@ def evaluated(**changes: Any) -> dict[str, Any]:
             'test': {'images': 500, 'sha256': 'beef' * 12},
         },
         'score_note': None,
+        'baselines': {'constant': {'answer': 'car', 'score': 0.888}, 'empty': 0.013},
         'rows': rows,
         **changes,
     }

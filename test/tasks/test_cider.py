@@ -177,3 +177,18 @@ def test_candidates_are_tokenised_as_the_references_are() -> None:
     cider = Cider([[caption_tokens(text)] for text in raw])
     for index, text in enumerate(raw):
         assert scorer.score(index, text.upper()) == cider.best(index) == scorer.best(index)
+
+
+def test_totals_of_many_captions_are_the_sums_of_their_scores() -> None:
+    rng = random.Random(11)
+    for _ in range(10):
+        references = [
+            [rng.choices('a a dog runs on the red street'.split(), k=rng.randint(1, 12))] * 2
+            + [rng.choices('a a bus by the street at night'.split(), k=rng.randint(0, 12))]
+            for _ in range(rng.randint(1, 9))
+        ]
+        cider = Cider(references)
+        captions = [*(tokens for of_image in references for tokens in of_image), [], ['zebra']]
+        scores = [math.fsum(cider.score(i, c) for i in range(len(references))) for c in captions]
+        assert cider.totals(captions) == pytest.approx(scores, rel=1e-12, abs=1e-12)
+        assert cider.totals([]) == []
