@@ -194,9 +194,10 @@ class Decoder:
         The last block that does anything runs only for these.
         """
         num_tokens = hidden.shape[1]
-        rotary = self.rotary_emb(hidden, store.advance(num_tokens))  # cos, sin: (B, T, D)
+        angles = self.rotary_emb(hidden, store.advance(num_tokens))  # cos, sin: (B, T, D)
         plan = [who_runs_and_stores(skip_set, phase, block) for block in range(len(self.blocks))]
         newest = {which: store.newest(which, num_tokens) for which in set().union(*plan)}
+        rotary = {which: _by_token(angles, tokens.at) for which, tokens in newest.items()}
         last = max((i for i, (_, stores) in enumerate(plan) if stores != NONE), default=None)
         masks: dict[tuple[Any, ...], Tensor | None] = {}
         for index, (runs, stores) in enumerate(plan):
@@ -206,15 +207,16 @@ class Decoder:
                 continue
             attention, window = self.blocks[index].self_attn, self.windows[index]
             normed = self.blocks[index].input_layernorm(hidden)  # (B, T, H)
-            key, value = _project_stored(attention, normed, rotary, newest[stores].at)
+            key, value = _project_stored(attention, normed[:, newest[stores].at], rotary[stores])
             keys, values = store.append(index, stores, key, value)  # (B, K, S, D)
-            queries = newest[runs]
-            if index == last:  # nothing further needs the earlier tokens
+            queries, rotary_of_queries = newest[runs], rotary[runs]
+            if index == last and num_wanted < num_tokens:  # nothing needs the earlier ones further
                 queries = store.newest(runs, num_wanted)
+                rotary_of_queries = _by_token(angles, queries.at)
                 hidden = hidden[:, -num_wanted:]
             if not queries.columns:
                 continue
-            query = _project_query(attention, normed, rotary, queries.at)  # (B, N, Q, D)
+            query = _project_query(attention, normed[:, queries.at], rotary_of_queries)
             seen = (len(queries.columns), store.stored[index], window)
             if seen not in masks:
                 masks[seen] = store.mask(queries.columns, store.stored[index], window)
@@ -234,9 +236,9 @@ class Decoder:
         """Run a block's first half: rotated query (B, N, T, D), key, value (both (B, K, T, D))."""
         attention = self.blocks[index].self_attn
         normed = self.blocks[index].input_layernorm(hidden)
-        every = slice(None)
-        query = _project_query(attention, normed, rotary, every)
-        return query, *_project_stored(attention, normed, rotary, every)
+        rotary = _by_token(rotary, slice(None))
+        query = _project_query(attention, normed, rotary)
+        return query, *_project_stored(attention, normed, rotary)
 
     def finish_block(
         self,
@@ -280,31 +282,34 @@ def sliding_windows(config: Any) -> list[int | None]:
     return [None] * config.num_hidden_layers
 
 
-def _project_query(
-    attention: Any, normed: Tensor, rotary: tuple[Tensor, Tensor], at: slice | Tensor
-) -> Tensor:
-    """Return the rotated query (B, N, Q, D) of the tokens of normed (B, T, H) that are at `at`."""
-    query = _by_head(attention, attention.q_proj(normed[:, at]))
-    return _rotate(query, rotary, at)
+def _by_token(angles: tuple[Tensor, Tensor], at: slice | Tensor) -> tuple[Tensor, Tensor]:
+    """Return cos, sin (B, T, D) of the tokens at `at`, for all heads: (B, 1, tokens, D)."""
+    cos, sin = angles
+    return cos[:, None, at], sin[:, None, at]
+
+
+def _project_query(attention: Any, normed: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Return the rotated query (B, N, Q, D) of normed (B, Q, H)."""
+    return _rotate(_by_head(attention, attention.q_proj(normed)), rotary)
 
 
 def _project_stored(
-    attention: Any, normed: Tensor, rotary: tuple[Tensor, Tensor], at: slice | Tensor
+    attention: Any, normed: Tensor, rotary: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Return the rotated key and the value of the tokens at `at`, both (B, K, tokens, D)."""
-    key = _by_head(attention, attention.k_proj(normed[:, at]))
-    value = _by_head(attention, attention.v_proj(normed[:, at]))
-    return _rotate(key, rotary, at), value
+    """Return the rotated key and the value, both (B, K, T, D), of normed (B, T, H)."""
+    key = _rotate(_by_head(attention, attention.k_proj(normed)), rotary)
+    return key, _by_head(attention, attention.v_proj(normed))
 
 
 def _by_head(attention: Any, projected: Tensor) -> Tensor:
     """Return projected (B, T, heads D) as (B, heads, T, D)."""
-    return projected.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+    batch_size, num_tokens, _ = projected.shape
+    return projected.view(batch_size, num_tokens, -1, attention.head_dim).transpose(1, 2)
 
 
-def _rotate(states: Tensor, rotary: tuple[Tensor, Tensor], at: slice | Tensor) -> Tensor:
+def _rotate(states: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
     """Rotary position embedding, in the half-split layout of Hugging Face's Llama weights."""
-    cos, sin = (part[:, None, at] for part in rotary)  # (B, 1, T, D)
+    cos, sin = rotary  # (B, 1, T, D)
     first, second = states.chunk(2, dim=-1)
     return states * cos + torch.cat((-second, first), dim=-1) * sin
 

@@ -193,6 +193,22 @@ def test_a_prompt_that_ends_in_its_image(tmp_path, image, image_kv) -> None:
     np.testing.assert_allclose(logits, expected, rtol=0, atol=TOLERANCE)
 
 
+def test_rows_of_one_length_equal_their_own_runs(vlm) -> None:
+    """No column is padding, and some hold an image token in one row, text in the other."""
+    features = [vlm.encode(make_image(28, 28)), vlm.encode(make_image(56, 56))]
+    longer = features[1].num_tokens - features[0].num_tokens
+    assert longer > 0
+    prompts = ['x' * (longer + len(PROMPT)), PROMPT]
+    rows = [vlm.input_ids(*pair) for pair in zip(prompts, features, strict=True)]
+    assert len(rows[0]) == len(rows[1])
+    for skip in [*random_skip_sets(2, 6), SkipSet(image=[0, 1, 3], image_kv='none')]:
+        answers = vlm.answer_batch(features, prompts, skip, forced_length=STEPS, return_logits=True)
+        for row, answer in enumerate(answers):
+            token_ids, logits = run(vlm, features[row], prompts[row], skip)
+            assert answer.token_ids == token_ids, skip
+            np.testing.assert_allclose(answer.logits, logits, rtol=0, atol=TOLERANCE)
+
+
 # ---- the work ------------------------------------------------------------------------------
 
 
