@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gmskip_ros.calibration.answering import Answerer, ImageQuestion
+from gmskip_ros.calibration.answering import Answerer
 from gmskip_ros.calibration.errors import CalibrationError
 from gmskip_ros.calibration.methods.removal import remove_in_order
 from gmskip_ros.calibration.scoring import Scorer, chunks
@@ -112,9 +112,9 @@ def mean_over_tokens(
     )
     if num_tokens == 0:
         raise CalibrationError(
-            f'{name} has nothing to measure in decode: no answer of the full model to these '
-            f'{_num_samples(scorer)} questions has a token that decode processes; use --phases '
-            'prefill, or a task with longer answers (--max-new-tokens)'
+            f'{name} has nothing to measure in decode: no answer of the full model has a '
+            'token that decode processes; use --phases prefill, or a task with longer answers '
+            '(--max-new-tokens)'
         )
     return [value / num_tokens for value in sums]
 
@@ -161,60 +161,40 @@ def _of_chunks(
     combine: Callable[[Values], Any],
 ) -> Iterator[Any]:
     """Yield the combined values of every chunk of samples, each computed once."""
-    done, total, first_item = 0, _num_samples(scorer), 0
+    samples = _samples(scorer, with_answers)
+
+    def values_of(chunk: Sequence[int]) -> Any:
+        mine = {}
+        for i in chunk:
+            if scorer.answerer.images.is_mine(samples[i].image):
+                mine[i] = list(measure(samples[i]))
+            most_rounds = scorer.settings.num_removals(scorer.num_blocks)
+            scorer.on_progress(Progress(0, most_rounds, 1, i + 1, len(samples), None, None))
+        found: dict[int, list[float]] = {}
+        for of_rank in scorer.answerer.ranks.gather(mine):
+            found.update(of_rank)
+        return combine([found[i] for i in chunk])
+
+    for chunk in chunks(range(len(samples))):
+        key = f'{name}, samples {chunk[0]} to {chunk[-1]}'
+        yield scorer.remember(key, functools.partial(values_of, chunk))
+
+
+def _samples(scorer: Scorer, with_answers: bool) -> list[Sample]:
+    """Return the scored questions of every part, each with its own image."""
+    samples = []
+    first_item = 0
     for part in scorer.objective.parts:
-        questions = part.questions
-        known = scorer.state.full[first_item : first_item + questions.num_scored]
+        for item in part.items[: part.questions.num_scored]:  # further ones repeat their questions
+            prompt = part.questions.prompts[item.question]
+            token_ids: tuple[int, ...] = ()
+            if with_answers:
+                token_ids = scorer.full_answers[first_item + item.question]
+            has_ended = len(token_ids) < part.questions.max_new_tokens
+            num_decoded = len(token_ids) - (not has_ended)
+            samples.append(Sample(scorer.answerer, item.image, prompt, token_ids, num_decoded))
         first_item += len(part.items)
-        for chunk in chunks(range(questions.num_scored)):
-            asked = [
-                ImageQuestion(
-                    part.items[i].image, questions.prompts[i], known[i].token_ids if known else ()
-                )
-                for i in chunk
-            ]
-            key = f'{name}, {questions.name} samples {chunk[0]} to {chunk[-1]}'
-
-            def report(num_run: int, before: int = done) -> None:
-                most_rounds = scorer.settings.num_removals(scorer.num_blocks)
-                scorer.on_progress(Progress(0, most_rounds, 1, before + num_run, total, None, None))
-
-            length = questions.max_new_tokens if with_answers else None
-            run = functools.partial(_run, scorer.answerer, asked, length, measure, report)
-            yield scorer.remember(key, lambda run=run: combine(run()))
-            done += len(chunk)
-
-
-def _num_samples(scorer: Scorer) -> int:
-    return sum(part.questions.num_scored for part in scorer.objective.parts)
-
-
-def _run(
-    answerer: Answerer,
-    questions: Sequence[ImageQuestion],
-    max_new_tokens: int | None,
-    measure: Measure,
-    report: Callable[[int], None],
-) -> Values:
-    """Return what `measure` returns for every question; without max_new_tokens, of no answers."""
-    answers: list[tuple[int, ...]] = [()] * len(questions)
-    if max_new_tokens is not None:
-        # Those known from scoring may have been cut once their score was certain: they are drafts.
-        answered = answerer.answers(questions, (), (None,), max_new_tokens)
-        answers = [answer.token_ids for [answer] in answered]
-    mine: dict[int, list[float]] = {}
-    for i, (question, token_ids) in enumerate(zip(questions, answers, strict=True)):
-        if answerer.images.is_mine(question.image):
-            num_decoded = len(token_ids)
-            if num_decoded == max_new_tokens:
-                num_decoded -= 1
-            sample = Sample(answerer, question.image, question.prompt, token_ids, num_decoded)
-            mine[i] = list(measure(sample))
-        report(i + 1)
-    found: dict[int, list[float]] = {}
-    for of_rank in answerer.ranks.gather(mine):
-        found.update(of_rank)
-    return [found[i] for i in range(len(questions))]
+    return samples
 
 
 def _column_sums(rows: Sequence[Sequence[float]]) -> list[float]:

@@ -33,16 +33,6 @@ def pair(request, tmp_path_factory):
     return load_vlm(str(folder), device='cpu'), HfReference(folder)
 
 
-def whole_sequence(reference: HfReference, image: np.ndarray, prompt: str, ids: list[int]):
-    """Return Hugging Face's inputs of a prompt and the tokens after it, and the prompt's length."""
-    inputs = reference.inputs([image], [prompt])
-    length = inputs['input_ids'].shape[1]
-    inputs['input_ids'] = torch.cat((inputs['input_ids'], torch.tensor([ids]).long()), dim=1)
-    inputs['attention_mask'] = torch.ones_like(inputs['input_ids'])
-    inputs.pop('token_type_ids', None)
-    return inputs, length
-
-
 # ---- logits of a continuation ----------------------------------------------------------------
 
 
@@ -52,7 +42,7 @@ def test_continuation_logits_are_hugging_faces(pair, skip) -> None:
     features = [vlm.encode(image) for image in IMAGES]
     found = vlm.continuation_logits(features, PROMPTS, CONTINUATIONS, skip)
     for image, prompt, ids, logits in zip(IMAGES, PROMPTS, CONTINUATIONS, found, strict=True):
-        inputs, length = whole_sequence(reference, image, prompt, ids)
+        inputs, length = reference.whole_sequence(image, prompt, ids)
         with reference.blocks_removed(skip), torch.inference_mode():
             expected = reference.model(**inputs, use_cache=False).logits[0, length - 1 : -1]
         assert logits.dtype == torch.float32
@@ -123,37 +113,11 @@ def test_wrong_continuations_are_refused_in_one_line(pair) -> None:
 ANSWER = [40, 41, 42, 43, 44, 45, 46, 47, 48]
 
 
-def hugging_faces_states(reference: HfReference, image, prompt: str, ids: list[int]):
-    """Return what enters every block, what leaves the last, and the attention (blocks, N, T, T).
-
-    The last entry of output_hidden_states comes after the final norm, so the last block is hooked.
-    """
-    inputs, length = whole_sequence(reference, image, prompt, ids)
-    left = []
-    hook = reference.model.model.language_model.layers[-1].register_forward_hook(
-        lambda module, arguments, output: left.append(output)
-    )
-    usual = reference.model.config._attn_implementation
-    reference.model.set_attn_implementation('eager')
-    try:
-        with torch.inference_mode():
-            output = reference.model(
-                **inputs, use_cache=False, output_hidden_states=True, output_attentions=True
-            )
-    finally:
-        hook.remove()
-        reference.model.set_attn_implementation(usual)
-    last = left[0][0] if isinstance(left[0], tuple) else left[0]
-    states = [state[0] for state in output.hidden_states[:-1]] + [last[0]]
-    is_image = inputs['input_ids'][0] == reference.model.config.image_token_id
-    return states, torch.stack(output.attentions)[:, 0], is_image, length
-
-
 @pytest.mark.parametrize('ids', [ANSWER, [60], []], ids=lambda ids: f'{len(ids)}-tokens')
 def test_block_states_are_hugging_faces(pair, ids) -> None:
     vlm, reference = pair
     for image, prompt in zip(IMAGES[:2], PROMPTS[:2], strict=True):
-        states, attentions, is_image, length = hugging_faces_states(reference, image, prompt, ids)
+        states, attentions, is_image, length = reference.states(image, prompt, ids)
         found = list(vlm.block_states(vlm.encode(image), prompt, ids, attention=True))
         assert [state.block for state in found] == list(range(NUM_BLOCKS))
         for state in found:

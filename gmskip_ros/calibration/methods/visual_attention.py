@@ -1,7 +1,7 @@
 """Visual attention, FlashVLM's method: the block that looks least at the image first.
 
-"FlashVLM: Exploiting Layer Redundancy via Visual Attention", equation 2 and algorithm 1: how much of
-its attention a generated token pays to image tokens, that is the probabilities summed over all
+"FlashVLM: Exploiting Layer Redundancy via Visual Attention", equation 2 and algorithm 1: how much
+of its attention a generated token pays to image tokens, that is the probabilities summed over all
 positions of the image (newline embeddings included), averaged over heads, then over the tokens of
 an answer, then over samples. The query of a token is the position that predicts it; the first
 token's is the prompt's last position.
