@@ -6,8 +6,12 @@ Face's own hidden states and attention.
 
 from __future__ import annotations
 
+import json
 import math
-import threading
+import os
+import pickle
+import socket
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,12 +22,13 @@ from calibration_helpers import make_all_questions
 from PIL import Image
 from references import HfReference
 from tiny_models import make_tiny_model
+from warm_python import fork_context
 
 from gmskip_ros.calibration.answering import Answerer
 from gmskip_ros.calibration.distributed import Ranks
 from gmskip_ros.calibration.errors import CalibrationError
 from gmskip_ros.calibration.images import EncodedImages
-from gmskip_ros.calibration.methods.registry import get_method, search_settings
+from gmskip_ros.calibration.methods.registry import check_settings, get_method, search_settings
 from gmskip_ros.calibration.objective import make_objective
 from gmskip_ros.calibration.probing import values_per_sample
 from gmskip_ros.calibration.scoring import Scorer
@@ -59,25 +64,15 @@ def folder(request, tmp_path_factory):
     return make_tiny_model(tmp_path_factory.mktemp('tiny'), *request.param, NUM_BLOCKS)
 
 
-@pytest.fixture
+@pytest.fixture(scope='module')
 def vlm(folder):
-    """A model that a test may change."""
     return load_vlm(str(folder), device='cpu')
 
 
-class FakeRanks(Ranks):
-    """One of two processes, which are threads here."""
-
-    def __init__(self, rank: int, shared: SimpleNamespace) -> None:
-        self.rank, self.world_size = rank, 2
-        self._shared = shared
-
-    def gather(self, value: Any) -> list[Any]:
-        self._shared.values[self.rank] = value
-        self._shared.barrier.wait(timeout=60)
-        values = list(self._shared.values)
-        self._shared.barrier.wait(timeout=60)
-        return values
+@pytest.fixture
+def own_vlm(tmp_path):
+    """A model that the test may change."""
+    return load_vlm(str(make_tiny_model(tmp_path, num_blocks=NUM_BLOCKS)), device='cpu')
 
 
 def make_scorer(
@@ -87,9 +82,10 @@ def make_scorer(
     *,
     task: str = 'captioning',
     max_new_tokens: int = NUM_TOKENS,
-    remembered=None,
     ranks: Ranks | None = None,
     should_stop=None,
+    remembered: dict[str, Any] | None = None,
+    on_progress=lambda progress: None,
     **values: Any,
 ) -> Scorer:
     """Return a scorer whose full score is known; its answers are of random words."""
@@ -101,14 +97,14 @@ def make_scorer(
     objective = make_objective(questions, metrics, images.index_of)
     answerer = Answerer(vlm, images, ranks, should_stop=should_stop)
     settings = search_settings(method, **values)
-    scorer = Scorer(objective, answerer, settings, remembered=remembered)
+    scorer = Scorer(objective, answerer, settings, on_progress=on_progress, remembered=remembered)
     scorer.score_full()
     return scorer
 
 
 def choose(vlm, samples, method: str, **values: Any):
-    """Return what the method chose for the largest sparsity."""
-    values = {'sparsities': (LAST / NUM_BLOCKS,), **values}
+    """Return what the method chose, with one block removed unless `values` say otherwise."""
+    values = {'sparsities': (1 / NUM_BLOCKS,), **values}
     return get_method(method).choose(make_scorer(vlm, samples, method, **values))
 
 
@@ -124,70 +120,72 @@ def make_identity(vlm, *blocks: int) -> None:
 
 @pytest.mark.parametrize('phases', [('prefill',), ('decode',), ('prefill', 'decode')], ids='+'.join)
 @pytest.mark.parametrize('method', ['shortgpt', 'l2-norm'])
-def test_identities_go_first_and_the_deepest_of_them_before(vlm, samples, method, phases) -> None:
-    make_identity(vlm, 1, 3)
-    chosen = choose(vlm, samples, method, phases=phases)
+def test_identities_go_first_and_the_deepest_of_them_before(
+    own_vlm, samples, method, phases
+) -> None:
+    make_identity(own_vlm, 1, 3)
+    chosen = choose(own_vlm, samples, method, phases=phases, sparsities=(0.4,))
     assert chosen.nested
-    assert [scored.blocks[:2] for scored in chosen.sets] == [(), (3,), (3, 1), (3, 1), (3, 1)]
-    order = [block for block, _ in chosen.ranking]
-    assert order[:LAST] == [*chosen.sets[-1].blocks] and len(order) == NUM_BLOCKS
+    assert [scored.blocks for scored in chosen.sets] == [(), (3,), (3, 1)]
+    assert sorted(block for block, _ in chosen.ranking) == list(range(NUM_BLOCKS))
     values = [value for _, value in chosen.ranking]
     assert values[:2] == [0.0, 0.0] and values == sorted(values)
     assert values[2] > 1e-3
+    protected = choose(own_vlm, samples[:2], method, phases=phases, protect=(0, 2))
+    assert protected.sets[1].blocks == (1,)
 
 
-def test_a_run_of_identities_is_the_closest(vlm, samples) -> None:
-    make_identity(vlm, 0, 2, 3)
-    chosen = choose(vlm, samples, 'uidl', sparsities=(0.2, 0.4))
+def test_a_run_of_identities_is_the_closest(own_vlm, samples) -> None:
+    make_identity(own_vlm, 0, 2, 3)
+    chosen = choose(own_vlm, samples, 'uidl', sparsities=(0.2, 0.4))
     assert not chosen.nested and chosen.ranking is None
     assert [scored.blocks for scored in chosen.sets] == [(), (0,), (2, 3)]  # of equals, the first
-    protected = choose(vlm, samples, 'uidl', sparsities=(0.2, 0.4), protect=(1, 0))
+    protected = choose(own_vlm, samples, 'uidl', sparsities=(0.2, 0.4), protect=(1, 0))
     assert [scored.blocks for scored in protected.sets] == [(), (2,), (2, 3)]
-    other = choose(vlm, samples, 'uidl', sparsities=(0.2, 0.6), protect=(1, 1))
+    other = choose(own_vlm, samples, 'uidl', sparsities=(0.2, 0.6), protect=(1, 1))
     assert [scored.blocks for scored in other.sets] == [(), (2,), (1, 2, 3)]
+    every_size = choose(own_vlm, samples[:2], 'uidl', sparsities=(), rounds=3)
+    assert [len(scored.blocks) for scored in every_size.sets] == [0, 1, 2, 3]
 
 
-def test_windows_that_end_before_the_image_make_a_block_blind(vlm, samples) -> None:
+def test_windows_that_end_before_the_image_make_a_block_blind(tmp_path, samples) -> None:
     """Of Qwen2's blocks, every second one has a window that is shorter than the question."""
-    if vlm.text_model_type != 'qwen2':
-        pytest.skip('all or none of its blocks are blind')
-    chosen = choose(vlm, samples, 'visual-attention')
-    assert chosen.sets[-1].blocks[:2] == (3, 1)
-    assert [value for _, value in chosen.ranking][:2] == [0.0, 0.0]
+    folder = make_tiny_model(tmp_path, 'llava_onevision', 'qwen2', NUM_BLOCKS)
+    chosen = choose(load_vlm(str(folder), device='cpu'), samples, 'visual-attention')
+    assert chosen.ranking[:2] == ((3, 0.0), (1, 0.0))
     assert chosen.ranking[2][1] > 1e-3
 
 
-def test_a_block_that_does_not_look_at_the_image_goes_first(tmp_path, samples) -> None:
+def test_a_block_that_does_not_look_at_the_image_goes_first(own_vlm, samples) -> None:
     """Keys of image tokens point away from every query of a text token, in block 0.
 
     Image features have a large first component and text embeddings a large second one. Block 0
     reads these as key and query in a pair of components that barely rotates.
     """
-    vlm = load_vlm(str(make_tiny_model(tmp_path, 'llava', 'llama', NUM_BLOCKS)), device='cpu')
-    before = choose(vlm, samples, 'visual-attention', phases=('decode',)).ranking
-    assert before[0][0] != 0
-    embedding, projector = vlm.decoder.embed_tokens.weight, vlm._model.model.multi_modal_projector
+    before = dict(choose(own_vlm, samples, 'visual-attention').ranking)
+    assert before[0] > 1e-3
+    embedding = own_vlm.decoder.embed_tokens.weight
+    projector = own_vlm._model.model.multi_modal_projector
     embedding[:, 0], embedding[:, 1] = 0.0, 8.0
     projector.linear_2.weight[:2] = 0.0
     projector.linear_2.bias[0], projector.linear_2.bias[1] = 8.0, 0.0
-    attention = vlm.decoder.blocks[0].self_attn
+    attention = own_vlm.decoder.blocks[0].self_attn
     for projection, component, sign in [(attention.q_proj, 1, 4.0), (attention.k_proj, 0, -4.0)]:
         by_head = projection.weight.view(-1, attention.head_dim, projection.in_features)
         by_head[:, [3, 7]] = 0.0
         by_head[:, 3, component] = sign
-    after = choose(vlm, samples, 'visual-attention', phases=('decode',)).ranking
+    after = choose(own_vlm, samples, 'visual-attention').ranking
     assert after[0][0] == 0
-    assert after[0][1] < 1e-9 and after[1][1] > 1e-3
+    assert after[0][1] < 1e-6 and after[1][1] > 1e-3
 
 
-def test_the_simple_rule_removes_the_deepest_and_keeps_the_last(vlm, samples) -> None:
-    chosen = choose(vlm, samples, 'uidl-simple', sparsities=(0.4,))
+def test_the_simple_rule_removes_the_deepest_and_keeps_the_last(own_vlm, samples) -> None:
+    chosen = choose(own_vlm, samples[:2], 'uidl-simple', sparsities=(0.4,))
     assert chosen.sets[-1].blocks == (3, 2)
-    assert choose(vlm, samples, 'uidl-simple', sparsities=(0.4,), protect=(0, 2)).sets[
-        -1
-    ].blocks == (2, 1)
+    protected = choose(own_vlm, samples[:2], 'uidl-simple', sparsities=(0.4,), protect=(0, 2))
+    assert protected.sets[-1].blocks == (2, 1)
     with pytest.raises(CalibrationError, match='uidl-simple keeps the last block: protect 0,1'):
-        get_method('uidl-simple').check(search_settings('uidl-simple', protect=(0, 0)), NUM_BLOCKS)
+        check_settings(search_settings('uidl-simple', protect=(0, 0)), NUM_BLOCKS)
 
 
 # ---- the definitions, on Hugging Face's own states --------------------------------------------
@@ -246,7 +244,7 @@ def test_means_over_tokens_are_the_definitions(vlm, samples, hugging_face, metho
 
 def assert_ranking(chosen, values) -> None:
     assert [block for block, _ in chosen.ranking] == list(np.argsort(values))
-    assert chosen.sets[-1].blocks == tuple(np.argsort(values)[:LAST])
+    assert chosen.sets[1].blocks == (np.argmin(values),)
     np.testing.assert_allclose([value for _, value in chosen.ranking], sorted(values), rtol=1e-4)
 
 
@@ -257,7 +255,7 @@ def test_visual_attention_is_the_definition_whatever_the_phases(vlm, samples, hu
         of_samples.append(sample.to_image[:, queries].mean(axis=1))
     values = np.mean(of_samples, axis=0)
     order = sorted(range(NUM_BLOCKS), key=lambda block: (values[block], -block))
-    for phases in [('decode',), ('prefill',), ('prefill', 'decode')]:
+    for phases in [('decode',), ('prefill',)]:
         chosen = choose(vlm, samples, 'visual-attention', phases=phases)
         np.testing.assert_allclose(
             [value for _, value in chosen.ranking], sorted(values), rtol=1e-4, atol=1e-12
@@ -298,30 +296,52 @@ def test_blocks_are_skipped_in_the_methods_phases(vlm, samples) -> None:
         assert scorer.skip_set([2]) == skip
 
 
-def test_two_processes_find_the_same_as_one(folder, samples) -> None:
-    for method in ['shortgpt', 'visual-attention', 'uidl']:
-        alone = choose(load_vlm(str(folder), device='cpu'), samples, method)
-        shared = SimpleNamespace(values=[None, None], barrier=threading.Barrier(2))
-        found = [None, None]
-
-        def run(rank: int, shared=shared, found=found, method=method) -> None:
-            vlm = load_vlm(str(folder), device='cpu')
-            found[rank] = choose(vlm, samples, method, ranks=FakeRanks(rank, shared))
-
-        threads = [threading.Thread(target=run, args=(rank,)) for rank in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert found == [alone, alone]
+METHODS = ('shortgpt', 'visual-attention', 'uidl')
 
 
-def test_a_stopped_run_resumes_with_what_it_measured(vlm, samples, monkeypatch) -> None:
-    remembered: dict[str, Any] = {}
-    scorer = make_scorer(vlm, samples, 'shortgpt', remembered=remembered)
-    expected = choose(vlm, samples, 'shortgpt')
+def run_rank(folder: Path, samples: list[Sample], environment: dict[str, str], path: Path) -> None:
+    """Choose with every method as one of several processes, and write what it found."""
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    ranks = Ranks()
+    ranks.connect('cpu')
+    vlm = load_vlm(str(folder), device='cpu')
+    path.write_bytes(pickle.dumps([choose(vlm, samples, name, ranks=ranks) for name in METHODS]))
+    ranks.disconnect()
+
+
+def test_two_processes_find_the_same_as_one(tmp_path, samples) -> None:
+    folder = make_tiny_model(tmp_path / 'tiny', num_blocks=NUM_BLOCKS)
+    vlm = load_vlm(str(folder), device='cpu')
+    alone = [choose(vlm, samples, name) for name in METHODS]
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        address = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(free.getsockname()[1])}
+    processes = [
+        fork_context().Process(
+            target=run_rank,
+            args=(
+                folder,
+                samples,
+                {**address, 'WORLD_SIZE': '2', 'RANK': str(rank)},
+                tmp_path / f'{rank}',
+            ),
+        )
+        for rank in range(2)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    for rank in range(2):
+        assert pickle.loads((tmp_path / f'{rank}').read_bytes()) == alone
+
+
+def test_a_stopped_run_resumes_with_what_it_measured(own_vlm, samples, monkeypatch) -> None:
+    expected = choose(own_vlm, samples, 'shortgpt')
     run: list[str] = []
-    usual = vlm.block_states
+    usual = own_vlm.block_states
 
     def counted(features, prompt, *arguments, **options):
         run.append(prompt)
@@ -329,22 +349,26 @@ def test_a_stopped_run_resumes_with_what_it_measured(vlm, samples, monkeypatch) 
             raise Stopped('asked to')
         return usual(features, prompt, *arguments, **options)
 
-    monkeypatch.setattr(vlm, 'block_states', counted)
+    monkeypatch.setattr(own_vlm, 'block_states', counted)
+    remembered: dict[str, Any] = {}
     with pytest.raises(Stopped):
-        get_method('shortgpt').choose(scorer)
+        choose(own_vlm, samples, 'shortgpt', remembered=remembered)
     assert len(run) == 9
+    remembered = json.loads(json.dumps(remembered))  # as a checkpoint
     progress = []
-    again = make_scorer(
-        vlm,
-        samples,
-        'shortgpt',
-        remembered=remembered,
-        sparsities=(LAST / NUM_BLOCKS,),
-    )
-    again.on_progress = progress.append
-    assert get_method('shortgpt').choose(again) == expected
+    again = choose(own_vlm, samples, 'shortgpt', remembered=remembered, on_progress=progress.append)
+    assert again == expected
     assert len(run) == 9 + 2  # the first chunk of 8 is known
-    assert [(p.round, p.done, p.total) for p in progress[:2]] == [(0, 9, 10), (0, 10, 10)]
+    probed = [(p.done, p.total) for p in progress if p.round == 0 and p.total == NUM_IMAGES]
+    assert probed[-2:] == [(9, 10), (10, 10)]
+
+
+def test_it_stops_when_told_to_within_a_sample(own_vlm, samples) -> None:
+    stop: list[bool] = []
+    scorer = make_scorer(own_vlm, samples[:2], 'uidl', should_stop=lambda: bool(stop))
+    stop.append(True)
+    with pytest.raises(Stopped):
+        get_method('uidl').choose(scorer)
 
 
 def test_every_scored_question_is_run_with_its_whole_answer(vlm, samples) -> None:
@@ -368,27 +392,24 @@ def test_every_scored_question_is_run_with_its_whole_answer(vlm, samples) -> Non
     ]
 
 
-def test_answers_without_decoded_tokens_are_refused_in_one_line(vlm, samples) -> None:
+def test_answers_without_decoded_tokens_are_refused_in_one_line(own_vlm, samples) -> None:
     for method in ['l2-norm', 'shortgpt']:
         with pytest.raises(CalibrationError, match=r'nothing to measure in decode: .*--phases'):
-            choose(vlm, samples[:2], method, phases=('decode',), max_new_tokens=1)
-    one_token = choose(vlm, samples[:2], 'visual-attention', max_new_tokens=1)  # it has a query
-    assert one_token.ranking[-1][1] > 0
-    vlm.end_ids = frozenset(range(300))  # every answer is empty
+            choose(own_vlm, samples[:2], method, phases=('decode',), max_new_tokens=1)
+    one_token = choose(own_vlm, samples[:2], 'visual-attention', max_new_tokens=1)
+    assert one_token.ranking[0][1] > 0  # its query is the prompt's last token
+    own_vlm.end_ids = frozenset(range(300))  # every answer is empty
     with pytest.raises(CalibrationError, match='every answer of the full model is empty'):
-        choose(vlm, samples[:2], 'visual-attention')
+        choose(own_vlm, samples[:2], 'visual-attention')
 
 
-def test_an_answer_that_ended_had_its_last_token_processed(vlm, samples) -> None:
-    ids = vlm.answer(
-        np.asarray(Image.open(samples[0].image_path)),
-        make_all_questions(samples[:1], 'captioning')[0].prompts[0],
-        max_new_tokens=NUM_TOKENS,
-    ).token_ids
-    first_end = next(i for i, token in enumerate(ids) if token == ids[3])
-    vlm.end_ids = frozenset([ids[3]])
-    scorer = make_scorer(vlm, samples[:1], 'l2-norm')
+def test_an_answer_that_ended_had_its_last_token_processed(own_vlm, samples) -> None:
+    image = np.asarray(Image.open(samples[0].image_path))
+    prompt = make_all_questions(samples[:1], 'captioning')[0].prompts[0]
+    ids = own_vlm.answer(image, prompt, max_new_tokens=NUM_TOKENS).token_ids
+    own_vlm.end_ids = frozenset([ids[3]])
+    scorer = make_scorer(own_vlm, samples[:1], 'l2-norm')
     counts = values_per_sample(
         scorer, 'counts', lambda sample: [len(sample.token_ids), sample.num_decoded]
     )
-    assert counts == [[first_end, first_end]]
+    assert counts == [[ids.index(ids[3])] * 2]
