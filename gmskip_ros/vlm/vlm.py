@@ -387,16 +387,13 @@ class Vlm:
         self._check_token_ids('an answer', [token_ids])
         [row] = self._rows([features], [prompt])
         self._check_context([row], len(token_ids), 'answer')
-        hidden, _ = self._embed([row], [features])
+        hidden, _, is_image = self._embed([row], [features])
         if token_ids:
             ids = torch.tensor([token_ids], device=self._device)
             hidden = torch.cat((hidden, self.decoder.embed_tokens(ids)), dim=1)
-        is_image = torch.zeros(hidden.shape[1], dtype=torch.bool, device=self._device)
-        is_image[: len(row)] = (
-            torch.tensor(row, device=self._device) == self.tokenizer.image_token_id
-        )
+            is_image = torch.cat((is_image, torch.zeros_like(ids, dtype=torch.bool)), dim=1)
         states = probe.block_states(
-            self.decoder, hidden, is_image, len(row), skip_set, attention, should_stop
+            self.decoder, hidden, is_image[0], len(row), skip_set, attention, should_stop
         )
 
         def named() -> Iterator[BlockStates]:

@@ -57,6 +57,9 @@ def test_continuation_logits_are_hugging_faces(pair, skip) -> None:
         SkipSet(prefill=[0, 1], decode=[1, 2]),
         SkipSet(prefill=range(NUM_BLOCKS)),
         SkipSet(decode=range(NUM_BLOCKS)),
+        SkipSet(prefill=[0, 2], kv='input'),
+        SkipSet(prefill=[1], image=[0, 2, 3]),
+        SkipSet(decode=[2], image=[0, 2, 3], image_kv='none'),
     ],
     ids=str,
 )
@@ -158,6 +161,9 @@ def test_attention_is_computed_on_request_and_changes_nothing(pair) -> None:
         SkipSet(prefill=[0, 2]),
         SkipSet(prefill=[0, 1], decode=[1, 2]),
         SkipSet(prefill=range(NUM_BLOCKS)),
+        SkipSet(prefill=[0, 2], kv='input'),
+        SkipSet(prefill=[1], image=[0, 2, 3]),
+        SkipSet(decode=[2], image=[0, 2, 3], image_kv='none'),
     ],
     ids=str,
 )
@@ -170,14 +176,20 @@ def test_block_states_of_a_skip_set_are_those_of_answering(pair, skip) -> None:
     [expected] = vlm.continuation_logits([features], PROMPTS[:1], [ANSWER], skip)
     np.testing.assert_allclose(last, expected, rtol=0, atol=1e-4)
     for state in states:
-        passed = torch.equal(state.entering[prompt:], state.leaving[prompt:])
-        assert passed == (state.block in skip.decode)
-        passed = torch.equal(state.entering[:prompt], state.leaving[:prompt])
-        assert passed == (state.block in skip.prefill)
-        if state.block in skip.prefill:  # no image token stores a key there
+        passed = (state.entering == state.leaving).all(dim=-1)  # (T,)
+        is_skipped = torch.full_like(passed, state.block in skip.decode)
+        is_skipped[:prompt] = state.block in skip.prefill
+        is_skipped |= state.is_image & (state.block in skip.image)
+        assert passed.tolist() == is_skipped.tolist()
+        hides_image = (state.block in skip.prefill and skip.kv == 'none') or (
+            state.block in skip.image and skip.image_kv == 'none'
+        )
+        runs = ~is_skipped[prompt - 1 : -1]
+        assert state.image_attention[~runs].sum() == 0
+        if hides_image:
             assert state.image_attention.max() == 0
-        if state.block in skip.decode:
-            assert state.image_attention[1:].max() == 0
+        elif vlm.text_model_type == 'llama':  # no windows
+            assert (state.image_attention[runs] > 0).all()
 
 
 def test_only_the_states_of_the_block_in_hand_are_kept(pair) -> None:
