@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gmskip_ros.skipping import SkipSet
 from gmskip_ros.vlm.answer import BlockStates
-from gmskip_ros.vlm.decoder import Decoder, KeyValueStore
+from gmskip_ros.vlm.decoder import ALL, NONE, TEXT, Decoder, KeyValueStore, who_runs_and_stores
 from gmskip_ros.vlm.errors import Stopped
 from gmskip_ros.vlm.generation import ShouldStop, non_finite_logits
 
@@ -31,9 +31,8 @@ def continuation_logits(
     """Yield, per row, the logits (tokens, V), float32, that predict each token of its continuation.
 
     hidden (B, C, H), is_real and is_image (B, C) are those of `generation.embed`. The prompts are
-    processed as prefill under the skip set, the continuations as decode, all their tokens in one
-    pass. The last token of a continuation is predicted, but never run. Raises
-    NonFiniteLogitsError, Stopped.
+    processed as in prefill, the continuations as in decode, but all their tokens in one pass. The
+    last token of a continuation is predicted, but never run. Raises NonFiniteLogitsError, Stopped.
     """
     num_steps = max(1, *map(len, continuations))
     max_columns = hidden.shape[1] + num_steps - 1
@@ -115,11 +114,16 @@ def _roles(
     block: int, skip_set: SkipSet, is_image: Tensor, is_prompt: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return which tokens run a block, and which store a key and a value there (both bool (T,))."""
-    skips = torch.where(is_prompt, block in skip_set.prefill, block in skip_set.decode)
-    runs, stores = ~skips, ~skips | (skip_set.kv == 'input')
-    if block in skip_set.image:
-        runs = runs & ~is_image
-        stores = stores & (~is_image | (skip_set.image_kv == 'input'))
+    every = torch.ones_like(is_image)
+    chosen = {NONE: ~every, TEXT: ~is_image, ALL: every}
+    runs, stores = (
+        torch.where(is_prompt, chosen[prefill], chosen[decode])
+        for prefill, decode in zip(
+            who_runs_and_stores(skip_set, 'prefill', block),
+            who_runs_and_stores(skip_set, 'decode', block),
+            strict=True,
+        )
+    )
     return runs, stores
 
 

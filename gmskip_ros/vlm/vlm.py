@@ -387,13 +387,13 @@ class Vlm:
         self._check_token_ids('an answer', [token_ids])
         [row] = self._rows([features], [prompt])
         self._check_context([row], len(token_ids), 'answer')
-        hidden, _, [is_image] = self._embed([row], [features])
+        hidden, _, is_image = self._embed([row], [features])
         if token_ids:
             ids = torch.tensor([token_ids], device=self._device)
             hidden = torch.cat((hidden, self.decoder.embed_tokens(ids)), dim=1)
-            is_image = torch.cat((is_image, torch.zeros_like(ids[0], dtype=torch.bool)))
+            is_image = torch.cat((is_image, torch.zeros_like(ids, dtype=torch.bool)), dim=1)
         states = probe.block_states(
-            self.decoder, hidden, is_image, len(row), skip_set, attention, should_stop
+            self.decoder, hidden, is_image[0], len(row), skip_set, attention, should_stop
         )
 
         def named() -> Iterator[BlockStates]:
@@ -419,9 +419,9 @@ class Vlm:
         if not rows:
             return ()
         self._check_context(rows, max(map(len, continuations)) - 1, what)
-        hidden, is_real, is_image = self._embed(rows, features)
+        embedded = self._embed(rows, features)
         return probe.continuation_logits(
-            self.decoder, hidden, is_real, is_image, continuations, skip_set, should_stop
+            self.decoder, *embedded, continuations, skip_set, should_stop
         )
 
     def num_parameters_run(self, skip: SkipSet | Iterable[int] = ()) -> int:

@@ -33,16 +33,6 @@ def pair(request, tmp_path_factory):
     return load_vlm(str(folder), device='cpu'), HfReference(folder)
 
 
-def whole_sequence(reference: HfReference, image: np.ndarray, prompt: str, ids: list[int]):
-    """Return Hugging Face's inputs of a prompt and the tokens after it, and the prompt's length."""
-    inputs = reference.inputs([image], [prompt])
-    length = inputs['input_ids'].shape[1]
-    inputs['input_ids'] = torch.cat((inputs['input_ids'], torch.tensor([ids]).long()), dim=1)
-    inputs['attention_mask'] = torch.ones_like(inputs['input_ids'])
-    inputs.pop('token_type_ids', None)
-    return inputs, length
-
-
 # ---- logits of a continuation ----------------------------------------------------------------
 
 
@@ -52,7 +42,7 @@ def test_continuation_logits_are_hugging_faces(pair, skip) -> None:
     features = [vlm.encode(image) for image in IMAGES]
     found = vlm.continuation_logits(features, PROMPTS, CONTINUATIONS, skip)
     for image, prompt, ids, logits in zip(IMAGES, PROMPTS, CONTINUATIONS, found, strict=True):
-        inputs, length = whole_sequence(reference, image, prompt, ids)
+        inputs, length = reference.whole_sequence(image, prompt, ids)
         with reference.blocks_removed(skip), torch.inference_mode():
             expected = reference.model(**inputs, use_cache=False).logits[0, length - 1 : -1]
         assert logits.dtype == torch.float32
@@ -67,6 +57,9 @@ def test_continuation_logits_are_hugging_faces(pair, skip) -> None:
         SkipSet(prefill=[0, 1], decode=[1, 2]),
         SkipSet(prefill=range(NUM_BLOCKS)),
         SkipSet(decode=range(NUM_BLOCKS)),
+        SkipSet(prefill=[0, 2], kv='input'),
+        SkipSet(prefill=[1], image=[0, 2, 3]),
+        SkipSet(decode=[2], image=[0, 2, 3], image_kv='none'),
     ],
     ids=str,
 )
@@ -123,37 +116,11 @@ def test_wrong_continuations_are_refused_in_one_line(pair) -> None:
 ANSWER = [40, 41, 42, 43, 44, 45, 46, 47, 48]
 
 
-def hugging_faces_states(reference: HfReference, image, prompt: str, ids: list[int]):
-    """Return what enters every block, what leaves the last, and the attention (blocks, N, T, T).
-
-    The last entry of output_hidden_states comes after the final norm, so the last block is hooked.
-    """
-    inputs, length = whole_sequence(reference, image, prompt, ids)
-    left = []
-    hook = reference.model.model.language_model.layers[-1].register_forward_hook(
-        lambda module, arguments, output: left.append(output)
-    )
-    usual = reference.model.config._attn_implementation
-    reference.model.set_attn_implementation('eager')
-    try:
-        with torch.inference_mode():
-            output = reference.model(
-                **inputs, use_cache=False, output_hidden_states=True, output_attentions=True
-            )
-    finally:
-        hook.remove()
-        reference.model.set_attn_implementation(usual)
-    last = left[0][0] if isinstance(left[0], tuple) else left[0]
-    states = [state[0] for state in output.hidden_states[:-1]] + [last[0]]
-    is_image = inputs['input_ids'][0] == reference.model.config.image_token_id
-    return states, torch.stack(output.attentions)[:, 0], is_image, length
-
-
 @pytest.mark.parametrize('ids', [ANSWER, [60], []], ids=lambda ids: f'{len(ids)}-tokens')
 def test_block_states_are_hugging_faces(pair, ids) -> None:
     vlm, reference = pair
     for image, prompt in zip(IMAGES[:2], PROMPTS[:2], strict=True):
-        states, attentions, is_image, length = hugging_faces_states(reference, image, prompt, ids)
+        states, attentions, is_image, length = reference.states(image, prompt, ids)
         found = list(vlm.block_states(vlm.encode(image), prompt, ids, attention=True))
         assert [state.block for state in found] == list(range(NUM_BLOCKS))
         for state in found:
@@ -194,6 +161,9 @@ def test_attention_is_computed_on_request_and_changes_nothing(pair) -> None:
         SkipSet(prefill=[0, 2]),
         SkipSet(prefill=[0, 1], decode=[1, 2]),
         SkipSet(prefill=range(NUM_BLOCKS)),
+        SkipSet(prefill=[0, 2], kv='input'),
+        SkipSet(prefill=[1], image=[0, 2, 3]),
+        SkipSet(decode=[2], image=[0, 2, 3], image_kv='none'),
     ],
     ids=str,
 )
@@ -206,14 +176,20 @@ def test_block_states_of_a_skip_set_are_those_of_answering(pair, skip) -> None:
     [expected] = vlm.continuation_logits([features], PROMPTS[:1], [ANSWER], skip)
     np.testing.assert_allclose(last, expected, rtol=0, atol=1e-4)
     for state in states:
-        passed = torch.equal(state.entering[prompt:], state.leaving[prompt:])
-        assert passed == (state.block in skip.decode)
-        passed = torch.equal(state.entering[:prompt], state.leaving[:prompt])
-        assert passed == (state.block in skip.prefill)
-        if state.block in skip.prefill:  # no image token stores a key there
+        passed = (state.entering == state.leaving).all(dim=-1)  # (T,)
+        is_skipped = torch.full_like(passed, state.block in skip.decode)
+        is_skipped[:prompt] = state.block in skip.prefill
+        is_skipped |= state.is_image & (state.block in skip.image)
+        assert passed.tolist() == is_skipped.tolist()
+        hides_image = (state.block in skip.prefill and skip.kv == 'none') or (
+            state.block in skip.image and skip.image_kv == 'none'
+        )
+        runs = ~is_skipped[prompt - 1 : -1]
+        assert state.image_attention[~runs].sum() == 0
+        if hides_image:
             assert state.image_attention.max() == 0
-        if state.block in skip.decode:
-            assert state.image_attention[1:].max() == 0
+        elif vlm.text_model_type == 'llama':  # no windows
+            assert (state.image_attention[runs] > 0).all()
 
 
 def test_only_the_states_of_the_block_in_hand_are_kept(pair) -> None:

@@ -67,6 +67,42 @@ class HfReference:
         pictures = [[Image.fromarray(image)] for image in images]
         return self.processor(text=texts, images=pictures, padding=True, return_tensors='pt')
 
+    def whole_sequence(self, image: np.ndarray, prompt: str, ids: Sequence[int]):
+        """Return the inputs of a prompt and the tokens after it, and the prompt's length."""
+        inputs = self.inputs([image], [prompt])
+        length = inputs['input_ids'].shape[1]
+        given = torch.tensor([[*ids]], dtype=torch.long)
+        inputs['input_ids'] = torch.cat((inputs['input_ids'], given), dim=1)
+        inputs['attention_mask'] = torch.ones_like(inputs['input_ids'])
+        inputs.pop('token_type_ids', None)
+        return inputs, length
+
+    def states(self, image: np.ndarray, prompt: str, ids: Sequence[int]):
+        """Return the states before every block and after the last (each (T, H)), the attention
+        (blocks, N, T, T), which of the T tokens are the image's, and the prompt's length.
+
+        The last entry of output_hidden_states is after the final norm, so the last block is hooked.
+        """
+        inputs, length = self.whole_sequence(image, prompt, ids)
+        left = []
+        hook = self.model.model.language_model.layers[-1].register_forward_hook(
+            lambda module, arguments, output: left.append(output)
+        )
+        usual = self.model.config._attn_implementation
+        self.model.set_attn_implementation('eager')
+        try:
+            with torch.inference_mode():
+                output = self.model(
+                    **inputs, use_cache=False, output_hidden_states=True, output_attentions=True
+                )
+        finally:
+            hook.remove()
+            self.model.set_attn_implementation(usual)
+        last = left[0][0] if isinstance(left[0], tuple) else left[0]
+        states = [state[0] for state in output.hidden_states[:-1]] + [last[0]]
+        is_image = inputs['input_ids'][0] == self.model.config.image_token_id
+        return states, torch.stack(output.attentions)[:, 0], is_image, length
+
     @contextlib.contextmanager
     def blocks_removed(self, removed: Sequence[int]) -> Iterator[None]:
         """Take blocks out of the ModuleList; renumber layer_idx; keep the others' layer types."""
