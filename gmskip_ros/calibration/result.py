@@ -8,7 +8,7 @@ from itertools import combinations
 from typing import Any
 
 from gmskip_ros.calibration.settings import CalibrationSettings
-from gmskip_ros.calibration.trajectory import ChosenSets, Round
+from gmskip_ros.calibration.trajectory import ChosenSets, Round, warn_of_ties
 from gmskip_ros.machine import describe_run, software
 from gmskip_ros.skipping import OPERATING_POINTS, Prompt, Removal, SkipList, derive_operating_points
 from gmskip_ros.tasks import jaccard
@@ -95,10 +95,11 @@ def make_calibration(
         'min_score_ratio': settings.search.min_score_ratio,
         'max_sparsity': settings.search.max_sparsity,
         'stopped_by': chosen.stopped_by,
-        'warnings': tie_warnings(rounds),
+        'warnings': [*tie_warnings(rounds), *chosen.warnings],
         'ranking': None
         if chosen.ranking is None
         else [{'block': block, 'value': value} for block, value in chosen.ranking],
+        'objective': None if chosen.objective is None else dict(chosen.objective),
         'dataset': dict(facts.dataset),
         'unreadable': list(facts.unreadable),
         'full_score': skip_list.full_score,
@@ -131,13 +132,7 @@ def tie_warnings(rounds: Sequence[Round]) -> list[str]:
         and all(cell.is_exact for cell in done.cells)
         and len({cell.score for cell in done.cells}) == 1
     ]
-    if not tied:
-        return []
-    which = f'round{"s" if len(tied) > 1 else ""} {", ".join(map(str, tied))}'
-    return [
-        f'{which}: every candidate scored the same, so the answers do not tell which block to '
-        'remove: use longer answers, more images or different phases'
-    ]
+    return warn_of_ties(tied)
 
 
 def _make_skip_list(facts: Facts, settings: CalibrationSettings, chosen: ChosenSets) -> SkipList:
