@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gmskip_ros.calibration.answering import Answerer
@@ -210,9 +211,7 @@ def reference_answers(scorer: Scorer) -> GivenAnswers:
         ]
         values = scorer.remember(
             f'likelihood of the ways to write the references of {part.questions.name}',
-            lambda of_part=candidates: [
-                each.negative_log_likelihood(SkipSet()) for each in of_part
-            ],
+            partial(_likelihoods, candidates),
         )
         chosen += candidates[values.index(min(values))].answers
     return GivenAnswers(scorer.answerer, chosen)
@@ -258,6 +257,10 @@ def questions_asked(scorer: Scorer) -> Iterator[tuple[int, int, int, tuple[int, 
         items.setdefault((item.part, item.question), []).append(index)
     for (part, question), of_question in items.items():
         yield part, question, scorer.objective.items[of_question[0]].image, tuple(of_question)
+
+
+def _likelihoods(candidates: Sequence[GivenAnswers]) -> list[float]:
+    return [answers.negative_log_likelihood(SkipSet()) for answers in candidates]
 
 
 def _as_words(label: str) -> str:
