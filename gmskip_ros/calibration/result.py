@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
 from gmskip_ros.calibration.baseline import list_baselines
 from gmskip_ros.calibration.settings import CalibrationSettings
-from gmskip_ros.calibration.trajectory import ChosenSets, Round
+from gmskip_ros.calibration.trajectory import ChosenSets, Round, warn_of_ties
 from gmskip_ros.machine import describe_run, software
 from gmskip_ros.skipping import OPERATING_POINTS, Prompt, Removal, SkipList
 from gmskip_ros.tasks import jaccard
@@ -77,8 +77,8 @@ def make_calibration(
 
     The baselines are those of calibration.baseline, on calibration and on test images.
     """
-    skip_list = _make_skip_list(facts, settings, chosen, tie_warnings(rounds))
-    skip_list = replace(skip_list, baselines=list_baselines(baselines))
+    warnings = [*tie_warnings(rounds), *chosen.warnings]
+    skip_list = _make_skip_list(facts, settings, chosen, warnings, baselines)
     result = {
         'format': FORMAT,
         'command': settings.command,
@@ -106,6 +106,7 @@ def make_calibration(
         'ranking': None
         if chosen.ranking is None
         else [{'block': block, 'value': value} for block, value in chosen.ranking],
+        'objective': None if chosen.objective is None else dict(chosen.objective),
         'dataset': dict(facts.dataset),
         'unreadable': list(facts.unreadable),
         'full_score': skip_list.full_score,
@@ -140,17 +141,15 @@ def tie_warnings(rounds: Sequence[Round]) -> list[str]:
         and all(cell.is_exact for cell in done.cells)
         and len({cell.score for cell in done.cells}) == 1
     ]
-    if not tied:
-        return []
-    which = f'round{"s" if len(tied) > 1 else ""} {", ".join(map(str, tied))}'
-    return [
-        f'{which}: every candidate scored the same, so the answers do not tell which block to '
-        'remove: use longer answers, more images or different phases'
-    ]
+    return warn_of_ties(tied)
 
 
 def _make_skip_list(
-    facts: Facts, settings: CalibrationSettings, chosen: ChosenSets, warnings: Sequence[str]
+    facts: Facts,
+    settings: CalibrationSettings,
+    chosen: ChosenSets,
+    warnings: Sequence[str],
+    baselines: Mapping[str, Any] | None,
 ) -> SkipList:
     search = settings.search
     full, *others = chosen.sets
@@ -184,6 +183,7 @@ def _make_skip_list(
         calibration={'dataset': facts.dataset['name'], **facts.dataset['calibration']},
         created=facts.created,
         software=software(),
+        baselines=list_baselines(baselines),
         warnings=tuple(warnings),
         provenance=settings.command or 'gmskip_ros.calibration.run.calibrate',
         **blocks,

@@ -118,12 +118,16 @@ class Scorer:
 
     def score_of(self, blocks: Sequence[int]) -> Score:
         """Return the score without these blocks. Call score_full first."""
-        contributions: list[Score] = []
+        return self.overall(self.contributions(blocks, range(self.num_items)))
+
+    def contributions(self, blocks: Sequence[int], items: Sequence[int]) -> list[Score]:
+        """Return what each item's answer without these blocks adds. Call score_full first."""
+        answers: dict[int, ScoredAnswer] = {}
         for part in range(len(self.objective.parts)):
-            items = [i for i, item in enumerate(self.objective.items) if item.part == part]
-            answers = self._ask([FULL], items, blocks)[FULL]
-            contributions += [answers[item].contribution for item in items]
-        return self.overall(contributions)
+            of_part = [item for item in items if self.objective.items[item].part == part]
+            if of_part:
+                answers.update(self._ask([FULL], of_part, blocks)[FULL])
+        return [answers[item].contribution for item in items]
 
     def scored_set(self, blocks: Sequence[int]) -> ScoredSet:
         """Return a set with its score, which a resumed run remembers. Call score_full first."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from gmskip_ros.tasks.scoring import Score
 
@@ -80,10 +82,24 @@ class ChosenSets:
     """What a method chose: skip sets in ascending size, the empty one first.
 
     nested: each set is the one before it with one block appended. ranking: every block with the
-    value that ordered them, the first to remove first; for methods that rank.
+    value that ordered them, the first to remove first; for methods that rank. objective: what was
+    compared instead of the task's score, with its values, as JSON values. warnings: a line each.
     """
 
     sets: tuple[ScoredSet, ...]
     nested: bool
     stopped_by: str
     ranking: tuple[tuple[int, float], ...] | None = None
+    objective: Mapping[str, Any] | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def warn_of_ties(rounds: Sequence[int]) -> list[str]:
+    """Return a line if there are rounds, by number, in which every candidate scored the same."""
+    if not rounds:
+        return []
+    which = f'round{"s" if len(rounds) > 1 else ""} {", ".join(map(str, rounds))}'
+    return [
+        f'{which}: every candidate scored the same, so the answers do not tell which block to '
+        'remove: use longer answers, more images or different phases'
+    ]

@@ -28,6 +28,16 @@ def parse_intervals(text: str) -> tuple[int, ...]:
     return numbers
 
 
+INTERVALS_OPTION = Option(
+    'intervals',
+    '--interval',
+    default=INTERVALS,
+    metavar='3,4',
+    parse=parse_intervals,
+    help=f'for fixed-interval and uneven-interval (default: {INTERVALS_TEXT})',
+)
+
+
 def fixed_interval(num_blocks: int, interval: int) -> tuple[int, ...]:
     """Return the blocks that Skip-MLLM's rule skips: 0 < i < L - 1 and i % interval == 0.
 
@@ -76,16 +86,7 @@ METHOD: Method = Method(
     name='fixed-interval',
     choose=choose,
     summary="Skip-MLLM's rule: every n-th block",
-    options=(
-        Option(
-            'intervals',
-            '--interval',
-            default=INTERVALS,
-            metavar='3,4',
-            parse=parse_intervals,
-            help=f'for fixed-interval (default: {INTERVALS_TEXT})',
-        ),
-    ),
+    options=(INTERVALS_OPTION,),
     has_limits=False,
     check=check,
 )

@@ -6,14 +6,19 @@ from typing import Any
 
 from gmskip_ros.calibration.errors import CalibrationError
 from gmskip_ros.calibration.methods import (
+    early_exit,
+    evopress,
     fixed_interval,
     gm_skip,
     l2_norm,
     one_shot,
     positional,
     random_order,
+    self_nll,
     shortgpt,
+    sleb,
     uidl,
+    uneven_interval,
     visual_attention,
 )
 from gmskip_ros.calibration.methods.method import Method, Option
@@ -27,11 +32,16 @@ METHODS: dict[str, Method] = {
         positional.METHOD,
         random_order.METHOD,
         fixed_interval.METHOD,
+        uneven_interval.METHOD,
+        early_exit.METHOD,
         visual_attention.METHOD,
         shortgpt.METHOD,
         uidl.METHOD,
         uidl.SIMPLE_METHOD,
         l2_norm.METHOD,
+        sleb.METHOD,
+        self_nll.METHOD,
+        evopress.METHOD,
     )
 }
 

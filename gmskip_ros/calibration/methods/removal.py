@@ -27,6 +27,20 @@ def name_with_ties(settings: SearchSettings) -> str:
     return settings.method if tie_order == TIE_ORDER.default else f'{settings.method}-forward-ties'
 
 
+def limit_reached(scorer: Scorer, most: int) -> str:
+    """Return why no more than `most` blocks (settings.num_removals) may be removed."""
+    settings = scorer.settings
+    if settings.sparsities:
+        return f'sparsity {max(settings.sparsities):g} is reached'
+    if settings.rounds is not None and most == settings.rounds:
+        return f'the requested number of rounds ({most}) is reached'
+    if most == scorer.num_blocks - 1:
+        return 'one block is left'
+    if most == len(scorer.removable):
+        return 'only protected blocks are left'
+    return f'max_sparsity {settings.max_sparsity:g} is reached'
+
+
 class RemovalSearch:
     """Removes, in each round, the best of the round's candidates; resumes from any state.
 
@@ -75,7 +89,7 @@ class RemovalSearch:
         most = self.settings.num_removals(self.scorer.num_blocks)
         if state.stopped_by is None:
             if len(state.removed) >= most:
-                state.stopped_by = self._limit_reached(most)
+                state.stopped_by = limit_reached(self.scorer, most)
             else:
                 self._remove_best()
             self.scorer.on_save(state, True)
@@ -120,17 +134,6 @@ class RemovalSearch:
             return True
         full_score = float(self.scorer.full_score)
         return meets_ratio(float(score), full_score, self.settings.min_score_ratio)
-
-    def _limit_reached(self, most: int) -> str:
-        if self.settings.sparsities:
-            return f'sparsity {max(self.settings.sparsities):g} is reached'
-        if self.settings.rounds is not None and most == self.settings.rounds:
-            return f'the requested number of rounds ({most}) is reached'
-        if most == self.scorer.num_blocks - 1:
-            return 'one block is left'
-        if most == len(self.scorer.removable):
-            return 'only protected blocks are left'
-        return f'max_sparsity {self.settings.max_sparsity:g} is reached'
 
     def _remove_best(self) -> None:
         state = self.state

@@ -1,0 +1,281 @@
+"""EvoPress (arXiv:2410.14649): an evolutionary search for the set of blocks of a given size.
+
+A set's offspring differ from it in a few swaps: a removed block comes back, a retained one goes.
+All offspring are measured on a few answers, those that do best on more, and the last ones on all
+answers, where they compete with their parent: the best set never gets worse there. Each size is
+searched on its own, so the sets are not nested.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+from gmskip_ros.calibration.errors import CalibrationError
+from gmskip_ros.calibration.likelihood import GivenAnswers, OnDone, own_answers, questions_asked
+from gmskip_ros.calibration.methods.method import Method, Option
+from gmskip_ros.calibration.scoring import Scorer
+from gmskip_ros.calibration.settings import Progress, SearchSettings
+from gmskip_ros.calibration.trajectory import ChosenSets
+from gmskip_ros.numbers import is_whole_number
+
+GENERATIONS, OFFSPRING = 40, 16
+MAX_SWAPS = 3
+# Stages before all answers: the share of the answers (at least FEWEST_ANSWERS), and the share of
+# the offspring that survives.
+STAGES = ((16, 4), (4, 8))
+FEWEST_ANSWERS = 4
+ATTEMPTS = 50  # to draw a set that is not known yet
+Blocks = tuple[int, ...]
+# The cost of each set on the answers of these indices; less is better.
+MeasureSets = Callable[[Sequence[Blocks], Sequence[int], OnDone], list[float]]
+
+
+@dataclass(frozen=True)
+class _Measured:
+    blocks: Blocks  # ascending
+    cost: float  # on all answers
+
+
+class EvolutionarySearch:
+    """Finds the set of each size that costs least, by mutation and selection."""
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        measure: MeasureSets,
+        num_answers: int,
+        generations: int = GENERATIONS,
+        offspring: int = OFFSPRING,
+    ) -> None:
+        self.scorer = scorer
+        self._measure = measure
+        self._num_answers = num_answers
+        self._generations = generations
+        self._offspring = offspring
+        self._known: set[Blocks] = set()  # measured on all answers
+        self._rng = random.Random()
+        self._round = 0
+
+    def search(self, size: int) -> list[_Measured]:
+        """Return the best set after each generation, the first one's of random sets at the front.
+
+        It ends early if no further set is found near the best one. Raises Stopped, VlmError,
+        RankLostError.
+        """
+        self._known = set()
+        self._rng = random.Random(f'evopress {self.scorer.settings.seed} {size}')
+        first = self._draw(2 * self._offspring, partial(self._random_set, size))
+        found = [self._select(first, None)]
+        for _ in range(self._generations):
+            draw_child = partial(self._mutated, found[-1].blocks)
+            offspring = self._draw(self._offspring, draw_child)
+            if not offspring:
+                break
+            found.append(self._select(offspring, found[-1]))
+        return found
+
+    def _draw(self, count: int, draw: Callable[[], Blocks]) -> list[Blocks]:
+        """Return up to `count` different sets that are not known yet."""
+        drawn: dict[Blocks, None] = {}
+        for _ in range(ATTEMPTS * count):
+            blocks = draw()
+            if blocks not in self._known:
+                drawn[blocks] = None
+            if len(drawn) == count:
+                break
+        return list(drawn)
+
+    def _random_set(self, size: int) -> Blocks:
+        return tuple(sorted(self._rng.sample(self.scorer.removable, size)))
+
+    def _mutated(self, blocks: Blocks) -> Blocks:
+        retained = [block for block in self.scorer.removable if block not in blocks]
+        # One swap is likelier than two, and two than three.
+        swaps = min(self._rng.randint(1, MAX_SWAPS), self._rng.randint(1, MAX_SWAPS))
+        swaps = min(swaps, len(blocks), len(retained))
+        back = self._rng.sample(blocks, swaps)
+        gone = self._rng.sample(retained, swaps)
+        return tuple(sorted({*blocks, *gone} - {*back}))
+
+    def _select(self, sets: Sequence[Blocks], parent: _Measured | None) -> _Measured:
+        """Return the best of the sets and their parent; of equally good ones, not the parent."""
+        self._round += 1
+        every = range(self._num_answers)
+        for share, surviving in STAGES:
+            num_answers = max(FEWEST_ANSWERS, math.ceil(len(every) / share))
+            num_survivors = max(1, self._offspring // surviving)
+            if num_answers < len(every) and num_survivors < len(sets):
+                chosen = sorted(self._rng.sample(every, num_answers))
+                costs = self._costs(sets, chosen)
+                best = sorted(range(len(sets)), key=lambda i: costs[i])  # stable
+                sets = [sets[i] for i in best[:num_survivors]]
+        costs = self._costs(sets, every)
+        self._known.update(sets)
+        measured = [_Measured(*pair) for pair in zip(sets, costs, strict=True)]
+        return min([*measured, *filter(None, [parent])], key=lambda one: one.cost)
+
+    def _costs(self, sets: Sequence[Blocks], chosen: Sequence[int]) -> list[float]:
+        """Return the sets' costs on the chosen answers; they are remembered for a resumed run.
+
+        A resumed run draws the same sets and answers again.
+        """
+
+        def report(done: int) -> None:
+            self.scorer.on_progress(
+                Progress(
+                    round=self._round,
+                    most_rounds=len(self.scorer.sizes()) * (self._generations + 1),
+                    candidates=len(sets),
+                    done=done,
+                    total=len(sets) * len(chosen),
+                    best_block=None,
+                    best_score=None,
+                )
+            )
+
+        report(0)
+        costs: list[float] = self.scorer.remember(
+            f'evopress round {self._round}, {len(sets[0])} blocks, {len(chosen)} answers',
+            lambda: self._measure(sets, chosen, report),
+        )
+        return costs
+
+
+class _Divergence:
+    """The cost is the divergence from the full model, on its own answers."""
+
+    name = "KL(full model || skip set) on the full model's own answers (nats, mean over the tokens)"
+    sign = 1
+
+    def __init__(self, scorer: Scorer) -> None:
+        self._scorer = scorer
+
+    @cached_property
+    def _answers(self) -> GivenAnswers:
+        return own_answers(self._scorer)
+
+    @property
+    def num_answers(self) -> int:
+        return len(self._answers.answers)
+
+    def measure(
+        self, sets: Sequence[Blocks], chosen: Sequence[int], on_done: OnDone
+    ) -> list[float]:
+        return self._answers.divergences(
+            [self._scorer.skip_set(blocks) for blocks in sets], chosen, on_done
+        )
+
+
+class _NegativeScore:
+    """The cost is the task's score, negated; answers not chosen count as the full model's."""
+
+    name = "the task's score"
+    sign = -1
+
+    def __init__(self, scorer: Scorer) -> None:
+        self._scorer = scorer
+        self._items = [items for *_, items in questions_asked(scorer)]
+        self.num_answers = len(self._items)
+
+    def measure(
+        self, sets: Sequence[Blocks], chosen: Sequence[int], on_done: OnDone
+    ) -> list[float]:
+        items = sorted(item for question in chosen for item in self._items[question])
+        costs = []
+        for done, blocks in enumerate(sets, start=1):
+            contributions = [answer.contribution for answer in self._scorer.state.full]
+            for item, contribution in zip(
+                items, self._scorer.contributions(blocks, items), strict=True
+            ):
+                contributions[item] = contribution
+            costs.append(-float(self._scorer.overall(contributions)))
+            on_done(done * len(chosen))
+        return costs
+
+
+def choose(scorer: Scorer) -> ChosenSets:
+    """Return the best set found of each size."""
+    options = METHOD.options_of(scorer.settings)
+    fitness = (_NegativeScore if options['fitness'] == 'score' else _Divergence)(scorer)
+    search = EvolutionarySearch(
+        scorer, fitness.measure, fitness.num_answers, options['generations'], options['offspring']
+    )
+    sets, record = [scorer.scored_set(())], []
+    for size in scorer.sizes():
+        found = search.search(size)
+        sets.append(scorer.scored_set(found[-1].blocks))
+        record.append(
+            {
+                'blocks': list(found[-1].blocks),
+                'value': fitness.sign * found[-1].cost,
+                'generations': [fitness.sign * best.cost for best in found],
+            }
+        )
+    return ChosenSets(
+        tuple(sets),
+        nested=False,
+        stopped_by=f'{options["generations"]} generations of each size, or no further set is near',
+        objective={'name': fitness.name, 'sets': record},
+    )
+
+
+def check(settings: SearchSettings, num_blocks: int) -> None:
+    """Raise CalibrationError for settings without a size, and counts that are not."""
+    if not settings.sparsities:
+        raise CalibrationError(
+            f'method {METHOD.name} searches sets of given sizes: give --sparsity, such as 0.25,0.5'
+        )
+    options = METHOD.options_of(settings)
+    for name in ('generations', 'offspring'):
+        if not is_whole_number(options[name]) or options[name] < 1:
+            raise CalibrationError(f'{name} {options[name]!r} must be a whole number, 1 or more')
+
+
+def parse_count(text: str) -> int:
+    """Return a whole number, 1 or more. Raises CalibrationError."""
+    if not text.isdecimal() or int(text) < 1:
+        raise CalibrationError(f'{text!r} is not a number of 1 or more: give one, such as 16')
+    return int(text)
+
+
+METHOD: Method = Method(
+    name='evopress',
+    choose=choose,
+    summary='evolutionary, by the divergence from the full model; needs --sparsity',
+    title='EvoPress',
+    needs_labels=False,
+    options=(
+        Option(
+            'fitness',
+            '--fitness',
+            default='kl',
+            choices=('kl', 'score'),
+            help="what evopress compares: the divergence from the full model's distributions of "
+            "the next token (kl, default), or the task's score",
+        ),
+        Option(
+            'generations',
+            '--generations',
+            default=GENERATIONS,
+            metavar='N',
+            parse=parse_count,
+            help=f'generations of evopress for each size (default: {GENERATIONS})',
+        ),
+        Option(
+            'offspring',
+            '--offspring',
+            default=OFFSPRING,
+            metavar='N',
+            parse=parse_count,
+            help=f'sets that evopress tries in a generation (default: {OFFSPRING})',
+        ),
+    ),
+    has_limits=False,
+    takes_sparsity=True,
+    uses_seed=True,
+    check=check,
+)
