@@ -6,22 +6,30 @@ language decoder is run by `decoder.py`, block by block. All branches share one 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import hashlib
 import operator
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import torch
 
 from gmskip_ros.skipping import SkipSet
-from gmskip_ros.vlm import generation
-from gmskip_ros.vlm.answer import Answer, Box, CandidateAnswer, ImageFeatures, Timing
+from gmskip_ros.vlm import generation, probe
+from gmskip_ros.vlm.answer import (
+    Answer,
+    BlockStates,
+    Box,
+    CandidateAnswer,
+    ImageFeatures,
+    Timing,
+)
 from gmskip_ros.vlm.candidates import Candidate, CandidateWalk
-from gmskip_ros.vlm.decoder import Decoder, KeyValueStore
+from gmskip_ros.vlm.decoder import Decoder
 from gmskip_ros.vlm.errors import (
     ImageError,
     NonFiniteLogitsError,
@@ -51,17 +59,23 @@ def _names_out_of_memory(
 
     @functools.wraps(method)
     def wrapped(self: Vlm, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        try:
+        with _naming_out_of_memory(self):
             return method(self, *args, **kwargs)
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise VlmOutOfMemoryError(
-                f'{self.name} ran out of memory in {self.dtype} on {self.device}: use a smaller '
-                'model, dtype float16, a smaller batch or another device'
-            ) from error
 
     return wrapped
+
+
+@contextlib.contextmanager
+def _naming_out_of_memory(vlm: Vlm) -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise VlmOutOfMemoryError(
+            f'{vlm.name} ran out of memory in {vlm.dtype} on {vlm.device}: use a smaller '
+            'model, dtype float16, a smaller batch or another device'
+        ) from error
 
 
 class Vlm:
@@ -268,7 +282,7 @@ class Vlm:
         memory_bytes = _check_length('memory_bytes', memory_bytes, 'bytes')
         drafts = [()] * len(features) if drafts is None else drafts
         _check_same_length(images=features, prompts=prompts, drafts=drafts)
-        self._check_drafts(drafts)
+        self._check_token_ids('a draft', drafts)
         if not features or not candidates:
             return [[] for _ in features]
         rows = self._rows(features, prompts)
@@ -302,38 +316,114 @@ class Vlm:
 
     @_names_out_of_memory
     @torch.inference_mode()
+    def continuation_logits(
+        self,
+        features: Sequence[ImageFeatures],
+        prompts: Sequence[str],
+        continuations: Sequence[Sequence[int]],
+        skip: SkipSet | Iterable[int] = (),
+        *,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> list[torch.Tensor]:
+        """Return, per row, the logits that predict each token id of its continuation.
+
+        Float32, shape (tokens of the continuation, vocabulary), on the model's device: what
+        answering token by token would give if it chose these tokens (prompts with the prefill set,
+        continuations with the decode set). Errors are `answer`'s, VlmError for an unknown token.
+        """
+        return list(
+            self._continuation_logits(
+                features, prompts, continuations, skip, 'continuation', should_stop
+            )
+        )
+
+    @_names_out_of_memory
+    @torch.inference_mode()
     def log_probabilities(
         self,
         features: Sequence[ImageFeatures],
         prompts: Sequence[str],
         texts: Sequence[str],
         skip: SkipSet | Iterable[int] = (),
+        *,
+        should_stop: Callable[[], bool] | None = None,
     ) -> list[float]:
         """Return log P(text | image, prompt), summed over the text's tokens, of every triple.
 
-        A text's tokens are those of the text alone, appended to the prompt's; an empty text, which
-        has none, gives 0.0. The blocks of `skip` are skipped throughout. Errors are `answer`'s.
+        A text's tokens are those of the text alone, appended to the prompt's and processed with the
+        decode set; an empty text, which has none, gives 0.0. Errors are `answer`'s.
         """
-        skip_set = self._checked(skip)
         _check_same_length(images=features, prompts=prompts, texts=texts)
         for text in texts:
             self.tokenizer.check_text('text', text)
-        text_ids = [list(self.token_ids(text)) for text in texts]
-        rows = [row + ids for row, ids in zip(self._rows(features, prompts), text_ids, strict=True)]
+        text_ids = [self.token_ids(text) for text in texts]
+        rows = self._continuation_logits(features, prompts, text_ids, skip, 'text', should_stop)
+        return [
+            float(logits.log_softmax(dim=-1)[range(len(ids)), list(ids)].sum())
+            for logits, ids in zip(rows, text_ids, strict=True)
+        ]
+
+    @_names_out_of_memory
+    @torch.inference_mode()
+    def block_states(
+        self,
+        features: ImageFeatures,
+        prompt: str,
+        token_ids: Sequence[int] = (),
+        skip: SkipSet | Iterable[int] = (),
+        *,
+        attention: bool = False,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Iterator[BlockStates]:
+        """Yield what every block does to a prompt and the answer `token_ids`, one block at a time.
+
+        One causal pass over all of them, as prefill and decode would process them; only the states
+        of the block in hand are kept. `attention`: also how much attention goes to image tokens.
+        Errors are `answer`'s; VlmError for an unknown token.
+        """
+        skip_set = self._checked(skip)
+        self._check_token_ids('an answer', [token_ids])
+        [row] = self._rows([features], [prompt])
+        self._check_context([row], len(token_ids), 'answer')
+        hidden, _ = self._embed([row], [features])
+        if token_ids:
+            ids = torch.tensor([token_ids], device=self._device)
+            hidden = torch.cat((hidden, self.decoder.embed_tokens(ids)), dim=1)
+        is_image = torch.zeros(hidden.shape[1], dtype=torch.bool, device=self._device)
+        is_image[: len(row)] = (
+            torch.tensor(row, device=self._device) == self.tokenizer.image_token_id
+        )
+        states = probe.block_states(
+            self.decoder, hidden, is_image, len(row), skip_set, attention, should_stop
+        )
+
+        def named() -> Iterator[BlockStates]:
+            with _naming_out_of_memory(self):
+                yield from states
+
+        return named()
+
+    def _continuation_logits(
+        self,
+        features: Sequence[ImageFeatures],
+        prompts: Sequence[str],
+        continuations: Sequence[Sequence[int]],
+        skip: SkipSet | Iterable[int],
+        what: str,
+        should_stop: Callable[[], bool] | None,
+    ) -> Iterable[torch.Tensor]:
+        """Return the rows of `continuation_logits`, whose logits are computed one at a time."""
+        skip_set = self._checked(skip)
+        _check_same_length(images=features, prompts=prompts, **{f'{what}s': continuations})
+        self._check_token_ids(f'a {what}', continuations)
+        rows = self._rows(features, prompts)
         if not rows:
-            return []
-        self._check_context(rows, 0, 'text')
+            return ()
+        self._check_context(rows, max(map(len, continuations)) - 1, what)
         hidden, is_real = self._embed(rows, features)
-        store = KeyValueStore(is_real, is_real.shape[1], self.num_blocks)
-        hidden = self.decoder.run_blocks(hidden, store, skip_set.prefill)
-        results = []
-        for row, ids in zip(hidden, text_ids, strict=True):  # left-padded: texts end together
-            logits = self.decoder.logits(row[-len(ids) - 1 : -1])  # (tokens of the text, V)
-            if not logits.isfinite().all():
-                raise generation.non_finite_logits(logits)
-            of_text = logits.float().log_softmax(dim=-1)[range(len(ids)), ids]
-            results.append(float(of_text.sum()))
-        return results
+        return probe.continuation_logits(
+            self.decoder, hidden, is_real, continuations, skip_set, should_stop
+        )
 
     def num_parameters_run(self, skip: SkipSet | Iterable[int] = ()) -> int:
         """Return how many parameters remain without the blocks that both phases skip."""
@@ -435,12 +525,12 @@ class Vlm:
                 f'{self.name} holds {self.max_tokens}: shorten the prompt or the {what}'
             )
 
-    def _check_drafts(self, drafts: Sequence[Sequence[int]]) -> None:
+    def _check_token_ids(self, what: str, rows: Sequence[Sequence[int]]) -> None:
         num_tokens = self.decoder.embed_tokens.weight.shape[0]
-        for token in (token for draft in drafts for token in draft):
+        for token in (token for row in rows for token in row):
             if not 0 <= token < num_tokens:
                 raise VlmError(
-                    f'a draft contains token {token}: {self.name} knows 0 to {num_tokens - 1}'
+                    f'{what} contains token {token}: {self.name} knows 0 to {num_tokens - 1}'
                 )
 
     def _clock_ms(self) -> float:
