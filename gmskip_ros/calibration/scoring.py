@@ -97,6 +97,25 @@ class Scorer:
                     'or a different dataset'
                 )
 
+    @cached_property
+    def full_answers(self) -> list[tuple[int, ...]]:
+        """The token ids of the full model's answer to every item, complete.
+
+        Those of `state.full` end where the score was certain. Call score_full first.
+        """
+        return [tuple(ids) for ids in self.remember('full answers', self._ask_full)]
+
+    def _ask_full(self) -> list[list[int]]:
+        answers: list[list[int]] = []
+        for index, part in enumerate(self.objective.parts):
+            of_part = [i for i, item in enumerate(self.objective.items) if item.part == index]
+            asked = self._questions(of_part)
+            for (answer,) in self.answerer.answers(
+                asked, (), (None,), part.questions.max_new_tokens
+            ):
+                answers.append(list(answer.token_ids))
+        return answers
+
     def score_of(self, blocks: Sequence[int]) -> Score:
         """Return the score without these blocks. Call score_full first."""
         contributions: list[Score] = []
@@ -164,18 +183,10 @@ class Scorer:
         self, blocks: Sequence[int], items: Sequence[int], removed: Sequence[int]
     ) -> dict[int, dict[int, ScoredAnswer]]:
         """Ask about items of one part without `removed` and each of the blocks in turn."""
-        objective, trunk = self.objective, self.state.trunk
+        objective = self.objective
         questions = objective.parts[objective.items[items[0]].part].questions
-        asked = [
-            ImageQuestion(
-                objective.items[item].image,
-                questions.prompts[objective.items[item].question],
-                trunk[item].token_ids if trunk else (),
-            )
-            for item in items
-        ]
         answered = self.answerer.answers(
-            asked,
+            self._questions(items),
             self.skip_set(removed),
             [None if block == FULL else block for block in blocks],
             questions.max_new_tokens,
@@ -191,6 +202,17 @@ class Scorer:
             }
             for n, block in enumerate(blocks)
         }
+
+    def _questions(self, items: Sequence[int]) -> list[ImageQuestion]:
+        """Return the items' questions, with the last known answers as drafts."""
+        trunk = self.state.trunk
+        asked = []
+        for number in items:
+            item = self.objective.items[number]
+            prompt = self.objective.parts[item.part].questions.prompts[item.question]
+            draft = trunk[number].token_ids if trunk else ()
+            asked.append(ImageQuestion(item.image, prompt, draft))
+        return asked
 
     def report(self, in_race: Sequence[int], best: int | None, best_score: Score | None) -> None:
         """Report the progress: `in_race` have more to answer; `best` is the best one so far."""
