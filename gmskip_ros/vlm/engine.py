@@ -6,12 +6,15 @@ Stand-ins in tests and faster engines implement these.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from gmskip_ros.skipping import SkipSet
 from gmskip_ros.vlm.answer import Answer, Box, CandidateAnswer, ImageFeatures
+
+if TYPE_CHECKING:
+    import torch
 
 DTYPES = ('float32', 'float16', 'bfloat16')  # that a model can be loaded in
 IMAGE_FITS = ('auto', 'checkpoint', 'pad', 'squash')  # how a frame becomes the model's square
@@ -136,12 +139,25 @@ class CalibrationEngine(Engine, Protocol):
     ) -> list[list[CandidateAnswer]]:
         """Return, per image and candidate, the answer without `removed` and that block."""
 
+    def continuation_logits(
+        self,
+        features: Sequence[ImageFeatures],
+        prompts: Sequence[str],
+        continuations: Sequence[Sequence[int]],
+        skip: SkipSet | Iterable[int] = (),
+        *,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> list[torch.Tensor]:
+        """Return, per row, the logits that predict each token id of its continuation."""
+
     def log_probabilities(
         self,
         features: Sequence[ImageFeatures],
         prompts: Sequence[str],
         texts: Sequence[str],
         skip: SkipSet | Iterable[int] = (),
+        *,
+        should_stop: Callable[[], bool] | None = None,
     ) -> list[float]:
         """Return log P(text | image, prompt) of every triple."""
 

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 
 from gmskip_ros.skipping import SkipSet
-from gmskip_ros.vlm import generation
+from gmskip_ros.vlm import generation, probe
 from gmskip_ros.vlm.answer import Answer, Box, CandidateAnswer, ImageFeatures, Timing
 from gmskip_ros.vlm.candidates import Candidate, CandidateWalk
-from gmskip_ros.vlm.decoder import Decoder, KeyValueStore
+from gmskip_ros.vlm.decoder import Decoder
 from gmskip_ros.vlm.errors import (
     ImageError,
     NonFiniteLogitsError,
@@ -268,7 +268,7 @@ class Vlm:
         memory_bytes = _check_length('memory_bytes', memory_bytes, 'bytes')
         drafts = [()] * len(features) if drafts is None else drafts
         _check_same_length(images=features, prompts=prompts, drafts=drafts)
-        self._check_drafts(drafts)
+        self._check_token_ids('draft', drafts)
         if not features or not candidates:
             return [[] for _ in features]
         rows = self._rows(features, prompts)
@@ -302,38 +302,74 @@ class Vlm:
 
     @_names_out_of_memory
     @torch.inference_mode()
+    def continuation_logits(
+        self,
+        features: Sequence[ImageFeatures],
+        prompts: Sequence[str],
+        continuations: Sequence[Sequence[int]],
+        skip: SkipSet | Iterable[int] = (),
+        *,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> list[torch.Tensor]:
+        """Return, per row, the logits that predict each token id of its continuation.
+
+        Float32, shape (tokens of the continuation, vocabulary), on the model's device: what
+        answering token by token would give if it chose these tokens (prompts with the prefill set,
+        continuations with the decode set). Errors are `answer`'s, VlmError for an unknown token.
+        """
+        return list(
+            self._continuation_logits(
+                features, prompts, continuations, skip, 'continuation', should_stop
+            )
+        )
+
+    @_names_out_of_memory
+    @torch.inference_mode()
     def log_probabilities(
         self,
         features: Sequence[ImageFeatures],
         prompts: Sequence[str],
         texts: Sequence[str],
         skip: SkipSet | Iterable[int] = (),
+        *,
+        should_stop: Callable[[], bool] | None = None,
     ) -> list[float]:
         """Return log P(text | image, prompt), summed over the text's tokens, of every triple.
 
-        A text's tokens are those of the text alone, appended to the prompt's; an empty text, which
-        has none, gives 0.0. The blocks of `skip` are skipped throughout. Errors are `answer`'s.
+        A text's tokens are those of the text alone, appended to the prompt's and processed with the
+        decode set; an empty text, which has none, gives 0.0. Errors are `answer`'s.
         """
-        skip_set = self._checked(skip)
         _check_same_length(images=features, prompts=prompts, texts=texts)
         for text in texts:
             self.tokenizer.check_text('text', text)
-        text_ids = [list(self.token_ids(text)) for text in texts]
-        rows = [row + ids for row, ids in zip(self._rows(features, prompts), text_ids, strict=True)]
+        text_ids = [self.token_ids(text) for text in texts]
+        rows = self._continuation_logits(features, prompts, text_ids, skip, 'text', should_stop)
+        return [
+            float(logits.log_softmax(dim=-1)[range(len(ids)), list(ids)].sum())
+            for logits, ids in zip(rows, text_ids, strict=True)
+        ]
+
+    def _continuation_logits(
+        self,
+        features: Sequence[ImageFeatures],
+        prompts: Sequence[str],
+        continuations: Sequence[Sequence[int]],
+        skip: SkipSet | Iterable[int],
+        what: str,
+        should_stop: Callable[[], bool] | None,
+    ) -> Iterable[torch.Tensor]:
+        """Return the rows of `continuation_logits`, whose logits are computed one at a time."""
+        skip_set = self._checked(skip)
+        _check_same_length(images=features, prompts=prompts, **{f'{what}s': continuations})
+        self._check_token_ids(what, continuations)
+        rows = self._rows(features, prompts)
         if not rows:
-            return []
-        self._check_context(rows, 0, 'text')
+            return ()
+        self._check_context(rows, max(map(len, continuations)) - 1, what)
         hidden, is_real = self._embed(rows, features)
-        store = KeyValueStore(is_real, is_real.shape[1], self.num_blocks)
-        hidden = self.decoder.run_blocks(hidden, store, skip_set.prefill)
-        results = []
-        for row, ids in zip(hidden, text_ids, strict=True):  # left-padded: texts end together
-            logits = self.decoder.logits(row[-len(ids) - 1 : -1])  # (tokens of the text, V)
-            if not logits.isfinite().all():
-                raise generation.non_finite_logits(logits)
-            of_text = logits.float().log_softmax(dim=-1)[range(len(ids)), ids]
-            results.append(float(of_text.sum()))
-        return results
+        return probe.continuation_logits(
+            self.decoder, hidden, is_real, continuations, skip_set, should_stop
+        )
 
     def num_parameters_run(self, skip: SkipSet | Iterable[int] = ()) -> int:
         """Return how many parameters remain without the blocks that both phases skip."""
@@ -435,12 +471,12 @@ class Vlm:
                 f'{self.name} holds {self.max_tokens}: shorten the prompt or the {what}'
             )
 
-    def _check_drafts(self, drafts: Sequence[Sequence[int]]) -> None:
+    def _check_token_ids(self, what: str, rows: Sequence[Sequence[int]]) -> None:
         num_tokens = self.decoder.embed_tokens.weight.shape[0]
-        for token in (token for draft in drafts for token in draft):
+        for token in (token for row in rows for token in row):
             if not 0 <= token < num_tokens:
                 raise VlmError(
-                    f'a draft contains token {token}: {self.name} knows 0 to {num_tokens - 1}'
+                    f'a {what} contains token {token}: {self.name} knows 0 to {num_tokens - 1}'
                 )
 
     def _clock_ms(self) -> float:

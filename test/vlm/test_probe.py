@@ -1,0 +1,116 @@
+"""Logits of given continuations, and the states of every block: against Hugging Face's own."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from references import HfReference
+from tiny_models import make_tiny_model
+
+from gmskip_ros.vlm import SkipSet, SkipSetError, Stopped, VlmError, load_vlm
+from gmskip_ros.vlm.errors import PromptError
+
+NUM_BLOCKS = 4
+PROMPTS = ['Hm?', 'A longer question, so that the other rows are padded: what?', 'What is it?']
+CHECKPOINTS = [('llava', 'llama'), ('llava_next', 'mistral'), ('llava_onevision', 'qwen2')]
+CONTINUATIONS = [[40, 41, 42, 43, 44, 45, 46, 47, 48, 49], [60], [77, 5, 78, 99]]
+
+
+def make_image(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+IMAGES = [make_image(40, 70), make_image(90, 30, seed=1), make_image(28, 28, seed=2)]
+
+
+@pytest.fixture(scope='module', params=CHECKPOINTS, ids='-'.join)
+def pair(request, tmp_path_factory):
+    """The engine and Hugging Face's model over the same checkpoint."""
+    folder = make_tiny_model(tmp_path_factory.mktemp('tiny'), *request.param, NUM_BLOCKS)
+    return load_vlm(str(folder), device='cpu'), HfReference(folder)
+
+
+def whole_sequence(reference: HfReference, image: np.ndarray, prompt: str, ids: list[int]):
+    """Return Hugging Face's inputs of a prompt and the tokens after it, and the prompt's length."""
+    inputs = reference.inputs([image], [prompt])
+    length = inputs['input_ids'].shape[1]
+    inputs['input_ids'] = torch.cat((inputs['input_ids'], torch.tensor([ids]).long()), dim=1)
+    inputs['attention_mask'] = torch.ones_like(inputs['input_ids'])
+    inputs.pop('token_type_ids', None)
+    return inputs, length
+
+
+# ---- logits of a continuation ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize('skip', [(), (1,), (0, 3)], ids=str)
+def test_continuation_logits_are_hugging_faces(pair, skip) -> None:
+    vlm, reference = pair
+    features = [vlm.encode(image) for image in IMAGES]
+    found = vlm.continuation_logits(features, PROMPTS, CONTINUATIONS, skip)
+    for image, prompt, ids, logits in zip(IMAGES, PROMPTS, CONTINUATIONS, found, strict=True):
+        inputs, length = whole_sequence(reference, image, prompt, ids)
+        with reference.blocks_removed(skip), torch.inference_mode():
+            expected = reference.model(**inputs, use_cache=False).logits[0, length - 1 : -1]
+        assert logits.dtype == torch.float32
+        np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    'skip',
+    [
+        SkipSet(decode=[1, 3]),
+        SkipSet(prefill=[0, 2]),
+        SkipSet(prefill=[0, 1], decode=[1, 2]),
+        SkipSet(prefill=range(NUM_BLOCKS)),
+        SkipSet(decode=range(NUM_BLOCKS)),
+    ],
+    ids=str,
+)
+def test_a_continuation_is_processed_as_decoding_it_would(pair, skip) -> None:
+    """The model's own answer, given as the continuation, meets the logits that chose it."""
+    vlm, _ = pair
+    features = [vlm.encode(image) for image in IMAGES]
+    answers = [
+        vlm.answer(image, prompt, skip, forced_length=steps, return_logits=True)
+        for image, prompt, steps in zip(features, PROMPTS, (12, 1, 5), strict=True)
+    ]
+    found = vlm.continuation_logits(features, PROMPTS, [a.token_ids for a in answers], skip)
+    for logits, answer in zip(found, answers, strict=True):
+        np.testing.assert_allclose(logits, answer.logits, rtol=0, atol=1e-4)
+
+
+def test_log_probabilities_use_each_phases_own_set(pair) -> None:
+    vlm, _ = pair
+    features = [vlm.encode(image) for image in IMAGES]
+    texts = ['a cat', '', 'no']
+    skip = SkipSet(prefill=[1], decode=[2])
+    found = vlm.log_probabilities(features, PROMPTS, texts, skip)
+    ids = [list(vlm.token_ids(text)) for text in texts]
+    logits = vlm.continuation_logits(features, PROMPTS, ids, skip)
+    expected = [
+        sum(float(row.log_softmax(-1)[token]) for row, token in zip(rows, tokens, strict=True))
+        for rows, tokens in zip(logits, ids, strict=True)
+    ]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert found[1] == 0.0 and len(logits[1]) == 0
+    both = vlm.log_probabilities(features, PROMPTS, texts, [1])
+    assert abs(both[0] - found[0]) > 1e-2  # the decode set matters
+
+
+def test_wrong_continuations_are_refused_in_one_line(pair) -> None:
+    vlm, _ = pair
+    features = [vlm.encode(IMAGES[0])]
+    for ids, skip, error, words in [
+        ([[261]], (), VlmError, 'a continuation contains token 261: .* knows 0 to 260'),
+        ([[1], [2]], (), VlmError, '1 images, 1 prompts, 2 continuations: give one of each'),
+        ([[5] * 512], (), PromptError, 'the context of .* holds 512: shorten'),
+        ([[5]], [NUM_BLOCKS], SkipSetError, 'does not exist'),
+    ]:
+        with pytest.raises(error, match=words) as caught:
+            vlm.continuation_logits(features, PROMPTS[:1], ids, skip)
+        assert '\n' not in str(caught.value)
+    with pytest.raises(Stopped):
+        vlm.continuation_logits(features, PROMPTS[:1], [[5]], should_stop=lambda: True)
+    assert vlm.continuation_logits([], [], []) == []
