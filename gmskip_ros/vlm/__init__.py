@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from gmskip_ros.skipping.errors import SkipSetError
 from gmskip_ros.skipping.skip_set import SkipSet
-from gmskip_ros.vlm.answer import Answer, CandidateAnswer, Confidence, ImageFeatures, Timing
+from gmskip_ros.vlm.answer import (
+    Answer,
+    BlockStates,
+    CandidateAnswer,
+    Confidence,
+    ImageFeatures,
+    Timing,
+)
 from gmskip_ros.vlm.engine import CalibrationEngine, Engine
 from gmskip_ros.vlm.errors import (
     ImageError,
@@ -31,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     'Answer',
+    'BlockStates',
     'CalibrationEngine',
     'CandidateAnswer',
     'Confidence',

@@ -5,13 +5,13 @@ Stand-ins in tests and faster engines implement these.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from gmskip_ros.skipping import SkipSet
-from gmskip_ros.vlm.answer import Answer, Box, CandidateAnswer, ImageFeatures
+from gmskip_ros.vlm.answer import Answer, BlockStates, Box, CandidateAnswer, ImageFeatures
 
 if TYPE_CHECKING:
     import torch
@@ -138,6 +138,18 @@ class CalibrationEngine(Engine, Protocol):
         should_stop: Callable[[], bool] | None = None,
     ) -> list[list[CandidateAnswer]]:
         """Return, per image and candidate, the answer without `removed` and that block."""
+
+    def block_states(
+        self,
+        features: ImageFeatures,
+        prompt: str,
+        token_ids: Sequence[int] = (),
+        skip: SkipSet | Iterable[int] = (),
+        *,
+        attention: bool = False,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Iterator[BlockStates]:
+        """Yield what every block does to a prompt and the answer `token_ids`."""
 
     def continuation_logits(
         self,

@@ -1,6 +1,8 @@
 """What the model makes of tokens that are given: logits of a continuation, states of every block.
 
-Shapes: B rows (batch), C columns of the left-padded prompts, T tokens, H hidden size, V vocabulary.
+Shapes: B rows (batch), C columns of the left-padded prompts, T tokens of a prompt and its answer, P
+of them the prompt's, A the answer's; N query heads, K key/value heads, D head size, H hidden size,
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -11,7 +13,9 @@ import torch
 from torch import Tensor
 
 from gmskip_ros.skipping import SkipSet
+from gmskip_ros.vlm.answer import BlockStates
 from gmskip_ros.vlm.decoder import Decoder, KeyValueStore
+from gmskip_ros.vlm.errors import Stopped
 from gmskip_ros.vlm.generation import ShouldStop, non_finite_logits
 
 
@@ -47,3 +51,101 @@ def continuation_logits(
         if not logits.isfinite().all():
             raise non_finite_logits(logits)
         yield logits.float()
+
+
+def block_states(
+    decoder: Decoder,
+    hidden: Tensor,
+    is_image: Tensor,
+    prompt_length: int,
+    skip_set: SkipSet,
+    attention: bool = False,
+    should_stop: ShouldStop = None,
+) -> Iterator[BlockStates]:
+    """Yield what every block does, ascending, in one causal pass; it keeps one block's states.
+
+    hidden: (1, T, H), the embedded prompt and answer. is_image: bool (T,). The prompt's tokens skip
+    the skip set's prefill blocks, the answer's its decode blocks. Raises Stopped.
+    """
+    for index in range(len(decoder.blocks)):
+        if should_stop is not None and should_stop():
+            raise Stopped('stopped before the states of every block were known')
+        states = _run_block(
+            decoder, index, hidden, is_image, prompt_length, skip_set, attention=attention
+        )
+        yield states
+        hidden = states.leaving[None]
+
+
+@torch.inference_mode()  # of the generator, it would hold in the caller's code as well
+def _run_block(
+    decoder: Decoder,
+    index: int,
+    hidden: Tensor,
+    is_image: Tensor,
+    prompt_length: int,
+    skip_set: SkipSet,
+    attention: bool,
+) -> BlockStates:
+    tokens = torch.arange(hidden.shape[1], device=hidden.device)
+    runs, stores = _roles(index, skip_set, is_image, tokens < prompt_length)
+    leaving, to_image = hidden, None
+    if attention:
+        to_image = hidden.new_zeros(len(tokens) - prompt_length, dtype=torch.float32)
+    if runs.any():
+        rotary = decoder.rotary_emb(hidden, tokens[None])  # cos, sin: (1, T, D)
+        query, key, value = decoder.project(index, hidden, rotary)
+        window = decoder.windows[index]
+        mask = _mask(tokens, window, stores)
+        leaving = decoder.finish_block(index, hidden, query, key, value, mask)
+        if not runs.all():
+            leaving = torch.where(runs[:, None], leaving, hidden)
+        if to_image is not None:
+            predicting = slice(prompt_length - 1, len(tokens) - 1)  # the position before each token
+            visible = _visible(tokens, window, stores)[predicting]  # (A, T)
+            scale = decoder.blocks[index].self_attn.scaling
+            paid = _attention_paid(query[0, :, predicting], key[0], visible, scale, is_image)
+            to_image = torch.where(runs[predicting], paid, to_image)
+    return BlockStates(index, hidden[0], leaving[0], is_image, prompt_length, to_image)
+
+
+def _roles(
+    block: int, skip_set: SkipSet, is_image: Tensor, is_prompt: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return which tokens run a block, and which store a key and a value there (both bool (T,))."""
+    skips = torch.where(is_prompt, block in skip_set.prefill, block in skip_set.decode)
+    runs, stores = ~skips, ~skips | (skip_set.kv == 'input')
+    if block in skip_set.image:
+        runs = runs & ~is_image
+        stores = stores & (~is_image | (skip_set.image_kv == 'input'))
+    return runs, stores
+
+
+def _visible(tokens: Tensor, window: int | None, stores: Tensor) -> Tensor:
+    """Return which tokens each one attends to, bool (T, T): earlier ones in the window, itself."""
+    query, key = tokens[:, None], tokens[None, :]
+    visible = (key <= query) & stores
+    if window is not None:
+        visible = visible & (key > query - window)
+    return visible | (key == query)
+
+
+def _mask(tokens: Tensor, window: int | None, stores: Tensor) -> Tensor | None:
+    """Return the attention mask (1, 1, T, T); None where plain causal attention is the same."""
+    if stores.all() and (window is None or len(tokens) <= window):
+        return None
+    return _visible(tokens, window, stores)[None, None]
+
+
+def _attention_paid(
+    query: Tensor, key: Tensor, visible: Tensor, scale: float, is_image: Tensor
+) -> Tensor:
+    """Return how much attention queries (N, A, D) pay to image tokens, float32 (A,).
+
+    key: (K, T, D). visible: bool (A, T). The probabilities are summed over image tokens and
+    averaged over heads.
+    """
+    by_group = query.float().unflatten(0, (len(key), -1))  # (K, N / K, A, D)
+    scores = torch.einsum('kgad,ktd->kgat', by_group, key.float()) * scale
+    probabilities = scores.masked_fill(~visible, float('-inf')).softmax(dim=-1)
+    return probabilities[..., is_image].sum(dim=-1).mean(dim=(0, 1))

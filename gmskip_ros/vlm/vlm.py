@@ -6,12 +6,13 @@ language decoder is run by `decoder.py`, block by block. All branches share one 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import hashlib
 import operator
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
@@ -19,7 +20,14 @@ import torch
 
 from gmskip_ros.skipping import SkipSet
 from gmskip_ros.vlm import generation, probe
-from gmskip_ros.vlm.answer import Answer, Box, CandidateAnswer, ImageFeatures, Timing
+from gmskip_ros.vlm.answer import (
+    Answer,
+    BlockStates,
+    Box,
+    CandidateAnswer,
+    ImageFeatures,
+    Timing,
+)
 from gmskip_ros.vlm.candidates import Candidate, CandidateWalk
 from gmskip_ros.vlm.decoder import Decoder
 from gmskip_ros.vlm.errors import (
@@ -51,17 +59,23 @@ def _names_out_of_memory(
 
     @functools.wraps(method)
     def wrapped(self: Vlm, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        try:
+        with _naming_out_of_memory(self):
             return method(self, *args, **kwargs)
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise VlmOutOfMemoryError(
-                f'{self.name} ran out of memory in {self.dtype} on {self.device}: use a smaller '
-                'model, dtype float16, a smaller batch or another device'
-            ) from error
 
     return wrapped
+
+
+@contextlib.contextmanager
+def _naming_out_of_memory(vlm: Vlm) -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise VlmOutOfMemoryError(
+            f'{vlm.name} ran out of memory in {vlm.dtype} on {vlm.device}: use a smaller '
+            'model, dtype float16, a smaller batch or another device'
+        ) from error
 
 
 class Vlm:
@@ -268,7 +282,7 @@ class Vlm:
         memory_bytes = _check_length('memory_bytes', memory_bytes, 'bytes')
         drafts = [()] * len(features) if drafts is None else drafts
         _check_same_length(images=features, prompts=prompts, drafts=drafts)
-        self._check_token_ids('draft', drafts)
+        self._check_token_ids('a draft', drafts)
         if not features or not candidates:
             return [[] for _ in features]
         rows = self._rows(features, prompts)
@@ -349,6 +363,46 @@ class Vlm:
             for logits, ids in zip(rows, text_ids, strict=True)
         ]
 
+    @_names_out_of_memory
+    @torch.inference_mode()
+    def block_states(
+        self,
+        features: ImageFeatures,
+        prompt: str,
+        token_ids: Sequence[int] = (),
+        skip: SkipSet | Iterable[int] = (),
+        *,
+        attention: bool = False,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Iterator[BlockStates]:
+        """Yield what every block does to a prompt and the answer `token_ids`, one block at a time.
+
+        One causal pass over all of them, as prefill and decode would process them; only the states
+        of the block in hand are kept. `attention`: also how much attention goes to image tokens.
+        Errors are `answer`'s; VlmError for an unknown token.
+        """
+        skip_set = self._checked(skip)
+        self._check_token_ids('an answer', [token_ids])
+        [row] = self._rows([features], [prompt])
+        self._check_context([row], len(token_ids), 'answer')
+        hidden, _ = self._embed([row], [features])
+        if token_ids:
+            ids = torch.tensor([token_ids], device=self._device)
+            hidden = torch.cat((hidden, self.decoder.embed_tokens(ids)), dim=1)
+        is_image = torch.zeros(hidden.shape[1], dtype=torch.bool, device=self._device)
+        is_image[: len(row)] = (
+            torch.tensor(row, device=self._device) == self.tokenizer.image_token_id
+        )
+        states = probe.block_states(
+            self.decoder, hidden, is_image, len(row), skip_set, attention, should_stop
+        )
+
+        def named() -> Iterator[BlockStates]:
+            with _naming_out_of_memory(self):
+                yield from states
+
+        return named()
+
     def _continuation_logits(
         self,
         features: Sequence[ImageFeatures],
@@ -361,7 +415,7 @@ class Vlm:
         """Return the rows of `continuation_logits`, whose logits are computed one at a time."""
         skip_set = self._checked(skip)
         _check_same_length(images=features, prompts=prompts, **{f'{what}s': continuations})
-        self._check_token_ids(what, continuations)
+        self._check_token_ids(f'a {what}', continuations)
         rows = self._rows(features, prompts)
         if not rows:
             return ()
@@ -476,7 +530,7 @@ class Vlm:
         for token in (token for row in rows for token in row):
             if not 0 <= token < num_tokens:
                 raise VlmError(
-                    f'a {what} contains token {token}: {self.name} knows 0 to {num_tokens - 1}'
+                    f'{what} contains token {token}: {self.name} knows 0 to {num_tokens - 1}'
                 )
 
     def _clock_ms(self) -> float:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
 import torch
 from references import HfReference
 from tiny_models import make_tiny_model
 
-from gmskip_ros.vlm import SkipSet, SkipSetError, Stopped, VlmError, load_vlm
+from gmskip_ros.vlm import SkipSet, SkipSetError, Stopped, VlmError, VlmOutOfMemoryError, load_vlm
 from gmskip_ros.vlm.errors import PromptError
 
 NUM_BLOCKS = 4
@@ -114,3 +116,137 @@ def test_wrong_continuations_are_refused_in_one_line(pair) -> None:
     with pytest.raises(Stopped):
         vlm.continuation_logits(features, PROMPTS[:1], [[5]], should_stop=lambda: True)
     assert vlm.continuation_logits([], [], []) == []
+
+
+# ---- states of every block -------------------------------------------------------------------
+
+ANSWER = [40, 41, 42, 43, 44, 45, 46, 47, 48]
+
+
+def hugging_faces_states(reference: HfReference, image, prompt: str, ids: list[int]):
+    """Return what enters every block, what leaves the last, and the attention (blocks, N, T, T).
+
+    The last entry of output_hidden_states comes after the final norm, so the last block is hooked.
+    """
+    inputs, length = whole_sequence(reference, image, prompt, ids)
+    left = []
+    hook = reference.model.model.language_model.layers[-1].register_forward_hook(
+        lambda module, arguments, output: left.append(output)
+    )
+    usual = reference.model.config._attn_implementation
+    reference.model.set_attn_implementation('eager')
+    try:
+        with torch.inference_mode():
+            output = reference.model(
+                **inputs, use_cache=False, output_hidden_states=True, output_attentions=True
+            )
+    finally:
+        hook.remove()
+        reference.model.set_attn_implementation(usual)
+    last = left[0][0] if isinstance(left[0], tuple) else left[0]
+    states = [state[0] for state in output.hidden_states[:-1]] + [last[0]]
+    is_image = inputs['input_ids'][0] == reference.model.config.image_token_id
+    return states, torch.stack(output.attentions)[:, 0], is_image, length
+
+
+@pytest.mark.parametrize('ids', [ANSWER, [60], []], ids=lambda ids: f'{len(ids)}-tokens')
+def test_block_states_are_hugging_faces(pair, ids) -> None:
+    vlm, reference = pair
+    for image, prompt in zip(IMAGES[:2], PROMPTS[:2], strict=True):
+        states, attentions, is_image, length = hugging_faces_states(reference, image, prompt, ids)
+        found = list(vlm.block_states(vlm.encode(image), prompt, ids, attention=True))
+        assert [state.block for state in found] == list(range(NUM_BLOCKS))
+        for state in found:
+            assert state.prompt_length == length
+            assert state.is_image.tolist() == is_image.tolist() and is_image.any()
+            for given, expected in [
+                (state.entering, states[state.block]),
+                (state.leaving, states[state.block + 1]),
+            ]:
+                assert given.shape == (length + len(ids), vlm.decoder.config.hidden_size)
+                np.testing.assert_allclose(given, expected, rtol=1e-4, atol=5e-4)  # up to 30
+            assert state.image_attention.dtype == torch.float32
+            paid = attentions[state.block, :, length - 1 : length - 1 + len(ids), is_image]
+            np.testing.assert_allclose(
+                state.image_attention, paid.sum(dim=-1).mean(dim=0), rtol=0, atol=1e-5
+            )
+
+
+def test_attention_is_computed_on_request_and_changes_nothing(pair) -> None:
+    vlm, _ = pair
+    features = vlm.encode(IMAGES[0])
+    before = vlm.answer(features, PROMPTS[0], forced_length=4, return_logits=True)
+    plain = list(vlm.block_states(features, PROMPTS[0], ANSWER))
+    with_attention = list(vlm.block_states(features, PROMPTS[0], ANSWER, attention=True))
+    for one, other in zip(plain, with_attention, strict=True):
+        assert one.image_attention is None
+        assert torch.equal(one.leaving, other.leaving)
+    after = vlm.answer(features, PROMPTS[0], forced_length=4, return_logits=True)
+    assert after.token_ids == before.token_ids
+    np.testing.assert_array_equal(after.logits, before.logits)
+
+
+@pytest.mark.parametrize(
+    'skip',
+    [
+        SkipSet(prefill=[1], decode=[1]),
+        SkipSet(decode=[1, 3]),
+        SkipSet(prefill=[0, 2]),
+        SkipSet(prefill=[0, 1], decode=[1, 2]),
+        SkipSet(prefill=range(NUM_BLOCKS)),
+    ],
+    ids=str,
+)
+def test_block_states_of_a_skip_set_are_those_of_answering(pair, skip) -> None:
+    vlm, _ = pair
+    features = vlm.encode(IMAGES[0])
+    states = list(vlm.block_states(features, PROMPTS[0], ANSWER, skip, attention=True))
+    prompt = states[0].prompt_length
+    last = vlm.decoder.logits(states[-1].leaving[prompt - 1 : -1])
+    [expected] = vlm.continuation_logits([features], PROMPTS[:1], [ANSWER], skip)
+    np.testing.assert_allclose(last, expected, rtol=0, atol=1e-4)
+    for state in states:
+        passed = torch.equal(state.entering[prompt:], state.leaving[prompt:])
+        assert passed == (state.block in skip.decode)
+        passed = torch.equal(state.entering[:prompt], state.leaving[:prompt])
+        assert passed == (state.block in skip.prefill)
+        if state.block in skip.prefill:  # no image token stores a key there
+            assert state.image_attention.max() == 0
+        if state.block in skip.decode:
+            assert state.image_attention[1:].max() == 0
+
+
+def test_only_the_states_of_the_block_in_hand_are_kept(pair) -> None:
+    vlm, _ = pair
+    for state in vlm.block_states(vlm.encode(IMAGES[0]), PROMPTS[0], ANSWER, attention=True):
+        kept = {
+            item.data_ptr()
+            for item in gc.get_objects()
+            if issubclass(type(item), torch.Tensor) and item.shape[-2:] == state.entering.shape
+        }
+        assert kept == {state.entering.data_ptr(), state.leaving.data_ptr()}
+
+
+def test_block_states_can_be_stopped_and_refuse_what_does_not_fit(pair, monkeypatch) -> None:
+    vlm, _ = pair
+    features = vlm.encode(IMAGES[0])
+    polls = iter([False, False, True])
+    states = vlm.block_states(features, PROMPTS[0], should_stop=lambda: next(polls))
+    assert [next(states).block, next(states).block] == [0, 1]
+    with pytest.raises(Stopped):
+        next(states)
+    for ids, skip, error, words in [
+        ([261], (), VlmError, 'an answer contains token 261: .* knows 0 to 260'),
+        ([5] * 512, (), PromptError, 'the context of .* holds 512: shorten'),
+        ([5], [NUM_BLOCKS], SkipSetError, 'does not exist'),
+    ]:
+        with pytest.raises(error, match=words) as caught:
+            vlm.block_states(features, PROMPTS[0], ids, skip)
+        assert '\n' not in str(caught.value)
+
+    def fail(*_arguments):
+        raise torch.OutOfMemoryError('CUDA out of memory')
+
+    monkeypatch.setattr(vlm.decoder, 'finish_block', fail)
+    with pytest.raises(VlmOutOfMemoryError, match='ran out of memory'):
+        next(vlm.block_states(features, PROMPTS[0]))
