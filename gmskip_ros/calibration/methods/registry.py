@@ -8,9 +8,13 @@ from gmskip_ros.calibration.errors import CalibrationError
 from gmskip_ros.calibration.methods import (
     fixed_interval,
     gm_skip,
+    l2_norm,
     one_shot,
     positional,
     random_order,
+    shortgpt,
+    uidl,
+    visual_attention,
 )
 from gmskip_ros.calibration.methods.method import Method, Option
 from gmskip_ros.calibration.settings import SearchSettings
@@ -23,6 +27,11 @@ METHODS: dict[str, Method] = {
         positional.METHOD,
         random_order.METHOD,
         fixed_interval.METHOD,
+        visual_attention.METHOD,
+        shortgpt.METHOD,
+        uidl.METHOD,
+        uidl.SIMPLE_METHOD,
+        l2_norm.METHOD,
     )
 }
 
