@@ -37,6 +37,7 @@ setup(
             'rich',
             'rosbags',
             'safetensors',
+            'scipy',
             'tokenizers',
             'torch',
             'transformers',

@@ -87,8 +87,8 @@ def calibrate(
             settings.latency_images,
         )
     file = CheckpointFile(folder)
-    fingerprint = _fingerprint(vlm, dataset.name, settings, method, data, metrics)
-    checkpoint = _load_checkpoint(file, fingerprint, ranks)
+    of_run = fingerprint(vlm, dataset.name, settings, method, data, metrics)
+    checkpoint = load_checkpoint(file, of_run, ranks)
 
     def save(state: SearchState | None = None, is_round: bool = True) -> None:
         if ranks.rank == 0:
@@ -153,7 +153,7 @@ def _test(
     return figures
 
 
-def _fingerprint(
+def fingerprint(
     vlm: CalibrationEngine,
     dataset_name: str,
     settings: CalibrationSettings,
@@ -205,7 +205,7 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()
 
 
-def _load_checkpoint(file: CheckpointFile, settings: Mapping[str, Any], ranks: Ranks) -> Checkpoint:
+def load_checkpoint(file: CheckpointFile, settings: Mapping[str, Any], ranks: Ranks) -> Checkpoint:
     """Return rank 0's checkpoint in every process."""
     loaded: Checkpoint | CalibrationError | None = None
     if ranks.rank == 0:

@@ -18,6 +18,7 @@ COMMANDS = (
     'demo',
     'doctor',
     'evaluate',
+    'redundancy',
     'replay',
     'scenes',
     'skiplist',

@@ -111,8 +111,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--no-progress', action='store_true', help='show no progress bar')
 
 
-def add_dataset_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options for the images."""
+def add_dataset_options(parser: argparse.ArgumentParser, images: int = 1000) -> None:
+    """Add the options for the images; `images` is the default of how many."""
     parser.add_argument(
         '--dataset',
         required=True,
@@ -128,9 +128,9 @@ def add_dataset_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--images',
         type=int,
-        default=1000,
+        default=images,
         metavar='N',
-        help='most images to use (default: 1000); with a target, as many without it are added',
+        help=f'most images to use (default: {images}); with a target, as many without it are added',
     )
     parser.add_argument(
         '--seed',
