@@ -103,7 +103,7 @@ def _run_block(
             leaving = torch.where(runs[:, None], leaving, hidden)
         if to_image is not None:
             predicting = slice(prompt_length - 1, len(tokens) - 1)  # the position before each token
-            visible = _visible(tokens, window, stores)[predicting]  # (A, T)
+            visible = _visible(tokens[predicting], window, stores)  # (A, T)
             scale = decoder.blocks[index].self_attn.scaling
             paid = _attention_paid(query[0, :, predicting], key[0], visible, scale, is_image)
             to_image = torch.where(runs[predicting], paid, to_image)
@@ -127,9 +127,12 @@ def _roles(
     return runs, stores
 
 
-def _visible(tokens: Tensor, window: int | None, stores: Tensor) -> Tensor:
-    """Return which tokens each one attends to, bool (T, T): earlier ones in the window, itself."""
-    query, key = tokens[:, None], tokens[None, :]
+def _visible(queries: Tensor, window: int | None, stores: Tensor) -> Tensor:
+    """Return which of the T tokens each of some positions (Q,) attends to, bool (Q, T).
+
+    They are the earlier ones that store a key and are within the window, and the position itself.
+    """
+    query, key = queries[:, None], torch.arange(len(stores), device=stores.device)
     visible = (key <= query) & stores
     if window is not None:
         visible = visible & (key > query - window)

@@ -11,6 +11,7 @@ import math
 import os
 import pickle
 import socket
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from calibration_helpers import make_all_questions
+from calibration_helpers import as_dataset, make_all_questions
 from PIL import Image
 from references import HfReference
 from tiny_models import make_tiny_model
@@ -31,8 +32,9 @@ from gmskip_ros.calibration.images import EncodedImages
 from gmskip_ros.calibration.methods.registry import check_settings, get_method, search_settings
 from gmskip_ros.calibration.objective import make_objective
 from gmskip_ros.calibration.probing import values_per_sample
+from gmskip_ros.calibration.run import calibrate
 from gmskip_ros.calibration.scoring import Scorer
-from gmskip_ros.calibration.settings import GIB
+from gmskip_ros.calibration.settings import GIB, CalibrationSettings
 from gmskip_ros.datasets import Sample
 from gmskip_ros.skipping import SkipSet
 from gmskip_ros.vlm import Stopped, load_vlm
@@ -413,3 +415,45 @@ def test_an_answer_that_ended_had_its_last_token_processed(own_vlm, samples) -> 
         scorer, 'counts', lambda sample: [len(sample.token_ids), sample.num_decoded]
     )
     assert counts == [[ids.index(ids[3])] * 2]
+
+
+@pytest.mark.parametrize(
+    ('method', 'phases', 'nested', 'measured'),
+    [
+        ('shortgpt', ('prefill',), True, 'block influence in prefill, samples 0 to 7'),
+        ('uidl', ('prefill', 'decode'), False, 'angular distances, samples 0 to 7'),
+        ('visual-attention', ('decode',), True, 'visual attention, samples 0 to 7'),
+    ],
+)
+def test_a_calibration_stops_resumes_and_writes_its_skip_list(
+    tmp_path, own_vlm, samples, method, phases, nested, measured
+) -> None:
+    settings = CalibrationSettings(
+        task='captioning',
+        images=NUM_IMAGES,
+        test_images=0,
+        max_new_tokens=NUM_TOKENS,
+        latency_images=0,
+        search=search_settings(method, sparsities=(0.2, 0.4)),
+    )
+
+    def run(folder: Path, should_stop=lambda: False):
+        folder.mkdir(exist_ok=True)
+        dataset = as_dataset(samples)
+        return calibrate(own_vlm, dataset, settings, folder, should_stop=should_stop)
+
+    expected = run(tmp_path / 'at once')
+    checkpoint = tmp_path / 'twice' / 'checkpoint.json'
+
+    def has_measured_a_chunk() -> bool:
+        return checkpoint.exists() and measured in json.loads(checkpoint.read_text())['evaluations']
+
+    with pytest.raises(Stopped):
+        run(tmp_path / 'twice', should_stop=has_measured_a_chunk)
+    resumed = run(tmp_path / 'twice')
+    assert resumed.skip_list == replace(expected.skip_list, created=resumed.skip_list.created)
+    assert resumed.result['ranking'] == expected.result['ranking']
+    assert (resumed.skip_list.method, resumed.skip_list.phases) == (method, phases)
+    assert resumed.skip_list.nested == nested
+    assert (resumed.result['ranking'] is not None) == nested
+    assert len(resumed.skip_list.blocks_at(2)) == 2
