@@ -31,15 +31,13 @@ MOST_ROWS = 8
 class GivenAnswer:
     """A question about an image, by its index, and the tokens of an answer.
 
-    items: the objective's items of the same question. is_complete: whether the model, had it given
-    this answer itself, would have had a token left to end it with.
+    is_complete: whether it is one that the model has ended, and not max_new_tokens.
     """
 
     image: int
     prompt: str
     token_ids: tuple[int, ...]
-    items: tuple[int, ...] = ()
-    is_complete: bool = True
+    is_complete: bool = False
 
 
 class GivenAnswers:
@@ -91,7 +89,7 @@ class GivenAnswers:
         chosen = range(len(self.answers)) if chosen is None else chosen
 
         def measure(batch: Sequence[int]) -> list[list[float]]:
-            full = self._log_probabilities_of_full(batch)
+            full = self._log_probabilities_of_full(batch, keep=len(chosen) == len(self.answers))
             of_sets = []
             for skip in skip_sets:
                 logits = self._logits(batch, self._steps(batch), skip)
@@ -118,9 +116,8 @@ class GivenAnswers:
     ) -> list[Value]:
         """Return what `measure` returns for the chosen answers, by every process."""
         ranks = self._answerer.ranks
-        batches = [
-            chosen[start : start + self._rows] for start in range(0, len(chosen), self._rows)
-        ]
+        starts = range(0, len(chosen), self._rows)
+        batches = [chosen[start : start + self._rows] for start in starts]
         before = self._answerer.vlm.token_blocks
         mine: dict[int, list[Value]] = {}
         for number in range(ranks.rank, len(batches), ranks.world_size):
@@ -141,11 +138,10 @@ class GivenAnswers:
         answers = [self.answers[i] for i in batch]
         return [(*one.token_ids, 0) if one.is_complete else one.token_ids for one in answers]
 
-    def _log_probabilities_of_full(self, batch: Sequence[int]) -> list[Tensor]:
+    def _log_probabilities_of_full(self, batch: Sequence[int], keep: bool) -> list[Tensor]:
         """Return the full model's log-probabilities (steps, V) of every answer of a batch.
 
-        Those of batches of all answers, which are measured again and again, are kept on the CPU
-        where memory allows.
+        keep: keep them on the CPU for the next time, if memory allows.
         """
         key = tuple(batch)
         if key in self._of_full:
@@ -153,7 +149,7 @@ class GivenAnswers:
         logits = self._logits(batch, self._steps(batch), SkipSet())
         found = [each.log_softmax(dim=-1) for each in logits]
         size = sum(each.element_size() * each.nelement() for each in found)
-        if batch[0] % self._rows == 0 and size <= self._bytes_left:
+        if keep and size <= self._bytes_left:
             self._bytes_left -= size
             self._of_full[key] = [each.cpu() for each in found]
         return found
@@ -194,11 +190,11 @@ def reference_answers(scorer: Scorer) -> GivenAnswers:
     chosen: list[GivenAnswer] = []
     for number, part in enumerate(scorer.objective.parts):
         references = [
-            (image, question, items)
-            for of_part, question, image, items in questions_asked(scorer)
+            (image, question)
+            for of_part, question, image, _ in questions_asked(scorer)
             if of_part == number and not isinstance(part.questions.references[question], Absent)
         ]
-        texts = [reference_text(part.questions, question) for _, question, _ in references]
+        texts = [reference_text(part.questions, question) for _, question in references]
         # Some tokenizers add the space themselves: ways with the same tokens are tried once.
         ways = {
             tuple(scorer.answerer.vlm.token_ids(space + write(text)) for text in texts)
@@ -209,8 +205,8 @@ def reference_answers(scorer: Scorer) -> GivenAnswers:
             GivenAnswers(
                 scorer.answerer,
                 [
-                    GivenAnswer(image, part.questions.prompts[question], token_ids, items)
-                    for (image, question, items), token_ids in zip(references, way, strict=True)
+                    GivenAnswer(image, part.questions.prompts[question], token_ids)
+                    for (image, question), token_ids in zip(references, way, strict=True)
                 ],
             )
             for way in sorted(ways)
@@ -250,9 +246,7 @@ def own_answers(scorer: Scorer) -> GivenAnswers:
         questions = scorer.objective.parts[part].questions
         token_ids = scorer.full_answers[items[0]]
         is_complete = len(token_ids) < questions.max_new_tokens
-        answers.append(
-            GivenAnswer(image, questions.prompts[question], token_ids, items, is_complete)
-        )
+        answers.append(GivenAnswer(image, questions.prompts[question], token_ids, is_complete))
     return GivenAnswers(scorer.answerer, answers)
 
 
