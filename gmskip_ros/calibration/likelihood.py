@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from gmskip_ros.calibration.answering import Answerer
 from gmskip_ros.calibration.errors import CalibrationError
@@ -21,59 +21,58 @@ from gmskip_ros.tasks.scoring import Absent
 if TYPE_CHECKING:  # `gmskip --help` loads this file, and torch takes seconds
     from torch import Tensor
 
-OnDone = Callable[[int], None]  # receives how many are measured, by this process's share
+Value = TypeVar('Value')
+OnDone = Callable[[int], None]  # receives how many answers are measured
+# Together in a batch: more saves little, and answers of different lengths waste more.
+MOST_ROWS = 8
 
 
 @dataclass(frozen=True)
 class GivenAnswer:
     """A question about an image, by its index, and the tokens of an answer.
 
-    items: the objective's items of the same question. is_complete: whether the model, had it given
-    this answer itself, would have had a token left to end it with.
+    is_complete: whether it is one that the model has ended, and not max_new_tokens.
     """
 
     image: int
     prompt: str
     token_ids: tuple[int, ...]
-    items: tuple[int, ...] = ()
-    is_complete: bool = True
+    is_complete: bool = False
 
 
 class GivenAnswers:
-    """Measures answers under skip sets, many at once, each process those about its own images.
+    """Measures answers under skip sets, several at once.
 
-    Every process must make the same calls, and gets the same values; with a different batch size,
-    memory or number of processes they are the same up to rounding.
+    Every process must make the same calls, gets the same values, and does a share of the batches.
+    A batch holds the same answers whatever the number of processes, so values do not depend on it;
+    a different batch size or memory changes them by rounding.
     """
 
     def __init__(self, answerer: Answerer, answers: Sequence[GivenAnswer]) -> None:
         """The settings of speed are the answerer's."""
         self.answers = tuple(answers)
         self._answerer = answerer
-        self._mine = [i for i, one in enumerate(answers) if answerer.images.is_mine(one.image)]
-        # Log-probabilities of the full model, float32 (steps, V), on the CPU; None: none kept yet.
-        self._of_full: dict[int, Tensor] | None = None
+        self._rows = self._rows_at_once()
+        # The full model's log-probabilities, float32 (steps, V), on the CPU, of some batches.
+        self._of_full: dict[tuple[int, ...], list[Tensor]] = {}
+        self._bytes_left = answerer.memory_bytes
 
     def negative_log_likelihood(self, skip: SkipSet, on_done: OnDone = lambda _: None) -> float:
         """Return -log P(answer | image, prompt) in nats, the mean over the answers.
 
         An answer's is the sum over its tokens; the end-of-sequence token is not one of them. Raises
-        Stopped, VlmError, RankLostError.
+        Stopped, VlmError, DatasetError for an image that has disappeared, and RankLostError.
         """
 
-        def of_batch(batch: Sequence[int]) -> list[float]:
+        def measure(batch: Sequence[int]) -> list[float]:
             ids = [self.answers[i].token_ids for i in batch]
             return [
                 -float(logits.log_softmax(dim=-1)[range(len(of_row)), list(of_row)].sum())
                 for logits, of_row in zip(self._logits(batch, ids, skip), ids, strict=True)
             ]
 
-        values: dict[int, float] = {}
-        for batch in self._batches(self._mine):
-            values.update(zip(batch, of_batch(batch), strict=True))
-            on_done(len(values) * len(self.answers) // len(self._mine))
-        gathered = self._gather(values)
-        return math.fsum(gathered.values()) / len(self.answers)
+        values = self._of_answers(range(len(self.answers)), measure, on_done)
+        return math.fsum(values) / len(values)
 
     def divergences(
         self,
@@ -84,62 +83,76 @@ class GivenAnswers:
         """Return, per skip set, KL(full model || skip set) in nats, the mean over all steps.
 
         The steps of an answer are its tokens and, if it is complete, its end: at each, the
-        distribution of the next token is compared. `chosen`: indices of the answers to use (default
-        all). Raises Stopped, VlmError, RankLostError.
+        distributions of the next token are compared. `chosen`: indices of the answers to use
+        (default: all). Raises what negative_log_likelihood raises.
         """
         chosen = range(len(self.answers)) if chosen is None else chosen
-        if self._of_full is None:
-            self._of_full = {}
-            self._keep_full()
-        wanted = set(chosen)
-        mine = [i for i in self._mine if i in wanted]
-        sums: dict[int, list[float]] = {}
-        for batch in self._batches(mine):
-            full = self._log_probabilities_of_full(batch)
-            by_set = [
-                [
-                    float((known.exp() * (known - logits.log_softmax(dim=-1))).sum())
-                    for logits, known in zip(
-                        self._logits(batch, self._steps(batch), skip), full, strict=True
-                    )
-                ]
-                for skip in skip_sets
-            ]
-            sums.update((i, [of_set[row] for of_set in by_set]) for row, i in enumerate(batch))
-            on_done(len(sums) * len(skip_sets) * len(wanted) // len(mine))
-        gathered = self._gather(sums)
-        num_steps = sum(len(ids) for ids in self._steps(sorted(gathered)))
-        return [
-            math.fsum(of_answer[index] for of_answer in gathered.values()) / num_steps
-            for index in range(len(skip_sets))
-        ]
+
+        def measure(batch: Sequence[int]) -> list[list[float]]:
+            full = self._log_probabilities_of_full(batch, keep=len(chosen) == len(self.answers))
+            of_sets = []
+            for skip in skip_sets:
+                logits = self._logits(batch, self._steps(batch), skip)
+                of_sets.append(
+                    [
+                        float((known.exp() * (known - found.log_softmax(dim=-1))).sum())
+                        for known, found in zip(full, logits, strict=True)
+                    ]
+                )
+            return [list(of_answer) for of_answer in zip(*of_sets, strict=True)]
+
+        def report(done: int) -> None:
+            on_done(done * len(skip_sets))
+
+        sums = self._of_answers(chosen, measure, report)
+        num_steps = sum(map(len, self._steps(chosen)))
+        return [math.fsum(of_set) / num_steps for of_set in zip(*sums, strict=True)]
+
+    def _of_answers(
+        self,
+        chosen: Sequence[int],
+        measure: Callable[[Sequence[int]], list[Value]],
+        on_done: OnDone,
+    ) -> list[Value]:
+        """Return what `measure` returns for the chosen answers, by every process."""
+        ranks = self._answerer.ranks
+        starts = range(0, len(chosen), self._rows)
+        batches = [chosen[start : start + self._rows] for start in starts]
+        before = self._answerer.vlm.token_blocks
+        mine: dict[int, list[Value]] = {}
+        for number in range(ranks.rank, len(batches), ranks.world_size):
+            mine[number] = measure(batches[number])
+            on_done(min(len(chosen), (number + 1) * self._rows))
+        found: dict[int, list[Value]] = {}
+        work = self._answerer.vlm.token_blocks - before
+        for of_rank, rank_work in ranks.gather((mine, work)):
+            found.update(of_rank)
+            self._answerer.token_blocks += rank_work
+        return [value for _, of_batch in sorted(found.items()) for value in of_batch]
 
     def _steps(self, batch: Sequence[int]) -> list[tuple[int, ...]]:
-        """Return the token ids whose predictions are compared; which one ends an answer is alike.
+        """Return the tokens whose distributions are compared.
 
-        The last one is predicted and never run, so any token stands for the end.
+        The last token is predicted and never run, so any one stands for the end.
         """
         answers = [self.answers[i] for i in batch]
         return [(*one.token_ids, 0) if one.is_complete else one.token_ids for one in answers]
 
-    def _keep_full(self) -> None:
-        """Keep the full model's distributions of as many answers as memory allows."""
-        assert self._of_full is not None
-        left = self._answerer.memory_bytes
-        for batch in self._batches(self._mine):
-            known = self._log_probabilities_of_full(batch)
-            left -= sum(each.element_size() * each.nelement() for each in known)
-            if left < 0:
-                return
-            self._of_full.update((i, each.cpu()) for i, each in zip(batch, known, strict=True))
+    def _log_probabilities_of_full(self, batch: Sequence[int], keep: bool) -> list[Tensor]:
+        """Return the full model's log-probabilities (steps, V) of every answer of a batch.
 
-    def _log_probabilities_of_full(self, batch: Sequence[int]) -> list[Tensor]:
-        """Return the full model's log-probabilities (steps, V) of every answer of a batch."""
-        kept = self._of_full or {}
-        if all(i in kept for i in batch):
-            return [kept[i].to(self._answerer.vlm.device) for i in batch]
+        keep: keep them on the CPU for the next time, if memory allows.
+        """
+        key = tuple(batch)
+        if key in self._of_full:
+            return [known.to(self._answerer.vlm.device) for known in self._of_full[key]]
         logits = self._logits(batch, self._steps(batch), SkipSet())
-        return [each.log_softmax(dim=-1) for each in logits]
+        found = [each.log_softmax(dim=-1) for each in logits]
+        size = sum(each.element_size() * each.nelement() for each in found)
+        if keep and size <= self._bytes_left:
+            self._bytes_left -= size
+            self._of_full[key] = [each.cpu() for each in found]
+        return found
 
     def _logits(
         self, batch: Sequence[int], ids: Sequence[tuple[int, ...]], skip: SkipSet
@@ -154,27 +167,16 @@ class GivenAnswers:
             should_stop=self._answerer.should_stop,
         )
 
-    def _batches(self, indices: Sequence[int]) -> Iterator[Sequence[int]]:
-        at_once = self._rows_at_once()
-        for start in range(0, len(indices), at_once):
-            yield indices[start : start + at_once]
-
     def _rows_at_once(self) -> int:
         """Return how many answers fit into memory together, by a deliberate overestimate.
 
         Keys and values are at most two vectors of the hidden size in each block, like image
         features; a block in passing takes a few more.
         """
-        per_row = self._answerer.images.largest_bytes * (2 * self._answerer.vlm.num_blocks + 16)
-        fitting = self._answerer.memory_bytes // max(1, per_row)
-        return max(1, min(self._answerer.batch_size, fitting))
-
-    def _gather(self, mine: dict[int, Any]) -> dict[int, Any]:
-        """Return every process's values by the answer's index, ascending."""
-        merged: dict[int, Any] = {}
-        for of_rank in self._answerer.ranks.gather(mine):
-            merged.update(of_rank)
-        return dict(sorted(merged.items()))
+        answerer = self._answerer
+        largest = max(answerer.ranks.gather(answerer.images.largest_bytes))
+        fitting = answerer.memory_bytes // max(1, largest * (2 * answerer.vlm.num_blocks + 16))
+        return max(1, min(MOST_ROWS, answerer.batch_size, fitting))
 
 
 def reference_answers(scorer: Scorer) -> GivenAnswers:
@@ -188,11 +190,11 @@ def reference_answers(scorer: Scorer) -> GivenAnswers:
     chosen: list[GivenAnswer] = []
     for number, part in enumerate(scorer.objective.parts):
         references = [
-            (image, question, items)
-            for of_part, question, image, items in questions_asked(scorer)
+            (image, question)
+            for of_part, question, image, _ in questions_asked(scorer)
             if of_part == number and not isinstance(part.questions.references[question], Absent)
         ]
-        texts = [reference_text(part.questions, question) for _, question, _ in references]
+        texts = [reference_text(part.questions, question) for _, question in references]
         # Some tokenizers add the space themselves: ways with the same tokens are tried once.
         ways = {
             tuple(scorer.answerer.vlm.token_ids(space + write(text)) for text in texts)
@@ -203,8 +205,8 @@ def reference_answers(scorer: Scorer) -> GivenAnswers:
             GivenAnswers(
                 scorer.answerer,
                 [
-                    GivenAnswer(image, part.questions.prompts[question], token_ids, items)
-                    for (image, question, items), token_ids in zip(references, way, strict=True)
+                    GivenAnswer(image, part.questions.prompts[question], token_ids)
+                    for (image, question), token_ids in zip(references, way, strict=True)
                 ],
             )
             for way in sorted(ways)
@@ -244,9 +246,7 @@ def own_answers(scorer: Scorer) -> GivenAnswers:
         questions = scorer.objective.parts[part].questions
         token_ids = scorer.full_answers[items[0]]
         is_complete = len(token_ids) < questions.max_new_tokens
-        answers.append(
-            GivenAnswer(image, questions.prompts[question], token_ids, items, is_complete)
-        )
+        answers.append(GivenAnswer(image, questions.prompts[question], token_ids, is_complete))
     return GivenAnswers(scorer.answerer, answers)
 
 
