@@ -67,7 +67,10 @@ def clear_output(folder: Path, names: Sequence[str]) -> None:
 def describe_questions(
     settings: Settings, skip_sets: Sequence[tuple[str, str, Sequence[int]]]
 ) -> dict[str, Any]:
-    """Return the tasks and, for each (task, operating point, blocks), its skip set, as JSON."""
+    """Return, as JSON, the tasks, when captions agree, and each skip set.
+
+    skip_sets: (task, operating point, blocks).
+    """
     from gmskip_ros.pipeline.settings import skip_list_names
 
     files = skip_list_names(settings)
@@ -81,6 +84,7 @@ def describe_questions(
             }
             for task in settings.make_tasks()
         },
+        'caption_agreement': settings.caption_agreement,
         'skip_sets': [
             {
                 'task': task,
