@@ -118,15 +118,17 @@ class FrameSlot:
                 self._waiting = self._taken = None
             return dropped
 
-    def put(self, frame: Frame) -> str:
+    def put(self, frame: Frame, is_stale: Callable[[Frame], bool]) -> str:
         """Keep the frame if it is due; never blocks.
 
         Returns the counter (of health.py) for the frame that this drops: this one, or one that was
-        waiting; '' if none is dropped.
+        waiting; '' if none is dropped. Age counts only while open.
         """
         with self._lock:
             if not self._open:
                 return 'not_ready'
+            if is_stale(frame):
+                return 'stale'
             now_ns = time.monotonic_ns()
             verdict = self._gate.judge(frame.stamp_ns, now_ns)
             self._stamps.note(frame.stamp_ns, now_ns, is_due=verdict in ('due', 'reset'))

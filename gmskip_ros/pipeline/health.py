@@ -29,7 +29,7 @@ LEVELS = {
 FRAME_COUNTERS = (
     'received',  # by the camera callback; each also counts under at most one of those below
     'not_ready',  # arrived while loading, paused or in error
-    'stale',  # older than max_frame_age_sec
+    'stale',  # older than max_frame_age_sec while frames are taken
     'gated',  # its period already has an answer
     'out_of_order',  # older than an earlier frame, by less than a period
     'replaced',  # due, but a newer due frame arrived before the worker was free

@@ -209,7 +209,7 @@ class InferenceWorker:
 
     def receive(self, frame: Frame) -> None:
         """Accept a camera message from another thread; never blocks."""
-        outcome = 'stale' if self._is_stale(frame) else self.slot.put(frame)
+        outcome = self.slot.put(frame, self._is_stale)
         if outcome not in ('stale', 'not_ready', 'out_of_order'):
             self.questions.note_frame(frame, time.monotonic())
         self.health.frame_received(outcome, time.monotonic())
@@ -293,6 +293,30 @@ class InferenceWorker:
             self._logged.clear()
         return report
 
+    def engine_facts(self) -> dict[str, object]:
+        """Return the keys of /diagnostics about the model; until it is loaded, as configured."""
+        settings = self._settings()
+        with self._lock:
+            if self.engine is None:
+                return {
+                    'model': settings.model,
+                    'device': settings.device,
+                    'dtype': settings.dtype,
+                    'num_blocks': 0,
+                    'image_fit': settings.image_fit,
+                }
+            facts: dict[str, object] = {
+                'model': self.engine.name,
+                'device': self.engine.device,
+                'dtype': self.engine.dtype,
+                'num_blocks': self.engine.num_blocks,
+                'image_fit': self.engine.image_fit,
+            }
+            gpu_bytes = self.engine.device_memory_bytes()
+        if gpu_bytes is not None:
+            facts['gpu_memory_mib'] = gpu_bytes / 2**20
+        return facts
+
     def check_progress(self) -> None:
         """Enter the error state if inference hangs; call it periodically from another thread."""
         hangs = self._hangs()
@@ -317,8 +341,8 @@ class InferenceWorker:
             self.questions.close(self._not_answering())
 
     def _enter_error(self, reason: str) -> None:
-        self.health.set_phase('error', time.monotonic(), reason)
         with self._lock:
+            self.health.set_phase('error', time.monotonic(), reason)
             self._error = True
             self._update_slot()
         self._log_once(reason)
@@ -357,7 +381,8 @@ class InferenceWorker:
 
     def _drop_model(self) -> None:
         """Forget all that holds the model, and give its memory back but for the CUDA context."""
-        self.engine = self.plan = self._planned = None
+        with self._lock:  # not while `engine_facts` looks at it: it would outlive release_memory
+            self.engine = self.plan = self._planned = None
         self._publishing_error = None  # its traceback
         release_memory()
 
@@ -408,9 +433,9 @@ class InferenceWorker:
             self._drop_model()  # the files may be repaired before the next try
             self._enter_error(failure)
             return
-        if self._error:  # the watchdog has raised it meanwhile
-            return
         with self._lock:
+            if self._error:  # the watchdog has raised it meanwhile
+                return
             self._running = True
             self.health.set_phase('running', time.monotonic())
             self._update_slot()
@@ -495,11 +520,34 @@ class InferenceWorker:
     def _answer_question(self, question: Question) -> Iterator[FrameResult]:
         """Yield the results of a question; raises Stopped once it is not wanted."""
         settings = self._settings()
+        rgb = self._decode(question.frame)
+        assert self.engine is not None
+        pipeline = FramePipeline(self.engine, self._plan_question(question.text, settings))
+        yield from self._run(pipeline, rgb, settings, lambda: self.questions.holds(question))
+
+    def _decode(self, frame: Frame) -> np.ndarray:
+        """Return the frame's image: uint8 RGB, (H, W, 3). Raises ImageError."""
+        try:
+            return self._to_rgb(frame.message)
+        except ValueError as error:
+            raise ImageError(str(error)) from error
+
+    def _run(
+        self,
+        pipeline: FramePipeline,
+        rgb: np.ndarray,
+        settings: Settings,
+        is_held: Callable[[], bool],
+    ) -> Iterator[BranchResult | Comparison]:
+        """Yield the results of an image; raises Stopped once `is_held` is False or on `stop`.
+
+        With `drop_full`, they end before those of the full branch if a frame waits by then.
+        """
         drops_full = settings.overload_policy == 'drop_full' and 'skip' in settings.branches
         gave_way = False
 
         def is_wanted() -> bool:
-            return self.questions.holds(question) and not self._stop.is_set()
+            return is_held() and not self._stop.is_set()
 
         def should_stop(branch: str) -> bool:
             nonlocal gave_way
@@ -507,12 +555,6 @@ class InferenceWorker:
             gave_way = branch == 'full' and drops_full and self.slot.is_occupied()
             return gave_way or not is_wanted()
 
-        try:
-            rgb = self._to_rgb(question.frame.message)
-        except ValueError as error:
-            raise ImageError(str(error)) from error
-        assert self.engine is not None
-        pipeline = FramePipeline(self.engine, self._plan_question(question.text, settings))
         try:
             for result in pipeline.run(rgb, should_stop):
                 self._make_progress()
@@ -555,42 +597,22 @@ class InferenceWorker:
         """Decode and answer one frame, yield its results; raises Stopped once it is not wanted."""
         start_s = time.monotonic()
         settings = self._settings()
-        drops_full = settings.overload_policy == 'drop_full' and 'skip' in settings.branches
         branches: list[BranchResult] = []
         comparison: Comparison | None = None
-        gave_way = False
-
-        def is_wanted() -> bool:
-            return self.slot.holds(frame) and not self._stop.is_set()
-
-        def should_stop(branch: str) -> bool:
-            nonlocal gave_way
-            self._make_progress()
-            gave_way = branch == 'full' and drops_full and self.slot.is_occupied()
-            return gave_way or not is_wanted()
-
-        try:
-            rgb = self._to_rgb(frame.message)
-        except ValueError as error:
-            raise ImageError(str(error)) from error
-        try:
-            for result in self._pipeline(settings).run(rgb, should_stop):
-                self._make_progress()
-                if not is_wanted():
-                    raise Stopped('paused or stopped')
-                yield result
-                if isinstance(result, Comparison):
-                    comparison = result
-                else:
-                    self._log_view(rgb, result)
-                    self.health.branch_done(result.branch, result.elapsed_ms)
-                    branches.append(result)
-        except Stopped:
-            if not gave_way:
-                raise
-        if is_wanted():
+        rgb = self._decode(frame)
+        pipeline = self._pipeline(settings)
+        for result in self._run(pipeline, rgb, settings, lambda: self.slot.holds(frame)):
+            yield result
+            if isinstance(result, Comparison):
+                comparison = result
+            else:
+                self._log_view(rgb, result)
+                self.health.branch_done(result.branch, result.elapsed_ms)
+                branches.append(result)
+        if self.slot.holds(frame) and not self._stop.is_set():
             elapsed_ms = (time.monotonic() - start_s) * 1e3
             yield FinishedFrame(rgb, tuple(branches), comparison, elapsed_ms)
+        gave_way = len(branches) < len(pipeline.plan.branches)
         period_ms = settings.period_ns / 1e6
         elapsed_ms = (time.monotonic() - start_s) * 1e3
         overload = ''

@@ -34,7 +34,7 @@ GALLERY_FRAMES = 40
 FIGURES_FORMAT = 'gmskip/replay-figures/1'
 MAX_ANSWER_CHARS = 4000  # of one answer in the gallery
 MAX_OPEN_PROBLEMS = 20  # a longer list is folded
-DEFINITIONS = (
+DEFINITIONS = (  # {captions}: see _definitions
     (
         'Operating point',
         'How many blocks of its skip list the skip branch skips: high_performance, high_sparsity '
@@ -56,7 +56,7 @@ DEFINITIONS = (
     (
         'Agree, %',
         'Share of the frames on which skip and full agree: single_object on the label, '
-        'multi_object on the set, captioning on every token.',
+        'multi_object on the set, captioning on {captions}.',
     ),
     (
         'Alike x100',
@@ -102,6 +102,9 @@ def replay_tables(run: Mapping[str, Any], rows: Sequence[FrameRow]) -> list[Tabl
     for machine, summary in _by_machine(figures['summary']).items():
         frames = max(row['frames'] for row in summary)
         notes = [f'Frames: {frames}. ms: median of the total time, on {fmt.one_line(machine)}']
+        least = run.get('caption_agreement', 1.0)
+        if least < 1 and any(row['task'] == 'captioning' for row in summary):
+            notes.append(f'Captions agree if their ROUGE-L is at least {least:g}')
         if any(row['answers_got_shorter'] for row in summary):
             notes.append(col.SHORTER_NOTE)
         title = f'Skip against full: {fmt.short_name(run["model"])}'
@@ -222,7 +225,7 @@ def _page(
         agreement_picture=data_uri(agreement) if agreement else '',
         window=rolling_window(max(compared, default=0)),
         shorter_note=col.SHORTER_NOTE if shorter else '',
-        definitions=DEFINITIONS,
+        definitions=_definitions(run),
         gallery=_gallery(rows, gallery),
         gallery_note=_gallery_note(run, gallery),
         skip_sets=_skip_set_table(run),
@@ -234,6 +237,13 @@ def _page(
         facts=_facts(run),
         figures=json.dumps(embedded, allow_nan=False),
     )
+
+
+def _definitions(run: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the columns' definitions, with what captions were compared by in this run."""
+    least = run.get('caption_agreement', 1.0)  # of earlier versions' runs: by token ids
+    captions = 'the token ids' if least == 1 else f'a ROUGE-L of at least {least:g}'
+    return [(name, text.replace('{captions}', captions)) for name, text in DEFINITIONS]
 
 
 def _source(run: Mapping[str, Any]) -> tuple[str, str]:

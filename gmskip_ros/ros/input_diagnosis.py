@@ -42,20 +42,27 @@ class InputDiagnosis:
         """
         publishers = list(self._publishers())
         problems = [problem for info in publishers if (problem := self._problem(info))]
-        num_good = len(publishers) - len(problems)
-        if num_good:
-            nodes = ', '.join(sorted({self._name(i) for i in publishers if not self._problem(i)}))
-            text = f'{_count(num_good, "publisher")} ({nodes}) and nothing received'
-            text += ' any more: ' if num_received else ': '
-            text += 'idle, or its messages are lost'
-            if num_lost:
-                text += f' ({num_lost} so far)'
-            text += ' (DDS settings in docs/vehicle.md; gmskip doctor tries them)'
-            return '; '.join([text, *_distinct(problems)])
+        good = [info for info in publishers if not self._problem(info)]
+        if not publishers:
+            return '; '.join([f'no publisher on {self._topic}', *self._sibling(), self._others()])
+        if not good and len(problems) == 1:
+            return f'the only publisher cannot be received: {problems[0]}'
+        if not good:
+            return f'none of the {len(problems)} publishers can be received: {_grouped(problems)}'
+        nodes = ', '.join(sorted({self._name(info) for info in good}))
+        cause = 'it is idle, or its messages are lost'
+        if len(good) > 1:
+            cause = 'they are idle, or their messages are lost'
+        text = (
+            f'{_count(len(good), "publisher")} ({nodes}), but nothing is received'
+            f'{" any longer" if num_received else ""}: {cause}'
+            f'{f" ({num_lost} so far)" if num_lost else ""}; for the DDS settings see '
+            'docs/vehicle.md, and try them with gmskip doctor'
+        )
         if problems:
-            text = f'{_count(len(problems), "publisher")}, none of which can be received'
-            return f'{text}: {"; ".join(_distinct(problems))}'
-        return '; '.join([f'no publisher on {self._topic}', *self._sibling(), self._others()])
+            others = _count(len(problems), 'other publisher')
+            text += f'; {others} cannot be received: {_grouped(problems)}'
+        return text
 
     def _publishers(self) -> Iterator[TopicEndpointInfo]:
         yield from self._node.get_publishers_info_by_topic(self._topic)
@@ -70,10 +77,10 @@ class InputDiagnosis:
         """Return why this publisher's messages cannot be received, with the remedy; else ''."""
         if info.topic_type != self._type:
             transport = TRANSPORTS.get(info.topic_type)
-            remedy = 'check image_transport and remapping'
+            remedy = 'check image_transport and the remapping'
             if transport:
                 remedy = f'set image_transport: {transport}, or check the remapping'
-            return f'{info.topic_type}, not {self._type}: {remedy}'
+            return f'type {info.topic_type}, not {self._type} ({remedy})'
         compatibility, reason = qos_check_compatible(info.qos_profile, self._qos)
         if compatibility != QoSCompatibility.ERROR:
             return ''
@@ -82,8 +89,8 @@ class InputDiagnosis:
             and info.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT
         ):
             return (
-                'best effort, which a reliable subscription never receives: set '
-                'input_reliability: best_effort'
+                'best-effort reliability, which a reliable subscription never receives (set '
+                'input_reliability: best_effort)'
             )
         return f'incompatible quality of service: {reason.strip().rstrip(";")}'
 
@@ -95,9 +102,9 @@ class InputDiagnosis:
             sibling, transport = self._topic + COMPRESSED, 'compressed'
         count = self._node.count_publishers(sibling) if sibling else 0
         if count and transport == TRANSPORTS[self._type]:
-            yield f'{sibling} has {count}: remap the input to it'
+            yield f'{_count(count, "publisher")} on {sibling}: remap the input to it'
         elif count:
-            yield f'{sibling} has {count}: set image_transport: {transport}'
+            yield f'{_count(count, "publisher")} on {sibling}: set image_transport: {transport}'
 
     def _others(self) -> str:
         """Return how many other nodes are seen, and with which settings."""
@@ -133,9 +140,12 @@ def _count(number: int, what: str) -> str:
     return f'{number} {what}{"" if number == 1 else "s"}'
 
 
-def _distinct(texts: list[str]) -> list[str]:
-    """Return each text once, with how many there are of it."""
-    return [f'{texts.count(text)} of {text}' for text in dict.fromkeys(texts)]
+def _grouped(problems: list[str]) -> str:
+    """Return each problem once, in a fixed order; of several, how many publishers have each."""
+    distinct = sorted(set(problems))
+    if len(distinct) == 1:
+        return distinct[0]
+    return '; '.join(f'{problems.count(problem)} with {problem}' for problem in distinct)
 
 
 def message_lost_callbacks(

@@ -16,8 +16,8 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import rclpy
 import rclpy.logging
@@ -59,6 +59,12 @@ NO_FRAMES_AFTER_S = 3.0  # or two periods, whichever is longer
 SAME_NAME_AFTER_S = 30.0  # a killed node is seen for a while
 JOIN_TIMEOUT_S = 1.5
 LOADING_JOIN_S = 0.2
+GRAPH_ERRORS = (
+    rclpy_implementation.RCLError,
+    rclpy_implementation.RMWError,
+    rclpy_implementation.RCUtilsError,
+)
+T = TypeVar('T')
 
 
 def settle_s(rate_hz: float) -> float:
@@ -107,6 +113,7 @@ class DualVlmNode(Node):
         self._warned_stamps: set[str] = set()
         self._num_lost: int | None = None  # messages, as the middleware counts them
         self._same_name_since_s: float | None = None
+        self._logged_graph_error = False
         self._subscription = self._subscribe()
         self._question_subscription = self.create_subscription(
             String,
@@ -273,19 +280,34 @@ class DualVlmNode(Node):
         self._warn_of_publishers()
         self._report_health()
 
+    def _from_graph(self, read: Callable[[], T], default: T) -> T:
+        """Return what `read` finds in the ROS graph, or `default` if ROS cannot read it."""
+        try:
+            return read()
+        except GRAPH_ERRORS as error:
+            if not self._logged_graph_error:
+                self._logged_graph_error = True
+                first_line = str(error).strip().partition('\n')[0]
+                self.get_logger().error(f'the ROS graph cannot be read now: {first_line}')
+            return default
+
     def _warn_of_publishers(self) -> None:
         """Warn about publishers on the input topic whose messages cannot be received."""
         now_s = time.monotonic()
-        for name, problem in self._diagnosis.bad_publishers().items():
+        bad: dict[str, str] = self._from_graph(self._diagnosis.bad_publishers, {})
+        for name, problem in bad.items():
             if now_s - self._warned_s.get(name, -math.inf) > WARN_AGAIN_S:
                 self._warned_s[name] = now_s
                 topic = self._subscription.topic_name
-                self.get_logger().warning(f'{name} publishes on {topic} {problem}')
+                self.get_logger().warning(
+                    f'{name} publishes on {topic} but cannot be received: {problem}'
+                )
 
     def _same_name(self) -> str:
         """Return the line about other nodes of the same full name, once they are there to stay."""
         own = (self.get_name(), self.get_namespace())
-        count = self.get_node_names_and_namespaces().count(own)
+        seen: list[tuple[str, str]] = self._from_graph(self.get_node_names_and_namespaces, [])
+        count = seen.count(own)
         now_s = time.monotonic()
         if count < 2:
             self._same_name_since_s = None
@@ -306,14 +328,18 @@ class DualVlmNode(Node):
         report = self._worker.report(
             max(NO_FRAMES_AFTER_S, 2.0 / rate_hz), settle_s(rate_hz), degraded=same_name
         )
+        if report.is_silent:
+            received, lost = report.frames['received'], self._num_lost
+            cause = self._from_graph(
+                lambda: self._diagnosis.silence(received, lost),
+                'the ROS graph, which would show the reason, cannot be read',
+            )
+            report = dataclasses.replace(report, reason=f'{report.reason}: {cause}')
         if same_name and same_name not in report.reason:  # it is wrong in every state
             level = WARN if report.level == OK else report.level
             reason = '; '.join(filter(None, [report.reason, same_name]))
             is_logged = report.is_logged and level != WARN
             report = dataclasses.replace(report, level=level, reason=reason, is_logged=is_logged)
-        if report.is_silent:
-            cause = self._diagnosis.silence(report.frames['received'], self._num_lost)
-            report = dataclasses.replace(report, reason=f'{report.reason}: {cause}')
         now = self.get_clock().now()
         status = records.health_status(
             report,
@@ -338,30 +364,22 @@ class DualVlmNode(Node):
 
     def _facts(self, now_ns: int) -> dict[str, object]:
         """Return the keys of /diagnostics that the worker's health report does not have."""
-        settings, engine = self._settings, self._worker.engine
         age_ms = math.nan
         if self._newest_stamp_ns is not None and now_ns:
             age_ms = (now_ns - self._newest_stamp_ns) / 1e6
         facts: dict[str, object] = {
-            'model': engine.name if engine else settings.model,
-            'device': engine.device if engine else settings.device,
-            'dtype': engine.dtype if engine else settings.dtype,
-            'num_blocks': engine.num_blocks if engine else 0,
-            'image_fit': engine.image_fit if engine else settings.image_fit,
-            'branches': ','.join(settings.branches),
+            **self._worker.engine_facts(),
+            'branches': ','.join(self._settings.branches),
             'input': self._input,
             'input_age_ms': age_ms,
             'stamp_check': self._stamp_check,
-            'rate_hz': settings.rate_hz,
+            'rate_hz': self._settings.rate_hz,
             'debug_time_type': self._debug_times.name,
             'memory_mib': resident_mib(),
         }
         facts.update(self._worker.questions.facts())
         if self._num_lost is not None:
             facts['message_lost'] = self._num_lost
-        gpu_bytes = engine.device_memory_bytes() if engine else None
-        if gpu_bytes is not None:
-            facts['gpu_memory_mib'] = gpu_bytes / 2**20
         return facts
 
 

@@ -67,7 +67,7 @@ def clear_output(folder: Path, names: Sequence[str]) -> None:
 def describe_questions(
     settings: Settings, skip_sets: Sequence[tuple[str, str, Sequence[int], str]]
 ) -> dict[str, Any]:
-    """Return the tasks and their skip sets, as JSON.
+    """Return, as JSON, the tasks, when captions agree, and each skip set.
 
     skip_sets: (task, operating point, blocks, SkipSet.manner).
     """
@@ -84,6 +84,7 @@ def describe_questions(
             }
             for task in settings.make_tasks()
         },
+        'caption_agreement': settings.caption_agreement,
         'skip_sets': [
             {
                 'task': task,

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
@@ -67,6 +68,25 @@ class LiveCommand:
                 continue
         return {pid: command for pid, command in found.items() if command}
 
+    def check_nothing_is_left_when_killed(self) -> None:
+        """Send SIGKILL to the command alone; no process and no shared memory stays behind."""
+        segments = shared_memory_of(self.processes())
+        self.send_signal(signal.SIGKILL)
+        assert self.wait()[0] == -signal.SIGKILL
+        deadline = time.monotonic() + 10.0
+        while self.processes() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not self.processes()
+        while any(path.exists() for path in segments) and time.monotonic() < deadline + 10.0:
+            time.sleep(0.1)
+        assert segments and not [path for path in segments if path.exists()]
+
     def kill_all(self) -> None:
         for pid in self.processes():
             os.kill(pid, signal.SIGKILL)
+
+
+def shared_memory_of(pids: Iterable[int]) -> set[Path]:
+    """Return the segments of Fast DDS that these processes have in memory."""
+    maps = ''.join(Path(f'/proc/{pid}/maps').read_text() for pid in pids)
+    return {Path(path) for path in re.findall(r'/dev/shm/fastrtps_[0-9a-f]{16}$', maps, re.M)}

@@ -393,6 +393,7 @@ def test_options_take_precedence_over_the_nodes_parameter_file(bag: Path, tmp_pa
         '/**:\n  ros__parameters:\n    tasks: [captioning, single_object]\n    branches: [skip]\n'
         '    rate_hz: 5.0\n    operating_point: 3\n    max_new_tokens: {captioning: 4}\n'
         '    skip_list: {captioning: gmskip_captioning}\n    image_transport: raw\n'
+        '    caption_agreement: 0.25\n'
     )
     assert (
         replay(
@@ -418,7 +419,8 @@ def test_options_take_precedence_over_the_nodes_parameter_file(bag: Path, tmp_pa
     assert all(row.tokens <= 4 for row in rows)
     run = json.loads((tmp_path / 'out/replay.json').read_text())
     assert run['skip_sets'][0]['skip_list'] == 'gmskip_captioning'
-    assert run['source']['rate_hz'] == 5.0
+    assert run['source']['rate_hz'] == 5.0 and run['caption_agreement'] == 0.25
+    assert 'captioning on a ROUGE-L of at least 0.25' in (tmp_path / 'out/report.html').read_text()
     assert {row.match for row in rows} == {run['tasks']['captioning']['match']} == {'strict'}
 
 

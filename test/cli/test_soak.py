@@ -102,6 +102,18 @@ def test_a_short_soak_holds(soak, tmp_path):
     assert 'publishing' in (tmp_path / 'out/camera.log').read_text()
 
 
+@pytest.mark.skipif(sys.platform != 'linux', reason='the parent-death signal is of Linux')
+def test_killed_it_leaves_no_process_behind(soak, tmp_path):
+    running = soak('--source', str(one_image(tmp_path)))
+
+    def has_both() -> bool:
+        commands = ' '.join(running.processes().values())
+        return 'dual_vlm_node' in commands and 'image_player' in commands
+
+    running.wait_until(has_both, 'node and camera')
+    running.check_nothing_is_left_when_killed()
+
+
 def one_image(folder: Path) -> Path:
     image = folder / 'scene.png'
     assert cv2.imwrite(str(image), render_scene(FIRST_SCENE_SEED).image)

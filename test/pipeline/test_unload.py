@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -106,6 +107,45 @@ def test_a_pause_in_the_middle_of_a_frame_unloads_after_it(bench: MakeBench) -> 
     gate.let_go.set()
     b.wait(loads.all_gone)
     assert b.outputs.events == [] and b.frames()['abandoned'] == 1
+
+
+def test_a_report_of_the_model_does_not_outlive_its_memory(
+    bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a health report still holds when the allocators are emptied would stay in them."""
+    gate, reached, let_go = Gate(), threading.Event(), threading.Event()
+
+    class WatchedVlm(FakeVlm):
+        def device_memory_bytes(self) -> int:
+            reached.set()
+            assert let_go.wait(DEADLINE_S)
+            return 3 * 2**20
+
+    b = bench(unload_when_paused=True)
+    loads = Loads(b, lambda: WatchedVlm(gate))
+    gone: list[bool] = []
+    monkeypatch.setattr(
+        'gmskip_ros.pipeline.worker.release_memory', lambda: gone.append(loads.all_gone())
+    )
+    b.start()
+    b.wait(lambda: b.state() == 'ready')
+    gate.armed.set()
+    b.send(1.0)
+    assert gate.reached.wait(DEADLINE_S)
+    b.worker.set_enabled(False)
+    facts: list[dict[str, object]] = []
+    reporting = threading.Thread(target=lambda: facts.append(b.worker.engine_facts()))
+    reporting.start()
+    assert reached.wait(DEADLINE_S)
+    gate.let_go.set()
+    b.wait(lambda: b.frames()['abandoned'] == 1)
+    time.sleep(0.1)  # enough for the model to be dropped under the report
+    let_go.set()
+    reporting.join(DEADLINE_S)
+    b.wait(lambda: gone)
+    assert gone == [True]
+    assert facts[0]['gpu_memory_mib'] == 3.0 and facts[0]['model'] == 'fake'
+    assert b.worker.engine_facts()['num_blocks'] == 0
 
 
 def test_a_pause_while_loading_ends_the_loading(bench: MakeBench) -> None:

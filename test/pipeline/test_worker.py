@@ -230,6 +230,26 @@ def test_a_frame_that_became_stale_while_it_waited_is_dropped(bench: Callable[..
     assert b.outputs.done() == [0]
 
 
+def test_the_age_of_a_frame_counts_only_while_frames_are_taken(
+    bench: Callable[..., Bench],
+) -> None:
+    """Each is counted once, for the reason that a user would look for."""
+    b = bench(max_frame_age_sec=0.5)
+    b.now_ns = 10 * SECOND
+    b.send(1.0)  # nothing is loaded yet
+    b.start()
+    b.wait(lambda: b.state() == 'ready')
+    b.worker.set_enabled(False)
+    b.send(2.0)
+    b.wait(lambda: b.state() == 'paused')
+    frames = b.frames()
+    assert (frames['received'], frames['not_ready'], frames['stale']) == (2, 2, 0)
+    b.worker.set_enabled(True)
+    b.send(3.0)
+    frames = b.frames()
+    assert (frames['received'], frames['not_ready'], frames['stale']) == (3, 2, 1)
+
+
 def test_drop_full_gives_way_to_a_newer_due_frame_only(bench: Callable[..., Bench]) -> None:
     in_full = Gate(holds=lambda skips: not skips)
     b, gate = start_and_hold(bench, in_full, overload_policy='drop_full')

@@ -336,6 +336,30 @@ def test_what_was_run_is_at_the_top(tmp_path):
         assert expected in top
 
 
+@pytest.mark.parametrize(
+    ('changes', 'words', 'note'),
+    [
+        pytest.param({}, 'captioning on the token ids.', False, id='earlier_version'),
+        pytest.param({'caption_agreement': 1.0}, 'captioning on the token ids.', False, id='equal'),
+        pytest.param(
+            {'caption_agreement': 0.85},
+            'captioning on a ROUGE-L of at least 0.85.',
+            True,
+            id='alike',
+        ),
+    ],
+)
+def test_what_captions_are_compared_by_is_reported(tmp_path, changes, words, note):
+    rows = made_up.rows(2, ('single_object', 'captioning'), ('high_sparsity',))
+    page = write(tmp_path, rows, **changes)
+    assert f'multi_object on the set, {words}' in page.text
+    run = made_up.run(2, **changes)
+    line = 'Captions agree if their ROUGE-L is at least 0.85'
+    assert (line in printed(replay_tables(run, rows), 100)) is note
+    others = [row for row in rows if row.task != 'captioning']
+    assert line not in printed(replay_tables(run, others), 100)
+
+
 def test_the_source_may_be_a_camera(tmp_path):
     page = write(tmp_path, few(1), source={'camera': 'rendered scenes'}, frames={})
     assert '1 frame of rendered scenes; tasks' in page.text

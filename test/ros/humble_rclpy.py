@@ -139,6 +139,8 @@ LATER_PARAMETERS = {
     'rclpy.qos_event.PublisherEventCallbacks.__init__': 'incompatible_type matched',
     'rclpy.qos_event.SubscriptionEventCallbacks.__init__': 'incompatible_type matched',
 }
+# The same module, by the name that it has itself.
+HUMBLE['rclpy._rclpy_pybind11'] = HUMBLE['rclpy.impl.implementation_singleton.rclpy_implementation']
 MEMBERS = {path.rpartition('.')[2]: set(names.split()) for path, names in HUMBLE.items()}
 
 

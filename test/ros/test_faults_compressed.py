@@ -21,7 +21,7 @@ from gmskip_ros.pipeline.pixels import rgb_to_jpeg
 from gmskip_ros.ros.conversions import rgb_to_compressed
 
 INPUT = '/dual_vlm/input/image/compressed'
-MAX_AGE_S = 30.0  # longer than any good frame waits on a busy machine
+MAX_AGE_S = 3600.0  # longer than any good frame waits, however busy the machine
 
 
 @pytest.fixture(scope='module')
@@ -177,10 +177,11 @@ def test_all_frames_too_old(probe: FaultProbe) -> None:
         probe.publish(rgb_to_compressed(picture(), probe.header()))
         probe.second += 1
         health = probe.health()
+        if int(health['frames_stale']) < before['stale'] + 3:
+            return False
         return health['state'] == 'no_frames' and 'use_sim_time' in health['reason']
 
-    probe.wait(hinted, 'a hint at use_sim_time')
-    assert probe.counts()['stale'] >= before['stale'] + 3
+    probe.wait(hinted, 'three stale frames and a hint at use_sim_time')
     assert len(probe.published) == published
     probe.second = second
     probe.check_answered()

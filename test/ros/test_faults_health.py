@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import time
@@ -130,13 +131,21 @@ def test_no_publisher(probe: FaultProbe) -> None:
         r'1 other node seen \(rmw_\w+, domain \d+, discovery range LOCALHOST\)', reason
     )
     sibling = probe.node.create_publisher(CompressedImage, INPUT + '/compressed', RELIABLE)
-    warned(probe, 'no_frames', f'{INPUT}/compressed has 1: set image_transport: compressed')
+    warned(
+        probe, 'no_frames', f'1 publisher on {INPUT}/compressed: set image_transport: compressed'
+    )
     probe.node.destroy_publisher(sibling)
     other = probe.node.create_publisher(CompressedImage, INPUT, RELIABLE)
-    warned(probe, 'no_frames', '1 of sensor_msgs/msg/CompressedImage, not sensor_msgs/msg/Image')
+    warned(probe, 'no_frames', 'type sensor_msgs/msg/CompressedImage, not sensor_msgs/msg/Image')
     probe.node.destroy_publisher(other)
     best_effort = probe.node.create_publisher(Image, INPUT, BEST_EFFORT)
-    warned(probe, 'no_frames', '1 of best effort', 'set input_reliability: best_effort')
+    warned(
+        probe,
+        'no_frames',
+        'the only publisher',
+        'best-effort',
+        'set input_reliability: best_effort',
+    )
     probe.node.destroy_publisher(best_effort)
     probe.camera = probe.node.create_publisher(Image, INPUT, RELIABLE)
     recover(probe)
@@ -144,10 +153,30 @@ def test_no_publisher(probe: FaultProbe) -> None:
 
 def test_idle_publisher(probe: FaultProbe) -> None:
     recover(probe)
-    warned(probe, 'no_frames', '1 publisher (/probe) and nothing received', 'idle')
-    assert int(probe.reports()[-1]['message_lost']) >= 0
+    warned(probe, 'no_frames', '1 publisher (/probe), but nothing is received', 'idle')
     recover(probe)
     assert float(probe.reports()[-1]['input_rate_hz']) > 0.0
+
+
+def test_messages_lost_by_the_middleware(probe: FaultProbe) -> None:
+    """A publisher of depth 1 keeps none of what comes while the node is stopped but the last."""
+    recover(probe)
+    before = int(probe.reports()[-1]['message_lost'])
+    message = rgb_to_image(picture(), probe.header())
+    os.kill(probe.process.pid, signal.SIGSTOP)
+    for _ in range(300):
+        probe.publish(message)
+    os.kill(probe.process.pid, signal.SIGCONT)
+
+    def lost() -> int:
+        play(probe)
+        return int(probe.reports()[-1]['message_lost'])
+
+    probe.wait(lambda: lost() > before, 'the count')
+    num_lost = lost()
+    assert num_lost <= before + 300
+    warned(probe, 'no_frames', f'its messages are lost ({num_lost} so far)')
+    recover(probe)
 
 
 @pytest.mark.parametrize(

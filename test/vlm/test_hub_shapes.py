@@ -144,9 +144,15 @@ def end_tokens_of_the_model_alone(folder: Path) -> None:
 
 
 def tied_embeddings(folder: Path) -> None:
-    """No `lm_head` in the file: the small Qwen2 checkpoints share it with the embedding."""
+    """No `lm_head` in the file: the small Qwen2 checkpoints share it with the embedding.
+
+    The image token's row is zero, so that no answer contains that token: the reference, which runs
+    the whole sequence again at every step, would look for another image.
+    """
     weights = load_file(folder / 'model.safetensors')
     del weights['language_model.lm_head.weight']
+    config = json.loads((folder / 'config.json').read_text())
+    weights['language_model.model.embed_tokens.weight'][config['image_token_index']] = 0
     save_file(weights, folder / 'model.safetensors', metadata={'format': 'pt'})
     edit_json(folder / 'config.json', tie_word_embeddings=True)
     edit_text_config(folder, tie_word_embeddings=True)
