@@ -102,7 +102,7 @@ def _make_plan(settings: CompareSettings, name: str, num_blocks: int) -> Plan:
             search, min_score_ratio=0.0, max_sparsity=min(max(sizes), most) / num_blocks
         )
         if 'intervals' in search.options:
-            intervals = intervals_of_all_sizes(num_blocks)
+            intervals = intervals_of_all_sizes(num_blocks, min(max(sizes), most))
             search = replace(search, options={**search.options, 'intervals': intervals})
     check_settings(search, num_blocks)
     count = settings.num_seeds if method.uses_seed else 1
@@ -461,15 +461,14 @@ def marks_of(evaluation: Mapping[str, Any], reference_tokens: float | None) -> l
 
 def _set_record(vlm: CalibrationEngine, skip_set: SkipSet) -> dict[str, Any]:
     """Return a set and the share of block multiplications that it saves in each phase."""
+    # Whatever the prompt: in each of these sets all tokens of a phase do the same.
+    prefill, decode = vlm.sparsity(skip_set, num_image_tokens=0, num_tokens=1)
     return {
         'prefill': sorted(skip_set.prefill),
         'decode': sorted(skip_set.decode),
         'kv': skip_set.kv,
         'num_skipped': len(skip_set.blocks),
-        'sparsity': {
-            'prefill': len(skip_set.prefill) / vlm.num_blocks,
-            'decode': len(skip_set.decode) / vlm.num_blocks,
-        },
+        'sparsity': {'prefill': prefill, 'decode': decode},
     }
 
 
