@@ -291,7 +291,6 @@ def _rows(
     rows = []
     for size, sparsity in settings.sizes(num_blocks).items():
         chosen = [prefix for prefix in prefixes if prefix['length'] <= size][-1]
-        skip_set = SkipSet.of(chosen['blocks'], plan.search.phases, plan.search.kv)
         rows.append(
             {
                 'method': plan.method.name,
@@ -300,7 +299,7 @@ def _rows(
                 'asked_blocks': size,
                 'num_skipped': chosen['length'],
                 'calibration_score': chosen['calibration_score'],
-                'set': sets.index(skip_set),
+                'set': sets.index(found.skip_list.skip_set_at(chosen['length'])),
             }
         )
     return rows
