@@ -129,7 +129,7 @@ def _row(
     size = asked.get('asked_blocks')
     is_smaller = size is not None and any(each['num_skipped'] < size for each in sets)
     marks = [SMALLER_MARK] if is_smaller else []
-    marks += dict.fromkeys(mark for each in sets for mark in each['marks'])
+    marks += [mark for mark in MARK_NOTES if any(mark in each['marks'] for each in sets)]
     return {
         'name': name,
         'method': None if found is None else found['method'],
@@ -489,7 +489,6 @@ def _page(result: Mapping[str, Any], pictures: Mapping[str, bytes | None]) -> by
         REPEATING,
         col.AGAINST_FULL[3],  # same tokens as full
     ]
-    speed = [SPARSITY, METHOD, *SPEED]
     unreadable = result['unreadable']
     explained = dict.fromkeys([*PLACE, SCORE, *DIFFERENCE, *controls[2:], *SPEED])
     return render_html(
@@ -501,7 +500,8 @@ def _page(result: Mapping[str, Any], pictures: Mapping[str, bytes | None]) -> by
         score_notes=_notes(result, rows),
         scores=col.html_table(scores, rows),
         controls=col.html_table(controls, rows),
-        speed=col.html_table(speed, rows) if _any_timed(result) else None,
+        speed=col.html_table([SPARSITY, METHOD, *SPEED[:6]], rows) if _any_timed(result) else None,
+        more_speed=col.html_table([SPARSITY, METHOD, *SPEED[6:]], rows),
         speed_note=_speed_note(result) if _any_timed(result) else '',
         methods=_methods_table(result),
         sets=_sets_table(result),
