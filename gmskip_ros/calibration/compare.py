@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gmskip_ros.calibration.answering import Answerer
+from gmskip_ros.calibration.baseline import baselines_of_evaluation
 from gmskip_ros.calibration.checkpoint import Checkpoint, CheckpointFile
 from gmskip_ros.calibration.data import Data, in_view, load_data
 from gmskip_ros.calibration.distributed import Ranks
@@ -197,7 +198,7 @@ def compare(
         'unreadable': list(data.unreadable),
         'sparsities': list(settings.sparsities),
         'tokens_per_reference': reference_tokens,
-        'baselines': _baselines(data.test_questions, metrics),
+        'baselines': baselines_of_evaluation(data.test_questions, metrics, evaluations[0]),
         'methods': methods,
         'sets': [
             {
@@ -469,10 +470,6 @@ def _set_record(vlm: CalibrationEngine, skip_set: SkipSet) -> dict[str, Any]:
         'num_skipped': len(skip_set.blocks),
         'sparsity': {'prefill': prefill, 'decode': decode},
     }
-
-
-def _baselines(questions: Sequence[Questions], metrics: Sequence[str]) -> dict[str, Any] | None:
-    return None
 
 
 def _header(

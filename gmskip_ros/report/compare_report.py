@@ -18,6 +18,7 @@ from rich.table import Table
 
 from gmskip_ros.report import columns as col
 from gmskip_ros.report import formatting as fmt
+from gmskip_ros.report.baselines import baseline_alerts, baseline_lines
 from gmskip_ros.report.columns import Column, Row
 from gmskip_ros.report.compare_pictures import draw_score_over_sparsity, draw_score_over_speed
 from gmskip_ros.report.plotting import data_uri
@@ -26,6 +27,7 @@ from gmskip_ros.report.writing import render_html, write_files
 FULL_NAME = 'Full model'
 NOT_AVERAGED = ('interval', 'mcnemar_p', 'most_frequent_answer')  # over several lists
 SMALLER_MARK = 'smaller set'
+MAX_CONSTANT_CHARS = 60
 MARK_NOTES = {
     SMALLER_MARK: 'the method has no set of this size; its nearest smaller one is shown',
     'long': 'the answers have more than twice as many tokens as the references',
@@ -185,7 +187,7 @@ def _mean_figures(figures: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]
 
 
 def _constant_name(constant: Mapping[str, Any]) -> str:
-    return f'Always answering "{fmt.one_line(constant["answer"])}"'
+    return f'Always answering "{fmt.one_line(constant["answer"], MAX_CONSTANT_CHARS)}"'
 
 
 def _score_text(row: Row) -> str:
@@ -324,6 +326,11 @@ SPEED = (
 PLACE = (SPARSITY, METHOD, SKIPPED, PREFILL_SHARE, DECODE_SHARE)
 
 
+def _of_full(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the lines about baselines need: these, and the full model's evaluation."""
+    return {'baselines': result['baselines'], 'rows': result['sets'][:1]}
+
+
 def _any_timed(result: Mapping[str, Any]) -> bool:
     return any(each['speed'] for each in result['sets'])
 
@@ -335,13 +342,7 @@ def _notes(
 
     `letters` stand for the marks, if any.
     """
-    notes = []
-    constant = (result['baselines'] or {}).get('constant')
-    if constant:
-        notes.append(
-            f'{_constant_name(constant)} scores {fmt.hundredths(constant["score"])}, without '
-            'any model.'
-        )
+    notes = baseline_lines(_of_full(result))
     if any(len(row['scores']) > 1 for row in rows):
         notes.append(SEVERAL_NOTE)
     used = {mark for row in rows for mark in row['marks']}
@@ -521,7 +522,8 @@ def _alerts(result: Mapping[str, Any]) -> list[str]:
         alerts += [
             f'{fmt.one_line(method["title"])}: {fmt.one_line(line)}' for line in method['warnings']
         ]
-    return alerts + fmt.unreadable_alert(result['unreadable'])
+    alerts += fmt.unreadable_alert(result['unreadable'])
+    return alerts + baseline_alerts(_of_full(result))
 
 
 def _methods_table(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -147,7 +147,7 @@ def test_every_format_has_the_figures_of_the_result(tmp_path):
         assert f'& {text} &' in tex_line
     assert scores[1]['Method'] == 'Always answering "person"'
     assert scores[1]['Score'] == '31.2'
-    assert 'without any model' in page.text
+    assert "Best constant answer: 'person' 31.2, below the full model" in page.text
 
 
 def test_tables_fit_a_terminal():
