@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 
 from gmskip_ros.calibration.distributed import Ranks
 from gmskip_ros.calibration.errors import CalibrationError
@@ -27,6 +27,10 @@ class Data:
     test_questions: list[Questions]
     sha256: str
     test_sha256: str
+
+    def without_test(self) -> Data:
+        """Return the data without test questions."""
+        return replace(self, test_questions=[], test_sha256=sample_hash([]))
 
 
 def in_view(vlm: CalibrationEngine, dataset: Dataset, ranks: Ranks, listener: Listener) -> Dataset:

@@ -22,6 +22,7 @@ from gmskip_ros.calibration.objective import (
     shuffled_images,
 )
 from gmskip_ros.calibration.questions import Questions, reread
+from gmskip_ros.calibration.repetition import repeats
 from gmskip_ros.skipping import SkipSet
 from gmskip_ros.tasks import TaskError
 from gmskip_ros.tasks.normalisation import normalise
@@ -92,6 +93,7 @@ class Evaluator:
           most_frequent_share, over all answers; None for a joint evaluation.
         - in_vocabulary_share of all answers, as the tasks read them; None for generic questions.
           tokens_per_answer: mean over all answers, without the end-of-sequence token.
+          repeating_share: the share of all answers in which tokens repeat (see `repeats`).
           token_agreement: the share of all answers with exactly the full model's tokens.
         - difference to the full score (joint: to 1); interval: its paired bootstrap interval
           (95 %) over the answers; mcnemar_p: see RIGHT_OR_WRONG. For the full model itself 0,
@@ -126,6 +128,7 @@ class Evaluator:
             'most_frequent_share': None,
             'in_vocabulary_share': self._in_vocabulary_share(found),
             'tokens_per_answer': statistics.fmean(len(answer.token_ids) for answer in answers),
+            'repeating_share': statistics.fmean(repeats(answer.token_ids) for answer in answers),
             'difference': _difference(score, full_score),
             'interval': None,
             'mcnemar_p': None,

@@ -19,7 +19,7 @@ from gmskip_ros.calibration.methods.registry import check_settings, get_method
 from gmskip_ros.calibration.objective import choose_metrics, make_objective
 from gmskip_ros.calibration.result import Calibration, Facts, make_calibration
 from gmskip_ros.calibration.scoring import Scorer, set_key
-from gmskip_ros.calibration.settings import CalibrationSettings, Listener
+from gmskip_ros.calibration.settings import CalibrationSettings, Listener, SharedSettings
 from gmskip_ros.calibration.trajectory import ScoredSet, SearchState
 from gmskip_ros.datasets import Dataset
 from gmskip_ros.machine import software
@@ -48,8 +48,12 @@ def calibrate(
     ranks: Ranks | None = None,
     listener: Listener | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    data: Data | None = None,
 ) -> Calibration:
     """Choose the blocks to skip, test the sets on held-out images, and return all that was found.
+
+    `data`, where several calibrations share it: questions about samples of `dataset` as `in_view`
+    gives it, used in place of choosing and encoding images.
 
     The state is kept in `folder`/checkpoint.json, from which the same call resumes. With several
     ranks every process makes the same call. `should_stop` is polled before every block of every
@@ -59,11 +63,12 @@ def calibrate(
     listener = listener or Listener()
     method = get_method(settings.search.method)
     check_settings(settings.search, vlm.num_blocks)
-    dataset = in_view(vlm, dataset, ranks, listener)
-    if test_dataset is not None:
-        test_dataset = in_view(vlm, test_dataset, ranks, listener)
-    samples, test_samples = choose_calibration_samples(dataset, settings, test_dataset)
-    data = load_data(vlm, dataset, settings, samples, test_samples, ranks, listener, should_stop)
+    if data is None:
+        dataset = in_view(vlm, dataset, ranks, listener)
+        if test_dataset is not None:
+            test_dataset = in_view(vlm, test_dataset, ranks, listener)
+        samples, tested = choose_calibration_samples(dataset, settings, test_dataset)
+        data = load_data(vlm, dataset, settings, samples, tested, ranks, listener, should_stop)
     metrics = choose_metrics([task.name for task in settings.tasks()], settings.metric)
     image_of = data.images.index_of
     objective = make_objective(data.questions, metrics, image_of, settings.seed)
@@ -163,6 +168,31 @@ def fingerprint(
 ) -> dict[str, Any]:
     """Return all that the result depends on; not devices, processes, batches or progress bars."""
     search = settings.search
+    return {
+        **data_fingerprint(vlm, dataset_name, settings, data, metrics),
+        'search method': search.method,
+        'search seed': search.seed,
+        'search min_score_ratio': search.min_score_ratio,
+        'search max_sparsity': search.max_sparsity,
+        'search rounds': search.rounds,
+        'search phases': list(search.phases),
+        'search kv': search.kv,
+        'search protect': list(search.protect),
+        'search sparsities': list(search.sparsities),
+        **{f'search {name}': value for name, value in method.options_of(search).items()},
+        'exhaustive': settings.exhaustive,
+        'latency_images': settings.latency_images,
+    }
+
+
+def data_fingerprint(
+    vlm: CalibrationEngine,
+    dataset_name: str,
+    settings: SharedSettings,
+    data: Data,
+    metrics: Sequence[str],
+) -> dict[str, Any]:
+    """Return what every answer and score depends on: the model, the questions, the software."""
     prompts = sorted({prompt for questions in data.questions for prompt in questions.prompts})
     return {
         'model': vlm.name,
@@ -185,18 +215,6 @@ def fingerprint(
         'match': settings.match,
         'max_new_tokens': [questions.max_new_tokens for questions in data.questions],
         'seed': settings.seed,
-        'search method': search.method,
-        'search seed': search.seed,
-        'search min_score_ratio': search.min_score_ratio,
-        'search max_sparsity': search.max_sparsity,
-        'search rounds': search.rounds,
-        'search phases': list(search.phases),
-        'search kv': search.kv,
-        'search protect': list(search.protect),
-        'search sparsities': list(search.sparsities),
-        **{f'search {name}': value for name, value in method.options_of(search).items()},
-        'exhaustive': settings.exhaustive,
-        'latency_images': settings.latency_images,
         'software': software(),
     }
 

@@ -192,6 +192,33 @@ class EvaluationSettings(SharedSettings):
 
 
 @dataclass(frozen=True)
+class CompareSettings(SharedSettings):
+    """One comparison. None: the method's own phases and protected blocks, as many test images."""
+
+    methods: tuple[str, ...] = ()
+    sparsities: tuple[float, ...] = ()
+    phases: tuple[str, ...] | None = None
+    kv: str = KV_POLICIES[0]
+    protect: tuple[int, int] | None = None
+    num_seeds: int = 1
+    test_images: int | None = None
+    latency_rounds: int = 3
+
+    def sizes(self, num_blocks: int) -> dict[int, float]:
+        """Return the smallest sparsity asked for of each number of blocks that they make."""
+        sizes: dict[int, float] = {}
+        for sparsity in sorted(self.sparsities):
+            sizes.setdefault(min(num_skipped(sparsity, num_blocks), num_blocks - 1), sparsity)
+        sizes.pop(0, None)  # the full model, which is measured anyway
+        if not sizes:
+            raise CalibrationError(
+                f'sparsity {max(self.sparsities, default=0):g} of {num_blocks} blocks is less than '
+                'one block: give a larger one'
+            )
+        return sizes
+
+
+@dataclass(frozen=True)
 class Progress:
     """Answers known of those that this round may need, and the best candidate so far."""
 
@@ -224,3 +251,6 @@ class Listener:
 
     def evaluations(self, done: int, total: int) -> None:
         """Skip sets measured so far on the test images."""
+
+    def timings(self, done: int, total: int) -> None:
+        """Answers timed so far."""

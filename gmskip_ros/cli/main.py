@@ -15,6 +15,7 @@ COMMANDS = (
     'ask',
     'benchmark',
     'calibrate',
+    'compare',
     'demo',
     'doctor',
     'evaluate',

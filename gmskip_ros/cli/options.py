@@ -120,11 +120,21 @@ def add_dataset_options(parser: argparse.ArgumentParser, images: int = 1000) -> 
         help="COCO's or CODA's folder, or a .jsonl file of questions",
     )
     parser.add_argument('--split', help='split of the dataset, if it has several')
+    add_captions_option(parser)
+    add_images_options(parser, images)
+
+
+def add_captions_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option for captions from a different place than the dataset's own."""
     parser.add_argument(
         '--captions',
         metavar='FILE',
         help="a different captions file, Karpathy's dataset_coco.json, or the folder CODA-LM",
     )
+
+
+def add_images_options(parser: argparse.ArgumentParser, images: int = 1000) -> None:
+    """Add the options for how many images are used (`images`: the default), and which."""
     parser.add_argument(
         '--images',
         type=int,

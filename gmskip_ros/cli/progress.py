@@ -138,6 +138,10 @@ class ProgressBars(Bars, Listener):
         """Show how many skip sets are measured on the test images."""
         self._count('testing skip sets', done, total)
 
+    def timings(self, done: int, total: int) -> None:
+        """Show how many answers are timed."""
+        self._count('timing answers', done, total)
+
     def _count(self, name: str, done: int, total: int, details: str = '') -> None:
         counted = f'{done}/{total}'
         info = f'{counted}  {details}' if details else counted

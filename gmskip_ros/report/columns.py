@@ -36,6 +36,7 @@ class Column:
     text: Callable[[Row], str]
     explanation: str = ''
     is_words: bool = False  # aligned left; figures are aligned right
+    min_chars: int = 0  # of words: never folded into less on a narrow terminal
 
 
 def field(title: str, key: str, show: Callable[[Any], str] = fmt.one_line) -> Column:
@@ -275,7 +276,9 @@ def rich_table(
     )
     for column in columns:
         if column.is_words:  # folded on a narrow terminal
-            table.add_column(Text(column.title), overflow='fold')
+            table.add_column(
+                Text(column.title), overflow='fold', min_width=column.min_chars or None
+            )
         else:  # figures are never folded
             widest = max([MIN_TITLE_CHARS, *(len(column.text(row)) for row in rows)])
             title_lines = textwrap.wrap(column.title, widest, break_long_words=False)

@@ -16,6 +16,7 @@ import matplotlib
 import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, PURPLE = '#0072B2', '#D55E00', '#009E73', '#CC79A7'  # Okabe-Ito
@@ -89,6 +90,14 @@ def png_bytes(figure: Figure) -> bytes:
     """Return the figure as a PNG."""
     content = io.BytesIO()
     FigureCanvasAgg(figure).print_png(content)
+    return content.getvalue()
+
+
+def svg_bytes(figure: Figure) -> bytes:
+    """Return the figure as an SVG, the same bytes for the same figure."""
+    content = io.BytesIO()
+    with matplotlib.rc_context({'svg.hashsalt': 'gmskip'}):
+        FigureCanvasSVG(figure).print_svg(content, metadata={'Date': None})
     return content.getvalue()
 
 

@@ -272,3 +272,133 @@ def evaluated(**changes: Any) -> dict[str, Any]:
         'rows': rows,
         **changes,
     }
+
+
+def speed(length: int = 0, **changes: Any) -> dict[str, Any]:
+    """Return the times of `length` skipped blocks, as calibration.speed gives them."""
+    language_ms = 412.5 - 11.3 * length
+    return {
+        'answers': 24,
+        'prefill_ms': 0.6 * language_ms,
+        'decode_ms': 0.4 * language_ms,
+        'vision_ms': 150.4,
+        'latency_ms': 150.4 + language_ms,
+        'decode_ms_per_token': 0.3 * language_ms,
+        'decode_ms_per_token_of_sums': 0.31 * language_ms,
+        'prefill_total_ms': 14.4 * language_ms,
+        'decode_total_ms': 9.6 * language_ms,
+        'vision_total_ms': 24 * 150.4,
+        'tokens': 56,
+        'tokens_per_answer': 2.35,
+        'tokens_per_s': 2350 / language_ms,
+        'tokens_per_s_mean_of_ratios': 2300 / language_ms,
+        'answers_per_s': 1000 / language_ms,
+        'answers_per_s_mean_of_ratios': 1010 / language_ms,
+        'tokens_per_s_with_vision': 2350 / (150.4 + language_ms),
+        'tokens_per_s_with_vision_mean_of_ratios': 2300 / (150.4 + language_ms),
+        'answers_per_s_with_vision': 1000 / (150.4 + language_ms),
+        'answers_per_s_with_vision_mean_of_ratios': 1010 / (150.4 + language_ms),
+        'speed_up': 412.5 / language_ms,
+        'speed_up_with_vision': (412.5 + 150.4) / (150.4 + language_ms),
+        **changes,
+    }
+
+
+def compared(timed: bool = True, **changes: Any) -> dict[str, Any]:
+    """Return a comparison at 4 and 8 of 32 blocks.
+
+    GM-Skip; one-shot, whose answers repeat; random with three lists; fixed-interval, which has no
+    set of 4 blocks.
+    """
+    base = evaluated()
+
+    def found(length: int, change: float = 0.0, *marks: str, first: int = 3) -> dict[str, Any]:
+        blocks = list(range(first, first + length))
+        figures = evaluation(length, repeating_share=0.3 if 'repeats' in marks else 0.0)
+        for name in ('score', 'visual_gain', 'difference'):
+            if figures[name] is not None:
+                figures[name] += change
+        return {
+            'prefill': blocks,
+            'decode': blocks,
+            'kv': 'none',
+            'num_skipped': length,
+            'sparsity': {'prefill': length / 32, 'decode': length / 32},
+            'evaluation': figures,
+            'speed': speed(length) if timed else None,
+            'marks': list(marks),
+        }
+
+    sets = [
+        found(0),
+        found(4),
+        found(8),
+        found(8, -0.4, 'long', 'repeats', first=20),
+        *(found(4, -0.1 * seed, first=10 + seed) for seed in (1, 2, 3)),
+        *(found(8, -0.2 * seed, first=10 + seed) for seed in (1, 2, 3)),
+        found(3, -0.02, first=7),
+    ]
+    chosen = {
+        ('gm-skip', None): (1, 2),
+        ('one-shot', None): (1, 3),
+        ('random', 0): (4, 7),
+        ('random', 1): (5, 8),
+        ('random', 2): (6, 9),
+        ('fixed-interval', None): (10, 2),
+    }
+    rows = [
+        {
+            'method': method,
+            'seed': seed,
+            'asked_sparsity': size / 32,
+            'asked_blocks': size,
+            'num_skipped': sets[index]['num_skipped'],
+            'calibration_score': sets[index]['evaluation']['score'] + 0.01,
+            'set': index,
+        }
+        for (method, seed), pair in chosen.items()
+        for size, index in zip((4, 8), pair, strict=True)
+    ]
+    methods = [
+        {
+            'name': name,
+            'title': {'gm-skip': 'GM-Skip'}.get(name, name),
+            'phases': ['prefill', 'decode'],
+            'kv': 'none',
+            'protect': [0, 0],
+            'options': {'tie_order': 'backward'},
+            'nested': name != 'fixed-interval',
+            'seeds': seeds,
+            'skip_lists': [f'{name}/single_object_person.skip.yaml'],
+            'stopped_by': 'max_sparsity 0.25 is reached',
+            'warnings': [],
+        }
+        for name, seeds in {
+            'gm-skip': [],
+            'one-shot': [],
+            'random': [0, 1, 2],
+            'fixed-interval': [],
+        }.items()
+    ]
+    for name in ('rows', 'score_note', 'format', 'dataset'):
+        del base[name]
+    return {
+        **base,
+        'format': 'gmskip/compare/1',
+        'command': 'gmskip compare --methods gm-skip,one-shot,random,fixed-interval',
+        'dataset': {
+            'name': 'coco-train2017 and coco-val2017',
+            'notes': ['3 crowd boxes skipped'],
+            'warnings': [],
+            'calibration': {'name': 'coco-train2017', 'images': 1000, 'sha256': 'c0', 'seed': 0},
+            'test': {'name': 'coco-val2017', 'images': 500, 'sha256': 'beef'},
+        },
+        'unreadable': [],
+        'sparsities': [0.125, 0.25],
+        'tokens_per_reference': 1.2,
+        'baselines': {'constant': {'answer': 'person', 'score': 0.312}, 'empty': 0.0},
+        'methods': methods,
+        'sets': sets,
+        'rows': rows,
+        **changes,
+    }

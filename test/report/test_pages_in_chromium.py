@@ -16,6 +16,7 @@ import synthetic_results
 from chromium import Chromium, Page, chromium, find_chromium
 
 from gmskip_ros.report.calibration_report import write_calibration_report
+from gmskip_ros.report.compare_report import write_compare_report
 from gmskip_ros.report.comparison_report import compare_runs, write_comparison_report
 from gmskip_ros.report.evaluation_report import write_evaluation_report
 from gmskip_ros.report.replay_report import write_replay_report
@@ -40,6 +41,7 @@ HEADINGS = {
     ],
     'replay, nothing answered': ['Result', 'Which blocks ran', 'What was run'],
     'comparison': ['What differs', 'Answers', 'Time', 'Changed answers'],
+    'methods': ['Methods compared', 'Score at equal sparsity', 'Speed', 'Skip sets'],
 }
 PICTURES = {
     'calibration': 2,
@@ -47,6 +49,7 @@ PICTURES = {
     'replay': 3 + 2,
     'replay, nothing answered': 0,
     'comparison': 1,
+    'methods': 2,
 }
 FACTS = """({
     headings: [...document.querySelectorAll('h1, h2')].map(each => each.textContent),
@@ -71,6 +74,7 @@ def folder(tmp_path_factory) -> Path:
     rows = synthetic_replay.rows(12, ('single_object', 'captioning'))
     write_calibration_report(synthetic_results.calibration(), folder / 'calibration')
     write_evaluation_report(synthetic_results.evaluated(), folder / 'evaluation')
+    write_compare_report(synthetic_results.compared(), folder / 'methods')
     write_replay_report(
         synthetic_replay.run(), rows, synthetic_replay.gallery(rows, 2), folder / 'replay'
     )
@@ -160,7 +164,7 @@ def test_a_page_that_loads_something_is_detected(browser, server, tmp_path):
     assert page.facts['ran']
 
 
-@pytest.mark.parametrize('name', ['calibration', 'replay', 'comparison'])
+@pytest.mark.parametrize('name', ['calibration', 'replay', 'comparison', 'methods'])
 def test_injected_html_can_neither_load_nor_run(browser, folder, server, tmp_path, name):
     """The page's own policy: answers are a model's words, and reports are passed on."""
     address, requested = server

@@ -53,6 +53,22 @@ def fixed_interval(num_blocks: int, interval: int) -> tuple[int, ...]:
     return blocks
 
 
+def intervals_of_all_sizes(num_blocks: int, most: int) -> tuple[int, ...]:
+    """Return an interval for each number of blocks up to `most` that one can skip, ascending.
+
+    Of several intervals that skip equally many it is the paper's, else the largest. Raises
+    CalibrationError for a model with too few blocks for any interval.
+    """
+    of_size: dict[int, int] = {}
+    for interval in range(max(2, num_blocks - 2), 1, -1):
+        size = len(fixed_interval(num_blocks, interval))
+        if size > most:
+            break
+        if size not in of_size or (interval in INTERVALS and of_size[size] not in INTERVALS):
+            of_size[size] = interval
+    return tuple(sorted(of_size.values()))
+
+
 def interval_sets(intervals: Iterable[int], num_blocks: int) -> list[tuple[int, ...]]:
     """Return the blocks that each interval skips, in ascending size. Raises CalibrationError."""
     sets: dict[int, tuple[int, ...]] = {}
