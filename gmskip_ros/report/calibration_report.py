@@ -212,6 +212,7 @@ def _page(result: Mapping[str, Any], trade_off: bytes, heat_map: bytes | None) -
         balanced_explanation=col.BALANCED_EXPLANATION,
         stability=_stability(result),
         ranking=_ranking(result),
+        objective=_objective(result),
         cider_note=CIDER_NOTE if uses_cider else '',
         facts=_facts(result),
         trade_off=data_uri(trade_off),
@@ -270,6 +271,35 @@ def _ranking(result: Mapping[str, Any]) -> Any:
     return col.html_table(columns, result['ranking'])
 
 
+def _objective(result: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what a search compared in place of the score, and a table of the chosen sets' values.
+
+    None where it compared the score, and for results of earlier versions, which name nothing else.
+    """
+    objective = result.get('objective')
+    if not objective:
+        return None
+    sets: list[tuple[list[int], float]] = []
+    if 'full' in objective:
+        sets.append(([], objective['full']))
+    removed: list[int] = []
+    for each in objective.get('rounds', ()):
+        values = {cell['block']: cell['value'] for cell in each['candidates']}
+        removed.append(each['best'])
+        sets.append((list(removed), values[each['best']]))
+    sets += [(each['blocks'], each['value']) for each in objective.get('sets', ())]
+    rows = [
+        {'size': len(blocks), 'blocks': fmt.block_list(blocks), 'value': value}
+        for blocks, value in sets
+    ]
+    columns = (
+        col.field('Blocks', 'size'),
+        col.words('Skipped', 'blocks'),
+        col.field('Value', 'value', lambda value: f'{value:.4g}'),
+    )
+    return {'name': objective['name'], 'table': col.html_table(columns, rows)}
+
+
 def _facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return what was calibrated and how, as (name, value) lines."""
     shown_elsewhere = (
@@ -286,6 +316,7 @@ def _facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         'operating_points',
         'prefixes',
         'ranking',
+        'objective',
         'stability',
         'warnings',
     )

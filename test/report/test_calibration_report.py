@@ -338,6 +338,36 @@ def test_an_old_heat_map_is_removed_for_a_result_without_one(tmp_path):
     assert 'so there is no heat map' in HtmlPage(tmp_path / 'report.html').text
 
 
+@pytest.mark.parametrize(
+    'objective, rows',
+    [
+        (
+            {
+                'name': 'negative log-likelihood',
+                'full': 0.25,
+                'rounds': [
+                    {'best': 4, 'candidates': [{'block': 3, 'value': 2}, {'block': 4, 'value': 1}]},
+                    {'best': 3, 'candidates': [{'block': 3, 'value': 3.5}]},
+                ],
+            },
+            [('0', '-', '0.25'), ('1', '4', '1'), ('2', '4, 3', '3.5')],
+        ),
+        (
+            {'name': 'KL', 'sets': [{'blocks': [2, 3], 'value': 1.23456e-7, 'generations': []}]},
+            [('2', '2, 3', '1.235e-07')],
+        ),
+    ],
+    ids=['rounds', 'sets'],
+)
+def test_what_a_search_compared_stands_in_place_of_a_heat_map(tmp_path, objective, rows):
+    write_calibration_report({**made_up.fixed_interval(), 'objective': objective}, tmp_path)
+    page = HtmlPage(tmp_path / 'report.html')
+    found = page.table('Blocks', 'Skipped', 'Value')
+    assert [(row['Blocks'], row['Skipped'], row['Value']) for row in found] == rows
+    assert f'The search compared: {objective["name"]}.' in page.text
+    assert 'no heat map' not in page.text and 'generations' not in page.text
+
+
 def test_folder_that_cannot_be_made(tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(OSError, match='file'):

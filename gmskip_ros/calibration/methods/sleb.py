@@ -73,10 +73,6 @@ class LikelihoodSearch:
             tuple(sets),
             nested=True,
             stopped_by=stopped_by,
-            ranking=tuple(
-                (block, of_round.values[block])
-                for block, of_round in zip(sets[-1].blocks, rounds, strict=False)
-            ),
             objective={
                 'name': f'{self._name} (nats, mean over the answers)',
                 'full': full,
