@@ -92,7 +92,8 @@ def make_plans(settings: CompareSettings, num_blocks: int) -> list[Plan]:
 def _make_plan(settings: CompareSettings, name: str, num_blocks: int) -> Plan:
     method = get_method(name)
     search = method_settings(settings, name)
-    most = min(len(search.removable(num_blocks)), num_blocks - 1)
+    removable = search.removable(num_blocks)
+    most = min(len(removable), num_blocks - 1)
     sizes = settings.sizes(num_blocks)
     if method.takes_sparsity:
         # Of the sizes that protected blocks leave no room for, it has the largest possible.
@@ -103,7 +104,7 @@ def _make_plan(settings: CompareSettings, name: str, num_blocks: int) -> Plan:
             search, min_score_ratio=0.0, max_sparsity=min(max(sizes), most) / num_blocks
         )
         if 'intervals' in search.options:
-            intervals = intervals_of_all_sizes(num_blocks, min(max(sizes), most))
+            intervals = intervals_of_all_sizes(num_blocks, min(max(sizes), most), removable)
             search = replace(search, options={**search.options, 'intervals': intervals})
     check_settings(search, num_blocks)
     count = settings.num_seeds if method.uses_seed else 1

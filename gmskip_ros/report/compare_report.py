@@ -86,7 +86,12 @@ def compare_tables(result: Mapping[str, Any]) -> list[Table]:
     if _any_timed(result):
         sections.append((f'Speed: {fmt.subject(result)}', SPEED[:6], [_speed_note(result)]))
     return [
-        col.rich_table(title, [asked, METHOD, *columns], rows, '\n'.join(notes))
+        col.rich_table(
+            title,
+            [asked, METHOD, *columns],
+            rows if columns is scores else _of_models(rows),
+            '\n'.join(notes),
+        )
         for title, columns, notes in sections
     ]
 
@@ -326,6 +331,11 @@ SPEED = (
 PLACE = (SPARSITY, METHOD, SKIPPED, PREFILL_SHARE, DECODE_SHARE)
 
 
+def _of_models(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows without that of the constant answer, of which only the score is known."""
+    return [row for row in rows if row['sparsity']]
+
+
 def _of_full(result: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the lines about baselines need: these, and the full model's evaluation."""
     return {'baselines': result['baselines'], 'rows': result['sets'][:1]}
@@ -490,7 +500,7 @@ def _page(result: Mapping[str, Any], pictures: Mapping[str, bytes | None]) -> by
         REPEATING,
         col.AGAINST_FULL[3],  # same tokens as full
     ]
-    unreadable = result['unreadable']
+    unreadable, of_models = result['unreadable'], _of_models(rows)
     explained = dict.fromkeys([*PLACE, SCORE, *DIFFERENCE, *controls[2:], *SPEED])
     return render_html(
         'compare.html',
@@ -500,9 +510,11 @@ def _page(result: Mapping[str, Any], pictures: Mapping[str, bytes | None]) -> by
         alerts=_alerts(result),
         score_notes=_notes(result, rows),
         scores=col.html_table(scores, rows),
-        controls=col.html_table(controls, rows),
-        speed=col.html_table([SPARSITY, METHOD, *SPEED[:6]], rows) if _any_timed(result) else None,
-        more_speed=col.html_table([SPARSITY, METHOD, *SPEED[6:]], rows),
+        controls=col.html_table(controls, of_models),
+        speed=col.html_table([SPARSITY, METHOD, *SPEED[:6]], of_models)
+        if _any_timed(result)
+        else None,
+        more_speed=col.html_table([SPARSITY, METHOD, *SPEED[6:]], of_models),
         speed_note=_speed_note(result) if _any_timed(result) else '',
         methods=_methods_table(result),
         sets=_sets_table(result),

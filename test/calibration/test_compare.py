@@ -20,6 +20,7 @@ from gmskip_ros.calibration.compare import (
 )
 from gmskip_ros.calibration.errors import CalibrationError
 from gmskip_ros.calibration.methods.fixed_interval import fixed_interval, intervals_of_all_sizes
+from gmskip_ros.calibration.methods.registry import check_settings, search_settings
 from gmskip_ros.calibration.repetition import repeats
 from gmskip_ros.calibration.settings import CompareSettings
 from gmskip_ros.calibration.speed import FIELDS, TimedQuestion, speed_figures, time_round
@@ -69,8 +70,19 @@ def test_fixed_intervals_of_every_size_up_to_the_largest():
     assert sizes == sorted({len(fixed_interval(32, i)) for i in range(2, 31)} - {10, 15})[::-1]
     assert {4, 6, 7, 10} <= set(intervals), "the paper's, where several skip equally many"
     with pytest.raises(CalibrationError, match='interval 2 skips none of 3 blocks'):
-        intervals_of_all_sizes(3, 1)
-    assert intervals_of_all_sizes(4, 1) == (2,)
+        intervals_of_all_sizes(3, 1, range(3))
+    assert intervals_of_all_sizes(4, 1, range(4)) == (2,)
+    (plan,) = make_plans(settings(methods=('fixed-interval',), protect=(5, 3)), 32)
+    for interval in plan.search.options['intervals']:
+        assert set(fixed_interval(32, interval)) <= set(range(5, 29))
+    with pytest.raises(CalibrationError, match='every interval skips a protected block'):
+        intervals_of_all_sizes(8, 4, range(2))
+
+
+def test_fixed_intervals_that_skip_protected_blocks_are_refused():
+    with pytest.raises(CalibrationError, match='protect 4,0: an interval skips block 3'):
+        check_settings(search_settings('fixed-interval', intervals=(3,), protect=(4, 0)), 32)
+    check_settings(search_settings('fixed-interval', intervals=(3,), protect=(3, 1)), 32)
 
 
 def test_only_methods_that_draw_have_seeds(tmp_path):

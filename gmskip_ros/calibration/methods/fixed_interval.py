@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from gmskip_ros.calibration.errors import CalibrationError
 from gmskip_ros.calibration.methods.method import Method, Option
@@ -53,19 +53,24 @@ def fixed_interval(num_blocks: int, interval: int) -> tuple[int, ...]:
     return blocks
 
 
-def intervals_of_all_sizes(num_blocks: int, most: int) -> tuple[int, ...]:
+def intervals_of_all_sizes(
+    num_blocks: int, most: int, removable: Collection[int]
+) -> tuple[int, ...]:
     """Return an interval for each number of blocks up to `most` that one can skip, ascending.
 
-    Of several intervals that skip equally many it is the paper's, else the largest. Raises
-    CalibrationError for a model with too few blocks for any interval.
+    They skip only `removable` blocks. Of several intervals that skip equally many it is the
+    paper's, else the largest. Raises CalibrationError if there is none.
     """
     of_size: dict[int, int] = {}
     for interval in range(max(2, num_blocks - 2), 1, -1):
-        size = len(fixed_interval(num_blocks, interval))
-        if size > most:
-            break
+        blocks = fixed_interval(num_blocks, interval)
+        size = len(blocks)
+        if size > most or not set(blocks) <= set(removable):
+            continue
         if size not in of_size or (interval in INTERVALS and of_size[size] not in INTERVALS):
             of_size[size] = interval
+    if not of_size:
+        raise CalibrationError('every interval skips a protected block: protect fewer blocks')
     return tuple(sorted(of_size.values()))
 
 
@@ -94,8 +99,16 @@ def choose(scorer: Scorer) -> ChosenSets:
 
 
 def check(settings: SearchSettings, num_blocks: int) -> None:
-    """Raise CalibrationError for intervals that do not suit the model."""
-    interval_sets(METHOD.options_of(settings)['intervals'], num_blocks)
+    """Raise CalibrationError for intervals that do not suit the model and its protected blocks."""
+    removable = settings.removable(num_blocks)
+    for blocks in interval_sets(METHOD.options_of(settings)['intervals'], num_blocks):
+        for block in blocks:
+            if block not in removable:
+                raise CalibrationError(
+                    'protect {},{}: '.format(*settings.protect)
+                    + f'an interval skips block {block}, which stays: choose others, or protect '
+                    'fewer blocks'
+                )
 
 
 METHOD: Method = Method(
