@@ -39,6 +39,7 @@ KEYS = {
     'most_frequent_share',
     'in_vocabulary_share',
     'tokens_per_answer',
+    'repeating_share',
     'difference',
     'interval',
     'mcnemar_p',
