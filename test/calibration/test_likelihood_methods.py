@@ -552,5 +552,5 @@ def test_what_evopress_cannot_do_is_one_line() -> None:
         search_settings('evopress', sparsities=(0.5,), fitness='loss')
     generations = next(one for one in evopress.options if one.name == 'generations')
     assert generations.parse('12') == 12
-    with pytest.raises(CalibrationError, match="'0' is not a number of 1 or more"):
+    with pytest.raises(CalibrationError, match="--generations '0': give a whole number"):
         generations.parse('0')

@@ -235,10 +235,10 @@ def check(settings: SearchSettings, num_blocks: int) -> None:
             raise CalibrationError(f'{name} {options[name]!r} must be a whole number, 1 or more')
 
 
-def parse_count(text: str) -> int:
+def parse_count(flag: str, text: str) -> int:
     """Return a whole number, 1 or more. Raises CalibrationError."""
     if not text.isdecimal() or int(text) < 1:
-        raise CalibrationError(f'{text!r} is not a number of 1 or more: give one, such as 16')
+        raise CalibrationError(f'{flag} {text!r}: give a whole number, 1 or more')
     return int(text)
 
 
@@ -262,7 +262,7 @@ METHOD: Method = Method(
             '--generations',
             default=GENERATIONS,
             metavar='N',
-            parse=parse_count,
+            parse=partial(parse_count, '--generations'),
             help=f'generations of evopress for each size (default: {GENERATIONS})',
         ),
         Option(
@@ -270,7 +270,7 @@ METHOD: Method = Method(
             '--offspring',
             default=OFFSPRING,
             metavar='N',
-            parse=parse_count,
+            parse=partial(parse_count, '--offspring'),
             help=f'sets that evopress tries in a generation (default: {OFFSPRING})',
         ),
     ),
