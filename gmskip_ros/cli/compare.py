@@ -18,8 +18,10 @@ from gmskip_ros.cli.calibrate import parse_phases, parse_protect, print_stopped
 from gmskip_ros.cli.options import (
     add_captions_option,
     add_images_options,
+    add_method_options,
     add_model_options,
     add_task_options,
+    given_method_options,
     load_model,
     make_folder,
     shared_settings,
@@ -105,6 +107,7 @@ def add_parser(subparsers: Any) -> None:
         metavar='N,M',
         help="no method removes the first N and the last M blocks (default: each method's own)",
     )
+    add_method_options(search)
     search.add_argument(
         '--seeds',
         type=int,
@@ -275,6 +278,9 @@ def make_settings(args: argparse.Namespace) -> CompareSettings:
         kv=args.kv,
         protect=None if args.protect is None else parse_protect(args.protect),
         num_seeds=args.seeds,
+        method_options=given_method_options(
+            args, [METHODS[name] for name in methods], f'--methods {args.methods}'
+        ),
         test_images=args.test_images,
         latency_images=args.latency_images,
         latency_rounds=args.latency_rounds,
