@@ -146,7 +146,8 @@ def run(args: argparse.Namespace) -> int:
 
         ranks = Ranks(stop.is_set)
         folder = Path(args.out).expanduser()
-        with ProgressBars(is_shown=ranks.rank == 0 and not args.no_progress) as bars:
+        is_shown = ranks.rank == 0 and not args.no_progress
+        with ProgressBars(is_shown, has_one_full_score=True) as bars:
             try:
                 compare_and_report(args, settings, folder, ranks, bars, stop)
             except (Stopped, KeyboardInterrupt, RankLostError) as error:

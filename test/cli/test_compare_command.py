@@ -225,6 +225,21 @@ def test_options_of_some_methods(gmskip, options, tmp_path):
     assert result['methods'][1]['options'] == {'exhaustive': False, 'intervals': [2]}
 
 
+def test_a_full_model_that_is_never_right_is_one_warning(gmskip, options, tmp_path):
+    options = [{1: 2}.get(option, option) for option in options]  # 'cc' is no right answer
+    status, _, err = gmskip(
+        *('--methods', 'positional,random', '--sparsity', '0.2', '--latency-images', 0),
+        *(*options, '--out', tmp_path),
+    )
+    assert status == 0
+    assert err == (
+        'gmskip: warning: the full model scores 0, so this score cannot rank blocks: check the '
+        'task, label set and dataset\n'
+    )
+    assert rows_of(read(tmp_path), 'random', 0)[1]['marks'] == []
+    assert read(tmp_path)['tokens_per_reference'] == 1
+
+
 def test_different_datasets(gmskip, model, tmp_path):
     """The images evaluated are all of the second dataset; those calibrated on are all others."""
     a, b = write_questions(tmp_path / 'a', 3), write_questions(tmp_path / 'b', 5)
