@@ -74,8 +74,13 @@ def check(dataset: Dataset, settings: CompareSettings, test_dataset: Dataset | N
 
 
 def method_settings(settings: CompareSettings, name: str) -> SearchSettings:
-    """Return a method's phases, policies and protected blocks. Raises CalibrationError."""
-    given = {'phases': settings.phases, 'protect': settings.protect}
+    """Return a method's phases, policies, protected blocks and options. Raises CalibrationError."""
+    own = {option.name for option in get_method(name).options}
+    given = {
+        'phases': settings.phases,
+        'protect': settings.protect,
+        **{key: value for key, value in settings.method_options.items() if key in own},
+    }
     return search_settings(
         name,
         seed=settings.seed,
@@ -103,7 +108,7 @@ def _make_plan(settings: CompareSettings, name: str, num_blocks: int) -> Plan:
         search = replace(
             search, min_score_ratio=0.0, max_sparsity=min(max(sizes), most) / num_blocks
         )
-        if 'intervals' in search.options:
+        if 'intervals' in search.options and 'intervals' not in settings.method_options:
             intervals = intervals_of_all_sizes(num_blocks, min(max(sizes), most), removable)
             search = replace(search, options={**search.options, 'intervals': intervals})
     check_settings(search, num_blocks)

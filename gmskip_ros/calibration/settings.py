@@ -203,6 +203,7 @@ class CompareSettings(SharedSettings):
     num_seeds: int = 1
     test_images: int | None = None
     latency_rounds: int = 3
+    method_options: Mapping[str, Any] = field(default_factory=dict)  # for those that have them
 
     def sizes(self, num_blocks: int) -> dict[int, float]:
         """Return the smallest sparsity asked for of each number of blocks that they make."""

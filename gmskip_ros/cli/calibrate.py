@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 from gmskip_ros.calibration.methods.registry import (
     METHODS,
-    all_options,
     get_method,
     search_settings,
 )
 from gmskip_ros.calibration.settings import CalibrationSettings, SearchSettings
 from gmskip_ros.cli.options import (
     add_dataset_options,
+    add_method_options,
     add_model_options,
     add_task_options,
+    given_method_options,
     load_model,
     make_folder,
     shared_settings,
@@ -102,11 +103,7 @@ def add_parser(subparsers: Any) -> None:
         help='never remove the first N and the last M blocks (default: what the method does)',
     )
     search.add_argument('--rounds', type=int, metavar='N', help='stop after N removals')
-    for option in all_options().values():
-        kind: dict[str, Any] = {'action': 'store_const', 'const': False}
-        if option.default is not True:
-            kind = {'choices': option.choices or None, 'metavar': option.metavar}
-        search.add_argument(option.flag, dest=option.name, default=None, help=option.help, **kind)
+    add_method_options(search)
     search.add_argument(
         '--seeds',
         type=int,
@@ -278,14 +275,7 @@ def make_search_settings(args: argparse.Namespace) -> SearchSettings:
     """Return the settings of the method. Raises UserError for options of other methods."""
     method = get_method(args.method)
     own = {option.name for option in method.options}
-    options: dict[str, Any] = {}
-    for option in all_options().values():
-        value = getattr(args, option.name)
-        if value is None:
-            continue
-        if option.name not in own:
-            raise UserError(f'{option.flag} has no effect with --method {args.method}: remove it')
-        options[option.name] = option.parse(value) if isinstance(value, str) else value
+    options = given_method_options(args, [method], f'--method {args.method}')
     for name in ('max_sparsity', 'rounds'):
         if getattr(args, name) is not None:
             flag = name.replace('_', '-')

@@ -18,8 +18,10 @@ from gmskip_ros.cli.calibrate import parse_phases, parse_protect, print_stopped
 from gmskip_ros.cli.options import (
     add_captions_option,
     add_images_options,
+    add_method_options,
     add_model_options,
     add_task_options,
+    given_method_options,
     load_model,
     make_folder,
     shared_settings,
@@ -105,6 +107,7 @@ def add_parser(subparsers: Any) -> None:
         metavar='N,M',
         help="no method removes the first N and the last M blocks (default: each method's own)",
     )
+    add_method_options(search)
     search.add_argument(
         '--seeds',
         type=int,
@@ -143,7 +146,8 @@ def run(args: argparse.Namespace) -> int:
 
         ranks = Ranks(stop.is_set)
         folder = Path(args.out).expanduser()
-        with ProgressBars(is_shown=ranks.rank == 0 and not args.no_progress) as bars:
+        is_shown = ranks.rank == 0 and not args.no_progress
+        with ProgressBars(is_shown, has_one_full_score=True) as bars:
             try:
                 compare_and_report(args, settings, folder, ranks, bars, stop)
             except (Stopped, KeyboardInterrupt, RankLostError) as error:
@@ -275,6 +279,9 @@ def make_settings(args: argparse.Namespace) -> CompareSettings:
         kv=args.kv,
         protect=None if args.protect is None else parse_protect(args.protect),
         num_seeds=args.seeds,
+        method_options=given_method_options(
+            args, [METHODS[name] for name in methods], f'--methods {args.methods}'
+        ),
         test_images=args.test_images,
         latency_images=args.latency_images,
         latency_rounds=args.latency_rounds,

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gmskip_ros.calibration.methods.method import Method
+from gmskip_ros.calibration.methods.registry import all_options
 from gmskip_ros.errors import UserError
 from gmskip_ros.tasks import DEFAULT_MATCH, MATCHES, TASK_NAMES
 
@@ -149,6 +151,34 @@ def add_images_options(parser: argparse.ArgumentParser, images: int = 1000) -> N
         metavar='S',
         help='determines which images are chosen (default: 0)',
     )
+
+
+def add_method_options(parser: argparse._ActionsContainer) -> None:
+    """Add the options that only some methods have; None if not given."""
+    for option in all_options().values():
+        kind: dict[str, Any] = {'action': 'store_const', 'const': False}
+        if option.default is not True:
+            kind = {'choices': option.choices or None, 'metavar': option.metavar}
+        parser.add_argument(option.flag, dest=option.name, default=None, help=option.help, **kind)
+
+
+def given_method_options(
+    args: argparse.Namespace, methods: Iterable[Method], given: str
+) -> dict[str, Any]:
+    """Return the values of those of these options that were given, by name.
+
+    Raises UserError for one that none of the methods has; `given` is how they were asked for.
+    """
+    own = {option.name for method in methods for option in method.options}
+    options = {}
+    for option in all_options().values():
+        value = getattr(args, option.name)
+        if value is None:
+            continue
+        if option.name not in own:
+            raise UserError(f'{option.flag} has no effect with {given}: remove it')
+        options[option.name] = option.parse(value) if isinstance(value, str) else value
+    return options
 
 
 def add_task_options(parser: argparse.ArgumentParser) -> None:

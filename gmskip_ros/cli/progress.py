@@ -86,10 +86,14 @@ class Bars:
 
 
 class ProgressBars(Bars, Listener):
-    """The bars of a calibration or an evaluation: images, rounds and answers, skip sets."""
+    """The bars of a calibration or an evaluation: images, rounds and answers, skip sets.
 
-    def __init__(self, is_shown: bool) -> None:
+    has_one_full_score: all searches start from the same score, which is worth one warning.
+    """
+
+    def __init__(self, is_shown: bool, has_one_full_score: bool = False) -> None:
         super().__init__(is_shown)
+        self._has_one_full_score = has_one_full_score
         self._title = ''
         self._round = -1
         self._noted: set[str] = set()
@@ -129,8 +133,9 @@ class ProgressBars(Bars, Listener):
     def full_score(self, score: float) -> None:
         """Warn that a search cannot use this score, before it takes hours."""
         if score <= 0:
-            self.print(
-                f'gmskip: warning: the full model scores {score:g}{self._title}, so this score '
+            title = '' if self._has_one_full_score else self._title
+            self.note(
+                f'warning: the full model scores {score:g}{title}, so this score '
                 'cannot rank blocks: check the task, label set and dataset'
             )
 

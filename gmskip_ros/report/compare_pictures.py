@@ -30,6 +30,7 @@ from gmskip_ros.report.plotting import (
 
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, '#E69F00', DARK)
 MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X', '*', '<', '>')  # no period common with COLOURS
+LINES = ('-', '--', ':')  # with each repetition of COLOURS
 Pictures = dict[str, bytes]  # 'png' and 'svg'
 
 
@@ -190,6 +191,7 @@ def _draw_line(
         'marker': MARKERS[number % len(MARKERS)],
         'markersize': size,
         'linewidth': size / 3,
+        'linestyle': LINES[number // len(COLOURS) % len(LINES)],
     }
     axis.plot(xs, ys, label=literal(fmt.one_line(method['title'])), **style)
     marked = [i for i, point in enumerate(points) if point.is_marked]

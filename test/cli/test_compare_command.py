@@ -212,6 +212,34 @@ def test_one_phase_for_all(gmskip, options, tmp_path):
     assert '0.0 / 20.0' in out
 
 
+def test_options_of_some_methods(gmskip, options, tmp_path):
+    status, _, _ = gmskip(
+        *('--methods', 'positional,fixed-interval,random', '--start', 'end', '--interval', 2),
+        *('--sparsity', '0.2,0.4', '--latency-images', 0, *options, '--out', tmp_path),
+    )
+    assert status == 0
+    result = read(tmp_path)
+    assert [row['prefill'] for row in rows_of(result, 'positional').values()] == [[4], [3, 4]]
+    assert [row['prefill'] for row in rows_of(result, 'fixed-interval').values()] == [[2], [2]]
+    assert result['methods'][0]['options'] == {'exhaustive': False, 'start': 'end'}
+    assert result['methods'][1]['options'] == {'exhaustive': False, 'intervals': [2]}
+
+
+def test_a_full_model_that_is_never_right_is_one_warning(gmskip, options, tmp_path):
+    options = [{1: 2}.get(option, option) for option in options]  # 'cc' is no right answer
+    status, _, err = gmskip(
+        *('--methods', 'positional,random', '--sparsity', '0.2', '--latency-images', 0),
+        *(*options, '--out', tmp_path),
+    )
+    assert status == 0
+    assert err == (
+        'gmskip: warning: the full model scores 0, so this score cannot rank blocks: check the '
+        'task, label set and dataset\n'
+    )
+    assert rows_of(read(tmp_path), 'random', 0)[1]['marks'] == []
+    assert read(tmp_path)['tokens_per_reference'] == 1
+
+
 def test_different_datasets(gmskip, model, tmp_path):
     """The images evaluated are all of the second dataset; those calibrated on are all others."""
     a, b = write_questions(tmp_path / 'a', 3), write_questions(tmp_path / 'b', 5)
@@ -244,6 +272,7 @@ def test_different_datasets(gmskip, model, tmp_path):
         (('--phases', 'image'), 'use prefill, decode or prefill+decode'),
         (('--kv', 'input'), "kv 'input' matters only where prefill skips"),
         (('--protect', '3,2'), 'protect 3,2 leaves none of 5 blocks'),
+        (('--start', 'end'), '--start has no effect with --methods gm-skip: remove it'),
         (('--seeds', 0), '--seeds 0 must be at least 1'),
         (('--seeds', 3), '--seeds 3 has no effect with --methods gm-skip'),
         (('--latency-rounds', 0), '--latency-rounds 0 must be at least 1'),

@@ -8,10 +8,12 @@ import re
 
 import cv2
 import numpy as np
+import pytest
 import synthetic_results as made_up
 from html_page import HtmlPage
 from terminal import printed, printed_ascii
 
+from gmskip_ros.report import compare_report
 from gmskip_ros.report.compare_report import (
     compare_tables,
     latex_text,
@@ -29,6 +31,14 @@ FILES = [
     'score_over_speed.svg',
     'report.html',
 ]
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Write no pictures: drawing them takes a second."""
+    picture = {'png': b'png', 'svg': b'svg'}
+    for name in ('draw_score_over_sparsity', 'draw_score_over_speed'):
+        monkeypatch.setattr(compare_report, name, lambda result: picture)
 
 
 def test_writes_its_files_and_a_page_that_loads_nothing(tmp_path):
@@ -83,7 +93,7 @@ def test_rows_are_full_the_constant_answer_then_by_size_and_method():
     assert rows[7]['marks'] == ['long', 'repeats']
 
 
-def test_several_lists_have_mean_and_range(tmp_path):
+def test_several_lists_have_mean_and_range(tmp_path, undrawn):
     result = made_up.compared()
     scores = [100 * result['sets'][index]['evaluation']['score'] for index in (4, 5, 6)]
     write_compare_report(result, tmp_path)
@@ -97,7 +107,7 @@ def test_several_lists_have_mean_and_range(tmp_path):
     assert f'{min(scores):.1f} to {max(scores):.1f}' in printed(compare_tables(result))
 
 
-def test_every_format_has_the_figures_of_the_result(tmp_path):
+def test_every_format_has_the_figures_of_the_result(tmp_path, undrawn):
     result = made_up.compared()
     write_compare_report(result, tmp_path)
     page = HtmlPage(tmp_path / 'report.html')
@@ -192,7 +202,7 @@ def test_without_baselines_and_scores(tmp_path):
     printed(compare_tables(result))
 
 
-def test_the_demo_model_is_named_as_what_it_is(tmp_path):
+def test_the_demo_model_is_named_as_what_it_is(tmp_path, undrawn):
     result = made_up.compared(model='demo')
     write_compare_report(result, tmp_path)
     alert = "The demo model's redundancy is by construction"
@@ -203,7 +213,7 @@ def test_the_demo_model_is_named_as_what_it_is(tmp_path):
     assert alert not in printed(compare_tables(made_up.compared()))
 
 
-def test_warnings_of_data_and_methods_are_alerts(tmp_path):
+def test_warnings_of_data_and_methods_are_alerts(tmp_path, undrawn):
     result = made_up.compared(unreadable=['a.jpg: broken'])
     result['dataset']['warnings'] = ['images of the training data']
     result['methods'][0]['warnings'] = ['round 1: every candidate scored the same']
