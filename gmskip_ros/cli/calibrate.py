@@ -6,8 +6,6 @@ On several GPUs or machines: `torchrun --nproc-per-node 4 -m gmskip_ros.cli.cali
 from __future__ import annotations
 
 import argparse
-import json
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,19 +24,20 @@ from gmskip_ros.cli.options import (
     add_model_options,
     add_task_options,
     given_method_options,
-    load_model,
     make_folder,
+    parse_phases,
+    parse_protect,
+    parse_sparsities,
     shared_settings,
     split_list,
 )
+from gmskip_ros.cli.resumable import LongRun, run_resumable, write_results
 from gmskip_ros.errors import UserError
 from gmskip_ros.signals import StopSignals
-from gmskip_ros.skipping import KV_POLICIES, PHASES
+from gmskip_ros.skipping import KV_POLICIES
 
 if TYPE_CHECKING:  # these load numpy, torch or rich, which `gmskip --help` can do without
-    from gmskip_ros.calibration.distributed import Ranks
     from gmskip_ros.calibration.result import Calibration
-    from gmskip_ros.cli.progress import ProgressBars
 
 
 def add_parser(subparsers: Any) -> None:
@@ -139,92 +138,44 @@ def run(args: argparse.Namespace) -> int:
         if args.seeds < 1:
             raise UserError(f'--seeds {args.seeds} must be at least 1')
 
-        from gmskip_ros.calibration.distributed import RankLostError, Ranks
-        from gmskip_ros.cli.progress import ProgressBars
-        from gmskip_ros.vlm import Stopped
-
-        ranks = Ranks(stop.is_set)
-        folder = Path(args.out).expanduser()
-        with ProgressBars(is_shown=ranks.rank == 0 and not args.no_progress) as bars:
-            try:
-                run_all(args, settings, targets, folder, ranks, bars, stop)
-            except (Stopped, KeyboardInterrupt, RankLostError) as error:
-                if isinstance(error, RankLostError) and not stop.is_set():
-                    raise
-                bars.stop()
-                print_stopped(folder, ranks, stop)
-                return stop.exit_code
-    return 0
+        return run_resumable(args, stop, lambda run: calibrate_all(args, settings, targets, run))
 
 
-def run_all(
+def calibrate_all(
     args: argparse.Namespace,
     settings: CalibrationSettings,
     targets: Sequence[str | None],
-    folder: Path,
-    ranks: Ranks,
-    bars: ProgressBars,
-    stop: StopSignals,
+    run: LongRun,
 ) -> None:
     """Open the data, load the model, calibrate, and report each target's calibration."""
     from gmskip_ros.calibration.run import check
     from gmskip_ros.calibration.series import calibrate_targets
     from gmskip_ros.datasets import open_dataset
-    from gmskip_ros.vlm import Stopped
-
-    def show_step(step: str) -> None:
-        if stop.is_set():
-            raise Stopped('stopped while loading the model')
-        bars.status(step)
 
     dataset = open_dataset(args.dataset, split=args.split, captions=args.captions)
     test_dataset = None
     if args.test_split is not None:
         test_dataset = open_dataset(args.dataset, split=args.test_split, captions=args.captions)
-    make_folder(folder)
-    if ranks.rank == 0:
-        for opened in filter(None, (dataset, test_dataset)):
-            for line in (*opened.warnings, *opened.notes):
-                bars.print(f'gmskip: {opened.name}: {line}')
+    make_folder(run.folder)
+    run.show_notes(dataset, test_dataset)
     for target in targets:  # check all of them before spending hours on the first
         check(dataset, replace(settings, target=target), test_dataset)
-    vlm = load_model(args, ranks, show_step)
-    if ranks.rank == 0:
-        for warning in vlm.warnings:
-            bars.print(f'gmskip: warning: {warning}')
+    vlm = run.load_model(args)
     for calibration, target_folder in calibrate_targets(
         vlm,
         dataset,
         settings,
         targets,
         args.seeds,
-        folder,
+        run.folder,
         test_dataset=test_dataset,
-        ranks=ranks,
-        listener=bars,
-        should_stop=stop.is_set,
+        ranks=run.ranks,
+        listener=run.bars,
+        should_stop=run.stop.is_set,
     ):
-        bars.stop()
-        if ranks.rank == 0:
+        run.bars.stop()
+        if run.is_first:
             write_and_print(calibration, target_folder)
-    ranks.disconnect()
-
-
-def print_stopped(folder: Path, ranks: Ranks, stop: StopSignals) -> None:
-    """Print one line about what is saved; of several processes only the first one does."""
-    why = 'stopped'
-    if ranks.world_size > 1 and stop.exit_code == 128 + signal.SIGTERM:
-        # Any process may get this because another one has ended.
-        why = (
-            f'process {ranks.rank} of {ranks.world_size}: stopped by SIGTERM, which torchrun '
-            'sends when it is stopped or another process has ended'
-        )
-    elif ranks.rank != 0:
-        return
-    print(
-        f'gmskip: {why}. Progress is saved in {folder}; run the same command to resume.',
-        file=sys.stderr,
-    )
 
 
 def write_and_print(calibration: Calibration, folder: Path) -> None:
@@ -232,18 +183,9 @@ def write_and_print(calibration: Calibration, folder: Path) -> None:
     from rich.console import Console
 
     from gmskip_ros.calibration.series import skip_list_path
-    from gmskip_ros.files import write_atomically
     from gmskip_ros.report.calibration_report import calibration_table, write_calibration_report
 
-    try:
-        content = json.dumps(calibration.result, indent=1, ensure_ascii=False) + '\n'
-        write_atomically(folder / 'calibration.json', content.encode('utf-8', 'backslashreplace'))
-        write_calibration_report(calibration.result, folder)
-    except OSError as error:
-        raise UserError(
-            f'{folder}: the report cannot be written ({error.strerror}): free some space and run '
-            'the same command again'
-        ) from error
+    write_results(calibration.result, folder, 'calibration.json', write_calibration_report)
     console = Console()
     console.print(calibration_table(calibration.result))
     for warning in calibration.result['warnings']:
@@ -307,34 +249,6 @@ def make_search_settings(args: argparse.Namespace) -> SearchSettings:
         kv=args.kv,
         **options,
     )
-
-
-def parse_sparsities(text: str) -> tuple[float, ...]:
-    """Return the numbers of '0.25,0.5'. Raises UserError."""
-    try:
-        return tuple(float(part) for part in split_list('--sparsity', text))
-    except ValueError:
-        raise UserError(
-            f'--sparsity {text!r}: give numbers from 0 to 1, such as 0.25,0.5'
-        ) from None
-
-
-def parse_phases(text: str) -> tuple[str, ...]:
-    """Return the phases of 'prefill+decode', in their usual order. Raises UserError."""
-    names = [name.strip() for name in text.split('+')]
-    if not set(names) <= set(PHASES) or len(set(names)) < len(names):
-        raise UserError(f'--phases {text!r}: use prefill, decode or prefill+decode')
-    return tuple(phase for phase in PHASES if phase in names)
-
-
-def parse_protect(text: str) -> tuple[int, int]:
-    """Return the two numbers of '1,1'. Raises UserError."""
-    parts = [part.strip() for part in text.split(',')]
-    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
-        raise UserError(
-            f'--protect {text!r}: give how many of the first and of the last blocks stay: 1,1'
-        )
-    return int(parts[0]), int(parts[1])
 
 
 if __name__ == '__main__':

@@ -6,15 +6,12 @@ On several GPUs or machines: `torchrun --nproc-per-node 4 -m gmskip_ros.cli.comp
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gmskip_ros.calibration.methods.registry import METHODS, get_method
 from gmskip_ros.calibration.settings import CompareSettings
-from gmskip_ros.cli.calibrate import parse_phases, parse_protect, print_stopped
 from gmskip_ros.cli.options import (
     add_captions_option,
     add_images_options,
@@ -22,21 +19,20 @@ from gmskip_ros.cli.options import (
     add_model_options,
     add_task_options,
     given_method_options,
-    load_model,
     make_folder,
+    parse_phases,
+    parse_protect,
+    parse_sparsities,
     shared_settings,
     split_list,
 )
+from gmskip_ros.cli.resumable import LongRun, run_resumable, write_results
 from gmskip_ros.errors import UserError
 from gmskip_ros.signals import StopSignals
 from gmskip_ros.skipping import KV_POLICIES
 
 if TYPE_CHECKING:  # these load numpy, torch or rich, which `gmskip --help` can do without
-    from gmskip_ros.calibration.distributed import Ranks
-    from gmskip_ros.cli.progress import ProgressBars
     from gmskip_ros.datasets import Dataset
-
-MOST_SPARSITIES = 1000
 
 
 def add_parser(subparsers: Any) -> None:
@@ -140,67 +136,36 @@ def run(args: argparse.Namespace) -> int:
     with stop:  # before imports that take seconds
         settings = make_settings(args)
 
-        from gmskip_ros.calibration.distributed import RankLostError, Ranks
-        from gmskip_ros.cli.progress import ProgressBars
-        from gmskip_ros.vlm import Stopped
-
-        ranks = Ranks(stop.is_set)
-        folder = Path(args.out).expanduser()
-        is_shown = ranks.rank == 0 and not args.no_progress
-        with ProgressBars(is_shown, has_one_full_score=True) as bars:
-            try:
-                compare_and_report(args, settings, folder, ranks, bars, stop)
-            except (Stopped, KeyboardInterrupt, RankLostError) as error:
-                if isinstance(error, RankLostError) and not stop.is_set():
-                    raise
-                bars.stop()
-                print_stopped(folder, ranks, stop)
-                return stop.exit_code
-    return 0
+        return run_resumable(
+            args,
+            stop,
+            lambda run: compare_and_report(args, settings, run),
+            has_one_full_score=True,
+        )
 
 
-def compare_and_report(
-    args: argparse.Namespace,
-    settings: CompareSettings,
-    folder: Path,
-    ranks: Ranks,
-    bars: ProgressBars,
-    stop: StopSignals,
-) -> None:
+def compare_and_report(args: argparse.Namespace, settings: CompareSettings, run: LongRun) -> None:
     """Open the data, load the model, compare, and write and print the results."""
     from gmskip_ros.calibration.compare import check, compare
-    from gmskip_ros.vlm import Stopped
-
-    def show_step(step: str) -> None:
-        if stop.is_set():
-            raise Stopped('stopped while loading the model')
-        bars.status(step)
 
     dataset, test_dataset = open_datasets(args)
     check(dataset, settings, test_dataset)
-    make_folder(folder)
-    if ranks.rank == 0:
-        for opened in filter(None, (dataset, test_dataset)):
-            for line in (*opened.warnings, *opened.notes):
-                bars.print(f'gmskip: {opened.name}: {line}')
-    vlm = load_model(args, ranks, show_step)
-    if ranks.rank == 0:
-        for warning in vlm.warnings:
-            bars.print(f'gmskip: warning: {warning}')
+    make_folder(run.folder)
+    run.show_notes(dataset, test_dataset)
+    vlm = run.load_model(args)
     result = compare(
         vlm,
         dataset,
         settings,
-        folder,
+        run.folder,
         test_dataset=test_dataset,
-        ranks=ranks,
-        listener=bars,
-        should_stop=stop.is_set,
+        ranks=run.ranks,
+        listener=run.bars,
+        should_stop=run.stop.is_set,
     )
-    bars.stop()
-    if ranks.rank == 0:
-        write_and_print(result, folder)
-    ranks.disconnect()
+    run.bars.stop()
+    if run.is_first:
+        write_and_print(result, run.folder)
 
 
 def open_datasets(args: argparse.Namespace) -> tuple[Dataset, Dataset | None]:
@@ -232,18 +197,9 @@ def write_and_print(result: dict[str, Any], folder: Path) -> None:
     """Write the figures, tables, plots and the page, and print the tables."""
     from rich.console import Console
 
-    from gmskip_ros.files import write_atomically
     from gmskip_ros.report.compare_report import compare_tables, write_compare_report
 
-    try:
-        content = json.dumps(result, indent=1, ensure_ascii=False) + '\n'
-        write_atomically(folder / 'compare.json', content.encode('utf-8', 'backslashreplace'))
-        write_compare_report(result, folder)
-    except OSError as error:
-        raise UserError(
-            f'{folder}: the report cannot be written ({error.strerror}): free some space and run '
-            'the same command again'
-        ) from error
+    write_results(result, folder, 'compare.json', write_compare_report)
     console = Console()
     for table in compare_tables(result):
         console.print(table)
@@ -286,32 +242,6 @@ def make_settings(args: argparse.Namespace) -> CompareSettings:
         latency_images=args.latency_images,
         latency_rounds=args.latency_rounds,
     )
-
-
-def parse_sparsities(text: str) -> tuple[float, ...]:
-    """Return the numbers of '0.05:0.5:0.05' (both ends included) or '0.25,0.5', ascending.
-
-    Raises UserError for anything else and for numbers outside [0, 1).
-    """
-    parts = text.split(':' if ':' in text else ',')
-    try:
-        numbers = [Decimal(part.strip()) for part in parts]
-    except InvalidOperation:
-        numbers = []
-    usage = f'--sparsity {text!r}: give START:STOP:STEP, such as 0.05:0.5:0.05, or 0.25,0.5'
-    if not numbers or not all(number.is_finite() for number in numbers):
-        raise UserError(usage)
-    if ':' in text:
-        if len(numbers) != 3 or numbers[2] <= 0 or numbers[0] > numbers[1]:
-            raise UserError(usage)
-        start, stop, step = numbers
-        if stop - start > step * MOST_SPARSITIES:
-            raise UserError(f'--sparsity {text!r}: more than {MOST_SPARSITIES} steps: give fewer')
-        numbers = [start + step * i for i in range(int((stop - start) / step) + 1)]
-    for number in numbers:
-        if not 0 <= number < 1:
-            raise UserError(f'--sparsity {text!r}: {number} is not in [0, 1): give smaller shares')
-    return tuple(sorted({float(number) for number in numbers}))
 
 
 if __name__ == '__main__':

@@ -6,12 +6,14 @@ import argparse
 import shlex
 import sys
 from collections.abc import Callable, Iterable
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gmskip_ros.calibration.methods.method import Method
 from gmskip_ros.calibration.methods.registry import all_options
 from gmskip_ros.errors import UserError
+from gmskip_ros.skipping import PHASES
 from gmskip_ros.tasks import DEFAULT_MATCH, MATCHES, TASK_NAMES
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from gmskip_ros.vlm import CalibrationEngine
 
 TASKS = (*TASK_NAMES, 'generic', 'joint')
+MOST_SPARSITIES = 1000
 
 
 def split_list(option: str, text: str) -> list[str]:
@@ -295,3 +298,47 @@ def load_model(
     vlm = load_vlm(args.model, device, args.dtype, on_progress, **load_options(args))
     ranks.connect(vlm.device)
     return vlm
+
+
+def parse_phases(text: str) -> tuple[str, ...]:
+    """Return the phases of 'prefill+decode', in their usual order. Raises UserError."""
+    names = [name.strip() for name in text.split('+')]
+    if not set(names) <= set(PHASES) or len(set(names)) < len(names):
+        raise UserError(f'--phases {text!r}: use prefill, decode or prefill+decode')
+    return tuple(phase for phase in PHASES if phase in names)
+
+
+def parse_protect(text: str) -> tuple[int, int]:
+    """Return the two numbers of '1,1'. Raises UserError."""
+    parts = [part.strip() for part in text.split(',')]
+    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
+        raise UserError(
+            f'--protect {text!r}: give how many of the first and of the last blocks stay: 1,1'
+        )
+    return int(parts[0]), int(parts[1])
+
+
+def parse_sparsities(text: str) -> tuple[float, ...]:
+    """Return the numbers of '0.05:0.5:0.05' (both ends included) or '0.25,0.5', ascending.
+
+    Raises UserError for anything else and for numbers outside [0, 1).
+    """
+    parts = text.split(':' if ':' in text else ',')
+    try:
+        numbers = [Decimal(part.strip()) for part in parts]
+    except InvalidOperation:
+        numbers = []
+    usage = f'--sparsity {text!r}: give START:STOP:STEP, such as 0.05:0.5:0.05, or 0.25,0.5'
+    if not numbers or not all(number.is_finite() for number in numbers):
+        raise UserError(usage)
+    if ':' in text:
+        if len(numbers) != 3 or numbers[2] <= 0 or numbers[0] > numbers[1]:
+            raise UserError(usage)
+        start, stop, step = numbers
+        if stop - start > step * MOST_SPARSITIES:
+            raise UserError(f'--sparsity {text!r}: more than {MOST_SPARSITIES} steps: give fewer')
+        numbers = [start + step * i for i in range(int((stop - start) / step) + 1)]
+    for number in numbers:
+        if not 0 <= number < 1:
+            raise UserError(f'--sparsity {text!r}: {number} is not in [0, 1): give smaller shares')
+    return tuple(sorted({float(number) for number in numbers}))

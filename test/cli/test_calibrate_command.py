@@ -50,7 +50,7 @@ def gmskip(vlm, scenes, monkeypatch, capsys, tmp_path):
 
     Returns its status, output and errors. An option of None is not passed.
     """
-    monkeypatch.setattr('gmskip_ros.cli.calibrate.load_model', lambda *_: vlm)
+    monkeypatch.setattr('gmskip_ros.cli.resumable.load_model', lambda *_: vlm)
     monkeypatch.setenv('COLUMNS', '160')
 
     def run(options: str = '', **changed):
@@ -514,9 +514,9 @@ def test_another_split_is_tested_on(gmskip, scenes, tmp_path):
         ('--protect=-1,1', ("--protect '-1,1'", '1,1')),
         ('--sparsity 0.5', ('--sparsity', '--method gm-skip', '--rounds')),
         ('--method fixed-interval --sparsity 0.5', ('--sparsity', 'fixed-interval')),
-        ('--method random --sparsity 1', ('sparsity 1 ', 'below 1')),
-        ('--method random --sparsity -0.5', ('sparsity -0.5 ', 'at least 0')),
-        ('--method random --sparsity nan', ('sparsity nan', 'at least 0')),
+        ('--method random --sparsity 1', ("--sparsity '1'", '[0, 1)')),
+        ('--method random --sparsity=-0.5', ("--sparsity '-0.5'", '[0, 1)')),
+        ('--method random --sparsity nan', ("--sparsity 'nan'", '0.25,0.5')),
         ('--method random --sparsity half', ("--sparsity 'half'",)),
         ('--method random --sparsity 0.5 --max-sparsity 0.5', ('--max-sparsity', '--sparsity')),
         ('--method random --sparsity 0.5 --rounds 2', ('--rounds', '--sparsity')),
@@ -539,7 +539,7 @@ def test_another_split_is_tested_on(gmskip, scenes, tmp_path):
 )
 def test_what_is_refused(gmskip, tmp_path, monkeypatch, options, parts):
     """Before the model is loaded, which may take minutes."""
-    monkeypatch.delattr('gmskip_ros.cli.calibrate.load_model')
+    monkeypatch.delattr('gmskip_ros.cli.resumable.load_model')
     has_limits = any(word in options for word in ('--rounds', 'fixed-interval', '--sparsity'))
     rounds = None if has_limits else 2
     assert is_refused(gmskip(options, task='single_object', rounds=rounds), *parts)

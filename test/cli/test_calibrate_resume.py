@@ -159,7 +159,7 @@ def test_a_finished_run_writes_the_same_files_without_an_answer(
     root, uninterrupted, vlm, monkeypatch, capsys
 ):
     monkeypatch.chdir(root / 'uninterrupted')
-    monkeypatch.setattr('gmskip_ros.cli.calibrate.load_model', lambda *_: vlm)
+    monkeypatch.setattr('gmskip_ros.cli.resumable.load_model', lambda *_: vlm)
     text = ('single_object.skip.yaml', 'calibration.json', 'trajectory.csv', 'checkpoint.json')
     before = {name: (uninterrupted.out / name).read_bytes() for name in text}
     work = vlm.token_blocks
@@ -240,7 +240,7 @@ def test_a_checkpoint_of_different_settings_is_refused(
     root, uninterrupted, vlm, monkeypatch, capsys, options, field, then, now
 ):
     monkeypatch.chdir(root / 'uninterrupted')
-    monkeypatch.setattr('gmskip_ros.cli.calibrate.load_model', lambda *_: vlm)
+    monkeypatch.setattr('gmskip_ros.cli.resumable.load_model', lambda *_: vlm)
     before = (uninterrupted.out / 'checkpoint.json').read_bytes()
     assert main.main(['calibrate', *OPTIONS, *options]) == 2
     errors = capsys.readouterr().err
@@ -260,7 +260,7 @@ def test_a_checkpoint_of_the_model_before_more_training_is_refused(
     with torch.no_grad():
         trained.decoder.blocks[-1].mlp.down_proj.weight.mul_(1.001)
     monkeypatch.chdir(root / 'uninterrupted')
-    monkeypatch.setattr('gmskip_ros.cli.calibrate.load_model', lambda *_: trained)
+    monkeypatch.setattr('gmskip_ros.cli.resumable.load_model', lambda *_: trained)
     assert main.main(['calibrate', *OPTIONS]) == 2
     errors = capsys.readouterr().err
     assert errors.startswith('gmskip: error: out/checkpoint.json: was made with weights (sha256) ')
@@ -286,7 +286,7 @@ def test_a_broken_checkpoint_is_one_line(
     broken = whole[: len(whole) // 2] if content is None else content
     (tmp_path / 'out' / 'checkpoint.json').write_bytes(broken)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr('gmskip_ros.cli.calibrate.load_model', lambda *_: vlm)
+    monkeypatch.setattr('gmskip_ros.cli.resumable.load_model', lambda *_: vlm)
     dataset = ['--dataset', str(root / 'scenes')]
     assert main.main(['calibrate', *OPTIONS, *dataset]) == 2
     errors = capsys.readouterr().err

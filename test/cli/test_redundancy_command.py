@@ -41,7 +41,7 @@ def vlm(tmp_path_factory):
 @pytest.fixture
 def gmskip(vlm, scenes, monkeypatch, capsys, tmp_path):
     """Run `gmskip redundancy` with the tiny model; return its status, output and errors."""
-    monkeypatch.setattr('gmskip_ros.cli.redundancy.load_model', lambda *_: vlm)
+    monkeypatch.setattr('gmskip_ros.cli.resumable.load_model', lambda *_: vlm)
     monkeypatch.setenv('COLUMNS', '160')
 
     def run(*options: str):
