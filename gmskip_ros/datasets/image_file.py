@@ -39,7 +39,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
         raise DatasetError(f'{path}: is not an image that OpenCV can read; {remedy}')
     if image.dtype != np.uint8:
         raise DatasetError(f'{path}: has {image.dtype} values; {remedy}')
-    return np.ascontiguousarray(image[:, :, ::-1])
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def _jpeg_is_whole(content: bytes) -> bool:

@@ -101,7 +101,7 @@ def message_to_rgb(
     encodings is in this module's docstring.
     """
     if hasattr(msg, 'format'):
-        return np.ascontiguousarray(_decode_file(msg))
+        return _decode_file(msg)
     try:
         return np.ascontiguousarray(_decode_pixels(msg, interleaved_to_rgb))
     except cv2.error as error:  # e.g. one pixel, whose strides OpenCV 4.5 refuses
@@ -213,11 +213,12 @@ def _decode_file(msg: CompressedImage) -> np.ndarray:
     try:
         flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
         bgr = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        rgb = None if bgr is None else cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
     except cv2.error:
-        bgr = None
-    if bgr is None:
+        rgb = None
+    if rgb is None:
         raise ConversionError(f'{what}: OpenCV cannot decode it; check the publisher')
-    return bgr[..., ::-1]
+    return rgb
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int]:

@@ -11,14 +11,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from gmskip_ros.vlm.answer import Box
 from gmskip_ros.vlm.engine import IMAGE_FITS
 from gmskip_ros.vlm.errors import ModelLoadError
+from gmskip_ros.vlm.preprocessing import Colour, Preprocessing, expand_to_square, recognise
 
 CAMERA_FRAME = (1920, 1080)  # width, height: what `auto` asks whether the processor would crop
-
+PROBES = [(67, 121), (122, 45)]  # height, width of images that show whether two ways agree
 
 WHOLE = Box(0.0, 0.0, 1.0, 1.0)
 
@@ -35,7 +37,8 @@ class FittedImageProcessor:
     """Hugging Face's image processor of a checkpoint, behind one of IMAGE_FITS.
 
     `image_fit` is what 'auto' resolved to: 'pad' where the processor alone would crop a camera
-    frame, else 'checkpoint'.
+    frame, else 'checkpoint'. `preprocessing` gives the same pixel values as the processor in less
+    time; None where the processor itself is used, because it is not known exactly.
     """
 
     def __init__(self, model: str, image_processor: Any, image_fit: str = 'auto') -> None:
@@ -45,16 +48,52 @@ class FittedImageProcessor:
         if image_fit == 'auto':
             image_fit = 'checkpoint' if self._processors_box(*CAMERA_FRAME) == WHOLE else 'pad'
         self.image_fit = image_fit
+        self.preprocessing = self._find_preprocessing()
 
     def __call__(self, image: np.ndarray) -> Mapping[str, Any]:
-        """Return the processor's tensors (PyTorch) of an image: uint8 RGB, shape (H, W, 3)."""
-        picture = Image.fromarray(image)
+        """Return the processor's tensors (PyTorch) of an image: uint8 RGB, shape (H, W, 3).
+
+        They are `pixel_values`, and `image_sizes` if the image is cut into tiles.
+        """
+        if self.preprocessing is None:
+            return self.through_hugging_face(image)
+        return self._preprocess(self.preprocessing, image)
+
+    def through_hugging_face(self, image: np.ndarray) -> Mapping[str, Any]:
+        """Return the processor's tensors, made by the processor itself."""
+        picture = self._squashed(Image.fromarray(image))
         if self.image_fit == 'pad':
             picture = expand_to_square(picture, self._mean_colour())
-        elif self.image_fit == 'squash':
-            side = max(_sides(self.processor))
-            picture = picture.resize((side, side), self.processor.resample)
         return self.processor(images=picture, return_tensors='pt')
+
+    def _preprocess(self, preprocessing: Preprocessing, image: np.ndarray) -> Mapping[str, Any]:
+        pads = self.image_fit == 'pad' or preprocessing.pads
+        picture = self._squashed(Image.fromarray(image))
+        return preprocessing(picture, self._mean_colour() if pads else None)
+
+    def _find_preprocessing(self) -> Preprocessing | None:
+        """Return what the processor does, if that is known and gives the same for PROBES."""
+        generator = np.random.default_rng(0)
+        try:
+            preprocessing = recognise(self.processor)
+            if preprocessing is None:
+                return None
+            for size in PROBES:
+                image = generator.integers(0, 256, (*size, 3), np.uint8)
+                found = self._preprocess(preprocessing, image)
+                expected = self.through_hugging_face(image)
+                if not all(torch.equal(found[name], expected[name]) for name in found):
+                    return None
+        # A broken processor may raise anything; it is refused when the model is tried out.
+        except Exception:
+            return None
+        return preprocessing
+
+    def _squashed(self, picture: Image.Image) -> Image.Image:
+        if self.image_fit != 'squash':
+            return picture
+        side = max(_sides(self.processor))
+        return picture.resize((side, side), self.processor.resample)
 
     def visible_box(self, width: float, height: float) -> Box:
         """Return which part of a frame of this size (pixels) reaches the vision tower."""
@@ -79,21 +118,10 @@ class FittedImageProcessor:
         x, y = (min(1.0, side / whole) for side, whole in zip(crop, resized, strict=True))
         return Box((1 - x) / 2, (1 - y) / 2, (1 + x) / 2, (1 + y) / 2)
 
-    def _mean_colour(self) -> tuple[int, int, int]:
+    def _mean_colour(self) -> Colour:
         mean = getattr(self.processor, 'image_mean', None) or (0.0, 0.0, 0.0)
         red, green, blue = (int(value * 255) for value in mean)
         return red, green, blue
-
-
-def expand_to_square(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
-    """Return the image centred on a square of its longer side (`expand2square` of LLaVA's code)."""
-    width, height = image.size
-    if width == height:
-        return image
-    side = max(width, height)
-    square = Image.new('RGB', (side, side), colour)
-    square.paste(image, ((side - width) // 2, (side - height) // 2))
-    return square
 
 
 def _sides(processor: Any) -> tuple[int, int]:

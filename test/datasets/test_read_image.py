@@ -23,6 +23,15 @@ def test_colours_come_in_the_order_red_green_blue(tmp_path, pixels):
     assert np.array_equal(image, pixels)
 
 
+@pytest.mark.parametrize('size', [(60, 80), (59, 77), (1, 1)], ids=str)
+def test_the_bytes_of_a_jpeg_are_those_of_opencv(tmp_path, size):
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / 'a.jpg')
+    image = read_image(tmp_path / 'a.jpg')
+    assert image.flags.c_contiguous
+    assert np.array_equal(image, cv2.imread(str(tmp_path / 'a.jpg'))[..., ::-1])
+
+
 @pytest.mark.parametrize('mode', ['L', 'P', '1', 'LA', 'RGBA'])
 def test_other_modes_become_rgb(tmp_path, pixels, mode):
     image = Image.fromarray(pixels).convert(mode)
