@@ -19,6 +19,7 @@ from gmskip_ros.calibration.checkpoint import Checkpoint, CheckpointFile
 from gmskip_ros.calibration.data import Data, in_view, load_data
 from gmskip_ros.calibration.distributed import Ranks
 from gmskip_ros.calibration.errors import CalibrationError
+from gmskip_ros.calibration.evaluate import score_note
 from gmskip_ros.calibration.measuring import Evaluator
 from gmskip_ros.calibration.methods.fixed_interval import intervals_of_all_sizes
 from gmskip_ros.calibration.methods.method import Method
@@ -202,6 +203,7 @@ def compare(
         **_header(vlm, settings, metrics, data, checkpoint.created),
         'dataset': _dataset_record(settings, dataset, test_dataset, data),
         'unreadable': list(data.unreadable),
+        'score_note': score_note(evaluations[0]),
         'sparsities': list(settings.sparsities),
         'tokens_per_reference': reference_tokens,
         'baselines': baselines_of_evaluation(data.test_questions, metrics, evaluations[0]),

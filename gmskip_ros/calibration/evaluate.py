@@ -223,7 +223,6 @@ def _record(
     now = datetime.datetime.now(datetime.timezone.utc)
     prompts = {prompt for questions in data.test_questions for prompt in questions.prompts}
     first = rows[0]['evaluation']
-    has_cider = any(name.endswith('cider') for name in first['scores'])
     samples = data.test_questions[0].samples
     return {
         'format': FORMAT,
@@ -249,10 +248,17 @@ def _record(
             },
         },
         'unreadable': list(data.unreadable),
-        'score_note': CIDER_NOTE.format(images=first['images']) if has_cider else None,
+        'score_note': score_note(first),
         'baselines': baselines_of_evaluation(data.test_questions, metrics, first),
         'rows': list(rows),
     }
+
+
+def score_note(evaluation: Mapping[str, Any]) -> str | None:
+    """Return the note about CIDEr among the scores of an evaluation (see Evaluator.evaluate)."""
+    if not any(name.endswith('cider') for name in evaluation['scores']):
+        return None
+    return CIDER_NOTE.format(images=evaluation['images'])
 
 
 def list_warnings(

@@ -25,9 +25,9 @@ from gmskip_ros.report.plotting import data_uri
 from gmskip_ros.report.writing import render_html, write_files
 
 FULL_NAME = 'Full model'
+CONSTANT_NAME = 'Best constant answer'
 NOT_AVERAGED = ('interval', 'mcnemar_p', 'most_frequent_answer')  # over several lists
 SMALLER_MARK = 'smaller set'
-MAX_CONSTANT_CHARS = 60
 MARK_NOTES = {
     SMALLER_MARK: 'the method has no set of this size; its nearest smaller one is shown',
     'long': 'the answers have more than twice as many tokens as the references',
@@ -106,7 +106,7 @@ def table_rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     if constant:
         rows.append(
             {
-                **_row(_constant_name(constant), None, [], {}),
+                **_row(CONSTANT_NAME, None, [], {}),
                 'scores': [constant['score']],
                 'evaluation': {'score': constant['score']},
             }
@@ -189,10 +189,6 @@ def _mean_figures(figures: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]
         else:
             means[key] = _mean(values)
     return means
-
-
-def _constant_name(constant: Mapping[str, Any]) -> str:
-    return f'Always answering "{fmt.one_line(constant["answer"], MAX_CONSTANT_CHARS)}"'
 
 
 def _score_text(row: Row) -> str:
@@ -353,6 +349,8 @@ def _notes(
     `letters` stand for the marks, if any.
     """
     notes = baseline_lines(_of_full(result))
+    if result['score_note']:
+        notes.append(fmt.one_line(result['score_note']))
     if any(len(row['scores']) > 1 for row in rows):
         notes.append(SEVERAL_NOTE)
     used = {mark for row in rows for mark in row['marks']}
@@ -607,6 +605,7 @@ def _facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         'dataset: notes',
         'dataset: warnings',
         'unreadable',
+        'score_note',
         'baselines',
         'methods',
         'sets',

@@ -394,6 +394,7 @@ def compared(timed: bool = True, **changes: Any) -> dict[str, Any]:
             'test': {'name': 'coco-val2017', 'images': 500, 'sha256': 'beef'},
         },
         'unreadable': [],
+        'score_note': None,
         'sparsities': [0.125, 0.25],
         'tokens_per_reference': 1.2,
         'baselines': {'constant': {'answer': 'person', 'score': 0.312}, 'empty': 0.0},

@@ -73,7 +73,7 @@ def test_rows_are_full_the_constant_answer_then_by_size_and_method():
     rows = table_rows(made_up.compared())
     assert [(row['name'], row['asked_sparsity']) for row in rows] == [
         ('Full model', None),
-        ('Always answering "person"', None),
+        ('Best constant answer', None),
         ('GM-Skip', 0.125),
         ('one-shot', 0.125),
         ('random, 3 lists', 0.125),
@@ -155,9 +155,18 @@ def test_every_format_has_the_figures_of_the_result(tmp_path, undrawn):
     for text in [*figures.values(), *times.values()]:
         assert f'| {text} |' in line
         assert f'& {text} &' in tex_line
-    assert scores[1]['Method'] == 'Always answering "person"'
+    assert scores[1]['Method'] == 'Best constant answer'
     assert scores[1]['Score'] == '31.2'
     assert "Best constant answer: 'person' 31.2, below the full model" in page.text
+
+
+def test_cider_has_its_note(tmp_path, undrawn):
+    note = 'CIDEr: document frequencies are those of the references of these 500 images'
+    result = made_up.compared(metric='cider', task='captioning', score_note=note)
+    write_compare_report(result, tmp_path)
+    assert note in HtmlPage(tmp_path / 'report.html').text
+    assert note in (tmp_path / 'compare.md').read_text()
+    assert note in ' '.join(printed(compare_tables(result)).split())
 
 
 def test_tables_fit_a_terminal():
@@ -198,7 +207,7 @@ def test_without_baselines_and_scores(tmp_path):
     write_compare_report(result, tmp_path)
     rows = HtmlPage(tmp_path / 'report.html').table('Score')
     assert {row['Score'] for row in rows} == {'-'}
-    assert not any('Always' in row['Method'] for row in rows)
+    assert not any('constant' in row['Method'] for row in rows)
     printed(compare_tables(result))
 
 
