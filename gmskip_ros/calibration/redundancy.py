@@ -26,10 +26,9 @@ from gmskip_ros.calibration.errors import CalibrationError
 from gmskip_ros.calibration.methods.registry import get_method
 from gmskip_ros.calibration.objective import choose_metrics, make_objective
 from gmskip_ros.calibration.probing import Sample, angular_distance, values_per_sample
-from gmskip_ros.calibration.run import fingerprint, load_checkpoint
+from gmskip_ros.calibration.run import fingerprint, load_checkpoint, resumed_scorer
 from gmskip_ros.calibration.scoring import Scorer, chunks
 from gmskip_ros.calibration.settings import CalibrationSettings, Listener
-from gmskip_ros.calibration.trajectory import SearchState
 from gmskip_ros.datasets import Dataset
 from gmskip_ros.machine import describe_run
 from gmskip_ros.skipping import JOINT, SkipSet
@@ -103,25 +102,13 @@ def measure_redundancy(
     of_run = fingerprint(vlm, dataset.name, settings, method, data, metrics)
     checkpoint = load_checkpoint(file, {**of_run, 'command': 'redundancy'}, ranks)
 
-    def save(state: SearchState | None = None, is_round: bool = True) -> None:
-        if ranks.rank == 0:
-            file.save(checkpoint, now=is_round)
-
-    scorer = Scorer(
-        objective,
-        answerer,
-        settings.search,
-        checkpoint.search,
-        listener.search,
-        save,
-        checkpoint.evaluations,
-    )
+    scorer = resumed_scorer(objective, answerer, settings.search, checkpoint, file, listener)
     try:
         scorer.score_full()
         changes = _score_changes(scorer)
         table = _table(scorer, listener)
-    except Exception:
-        save()
+    except Exception:  # not KeyboardInterrupt, which may come between two changes of the state
+        scorer.on_save(scorer.state, True)
         raise
     record = _figures(table, changes, settings.seed)
     now = datetime.datetime.now(datetime.timezone.utc)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,10 +17,15 @@ from gmskip_ros.calibration.errors import CalibrationError
 from gmskip_ros.calibration.measuring import Evaluator
 from gmskip_ros.calibration.methods.method import Method
 from gmskip_ros.calibration.methods.registry import check_settings, get_method
-from gmskip_ros.calibration.objective import choose_metrics, make_objective
+from gmskip_ros.calibration.objective import Objective, choose_metrics, make_objective
 from gmskip_ros.calibration.result import Calibration, Facts, make_calibration
 from gmskip_ros.calibration.scoring import Scorer, set_key
-from gmskip_ros.calibration.settings import CalibrationSettings, Listener, SharedSettings
+from gmskip_ros.calibration.settings import (
+    CalibrationSettings,
+    Listener,
+    SearchSettings,
+    SharedSettings,
+)
 from gmskip_ros.calibration.trajectory import ScoredSet, SearchState
 from gmskip_ros.datasets import Dataset
 from gmskip_ros.machine import software
@@ -95,27 +101,15 @@ def calibrate(
     of_run = fingerprint(vlm, dataset.name, settings, method, data, metrics)
     checkpoint = load_checkpoint(file, of_run, ranks)
 
-    def save(state: SearchState | None = None, is_round: bool = True) -> None:
-        if ranks.rank == 0:
-            file.save(checkpoint, now=is_round)
-
-    scorer = Scorer(
-        objective,
-        answerer,
-        settings.search,
-        checkpoint.search,
-        listener.search,
-        save,
-        checkpoint.evaluations,
-    )
+    scorer = resumed_scorer(objective, answerer, settings.search, checkpoint, file, listener)
     try:
         scorer.score_full()
         if ranks.rank == 0:
             listener.full_score(float(scorer.full_score))
         chosen = method.choose(scorer)
-        tests = _test(evaluator, scorer, chosen.sets, checkpoint, save, listener)
+        tests = _test(evaluator, scorer, chosen.sets, listener)
     except Exception:  # not KeyboardInterrupt, which may come between two changes of the state
-        save()
+        scorer.on_save(scorer.state, True)
         raise
     datasets = [dataset] if test_dataset is None else [dataset, test_dataset]
     facts = _facts(vlm, datasets, settings, method, data, metrics, checkpoint.created)
@@ -134,12 +128,35 @@ def calibrate(
     )
 
 
+def resumed_scorer(
+    objective: Objective,
+    answerer: Answerer,
+    search: SearchSettings,
+    checkpoint: Checkpoint,
+    file: CheckpointFile,
+    listener: Listener,
+) -> Scorer:
+    """Return a scorer that goes on from a checkpoint, and keeps it in the file (by rank 0)."""
+
+    def save(state: SearchState, is_round: bool) -> None:
+        if answerer.ranks.rank == 0:
+            file.save(checkpoint, now=is_round)
+
+    return Scorer(
+        objective,
+        answerer,
+        search,
+        checkpoint.search,
+        listener.search,
+        save,
+        checkpoint.evaluations,
+    )
+
+
 def _test(
     evaluator: Evaluator | None,
     scorer: Scorer,
     sets: Sequence[ScoredSet],
-    checkpoint: Checkpoint,
-    save: Callable[[], None],
     listener: Listener,
 ) -> list[dict[str, Any] | None]:
     """Return each set's figures on the test images; None without a test."""
@@ -149,11 +166,9 @@ def _test(
         if evaluator is None:
             figures.append(None)
             continue
+        skip_set = scorer.skip_set(scored.blocks)
         key = f'test without {set_key(scored.blocks)}'
-        if key not in checkpoint.evaluations:
-            checkpoint.evaluations[key] = evaluator.evaluate(scorer.skip_set(scored.blocks))
-            save()
-        figures.append(checkpoint.evaluations[key])
+        figures.append(scorer.remember(key, functools.partial(evaluator.evaluate, skip_set)))
     listener.evaluations(len(sets), len(sets))
     return figures
 
