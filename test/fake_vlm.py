@@ -63,6 +63,7 @@ class FakeVlm(Engine):
         skip: SkipSet | Iterable[int] = (),
         max_new_tokens: int = 16,
         *,
+        draft: Sequence[int] = (),
         first_token_ids: Sequence[int] = (),
         should_stop: Callable[[], bool] | None = None,
     ) -> Answer:

@@ -52,7 +52,9 @@ class Timing:
 
     preprocess: image processor, chat template, tokenizer. vision: vision tower and projector.
     prefill: the pass over image and prompt, up to the first token. decode: every further token,
-    and turning the tokens into text.
+    and turning the tokens into text. A draft that goes through the blocks in the pass over the
+    prompt counts as prefill, one verified after the first token as decode. Where a near tie makes
+    an answer with a draft start over, the first attempt counts as prefill.
     """
 
     preprocess_ms: float

@@ -30,14 +30,9 @@ from torch import Tensor
 from gmskip_ros.vlm.answer import CandidateAnswer, ImageFeatures
 from gmskip_ros.vlm.decoder import ALL, Decoder, KeyValueStore
 from gmskip_ros.vlm.errors import Stopped
-from gmskip_ros.vlm.generation import embed, verify
+from gmskip_ros.vlm.generation import embed, tie_margins, verify
 from gmskip_ros.vlm.prompt import ChatTokenizer
 
-# How close two logits may be that the batch could have put in the wrong order. Measured on the CPU
-# with the demo model, over 30,000 tokens in float32 and 20,000 in bfloat16: a batch moved no logit
-# against the best one by more than 1.2e-4, and by more than 14 roundings of the best one.
-NEAR_TIE = 5e-4
-NEAR_TIE_ULPS = 16  # in half precision: that many roundings of the best logit, if they are more
 # Tokens per thread that go through a block at once on the CPU, where intermediate results then stay
 # in the caches: 1.8 times as fast as all of them at once (demo model, 1 MiB L2 per core).
 CACHED_TOKENS = 512
@@ -253,7 +248,7 @@ class CandidateWalk:
         for candidate in prefill.candidates:  # one at a time: logits are (B, T + 1, V)
             start = prefill.group_of[candidate] * num_images
             answered = prefill.hidden[start : start + num_images, prefill.prompt_columns - 1 :]
-            chosen, margins = self._two_best(self.decoder.logits(answered))
+            chosen, margins = _best(self.decoder.logits(answered))
             for index, image in enumerate(prefill.images):
                 row = _Row(image, candidate)
                 row.num_accepted = verify(prefill.drafts[index], chosen[index])
@@ -262,20 +257,6 @@ class CandidateWalk:
                         self._append(row, chosen[index][position], margins[index][position])
                 rows.append(row)
         return rows
-
-    def _two_best(self, logits: Tensor) -> tuple[list[list[int]], list[list[float]]]:
-        """Return the best tokens of logits (R, T, V), and their margins to the second best.
-
-        What counts as a tie is subtracted: a negative margin is a near tie. It is NaN where a logit
-        is NaN or infinite.
-        """
-        best, ids = logits.float().topk(2, dim=-1)
-        tie = torch.full_like(best[..., 0], NEAR_TIE)
-        if logits.dtype != torch.float32:
-            tie = tie.maximum(NEAR_TIE_ULPS * torch.finfo(logits.dtype).eps * best[..., 0].abs())
-        margin = best[..., 0] - best[..., 1] - tie
-        margin = margin.masked_fill(~logits.isfinite().all(dim=-1), float('nan'))
-        return ids[..., 0].tolist(), margin.tolist()
 
     def _append(self, row: _Row, token: int, margin: float) -> None:
         """Append one token to the row, and see whether that ends it."""
@@ -362,7 +343,7 @@ class CandidateWalk:
                     values[block][selected, :, : here + 1],
                     mask,
                 )
-            chosen, margins = self._two_best(self.decoder.logits(hidden))
+            chosen, margins = _best(self.decoder.logits(hidden))
             for row, ids, margin in zip(rows, chosen, margins, strict=True):
                 if not row.is_done:
                     self._append(row, ids[0], margin[0])
@@ -399,6 +380,12 @@ class CandidateWalk:
     def _poll(self) -> None:
         if self.should_stop is not None and self.should_stop():
             raise Stopped('stopped before the answers were complete')
+
+
+def _best(logits: Tensor) -> tuple[list[list[int]], list[list[float]]]:
+    """Return the best tokens of logits (R, T, V), and their `tie_margins`."""
+    best, ids = logits.float().topk(2, dim=-1)
+    return ids[..., 0].tolist(), tie_margins(logits, best).tolist()
 
 
 def _num_groups(candidates: Sequence[Candidate]) -> int:

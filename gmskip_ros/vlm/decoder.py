@@ -86,6 +86,17 @@ class KeyValueStore:
         self.num_columns += num_tokens
         return positions
 
+    def drop_newest(self, num_tokens: int) -> None:
+        """Forget the newest `num_tokens` columns, as if they had never been processed."""
+        kept = self.num_columns - num_tokens
+        num_real = self.is_real[:, kept : self.num_columns].sum(dim=1, keepdim=True)
+        self.next_position = self.next_position - num_real
+        self.num_columns = kept
+        for block, (which, first) in enumerate(self.stored):
+            # Fewer than that where the block did not store the newest columns anyway.
+            num_columns = len(self.columns(which, first))
+            self.num_stored[block] = min(self.num_stored[block], num_columns)
+
     def columns(self, which: str, first: int) -> Sequence[int]:
         """Return the columns so far, from `first` on, that hold such tokens in some row."""
         columns = range(first, self.num_columns)

@@ -75,10 +75,14 @@ class Engine(Protocol):
         skip: SkipSet | Iterable[int] = (),
         max_new_tokens: int = 16,
         *,
+        draft: Sequence[int] = (),
         first_token_ids: Sequence[int] = (),
         should_stop: Callable[[], bool] | None = None,
     ) -> Answer:
-        """Return the greedy answer with the blocks of `skip` skipped."""
+        """Return the greedy answer with the blocks of `skip` skipped.
+
+        `draft`: token ids of a guess of the answer; a good one saves time, none changes the answer.
+        """
 
     def token_ids(self, text: str) -> tuple[int, ...]:
         """Return the tokens of a text alone."""

@@ -163,6 +163,7 @@ class Vlm:
         skip: SkipSet | Iterable[int] = (),
         max_new_tokens: int = 16,
         *,
+        draft: Sequence[int] = (),
         forced_length: int | None = None,
         first_token_ids: Sequence[int] = (),
         should_stop: Callable[[], bool] | None = None,
@@ -171,24 +172,26 @@ class Vlm:
         """Return the greedy answer to `prompt` about one image, with the blocks of `skip` skipped.
 
         It ends at the end-of-sequence token or after max_new_tokens; with forced_length, after
-        exactly that many tokens (for fair timing). `first_token_ids`: tokens whose probabilities as
-        the first one are wanted (Answer.first_probabilities). `should_stop` is polled before every
-        block of every token. Raises SkipSetError, ImageError, PromptError, NonFiniteLogitsError,
-        VlmOutOfMemoryError, Stopped.
+        exactly that many tokens (for fair timing). `draft`: token ids of a guess of the answer,
+        such as another branch's answer, verified in one pass as far as the model agrees: a good one
+        saves time, none changes the answer (probabilities and logits up to rounding).
+        `first_token_ids`: tokens whose probabilities as the first one are wanted
+        (Answer.first_probabilities). `should_stop` is polled before every block of every pass.
+        Raises SkipSetError, ImageError, PromptError, NonFiniteLogitsError, VlmOutOfMemoryError,
+        Stopped, VlmError for an unknown token.
         """
-        return self.answer_batch(
+        return self._answers(
             [image_or_features],
             [prompt],
             skip,
             max_new_tokens,
-            forced_length=forced_length,
-            first_token_ids=first_token_ids,
-            should_stop=should_stop,
-            return_logits=return_logits,
+            forced_length,
+            first_token_ids,
+            should_stop,
+            return_logits,
+            draft,
         )[0]
 
-    @_names_out_of_memory
-    @torch.inference_mode()
     def answer_batch(
         self,
         images_or_features: Sequence[np.ndarray | ImageFeatures],
@@ -205,7 +208,34 @@ class Vlm:
 
         Prefill and decode times are those of the whole batch. Errors are those of `answer`.
         """
+        return self._answers(
+            images_or_features,
+            prompts,
+            skip,
+            max_new_tokens,
+            forced_length,
+            first_token_ids,
+            should_stop,
+            return_logits,
+        )
+
+    @_names_out_of_memory
+    @torch.inference_mode()
+    def _answers(
+        self,
+        images_or_features: Sequence[np.ndarray | ImageFeatures],
+        prompts: Sequence[str],
+        skip: SkipSet | Iterable[int],
+        max_new_tokens: int,
+        forced_length: int | None,
+        first_token_ids: Sequence[int],
+        should_stop: Callable[[], bool] | None,
+        return_logits: bool,
+        draft: Sequence[int] = (),
+    ) -> list[Answer]:
+        """Return the answers of `answer_batch`; `draft` goes with a single pair."""
         skip_set = self._checked(skip)
+        self._check_token_ids('the draft', [draft])
         length = _check_length('max_new_tokens', max_new_tokens)
         if forced_length is not None:
             length = _check_length('forced_length', forced_length)
@@ -231,6 +261,7 @@ class Vlm:
             first_token_ids=first_token_ids,
             should_stop=should_stop,
             keep_logits=return_logits,
+            draft=[int(token) for token in draft],
         )
         texts = [self.tokenizer.decode(ids) for ids in generated.token_ids]
         done_ms = self._clock_ms()
@@ -553,9 +584,9 @@ class Vlm:
     def _check_token_ids(self, what: str, rows: Sequence[Sequence[int]]) -> None:
         num_tokens = self.decoder.embed_tokens.weight.shape[0]
         for token in (token for row in rows for token in row):
-            if not 0 <= token < num_tokens:
+            if not 0 <= _whole_number(token) < num_tokens:
                 raise VlmError(
-                    f'{what} contains token {token}: {self.name} knows 0 to {num_tokens - 1}'
+                    f'{what} contains token {token!r}: {self.name} knows 0 to {num_tokens - 1}'
                 )
 
     def _clock_ms(self) -> float:
@@ -581,11 +612,16 @@ def _check_same_length(**lists: Sequence[Any]) -> None:
 
 
 def _check_length(name: str, value: int, unit: str = 'tokens') -> int:
-    try:
-        # NumPy's integers are accepted, floats and strings refused; True is a slip.
-        length = 0 if isinstance(value, (bool, np.bool_)) else operator.index(value)
-    except TypeError:
-        length = 0
+    length = _whole_number(value)
     if length < 1:
         raise VlmError(f'{name} is {value!r}: give a whole number of {unit}, 1 or more')
     return length
+
+
+def _whole_number(value: Any) -> int:
+    """Return the value as an int, -1 if it is not a whole number."""
+    try:
+        # NumPy's integers are accepted, floats and strings refused; True is a slip.
+        return -1 if isinstance(value, (bool, np.bool_)) else operator.index(value)
+    except TypeError:
+        return -1

@@ -28,7 +28,7 @@ from gmskip_ros.vlm import (
     VlmOutOfMemoryError,
     load_vlm,
 )
-from gmskip_ros.vlm.candidates import NEAR_TIE
+from gmskip_ros.vlm.generation import NEAR_TIE
 
 NUM_BLOCKS = 5
 STEPS = 6
@@ -477,8 +477,8 @@ def test_a_batch_that_moves_logits_changes_no_answer(make_folder, monkeypatch, d
         return all(same)
 
     assert all_same()
-    monkeypatch.setattr('gmskip_ros.vlm.candidates.NEAR_TIE', 0.0)
-    monkeypatch.setattr('gmskip_ros.vlm.candidates.NEAR_TIE_ULPS', 0)
+    monkeypatch.setattr('gmskip_ros.vlm.generation.NEAR_TIE', 0.0)
+    monkeypatch.setattr('gmskip_ros.vlm.generation.NEAR_TIE_ULPS', 0)
     assert not all_same(), 'the noise changes nothing: the test is blind'
 
 
