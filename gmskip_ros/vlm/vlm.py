@@ -1,7 +1,8 @@
 """One loaded checkpoint that answers with any set of decoder blocks skipped.
 
-Vision tower, projector, image packing, image processor and tokenizer are Hugging Face's; the
-language decoder is run by `decoder.py`, block by block. All branches share one copy of the weights.
+Vision tower, projector, image packing and tokenizer are Hugging Face's, and so is the image
+processor unless `preprocessing.py` gives the same values faster; the language decoder is run by
+`decoder.py`, block by block. All branches share one copy of the weights.
 """
 
 from __future__ import annotations
