@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -154,6 +154,27 @@ def plan_frame(
         plans.append(TaskPlan(task, skip_set, blocks, str(operating_point), first))
     ordered = tuple(branch for branch in BRANCHES if branch in branches)
     return FramePlan(tuple(plans), ordered, tuple(warnings), caption_agreement)
+
+
+def plan_at(
+    plan: FramePlan, skip_lists: Mapping[str, SkipList], points: Sequence[str | int]
+) -> FramePlan:
+    """Return the plan with an operating point per task in place of one for all.
+
+    A task without a skip list stays as it is. Raises SkipListError as `plan_frame` does.
+    """
+    tasks = []
+    for task_plan, point in zip(plan.tasks, points, strict=True):
+        skip_list = skip_lists.get(task_plan.task.name)
+        if skip_list is not None:
+            task_plan = replace(
+                task_plan,
+                skip_set=skip_list.skip_set_at(point),
+                removed_blocks=skip_list.blocks_at(point),
+                operating_point=str(point),
+            )
+        tasks.append(task_plan)
+    return replace(plan, tasks=tuple(tasks))
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ class Settings:
     input_reliability: str
     skip_list: Mapping[str, str]  # by task; '' = none
     operating_point: str | int
+    latency_budget_ms: float  # of the skip branch's whole frame; 0 = none
     prompt: Mapping[str, str]  # by task
     labels: tuple[str, ...]
     match: str

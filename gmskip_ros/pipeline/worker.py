@@ -11,6 +11,14 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
+from gmskip_ros.pipeline.budget import (
+    FrameTimes,
+    Ladder,
+    LatencyBudget,
+    Rung,
+    TaskTimes,
+    make_ladder,
+)
 from gmskip_ros.pipeline.gate import Frame, FrameSlot
 from gmskip_ros.pipeline.health import OK, Health, Report
 from gmskip_ros.pipeline.parameters import AUTO
@@ -20,6 +28,7 @@ from gmskip_ros.pipeline.pipeline import (
     Comparison,
     FramePipeline,
     FramePlan,
+    plan_at,
     plan_frame,
 )
 from gmskip_ros.pipeline.question import Question, Questions, plan_question, refusal_of_text
@@ -141,7 +150,10 @@ class InferenceWorker:
         self.health = Health(time.monotonic(), first.start_enabled)
         self.plan: FramePlan | None = None  # the one in use; None until the model is loaded
         self.engine: Engine | None = None
+        self.budget = LatencyBudget()
         self._planned: Settings | None = None  # the settings that self.plan was made from
+        self._planned_rung: Rung | None = None  # what the budget made of them
+        self._was_paused = False  # since the last frame
         self._lock = threading.Lock()  # guards the next four, which several threads use
         self._enabled = first.start_enabled
         self._running = False
@@ -273,6 +285,7 @@ class InferenceWorker:
                 self._logged.clear()  # log the same reason again if it fails in the same way
                 self.health.set_phase('running' if self._running else 'loading', time.monotonic())
             self.health.set_enabled(enabled, time.monotonic())
+            self._was_paused = True
             self._update_slot()
         self.slot.wake()
         if not enabled:
@@ -382,7 +395,7 @@ class InferenceWorker:
     def _drop_model(self) -> None:
         """Forget all that holds the model, and give its memory back but for the CUDA context."""
         with self._lock:  # not while `engine_facts` looks at it: it would outlive release_memory
-            self.engine = self.plan = self._planned = None
+            self.engine = self.plan = self._planned = self._planned_rung = None
         self._publishing_error = None  # its traceback
         release_memory()
 
@@ -462,8 +475,9 @@ class InferenceWorker:
 
     def _pipeline(self, settings: Settings) -> FramePipeline:
         assert self.engine is not None
-        if self.plan is None or settings is not self._planned:
-            self.plan = plan_frame(
+        plan = self.plan
+        if plan is None or settings is not self._planned:
+            plan = plan_frame(
                 self.engine,
                 settings.make_tasks(),
                 self._skip_lists,
@@ -471,9 +485,29 @@ class InferenceWorker:
                 settings.branches,
                 settings.caption_agreement,
             )
-            self._planned = settings
-            self._warn_once(self.plan.warnings)
-        return FramePipeline(self.engine, self.plan)
+            self._planned, self._planned_rung = settings, None
+            self._warn_once(plan.warnings)
+            self.budget.use(settings.latency_budget_ms, self._ladder(settings))
+        if self._was_paused:
+            self._was_paused = False
+            self.budget.restart()
+        rung = self.budget.rung
+        if rung is not self._planned_rung and rung is not None:
+            plan = plan_at(plan, self._skip_lists, rung.points)
+            self._planned_rung = rung
+        self.plan = plan
+        return FramePipeline(self.engine, plan)
+
+    def _ladder(self, settings: Settings) -> Ladder | None:
+        """Return the choices of the latency budget; None without one."""
+        assert self.engine is not None
+        if not settings.latency_budget_ms:
+            return None
+        if 'skip' not in settings.branches:
+            self._warn_once(['latency_budget_ms has no effect: branches lacks skip'])
+            return None
+        skip_lists = [self._skip_lists.get(task) for task in settings.tasks]
+        return make_ladder(skip_lists, settings.operating_point, self.engine.num_blocks)
 
     def _warn_once(self, warnings: Iterable[str]) -> None:
         for warning in warnings:
@@ -602,6 +636,8 @@ class InferenceWorker:
         rgb = self._decode(frame)
         pipeline = self._pipeline(settings)
         for result in self._run(pipeline, rgb, settings, lambda: self.slot.holds(frame)):
+            if isinstance(result, BranchResult) and result.branch == 'skip':
+                self._note_times(result, (time.monotonic() - start_s) * 1e3)
             yield result
             if isinstance(result, Comparison):
                 comparison = result
@@ -622,6 +658,32 @@ class InferenceWorker:
             overload = f'a frame takes {elapsed_ms:.0f} ms of the {period_ms:.0f} ms it has'
         outcome = 'full_dropped' if gave_way else 'answered'
         self.health.frame_done(outcome, time.monotonic(), overload)
+
+    def _note_times(self, skip: BranchResult, total_ms: float) -> None:
+        """Let the latency budget choose for the next frame; log what it changes."""
+        before = self.budget.rung
+        tasks = tuple(
+            TaskTimes(
+                task.answer.timing.prefill_ms,
+                task.answer.timing.decode_ms,
+                len(task.answer.token_ids),
+            )
+            for task in skip.tasks
+        )
+        self.budget.note(FrameTimes(total_ms, tasks))
+        rung = self.budget.rung
+        if rung is None or rung is before:
+            return
+        points = ', '.join(
+            f'{task.task} {point}' for task, point in zip(skip.tasks, rung.points, strict=True)
+        )
+        limit_ms = self.budget.limit_ms
+        if self.budget.is_unmet:
+            self._warn_once([f'nothing fits latency_budget_ms {limit_ms:g}: {points}'])
+        self._log.info(
+            f'latency_budget_ms {limit_ms:g}: {points}; '
+            f'{self.budget.expected_ms:.0f} ms are expected'
+        )
 
     def _log_view(self, rgb: np.ndarray, result: BranchResult) -> None:
         """Log what the model sees of frames of this size, when the first one is answered."""

@@ -378,6 +378,7 @@ class DualVlmNode(Node):
             'memory_mib': resident_mib(),
         }
         facts.update(self._worker.questions.facts())
+        facts.update(self._worker.budget.facts())
         if self._num_lost is not None:
             facts['message_lost'] = self._num_lost
         return facts

@@ -85,9 +85,8 @@ def test_the_schema_says_which_parameters_can_be_changed_at_run_time() -> None:
         assert ('Read-only.' in description) == spec.read_only, name
         assert ('May be changed at run time.' in description) != spec.read_only, name
     changeable = {name for name, spec in SPECS.items() if not spec.read_only}
-    assert changeable == {'rate_hz', 'operating_point', 'caption_agreement'} | {
-        f'prompt.{task}' for task in TASK_NAMES
-    }
+    own = {'rate_hz', 'operating_point', 'latency_budget_ms', 'caption_agreement'}
+    assert changeable == own | {f'prompt.{task}' for task in TASK_NAMES}
 
 
 GOOD = [
@@ -99,6 +98,8 @@ GOOD = [
     ('operating_point', 'high_sparsity'),
     ('operating_point', '3'),
     ('operating_point', 0),
+    ('latency_budget_ms', 0),
+    ('latency_budget_ms', 62.5),
     ('tasks', ['captioning']),
     ('branches', ['full']),
     ('device', 'cuda:1'),
@@ -120,6 +121,9 @@ BAD = [
     ('operating_point', 1.5),
     ('operating_point', True),
     pytest.param('operating_point', '9' * 5000, id='operating_point-endless'),
+    ('latency_budget_ms', -1.0),
+    ('latency_budget_ms', True),
+    ('latency_budget_ms', 'fast'),
     ('tasks', []),
     ('tasks', ['walking']),
     ('tasks', ['captioning', 'captioning']),
