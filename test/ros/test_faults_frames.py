@@ -375,6 +375,7 @@ def test_subscriber_that_hangs(probe: FaultProbe, reader: RosProcess) -> None:
         pytest.param('rate_hz', 'fast', ["'fast'", 'not a number'], id='wrong_type'),
         pytest.param('rate_hz', 1e9, ['1000000000.0', 'Min: 0.01, Max: 60.0'], id='out_of_range'),
         pytest.param('operating_point', 31, ['31', '0..26'], id='operating_point'),
+        pytest.param('latency_budget_ms', -1.0, ['-1.0', 'Min: 0.0'], id='latency_budget'),
         pytest.param('model', 'other', ['read-only', 'model'], id='read_only'),
         pytest.param('rate', 2.0, ['undeclared'], id='unknown_name'),
     ],
@@ -388,6 +389,27 @@ def test_bad_change_at_run_time(probe: FaultProbe, name: str, value: Any, words:
     health = probe.wait_for_state('ready')
     assert float(health['rate_hz']) == 1.0
     assert health['operating_point.single_object'] == 'high_performance'
+
+
+def test_budget_that_nothing_fits(probe: FaultProbe) -> None:
+    before, results = probe.health(), len(probe.on('output/skip/result'))
+    assert (before['latency_budget_ms'], before['over_budget']) == ('0.000', '0')
+    assert probe.set_parameter('latency_budget_ms', 0.01).successful
+    for _ in range(8):
+        answer_to(probe, frame(probe))
+    values = [keys(result.status[0]) for result in probe.on('output/skip/result')[results:]]
+    points = [each['operating_point'] for each in values]
+    assert points == ['20'] * 7 + ['high_sparsity']  # the only prefix up to the operating point
+    assert len(values[-1]['skipped_blocks'].split(',')) == 26
+    health = probe.wait_for_state('ready')
+    assert (health['latency_budget_ms'], health['over_budget']) == ('0.010', '8')
+    assert health['budget_unmet'] == '1' and float(health['budget_expected_ms']) > 0.01
+    assert health['operating_point.single_object'] == 'high_sparsity'
+    assert health['skipped_blocks.single_object'] == '26'
+    probe.process.wait_for_output('nothing fits latency_budget_ms')
+    assert probe.set_parameter('latency_budget_ms', 0.0).successful
+    probe.check_answered()
+    assert probe.health()['operating_point.single_object'] == 'high_performance'
 
 
 def test_prompt_longer_than_the_context(probe: FaultProbe) -> None:
