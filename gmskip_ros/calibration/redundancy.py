@@ -18,14 +18,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gmskip_ros.calibration import run
 from gmskip_ros.calibration.answering import Answerer
+from gmskip_ros.calibration.baseline import baselines
 from gmskip_ros.calibration.checkpoint import CheckpointFile
 from gmskip_ros.calibration.data import choose_calibration_samples, in_view, load_data
 from gmskip_ros.calibration.distributed import Ranks
 from gmskip_ros.calibration.errors import CalibrationError
 from gmskip_ros.calibration.methods.registry import get_method
 from gmskip_ros.calibration.objective import choose_metrics, make_objective
-from gmskip_ros.calibration.probing import Sample, angular_distance, values_per_sample
+from gmskip_ros.calibration.probing import (
+    Sample,
+    angular_distance,
+    cosine_distance,
+    values_per_sample,
+)
 from gmskip_ros.calibration.run import fingerprint, load_checkpoint, resumed_scorer
 from gmskip_ros.calibration.scoring import Scorer, chunks
 from gmskip_ros.calibration.settings import CalibrationSettings, Listener
@@ -46,8 +53,16 @@ STATE_MEASURES = tuple(
     f'{name}_{tokens}' for name in ('cosine', 'angle', 'norm_ratio') for tokens in TOKENS
 )
 CHEAP_MEASURES = (*STATE_MEASURES, 'visual_attention', 'depth')
-TARGETS = ('kl', 'score_change')  # what skipping a block really does
-BOOTSTRAP = 1000  # resamples of the images
+# What skipping a block really does, and to what.
+TARGETS = {
+    'kl': ('next-token KL', 'next token'),
+    'score_change': ("change of the task's score", "task's score"),
+}
+DRAWS = 1000  # bootstrap resamples, and permutations
+MOST_CONSTANT = 0.05  # no interval where more of the draws have only equal values
+SIGNIFICANT = 0.05  # p, corrected for the number of measures, up to which the summary claims
+LEAST_CHANGING = 5  # blocks that must change a target before the summary says what predicts it
+LEAST_KL = 1e-9  # nats; below it, rounding
 SAME_TOKENS = 0.99  # of the answers, where image tokens no longer matter
 
 
@@ -61,6 +76,18 @@ class _Table:
 
     blocks: Mapping[str, np.ndarray]
     image: Mapping[str, np.ndarray]
+
+
+def check(dataset: Dataset, settings: CalibrationSettings) -> None:
+    """Raise what `measure_redundancy` raises for settings and a dataset that do not go together.
+
+    This needs no model and little time.
+    """
+    if settings.task == JOINT:
+        raise CalibrationError(
+            'redundancy is measured for one task at a time: give a single --task, not joint'
+        )
+    run.check(dataset, settings)
 
 
 def measure_redundancy(
@@ -80,10 +107,7 @@ def measure_redundancy(
     TaskError, VlmError; the state is saved.
     """
     ranks, listener = ranks or Ranks(), listener or Listener()
-    if settings.task == JOINT:
-        raise CalibrationError(
-            'redundancy is measured for one task at a time: give a single --task'
-        )
+    check(dataset, settings)
     dataset = in_view(vlm, dataset, ranks, listener)
     samples, _ = choose_calibration_samples(dataset, settings, None)
     data = load_data(vlm, dataset, settings, samples, [], ranks, listener, should_stop)
@@ -105,8 +129,10 @@ def measure_redundancy(
     scorer = resumed_scorer(objective, answerer, settings.search, checkpoint, file, listener)
     try:
         scorer.score_full()
+        if ranks.rank == 0:
+            listener.full_score(float(scorer.full_score))
         changes = _score_changes(scorer)
-        table = _table(scorer, listener)
+        table = _table(scorer)
     except Exception:  # not KeyboardInterrupt, which may come between two changes of the state
         scorer.on_save(scorer.state, True)
         raise
@@ -133,24 +159,32 @@ def measure_redundancy(
         },
         'unreadable': list(data.unreadable),
         'full_score': float(scorer.full_score),
+        'baselines': baselines(data.questions, metrics, scorer.full_scores),
         **record,
     }
 
 
 def _score_changes(scorer: Scorer) -> np.ndarray:
-    """Return what skipping each block adds to the score, per item: (items, blocks)."""
+    """Return what skipping each block adds to the score, per question: (questions, blocks).
+
+    The mean over the questions is the change of the score. Questions come in their order, so the
+    first ones are the samples; a score may also count images without the target.
+    """
     blocks = range(scorer.num_blocks)
     for chunk in chunks(range(scorer.num_items)):
         scorer.answer_items(blocks, chunk, lambda: scorer.report(blocks, None, None))
-    full = np.array([float(answer.contribution) for answer in scorer.state.full])
-    without = np.array(
-        [[float(answer.contribution) for answer in scorer.answers_of(block)] for block in blocks]
-    )
-    per_item = scorer.num_items / scorer.objective.parts[0].denominator
-    return (without - full).T * per_item
+    (part,) = scorer.objective.parts
+    num_questions = 1 + max(item.question for item in part.items)
+    changes = np.zeros((num_questions, scorer.num_blocks))
+    for block in blocks:
+        for item, full, without in zip(
+            part.items, scorer.state.full, scorer.answers_of(block), strict=True
+        ):
+            changes[item.question, block] += float(without.contribution - full.contribution)
+    return changes * num_questions / part.denominator
 
 
-def _table(scorer: Scorer, listener: Listener) -> _Table:
+def _table(scorer: Scorer) -> _Table:
     num_blocks = scorer.num_blocks
     rows = values_per_sample(scorer, 'redundancy', lambda sample: _measure(sample, num_blocks))
     values = np.array(rows, dtype=float)  # (samples, columns)
@@ -172,15 +206,16 @@ def _measure(sample: Sample, num_blocks: int) -> list[float]:
     of_blocks = [_of_block(sample, states) for states in sample.block_states(attention=True)]
     figures = [value for column in zip(*of_blocks, strict=True) for value in column]
     full = _log_probabilities(sample, SkipSet())
-    alone = [SkipSet.of([block]) for block in range(num_blocks)]
-    figures += [_divergence(full, _log_probabilities(sample, skip)) for skip in alone]
+    for block in range(num_blocks):
+        figures.append(_divergence(full, _log_probabilities(sample, SkipSet.of([block]))))
     for image_kv in ('input', 'none'):
-        found = [
-            _log_probabilities(sample, SkipSet(image=range(first, num_blocks), image_kv=image_kv))
-            for first in range(num_blocks + 1)
-        ]
-        figures += [_divergence(full, each) for each in found]
-        figures += [_same_tokens(full, each) for each in found]
+        divergences, same = [], []
+        for first in range(num_blocks + 1):
+            skip = SkipSet(image=range(first, num_blocks), image_kv=image_kv)
+            found = _log_probabilities(sample, skip)
+            divergences.append(_divergence(full, found))
+            same.append(_same_tokens(full, found))
+        figures += [*divergences, *same]
     return figures
 
 
@@ -195,7 +230,7 @@ def _of_block(sample: Sample, states: BlockStates) -> list[float]:
     cosines, angles, ratios = [], [], []
     for chosen in kinds:
         one, other = states.entering[chosen].float(), states.leaving[chosen].float()
-        cosines.append(_mean(torch.cosine_similarity(one, other, dim=-1)))
+        cosines.append(1 - _mean(cosine_distance(one, other)))
         angles.append(_mean(angular_distance(one, other)))
         ratios.append(_mean(other.norm(dim=-1) / one.norm(dim=-1).clamp(min=1e-30)))
     attention = states.image_attention
@@ -209,12 +244,17 @@ def _mean(values: Tensor) -> float:
 
 
 def _log_probabilities(sample: Sample, skip: SkipSet) -> Tensor:
-    """Return log P of the next token before each token of the full answer: (tokens, V)."""
-    answerer = sample.answerer
+    """Return log P of the next token at each step of the full answer: (steps, V).
+
+    The steps are those before its tokens and, if it is complete, the one that ends it.
+    """
+    answerer, token_ids = sample.answerer, sample.token_ids
+    if sample.num_decoded == len(token_ids):  # complete; which token ends it does not matter here
+        token_ids = (*token_ids, 0)
     (logits,) = answerer.vlm.continuation_logits(
         [sample.features],
         [sample.prompt],
-        [sample.token_ids],
+        [token_ids],
         skip,
         should_stop=answerer.should_stop,
     )
@@ -222,12 +262,12 @@ def _log_probabilities(sample: Sample, skip: SkipSet) -> Tensor:
 
 
 def _divergence(full: Tensor, other: Tensor) -> float:
-    """Return the mean KL(full || other) in nats over the answer's tokens; NaN for no token."""
+    """Return the mean KL(full || other) in nats over the answer's steps."""
     return _mean((full.exp() * (full - other)).sum(dim=-1))
 
 
 def _same_tokens(full: Tensor, other: Tensor) -> float:
-    """Return the share of positions whose likeliest token is the same; NaN for no token."""
+    """Return the share of the answer's steps whose likeliest token is the same."""
     return _mean((full.argmax(dim=-1) == other.argmax(dim=-1)).float())
 
 
@@ -237,9 +277,13 @@ def _figures(table: _Table, changes: np.ndarray, seed: int) -> dict[str, Any]:
     means = {name: _column_means(values) for name, values in table.blocks.items()}
     means['score_change'] = changes.mean(axis=0)
     image = {name: _column_means(values) for name, values in table.image.items()}
-    correlations = _correlations(table, changes, seed)
+    correlations = rank_correlations(table.blocks, changes, seed)
     no_matter = {
         policy: _first_block_without(image[f'same_{policy}']) for policy in ('frozen', 'unseen')
+    }
+    num_changing = {
+        'kl': int(np.count_nonzero(np.abs(means['kl']) > LEAST_KL)),
+        'score_change': int(np.count_nonzero(changes.any(axis=0))),
     }
     return {
         'blocks': [
@@ -252,48 +296,76 @@ def _figures(table: _Table, changes: np.ndarray, seed: int) -> dict[str, Any]:
         ],
         'correlations': correlations,
         'image_tokens_no_longer_matter_from': no_matter,
-        'summary': summary(correlations, no_matter, num_blocks),
+        'blocks_that_change': num_changing,
+        'summary': summary(correlations, no_matter, num_changing, num_blocks),
     }
 
 
-def _correlations(table: _Table, changes: np.ndarray, seed: int) -> list[dict[str, Any]]:
+def rank_correlations(
+    measured: Mapping[str, np.ndarray], changes: np.ndarray, seed: int = 0
+) -> list[dict[str, Any]]:
     """Return Spearman's rank correlation of every cheap measure with every target, over blocks.
 
-    All are turned so that more means more skippable: 1 = the measure names the same order. The
-    intervals (95 %) are percentiles over resampled images.
+    measured: (samples, blocks) of each measure but depth, and of the KL divergence; NaN where there
+    is no token. changes: of the score, (questions, blocks), the samples first.
+
+    All are turned so that more means more skippable: 1 = the measure names the same order.
+    interval (95 %): percentiles over resampled images and blocks; None where more than
+    MOST_CONSTANT of the draws have nothing to order. p: how often the best of all measures
+    correlates as well with a permuted target (Westfall and Young's maxT).
     """
-    num_samples, num_blocks = len(table.blocks['kl']), changes.shape[1]
+    num_samples, num_blocks = len(measured['kl']), changes.shape[1]
+    num_questions = len(changes)
     rng = np.random.default_rng(seed)
-    draws = rng.multinomial(num_samples, [1 / num_samples] * num_samples, size=BOOTSTRAP)
-    # Row 0 is the samples as they are.
-    weights = np.vstack([np.ones(num_samples), draws])
+    draws = rng.multinomial(num_questions, [1 / num_questions] * num_questions, size=DRAWS)
+    # Row 0 is the images as they are; a draw of them needs at least one sample.
+    weights = np.vstack([np.ones(num_questions), draws[draws[:, :num_samples].any(axis=1)]])
     ranked = {
-        name: _skippability(name, _weighted_means(weights, values))
-        for name, values in table.blocks.items()
+        name: _skippability(name, _weighted_means(weights[:, :num_samples], values))
+        for name, values in measured.items()
     }
     ranked['depth'] = np.tile(np.arange(num_blocks, dtype=float), (len(weights), 1))
-    # A score may have items of several weights per question; its first ones are the questions.
-    ranked['score_change'] = _weighted_means(_item_weights(weights, len(changes)), changes)
+    ranked['score_change'] = _weighted_means(weights, changes)
+    chosen = rng.integers(num_blocks, size=(len(weights), num_blocks))
+    resampled = {
+        name: np.take_along_axis(values, chosen, axis=1)[1:] for name, values in ranked.items()
+    }
+    orders = rng.permuted(np.tile(np.arange(num_blocks), (DRAWS, 1)), axis=1)
     found = []
-    for measure in CHEAP_MEASURES:
-        for target in TARGETS:
-            values = _spearman(ranked[measure], ranked[target])
-            known = values[1:][np.isfinite(values[1:])]
-            low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (np.nan, np.nan)
+    for target in TARGETS:
+        observed = {
+            measure: _spearman(ranked[measure][:1], ranked[target][:1])[0]
+            for measure in CHEAP_MEASURES
+        }
+        permuted = np.vstack(
+            [
+                _spearman(np.tile(ranked[measure][0], (DRAWS, 1)), ranked[target][0][orders])
+                for measure in CHEAP_MEASURES
+            ]
+        )
+        best = np.nanmax(np.where(np.isfinite(permuted), permuted, -1.0), axis=0)
+        for measure in CHEAP_MEASURES:
+            value = observed[measure]
+            p = None
+            if np.isfinite(value):
+                p = float((1 + np.count_nonzero(best >= value - 1e-12)) / (1 + DRAWS))
             found.append(
                 {
                     'measure': measure,
                     'target': target,
-                    'spearman': _plain(values[0]),
-                    'interval': None if not len(known) else [float(low), float(high)],
+                    'spearman': _plain(value),
+                    'interval': _interval(_spearman(resampled[measure], resampled[target])),
+                    'p': p,
                 }
             )
     return found
 
 
-def _item_weights(weights: np.ndarray, num_items: int) -> np.ndarray:
-    """Return the weights of items, which repeat the samples: (B, items)."""
-    return np.tile(weights, (1, -(-num_items // weights.shape[1])))[:, :num_items]
+def _interval(values: np.ndarray) -> list[float] | None:
+    known = values[np.isfinite(values)]
+    if not len(values) or len(known) < (1 - MOST_CONSTANT) * len(values):
+        return None
+    return [float(value) for value in np.percentile(known, [2.5, 97.5])]
 
 
 def _skippability(measure: str, means: np.ndarray) -> np.ndarray:
@@ -334,7 +406,8 @@ def _spearman(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 def _first_block_without(same: np.ndarray) -> int | None:
     """Return the first block from which on image tokens no longer matter; None if they always do.
 
-    That is: nearly all tokens of the answers stay the same from there, and from each later block.
+    That is: given the full answer so far, nearly all next tokens stay the likeliest from there,
+    and from each later block.
     """
     if not np.isfinite(same).all():
         return None
@@ -347,33 +420,23 @@ def _first_block_without(same: np.ndarray) -> int | None:
 def summary(
     correlations: Sequence[Mapping[str, Any]],
     no_matter: Mapping[str, int | None],
+    num_changing: Mapping[str, int],
     num_blocks: int,
 ) -> list[str]:
-    """Return what the figures say, a plain sentence each."""
-    lines = []
-    for target, what in (('kl', 'next-token KL'), ('score_change', "change of the task's score")):
-        known = [
-            each
-            for each in correlations
-            if each['target'] == target and each['spearman'] is not None
-        ]
-        if not known:
-            lines.append(f'The {what} of the blocks does not differ, so nothing predicts it.')
-            continue
-        best = max(known, key=lambda each: each['spearman'])
-        low, high = best['interval'] or (None, None)
-        name = best['measure'].replace('_', ' ')
-        if low is None or low <= 0:
-            lines.append(
-                f'No cheap measure reliably predicts the {what} when one block is skipped: the '
-                f'best, {name}, has a rank correlation of {best["spearman"]:.2f}, and its interval '
-                'includes 0.'
-            )
-        else:
-            lines.append(
-                f'The {what} when one block is skipped is best predicted by {name}: rank '
-                f'correlation {best["spearman"]:.2f} (95 % interval {low:.2f} to {high:.2f}).'
-            )
+    """Return what the figures say, a plain sentence each.
+
+    num_changing: how many blocks, skipped alone, change each of the TARGETS.
+    """
+    lines = [
+        _prediction(
+            what,
+            to_what,
+            [each for each in correlations if each['target'] == target],
+            num_changing[target],
+            num_blocks,
+        )
+        for target, (what, to_what) in TARGETS.items()
+    ]
     for policy, what in (
         ('frozen', 'no longer need to be processed'),
         ('unseen', 'no longer need to be seen'),
@@ -383,10 +446,44 @@ def summary(
             lines.append(f'There is no block from which on image tokens {what}.')
         else:
             lines.append(
-                f'From block {first} of {num_blocks} on, image tokens {what}: at least '
-                f'{100 * SAME_TOKENS:g} % of the tokens of the answers stay the same.'
+                f'From block {first} of {num_blocks} on, image tokens {what}: given the full '
+                f"model's answer so far, its next token stays the likeliest in at least "
+                f'{100 * SAME_TOKENS:g} % of the steps.'
             )
     return lines
+
+
+def _prediction(
+    what: str,
+    to_what: str,
+    of_target: Sequence[Mapping[str, Any]],
+    num_changing: int,
+    num_blocks: int,
+) -> str:
+    """Return a sentence on what predicts a target; no claim that chance could explain."""
+    known = [each for each in of_target if each['spearman'] is not None]
+    if num_changing < LEAST_CHANGING or not known:
+        return (
+            f'Skipped alone, {num_changing} of {num_blocks} blocks make a difference to the '
+            f'{to_what} on these images: too few to say what predicts it.'
+        )
+    best = max(known, key=lambda each: each['spearman'])
+    value = best['spearman']
+    names = ' and '.join(
+        each['measure'].replace('_', ' ')
+        for each in known
+        if round(each['spearman'], 2) == round(value, 2)
+    )
+    if best['p'] > SIGNIFICANT:
+        return (
+            f'No cheap measure reliably predicts the {what} when one block is skipped: the best, '
+            f'{names}, has a rank correlation of {value:.2f}, which chance explains (p = '
+            f'{best["p"]:.2f}, corrected for {len(known)} measures).'
+        )
+    return (
+        f'The {what} when one block is skipped is best predicted by {names}: rank correlation '
+        f'{value:.2f} (p = {best["p"]:.3f}, corrected for {len(known)} measures).'
+    )
 
 
 def _plain(value: Any) -> float | None:

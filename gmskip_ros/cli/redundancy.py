@@ -51,8 +51,7 @@ def measure_and_report(
     args: argparse.Namespace, settings: CalibrationSettings, run: LongRun
 ) -> None:
     """Open the data, load the model, measure, and write and print the figures."""
-    from gmskip_ros.calibration.redundancy import measure_redundancy
-    from gmskip_ros.calibration.run import check
+    from gmskip_ros.calibration.redundancy import check, measure_redundancy
     from gmskip_ros.datasets import open_dataset
 
     dataset = open_dataset(args.dataset, split=args.split, captions=args.captions)

@@ -51,6 +51,8 @@ def _measured(result: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any
             (' on the calibration images', result.get('baselines'), calibration),
             (' on the test images', result.get('test_baselines'), full.get('test')),
         ]
+    elif 'full_score' in result:
+        found = [('', result['baselines'], {'score': result['full_score']})]
     else:
         found = [('', result.get('baselines'), result['rows'][0]['evaluation'])]
     for images, baselines, evaluation in found:

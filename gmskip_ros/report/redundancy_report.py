@@ -17,6 +17,7 @@ from rich.table import Table
 
 from gmskip_ros.report import columns as col
 from gmskip_ros.report import formatting as fmt
+from gmskip_ros.report.baselines import baseline_alerts, baseline_lines
 from gmskip_ros.report.columns import Column
 from gmskip_ros.report.plotting import (
     BLUE,
@@ -38,6 +39,10 @@ MEASURES = {
     'angle': 'Angle between them, as a share of pi',
     'norm_ratio': 'Norm of what leaves / of what enters',
 }
+P_EXPLANATION = (
+    'How often the best of all measures would correlate as well if the blocks were in a random '
+    'order: corrected for the number of measures.'
+)
 TARGET_NAMES = {'kl': 'next-token KL', 'score_change': 'change of the score'}
 
 
@@ -65,7 +70,7 @@ def redundancy_tables(result: Mapping[str, Any]) -> list[Table]:
             f'Every block, {result["dataset"]["images"]} images',
             _block_columns(result, brief=True),
             result['blocks'],
-            '\n'.join(fmt.demo_alert(result)),
+            '\n'.join([*baseline_lines(result), *fmt.demo_alert(result)]),
         ),
     ]
 
@@ -95,6 +100,7 @@ def _correlation_columns() -> list[Column]:
         Column('Predicts', lambda row: TARGET_NAMES[row['target']], is_words=True),
         Column('Rank correlation', lambda row: fmt.number(row['spearman'], 2)),
         Column('95 % interval', _interval),
+        Column('p', lambda row: fmt.p_value(row['p']), P_EXPLANATION),
     ]
 
 
@@ -110,7 +116,7 @@ def _correlations_csv(result: Mapping[str, Any]) -> bytes:
     for row in result['correlations']:
         low, high = row['interval'] or (None, None)
         plain = {name: row[name] for name in ('measure', 'target', 'spearman')}
-        records.append({**plain, 'interval_low': low, 'interval_high': high})
+        records.append({**plain, 'interval_low': low, 'interval_high': high, 'p': row['p']})
     return col.csv_table(records)
 
 
@@ -166,7 +172,7 @@ def _page(result: Mapping[str, Any], picture: bytes) -> bytes:
         col.field('KL, not seen either', 'kl_unseen', _number),
         Column('Same tokens, %', lambda row: fmt.hundredths(row['same_unseen'])),
     ]
-    alerts = fmt.demo_alert(result)
+    alerts = [*fmt.demo_alert(result), *baseline_alerts(result)]
     alerts += [fmt.one_line(warning) for warning in result['dataset']['warnings']]
     return render_html(
         'redundancy.html',
@@ -177,6 +183,7 @@ def _page(result: Mapping[str, Any], picture: bytes) -> bytes:
         notes=result['dataset']['notes'],
         unreadable=result['unreadable'],
         summary=result['summary'],
+        baselines=baseline_lines(result),
         correlations=col.html_table(_correlation_columns(), result['correlations']),
         blocks=col.html_table(_block_columns(result), result['blocks']),
         image_tokens=col.html_table(image_columns, result['image_tokens']),
@@ -197,6 +204,7 @@ def _facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         'correlations',
         'image_tokens',
         'image_tokens_no_longer_matter_from',
+        'baselines',
         'summary',
     )
     return col.flat_facts({**result, 'metric': fmt.metric_name(result)}, shown_elsewhere)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 from pathlib import Path
 
@@ -12,6 +13,12 @@ import torch
 from scipy.stats import spearmanr
 from tiny_models import make_tiny_model
 
+from gmskip_ros.calibration.redundancy import (
+    CHEAP_MEASURES,
+    TARGETS,
+    rank_correlations,
+    summary,
+)
 from gmskip_ros.cli import main
 from gmskip_ros.datasets import write_scenes
 from gmskip_ros.vlm import load_vlm
@@ -90,15 +97,65 @@ def test_what_the_blocks_are_known_to_do(gmskip, tmp_path):
     assert len(result['image_tokens']) == NUM_BLOCKS + 1
     assert result['image_tokens'][-1]['kl_unseen'] == 0
     assert any('From block 4 of 5 on' in line for line in result['summary'])
+    # Three blocks do anything at all, which is too few to correlate.
+    assert result['blocks_that_change']['kl'] == 3
+    assert result['summary'][0].startswith('Skipped alone, 3 of 5 blocks make a difference')
+    assert result['baselines']['constant']['score'] >= result['full_score']
+    assert 'BEATS' in output or 'EQUALS' in output
     assert all(line in output for line in result['summary'])
 
     page = (out / 'report.html').read_text()
-    assert 'What predicts skippability' in page and result['summary'][-1] in page
+    assert 'What predicts skippability' in page and result['summary'][-1] in html.unescape(page)
     with (out / 'blocks.csv').open() as file:
         assert [int(row['block']) for row in csv.DictReader(file)] == list(range(NUM_BLOCKS))
     with (out / 'correlations.csv').open() as file:
         assert len(list(csv.DictReader(file))) == len(result['correlations'])
     assert (out / 'redundancy.png').stat().st_size > 10_000
+
+
+def made_up(num_images: int, num_blocks: int, seed: int) -> tuple[dict, np.ndarray]:
+    """Return measures and changes of the score that have nothing to do with each other."""
+    rng = np.random.default_rng(seed)
+    names = [name for name in CHEAP_MEASURES if name != 'depth']
+    measured = {name: rng.random((num_images, num_blocks)) for name in [*names, 'kl']}
+    return measured, rng.choice([-1.0, 0.0, 1.0], (num_images, num_blocks))
+
+
+def test_noise_predicts_nothing():
+    """The best of eleven measures always correlates somehow: p says how often chance does it."""
+    claims = 0
+    for seed in range(20):
+        found = rank_correlations(*made_up(50, 32, seed))
+        lines = summary(found, {'frozen': None, 'unseen': None}, dict.fromkeys(TARGETS, 32), 32)
+        claims += sum('is best predicted by' in line for line in lines)
+    assert claims <= 6  # of 40, at p = 0.05
+
+
+def test_a_measure_that_orders_the_blocks_is_found():
+    measured, changes = made_up(50, 32, 0)
+    measured['kl'] = np.tile(np.arange(32.0), (50, 1))
+    measured['visual_attention'] = measured['kl'] ** 3
+    found = rank_correlations(measured, changes)
+    (row,) = [
+        each for each in found if (each['measure'], each['target']) == ('visual_attention', 'kl')
+    ]
+    assert row['spearman'] == pytest.approx(1)
+    assert row['p'] < 0.01 and row['interval'] == pytest.approx([1, 1])
+    lines = summary(found, {'frozen': None, 'unseen': None}, dict.fromkeys(TARGETS, 32), 32)
+    assert 'is best predicted by visual attention' in lines[0]
+
+
+def test_a_score_that_one_block_changes_is_no_evidence():
+    measured, changes = made_up(50, 32, 0)
+    changes = np.zeros_like(changes)
+    changes[0, 3] = -1.0
+    found = rank_correlations(measured, changes)
+    assert {each['interval'] is None for each in found if each['target'] == 'score_change'} == {
+        True
+    }
+    num_changing = {'kl': 32, 'score_change': 1}
+    lines = summary(found, {'frozen': None, 'unseen': None}, num_changing, 32)
+    assert 'too few to say what predicts it' in lines[1]
 
 
 def test_it_resumes(gmskip, tmp_path, vlm, monkeypatch):
