@@ -181,6 +181,8 @@ def evaluate_all(
         settings.latency_images,
     )
     rows = _evaluate_rows(evaluator, sets, vlm.num_blocks, listener)
+    for row, named in zip(rows, sets, strict=True):
+        row['saved'] = _saved(vlm, data, named.skip_set)
     if not (rows[0]['evaluation']['score'] or 0) > 0:
         print_line(
             'warning: the full model scores 0: do the task, label set and dataset suit the model?'
@@ -210,6 +212,18 @@ def _evaluate_rows(
         )
     listener.evaluations(len(sets), len(sets))
     return rows
+
+
+def _saved(vlm: CalibrationEngine, data: Data, skip_set: SkipSet) -> dict[str, float]:
+    """Return the share of block multiplications that a set saves in each phase.
+
+    Where image tokens skip more than others, that of the first question's prompt stands for all.
+    """
+    questions = data.test_questions[0]
+    features = data.images[data.images.index_of[questions.samples[0].image_path]]
+    num_tokens = len(vlm.input_ids(questions.prompts[0], features))
+    prefill, decode = vlm.sparsity(skip_set, features.num_tokens, num_tokens)
+    return {'prefill': prefill, 'decode': decode}
 
 
 def _record(

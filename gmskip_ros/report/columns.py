@@ -79,9 +79,18 @@ def _blocks(row: Row) -> str:
     )
 
 
+def _saved(phase: str) -> Column:
+    return Column(
+        f'{phase.capitalize()} saved, %',
+        lambda row: fmt.hundredths(row['saved'][phase]),
+        "The share of the blocks' multiplications that the skip set saves in this phase.",
+    )
+
+
 NAME = words('Skip set', 'name')
 NUM_SKIPPED = Column('Skipped blocks', lambda row: str(len(row['blocks'])))
 SPARSITY = field('Sparsity, %', 'sparsity', fmt.hundredths)
+SAVED = (_saved('prefill'), _saved('decode'))
 BLOCKS = Column('Blocks', _blocks, is_words=True)
 IMAGES = Column('Images', measured('images', fmt.one_line))
 SIMILARITY = Column('Alike x100', _similarity)
@@ -245,6 +254,16 @@ def _score_column(metric: str, title: str) -> Column:
 
 def _scores(row: Row) -> Mapping[str, Any]:
     return (row['evaluation'] or {}).get('scores') or {}
+
+
+def sparsity_columns(rows: Sequence[Row]) -> list[Column]:
+    """Return the sparsity, and what each phase saves if that is something else in some row."""
+    is_plain = all(
+        abs(saved - row['sparsity']) < 1e-9
+        for row in rows
+        for saved in (row.get('saved') or {}).values()
+    )
+    return [SPARSITY, *(() if is_plain else SAVED)]
 
 
 def any_timed(rows: Sequence[Row]) -> bool:

@@ -46,7 +46,7 @@ def _sections(result: Mapping[str, Any]) -> list[tuple[str, Sequence[Column], li
     rows: list[Row] = result['rows']
     latency = [f'Latency: median, on {fmt.machine_name(result)}'] if col.any_timed(rows) else []
     score = Column(fmt.score_label(result), col.measured('score', fmt.hundredths))
-    paper = (col.NAME, col.SPARSITY, score, *col.COST)
+    paper = (col.NAME, *col.sparsity_columns(rows), score, *col.COST)
     sections: list[tuple[str, Sequence[Column], list[str]]] = [
         (f'Score and cost: {fmt.subject(result)}', paper, [*baseline_lines(result), *latency])
     ]
@@ -75,6 +75,7 @@ def _evaluation_csv(result: Mapping[str, Any]) -> bytes:
                 'blocks': ' '.join(map(str, row['blocks'])),
                 'phases': ','.join(row.get('phases') or ()),
                 'sparsity': row['sparsity'],
+                **{f'{phase}_saved': share for phase, share in (row.get('saved') or {}).items()},
                 'metric': fmt.metric_name(result),
                 **col.csv_evaluation(row['evaluation']),
                 'machine': fmt.machine_name(result),
@@ -90,7 +91,8 @@ def _page(result: Mapping[str, Any]) -> bytes:
     alerts += [fmt.one_line(warning) for warning in result['dataset']['warnings']]
     alerts += baseline_alerts(result)
     unreadable = result.get('unreadable') or []
-    sets = [col.NAME, col.NUM_SKIPPED, col.SPARSITY, col.BLOCKS, col.words('Source', 'source')]
+    sparsity = col.sparsity_columns(rows)
+    sets = [col.NAME, col.NUM_SKIPPED, *sparsity, col.BLOCKS, col.words('Source', 'source')]
     return render_html(
         'evaluation.html',
         title=f'Evaluation: {fmt.subject(result)}',

@@ -287,6 +287,11 @@ def test_lists_skip_in_their_phases(gmskip, scenes, tmp_path):
     assert (full['phases'], both['phases']) == ({}, {'prefill+decode': blocks})
     assert (decode['phases'], decode['kv']) == ({'decode': blocks}, 'none')
     assert decode['sparsity'] == both['sparsity'] == 16 / 32
+    assert full['saved'] == {'prefill': 0, 'decode': 0}
+    assert decode['saved'] == {'prefill': 0, 'decode': 0.5}
+    assert both['saved'] == {'prefill': 0.5, 'decode': 0.5}
+    page = (out / 'report.html').read_text()
+    assert 'Prefill saved, %' in page and 'Decode saved, %' in page
 
     vlm, task = load_vlm('demo'), make_task('captioning')
     _, samples = choose_question_samples(open_dataset(scenes), task_settings('captioning'), 0, 4, 0)
