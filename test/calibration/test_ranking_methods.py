@@ -190,6 +190,20 @@ def test_the_simple_rule_removes_the_deepest_and_keeps_the_last(own_vlm, samples
         check_settings(search_settings('uidl-simple', protect=(0, 0)), NUM_BLOCKS)
 
 
+@pytest.mark.parametrize(
+    ('method', 'values'),
+    [
+        ('uidl', {'sparsities': (0.1,)}),
+        ('evopress', {'sparsities': (0.1,)}),
+        ('positional', {'sparsities': (0.0, 0.1)}),
+        ('uidl', {'max_sparsity': 0.1}),
+    ],
+)
+def test_less_than_one_block_is_refused(method, values) -> None:
+    with pytest.raises(CalibrationError, match=r'^sparsity 0\.1 of 5 blocks is less than one'):
+        check_settings(search_settings(method, **values), 5)
+
+
 # ---- the definitions, on Hugging Face's own states --------------------------------------------
 
 

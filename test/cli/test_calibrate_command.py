@@ -420,6 +420,8 @@ def test_a_method_without_a_search_goes_to_the_size_asked_for(gmskip, tmp_path, 
     [
         ('--protect 20,20', ('protect 20,20', 'none of 32')),
         ('--protect 10,10 --method random --sparsity 0.5', ('sparsity 0.5 is 16', '12')),
+        ('--method uidl --sparsity 0.01', ('0.01 of 32 blocks is less than one', 'larger')),
+        ('--method random --sparsity 0', ('0 of 32 blocks is less than one', 'larger')),
     ],
 )
 def test_what_does_not_suit_the_model(gmskip, monkeypatch, options, parts):
