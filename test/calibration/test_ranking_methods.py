@@ -419,6 +419,42 @@ def test_answers_without_decoded_tokens_are_refused_in_one_line(own_vlm, samples
         choose(own_vlm, samples[:2], 'visual-attention')
 
 
+@pytest.mark.parametrize(
+    ('method', 'values'),
+    [
+        ('visual-attention', {'sparsities': (0.2,)}),
+        ('early-exit', {'sparsities': (0.2,)}),
+        ('fixed-interval', {'intervals': (2,)}),
+        ('evopress', {'sparsities': (0.2,), 'generations': 1, 'offspring': 2}),
+        ('gm-skip', {'rounds': 1}),
+    ],
+)
+def test_a_list_that_cannot_change_an_answer_says_so(
+    tmp_path, own_vlm, samples, method, values
+) -> None:
+    def warnings(name: str, phases: tuple[str, ...], max_new_tokens: int) -> tuple[str, ...]:
+        settings = CalibrationSettings(
+            task='captioning',
+            images=2,
+            test_images=0,
+            max_new_tokens=max_new_tokens,
+            latency_images=0,
+            search=search_settings(method, phases=phases, min_score_ratio=0, **values),
+        )
+        (tmp_path / name).mkdir()
+        found = calibrate(own_vlm, as_dataset(samples[:2]), settings, tmp_path / name)
+        assert found.result['warnings'] == list(found.skip_list.warnings)
+        return tuple(line for line in found.skip_list.warnings if line.startswith('phases'))
+
+    (line,) = warnings('one token', ('decode',), 1)
+    assert 'has a token that decode processes' in line and '\n' not in line
+    assert warnings('two tokens', ('decode',), 2) == ()
+    assert warnings('prefill', ('prefill',), 1) == ()
+    own_vlm.end_ids = frozenset(range(300))
+    if method != 'visual-attention':  # refuses empty answers
+        assert warnings('empty answers', ('decode',), 8) == (line,)
+
+
 def test_an_answer_that_ended_had_its_last_token_processed(own_vlm, samples) -> None:
     image = np.asarray(Image.open(samples[0].image_path))
     prompt = make_all_questions(samples[:1], 'captioning')[0].prompts[0]
