@@ -164,7 +164,7 @@ class SharedSettings:
 
     @property
     def memory_bytes(self) -> int:
-        """Memory for image features, and as much again for a batch."""
+        """Memory for image features; as much again for a batch, and for kept log-probabilities."""
         return int(self.memory_gib * GIB)
 
     @property
