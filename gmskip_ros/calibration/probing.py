@@ -32,8 +32,7 @@ class Sample:
     """One question about an image, and the full model's answer.
 
     token_ids: the whole answer, without the end token; empty where no answers were asked for.
-    num_decoded: how many of them the model processed as decoded tokens. All, if it then chose an
-    end token; an answer that max_new_tokens ended has a last token that is never processed.
+    num_decoded: how many of them the model processed as decoded tokens, see Questions.num_decoded.
     """
 
     answerer: Answerer
@@ -190,8 +189,7 @@ def _samples(scorer: Scorer, with_answers: bool) -> list[Sample]:
             token_ids: tuple[int, ...] = ()
             if with_answers:
                 token_ids = scorer.full_answers[first_item + item.question]
-            has_ended = len(token_ids) < part.questions.max_new_tokens
-            num_decoded = len(token_ids) - (not has_ended)
+            num_decoded = part.questions.num_decoded(token_ids)
             samples.append(Sample(scorer.answerer, item.image, prompt, token_ids, num_decoded))
         first_item += len(part.items)
     return samples

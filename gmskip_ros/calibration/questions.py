@@ -38,6 +38,14 @@ class Questions:
         prompts = set(self.prompts)
         return prompts.pop() if len(prompts) == 1 else None
 
+    def num_decoded(self, token_ids: Sequence[int]) -> int:
+        """Return how many tokens of an answer the model processed as decoded tokens.
+
+        All, if it then chose an end token; a last token after which max_new_tokens ended the answer
+        is never processed.
+        """
+        return min(len(token_ids), self.max_new_tokens - 1)
+
 
 def reread(questions: Questions, match: str) -> Questions | None:
     """Return the same questions with answers read in a different way; None for other tasks.

@@ -77,7 +77,7 @@ def make_calibration(
 
     The baselines are those of calibration.baseline, on calibration and on test images.
     """
-    warnings = [*tie_warnings(rounds), *chosen.warnings]
+    warnings = [*chosen.warnings, *tie_warnings(rounds)]
     skip_list = _make_skip_list(facts, settings, chosen, warnings, baselines)
     result = {
         'format': FORMAT,
@@ -132,16 +132,16 @@ def make_calibration(
 def tie_warnings(rounds: Sequence[Round]) -> list[str]:
     """Return a line if there are rounds in which every candidate scored the same.
 
-    Rounds in which candidates were pruned do not count: how these would have scored is unknown.
+    It also names rounds in which candidates were pruned that could have scored the same as the best
+    one: how they would have scored is unknown.
     """
-    tied = [
-        number
-        for number, done in enumerate(rounds, start=1)
-        if len(done.cells) > 1
-        and all(cell.is_exact for cell in done.cells)
-        and len({cell.score for cell in done.cells}) == 1
-    ]
-    return warn_of_ties(tied)
+    tied: list[int] = []
+    pruned: list[int] = []
+    for number, done in enumerate(rounds, start=1):
+        if len(done.cells) > 1 and len({cell.score for cell in done.cells}) == 1:
+            is_known = all(cell.is_exact for cell in done.cells)
+            (tied if is_known else pruned).append(number)
+    return warn_of_ties(tied, pruned)
 
 
 def _make_skip_list(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,7 @@ def calibrate(
         if ranks.rank == 0:
             listener.full_score(float(scorer.full_score))
         chosen = method.choose(scorer)
+        chosen = replace(chosen, warnings=(*_warn_of_no_effect(scorer), *chosen.warnings))
         tests = _test(evaluator, scorer, chosen.sets, listener)
     except Exception:  # not KeyboardInterrupt, which may come between two changes of the state
         scorer.on_save(scorer.state, True)
@@ -151,6 +153,17 @@ def resumed_scorer(
         save,
         checkpoint.evaluations,
     )
+
+
+def _warn_of_no_effect(scorer: Scorer) -> list[str]:
+    """Return a line if skipping in the phases in use cannot change any answer."""
+    if scorer.settings.phases != ('decode',) or scorer.decodes():
+        return []
+    return [
+        'phases decode: no answer of the full model on the calibration images has a token that '
+        'decode processes, so no set changes an answer there: use longer answers '
+        '(--max-new-tokens) or --phases prefill'
+    ]
 
 
 def _test(

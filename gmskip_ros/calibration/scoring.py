@@ -105,6 +105,22 @@ class Scorer:
         """
         return [tuple(ids) for ids in self.remember('full answers', self._ask_full)]
 
+    def decodes(self) -> bool:
+        """Return whether the full model processed a decoded token in any of its answers.
+
+        Call score_full first, and in every process. Raises what Answerer.answers raises.
+        """
+
+        def is_decoded(answers: Iterable[Sequence[int]]) -> bool:
+            return any(
+                self.objective.parts[item.part].questions.num_decoded(token_ids) > 0
+                for item, token_ids in zip(self.objective.items, answers, strict=True)
+            )
+
+        # Beginnings of answers, which are known already, are enough if a token of one was decoded.
+        begun = [answer.token_ids for answer in self.state.full]
+        return is_decoded(begun) or is_decoded(self.full_answers)
+
     def _ask_full(self) -> list[list[int]]:
         answers: list[list[int]] = []
         for index, part in enumerate(self.objective.parts):

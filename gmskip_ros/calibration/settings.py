@@ -103,7 +103,8 @@ class SearchSettings:
     def num_removals(self, num_blocks: int) -> int:
         """Return how many blocks may be removed at most; at least one block stays.
 
-        Raises CalibrationError for a sparsity that would take more blocks than may be removed.
+        Raises CalibrationError for sparsities that would all take less than one block, and one that
+        would take more than may be removed.
         """
         possible = min(len(self.removable(num_blocks)), num_blocks - 1)
         if self.sparsities:
@@ -113,6 +114,8 @@ class SearchSettings:
                     f'sparsity {max(self.sparsities):g} is {most} of {num_blocks} blocks, and '
                     f'{possible} may be removed: give a smaller one, or protect fewer'
                 )
+            if most == 0:
+                raise less_than_one_block(max(self.sparsities), num_blocks)
             return most
         most = min(num_skipped(self.max_sparsity, num_blocks), possible)
         return most if self.rounds is None else min(most, self.rounds)
@@ -132,6 +135,13 @@ class SearchSettings:
 def num_skipped(sparsity: float, num_blocks: int) -> int:
     """Return how many of the blocks a sparsity skips, rounded down."""
     return int(sparsity * num_blocks + 1e-9)  # 0.7 x 10 is a little less than 7
+
+
+def less_than_one_block(sparsity: float, num_blocks: int) -> CalibrationError:
+    """Return the error for a sparsity that skips nothing."""
+    return CalibrationError(
+        f'sparsity {sparsity:g} of {num_blocks} blocks is less than one block: give a larger one'
+    )
 
 
 @dataclass(frozen=True)
@@ -154,7 +164,7 @@ class SharedSettings:
 
     @property
     def memory_bytes(self) -> int:
-        """Memory for image features, and as much again for a batch."""
+        """Memory for image features; as much again for a batch, and for kept log-probabilities."""
         return int(self.memory_gib * GIB)
 
     @property
@@ -212,10 +222,7 @@ class CompareSettings(SharedSettings):
             sizes.setdefault(min(num_skipped(sparsity, num_blocks), num_blocks - 1), sparsity)
         sizes.pop(0, None)  # the full model, which is measured anyway
         if not sizes:
-            raise CalibrationError(
-                f'sparsity {max(self.sparsities, default=0):g} of {num_blocks} blocks is less than '
-                'one block: give a larger one'
-            )
+            raise less_than_one_block(max(self.sparsities, default=0), num_blocks)
         return sizes
 
 

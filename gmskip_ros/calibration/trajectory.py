@@ -94,12 +94,21 @@ class ChosenSets:
     warnings: tuple[str, ...] = ()
 
 
-def warn_of_ties(rounds: Sequence[int]) -> list[str]:
-    """Return a line if there are rounds, by number, in which every candidate scored the same."""
-    if not rounds:
+def warn_of_ties(tied: Sequence[int], pruned: Sequence[int] = ()) -> list[str]:
+    """Return a line if there are rounds, by number, in which every candidate scored the same.
+
+    pruned: further rounds in which every candidate may have, as far as it was asked.
+    """
+    if not tied:
         return []
-    which = f'round{"s" if len(rounds) > 1 else ""} {", ".join(map(str, rounds))}'
+    line = f'{_name_rounds(tied)}: every candidate scored the same'
+    if pruned:
+        line += f' (and in {_name_rounds(pruned)} none was found worse before it was pruned)'
     return [
-        f'{which}: every candidate scored the same, so the answers do not tell which block to '
-        'remove: use longer answers, more images or different phases'
+        f'{line}, so the answers do not tell which block to remove: use longer answers, more '
+        'images or different phases'
     ]
+
+
+def _name_rounds(numbers: Sequence[int]) -> str:
+    return f'round{"s" if len(numbers) > 1 else ""} {", ".join(map(str, numbers))}'

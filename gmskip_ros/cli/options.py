@@ -111,7 +111,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=4.0,
         metavar='G',
-        help='memory for images, and as much again for a batch; less is slower (default: 4)',
+        help='memory of each process for images, as much again for a batch, and with evopress as '
+        'much again for what the full model answers; less is slower (default: 4)',
     )
     parser.add_argument('--no-progress', action='store_true', help='show no progress bar')
 

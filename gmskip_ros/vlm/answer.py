@@ -112,11 +112,11 @@ class BlockStates:
     """What one block did to the T tokens of a prompt and of the answer that was given after it.
 
     entering and leaving have shape (T, hidden size), in the model's dtype on its device; those that
-    leave the last block are not normed yet. is_image: bool (T,), every position that the image
-    placeholder expands to. prompt_length: how many of the T tokens are the prompt's.
-    image_attention: float32 (tokens of the answer,), how much of its attention the position that
-    predicts each token pays to image tokens (0..1, mean over heads; 0 where it skips the block);
-    None unless requested.
+    leave the last block are not normed yet. An answer's last token is not one of the T if the
+    context does not hold it. is_image: bool (T,), every position that the image placeholder expands
+    to. prompt_length: how many of the T tokens are the prompt's. image_attention: float32 (tokens
+    of the answer,), how much of its attention the position that predicts each token pays to image
+    tokens (0..1, mean over heads; 0 where it skips the block); None unless requested.
     """
 
     block: int

@@ -60,20 +60,19 @@ def block_states(
     is_image: Tensor,
     prompt_length: int,
     skip_set: SkipSet,
-    attention: bool = False,
+    num_queries: int | None = None,
     should_stop: ShouldStop = None,
 ) -> Iterator[BlockStates]:
     """Yield what every block does, ascending, in one causal pass; it keeps one block's states.
 
     hidden: (1, T, H), the embedded prompt and answer. is_image: bool (T,). The prompt's tokens skip
-    the skip set's prefill blocks, the answer's its decode blocks. Raises Stopped.
+    the skip set's prefill blocks, the answer's its decode blocks. num_queries: from the prompt's
+    last position on, how many positions' attention to the image is wanted. Raises Stopped.
     """
     for index in range(len(decoder.blocks)):
         if should_stop is not None and should_stop():
             raise Stopped('stopped before the states of every block were known')
-        states = _run_block(
-            decoder, index, hidden, is_image, prompt_length, skip_set, attention=attention
-        )
+        states = _run_block(decoder, index, hidden, is_image, prompt_length, skip_set, num_queries)
         yield states
         hidden = states.leaving[None]
 
@@ -86,13 +85,13 @@ def _run_block(
     is_image: Tensor,
     prompt_length: int,
     skip_set: SkipSet,
-    attention: bool,
+    num_queries: int | None,
 ) -> BlockStates:
     tokens = torch.arange(hidden.shape[1], device=hidden.device)
     runs, stores = _roles(index, skip_set, is_image, tokens < prompt_length)
     leaving, to_image = hidden, None
-    if attention:
-        to_image = hidden.new_zeros(len(tokens) - prompt_length, dtype=torch.float32)
+    if num_queries is not None:
+        to_image = hidden.new_zeros(num_queries, dtype=torch.float32)
     if runs.any():
         rotary = decoder.rotary_emb(hidden, tokens[None])  # cos, sin: (1, T, D)
         query, key, value = decoder.project(index, hidden, rotary)
@@ -102,7 +101,8 @@ def _run_block(
         if not runs.all():
             leaving = torch.where(runs[:, None], leaving, hidden)
         if to_image is not None:
-            predicting = slice(prompt_length - 1, len(tokens) - 1)  # the position before each token
+            # The position before each token.
+            predicting = slice(prompt_length - 1, prompt_length - 1 + len(to_image))
             visible = _visible(tokens[predicting], window, stores)  # (A, T)
             scale = decoder.blocks[index].self_attn.scaling
             paid = _attention_paid(query[0, :, predicting], key[0], visible, scale, is_image)

@@ -247,7 +247,7 @@ class Vlm:
 
         start_ms = self._clock_ms()
         rows = self._rows(features, prompts)
-        self._check_context(rows, length - 1, 'answer')  # the last token chosen is never run
+        self._check_context(rows, [length] * len(rows), 'answer')
         preprocessed_ms = self._clock_ms()
         hidden, is_real, is_image = self._embed(rows, features)
         generated = generation.generate(
@@ -320,7 +320,7 @@ class Vlm:
         if not features or not candidates:
             return [[] for _ in features]
         rows = self._rows(features, prompts)
-        self._check_context(rows, length - 1, 'answer')
+        self._check_context(rows, [length] * len(rows), 'answer')
         walk = CandidateWalk(
             self.decoder,
             self.tokenizer,
@@ -413,19 +413,22 @@ class Vlm:
 
         One causal pass over all of them, as prefill and decode would process them; only the states
         of the block in hand are kept. `attention`: also how much attention goes to image tokens.
+        The last token, which answering need not run, is left out if the context does not hold it.
         Errors are `answer`'s; VlmError for an unknown token.
         """
         skip_set = self._checked(skip)
         self._check_token_ids('an answer', [token_ids])
         [row] = self._rows([features], [prompt])
-        self._check_context([row], len(token_ids), 'answer')
+        self._check_context([row], [len(token_ids)], 'answer')
+        run_ids = token_ids[: self.max_tokens - len(row)]  # without a last one that does not fit
         hidden, _, is_image = self._embed([row], [features])
-        if token_ids:
-            ids = torch.tensor([token_ids], device=self._device)
+        if run_ids:
+            ids = torch.tensor([run_ids], device=self._device)
             hidden = torch.cat((hidden, self.decoder.embed_tokens(ids)), dim=1)
             is_image = torch.cat((is_image, torch.zeros_like(ids, dtype=torch.bool)), dim=1)
+        num_queries = len(token_ids) if attention else None
         states = probe.block_states(
-            self.decoder, hidden, is_image[0], len(row), skip_set, attention, should_stop
+            self.decoder, hidden, is_image[0], len(row), skip_set, num_queries, should_stop
         )
 
         def named() -> Iterator[BlockStates]:
@@ -450,7 +453,7 @@ class Vlm:
         rows = self._rows(features, prompts)
         if not rows:
             return ()
-        self._check_context(rows, max(map(len, continuations)) - 1, what)
+        self._check_context(rows, [len(ids) for ids in continuations], what)
         embedded = self._embed(rows, features)
         return probe.continuation_logits(
             self.decoder, *embedded, continuations, skip_set, should_stop
@@ -573,9 +576,16 @@ class Vlm:
             raise NonFiniteLogitsError(f'without blocks {sorted(skip)}: {error}') from error
         return CandidateAnswer(answer.token_ids, answer.text)
 
-    def _check_context(self, rows: Sequence[Sequence[int]], num_further: int, what: str) -> None:
-        """Raise PromptError if a row and `num_further` tokens are longer than the context."""
-        num_tokens = max(map(len, rows)) + num_further
+    def _check_context(
+        self, rows: Sequence[Sequence[int]], lengths: Sequence[int], what: str
+    ) -> None:
+        """Raise PromptError if a row and what follows it are longer than the context.
+
+        lengths: tokens that follow each row; the last of them is chosen or predicted, but not run.
+        """
+        num_tokens = max(
+            len(row) + max(0, length - 1) for row, length in zip(rows, lengths, strict=True)
+        )
         if num_tokens > self.max_tokens:
             raise PromptError(
                 f'image, prompt and {what} take up to {num_tokens} tokens, but the context of '

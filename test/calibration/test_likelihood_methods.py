@@ -1,4 +1,4 @@
-"""Methods that search by likelihood or divergence, and the two that need no data.
+"""Methods that search by likelihood or divergence, and the two whose sets need no data.
 
 On tiny models: the measures against Hugging Face's own logits, the searches where the right sets
 are known by construction or by trying all.

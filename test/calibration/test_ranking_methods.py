@@ -190,6 +190,20 @@ def test_the_simple_rule_removes_the_deepest_and_keeps_the_last(own_vlm, samples
         check_settings(search_settings('uidl-simple', protect=(0, 0)), NUM_BLOCKS)
 
 
+@pytest.mark.parametrize(
+    ('method', 'values'),
+    [
+        ('uidl', {'sparsities': (0.1,)}),
+        ('evopress', {'sparsities': (0.1,)}),
+        ('positional', {'sparsities': (0.0, 0.1)}),
+        ('uidl', {'max_sparsity': 0.1}),
+    ],
+)
+def test_less_than_one_block_is_refused(method, values) -> None:
+    with pytest.raises(CalibrationError, match=r'^sparsity 0\.1 of 5 blocks is less than one'):
+        check_settings(search_settings(method, **values), 5)
+
+
 # ---- the definitions, on Hugging Face's own states --------------------------------------------
 
 
@@ -403,6 +417,42 @@ def test_answers_without_decoded_tokens_are_refused_in_one_line(own_vlm, samples
     own_vlm.end_ids = frozenset(range(300))  # every answer is empty
     with pytest.raises(CalibrationError, match='every answer of the full model is empty'):
         choose(own_vlm, samples[:2], 'visual-attention')
+
+
+@pytest.mark.parametrize(
+    ('method', 'values'),
+    [
+        ('visual-attention', {'sparsities': (0.2,)}),
+        ('early-exit', {'sparsities': (0.2,)}),
+        ('fixed-interval', {'intervals': (2,)}),
+        ('evopress', {'sparsities': (0.2,), 'generations': 1, 'offspring': 2}),
+        ('gm-skip', {'rounds': 1}),
+    ],
+)
+def test_a_list_that_cannot_change_an_answer_says_so(
+    tmp_path, own_vlm, samples, method, values
+) -> None:
+    def warnings(name: str, phases: tuple[str, ...], max_new_tokens: int) -> tuple[str, ...]:
+        settings = CalibrationSettings(
+            task='captioning',
+            images=2,
+            test_images=0,
+            max_new_tokens=max_new_tokens,
+            latency_images=0,
+            search=search_settings(method, phases=phases, min_score_ratio=0, **values),
+        )
+        (tmp_path / name).mkdir()
+        found = calibrate(own_vlm, as_dataset(samples[:2]), settings, tmp_path / name)
+        assert found.result['warnings'] == list(found.skip_list.warnings)
+        return tuple(line for line in found.skip_list.warnings if line.startswith('phases'))
+
+    (line,) = warnings('one token', ('decode',), 1)
+    assert 'has a token that decode processes' in line and '\n' not in line
+    assert warnings('two tokens', ('decode',), 2) == ()
+    assert warnings('prefill', ('prefill',), 1) == ()
+    own_vlm.end_ids = frozenset(range(300))
+    if method != 'visual-attention':  # refuses empty answers
+        assert warnings('empty answers', ('decode',), 8) == (line,)
 
 
 def test_an_answer_that_ended_had_its_last_token_processed(own_vlm, samples) -> None:

@@ -24,9 +24,11 @@ from gmskip_ros.calibration.errors import CalibrationError
 from gmskip_ros.calibration.methods import positional, random_order
 from gmskip_ros.calibration.methods.fixed_interval import fixed_interval
 from gmskip_ros.calibration.methods.registry import search_settings
+from gmskip_ros.calibration.result import tie_warnings
 from gmskip_ros.calibration.scoring import Scorer
 from gmskip_ros.calibration.settings import Progress, SearchSettings
 from gmskip_ros.calibration.trajectory import SearchState
+from gmskip_ros.tasks import TASK_NAMES
 
 JOINT_METRICS = 'accuracy,set_precision,cider'
 OBJECTIVES = [
@@ -269,6 +271,26 @@ def test_what_is_saved_and_shown_on_the_way():
 
 
 # ---- other orders ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('right', [(), TASK_NAMES])
+def test_rounds_that_may_be_ties_are_named(right):
+    """Of answers that are all right, round 1 is a tie; later rounds are cut short by pruning."""
+    samples = make_samples(6, random.Random(1))
+    table = Table('single_object', 'accuracy', 5, samples, 0, noise=0, harm=0, right=right)
+    (line,) = tie_warnings(run_search(search(table, search_settings(rounds=3))).rounds)
+    assert line.startswith(
+        'round 1: every candidate scored the same (and in rounds 2, 3 none was found worse before '
+        'it was pruned), so the answers do not tell '
+        if right
+        else 'rounds 1, 2, 3: every candidate scored the same, so the answers do not tell '
+    )
+    harmful = Table(
+        'single_object', 'accuracy', 5, samples, 0, noise=0, harm=100, harmful=frozenset([0])
+    )
+    rounds = run_search(search(harmful, search_settings(rounds=3))).rounds
+    assert len({cell.score for cell in rounds[1].cells}) == 1  # one is a bound: block 0 is worse
+    assert tie_warnings(rounds) == []
 
 
 @pytest.mark.parametrize('method', ['one-shot', 'positional', 'random'])

@@ -389,16 +389,21 @@ def test_a_search_in_one_phase_of_unprotected_blocks(gmskip, vlm, scenes, tmp_pa
     assert 'gm-skip (decode)' in page
 
 
-def test_a_round_in_which_every_candidate_ties_is_a_warning(gmskip, tmp_path):
+def test_rounds_in_which_every_candidate_ties_are_a_warning(gmskip, tmp_path):
     """Answers of one token have no decode phase, so nothing that is skipped there changes them."""
     status, _, errors = gmskip(
-        '--phases decode', task='single_object', max_new_tokens=1, images=2, rounds=1
+        '--phases decode', task='single_object', max_new_tokens=1, images=2, rounds=4
     )
     assert status == 0
-    (warning,) = read_json(tmp_path / 'out' / 'calibration.json')['warnings']
-    assert warning.startswith('round 1: every candidate scored the same')
-    assert f'gmskip: warning: {warning}' in errors
-    assert 'every candidate scored the same' in (tmp_path / 'out' / 'report.html').read_text()
+    no_effect, ties = read_json(tmp_path / 'out' / 'calibration.json')['warnings']
+    assert no_effect.startswith('phases decode: no answer of the full model on the calibration')
+    assert ties.startswith('rounds 1, 2, 3, 4: every candidate scored the same, so ')
+    page = (tmp_path / 'out' / 'report.html').read_text()
+    for warning in (no_effect, ties):
+        assert f'gmskip: warning: {warning}' in errors
+        assert warning.split(':')[1] in page
+    skip_list = load_skip_list(tmp_path / 'out' / 'single_object.skip.yaml')
+    assert skip_list.warnings == (no_effect, ties)
 
 
 @pytest.mark.parametrize('method', ['one-shot', 'random', 'positional'])
@@ -420,6 +425,8 @@ def test_a_method_without_a_search_goes_to_the_size_asked_for(gmskip, tmp_path, 
     [
         ('--protect 20,20', ('protect 20,20', 'none of 32')),
         ('--protect 10,10 --method random --sparsity 0.5', ('sparsity 0.5 is 16', '12')),
+        ('--method uidl --sparsity 0.01', ('0.01 of 32 blocks is less than one', 'larger')),
+        ('--method random --sparsity 0', ('0 of 32 blocks is less than one', 'larger')),
     ],
 )
 def test_what_does_not_suit_the_model(gmskip, monkeypatch, options, parts):

@@ -203,6 +203,45 @@ def test_only_the_states_of_the_block_in_hand_are_kept(pair) -> None:
         assert kept == {state.entering.data_ptr(), state.leaving.data_ptr()}
 
 
+@pytest.mark.parametrize('num_missing', [0, 1])
+def test_an_answer_that_just_fits_the_context_has_states(pair, num_missing) -> None:
+    """The last token of an answer is never run, so only that one may be beyond the context."""
+    vlm, _ = pair
+    features = vlm.encode(IMAGES[0])
+    length = len(vlm.input_ids('', features))
+    prompt = 'x' * (512 - length - len(ANSWER) + num_missing)
+    assert len(vlm.answer(features, prompt, max_new_tokens=9, forced_length=9).token_ids) == 9
+    found = list(vlm.block_states(features, prompt, ANSWER, attention=True))
+    assert len(found) == NUM_BLOCKS
+    before = vlm.block_states(features, prompt, ANSWER[:-1], attention=True)
+    for state, shorter in zip(found, before, strict=True):
+        assert len(state.entering) == len(state.leaving) == len(state.is_image) == 512
+        assert state.prompt_length == 512 - len(ANSWER) + num_missing
+        num_run = 512 - 1 + num_missing
+        torch.testing.assert_close(state.leaving[:num_run], shorter.leaving, rtol=1e-4, atol=1e-4)
+        assert len(state.image_attention) == len(ANSWER)
+        torch.testing.assert_close(
+            state.image_attention[:-1], shorter.image_attention, rtol=1e-4, atol=1e-6
+        )
+        if vlm.decoder.windows[state.block] is None:
+            assert state.image_attention[-1] > 0
+    with pytest.raises(PromptError, match='answer take up to 513 tokens'):
+        vlm.block_states(features, prompt + 'x' * (2 - num_missing), ANSWER)
+
+
+def test_continuations_fit_the_context_each_with_its_own_prompt(pair) -> None:
+    vlm, _ = pair
+    features = [vlm.encode(IMAGES[0])] * 2
+    prompts = ['x' * (512 - len(vlm.input_ids('', features[0]))), '']
+    ids = [[40], ANSWER]
+    together = vlm.continuation_logits(features, prompts, ids)
+    for row, alone in enumerate(together):
+        (expected,) = vlm.continuation_logits(features[:1], prompts[row : row + 1], [ids[row]])
+        torch.testing.assert_close(alone, expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(PromptError, match='text take up to 513 tokens'):
+        vlm.log_probabilities(features, prompts, ['ab', ''])
+
+
 def test_block_states_can_be_stopped_and_refuse_what_does_not_fit(pair, monkeypatch) -> None:
     vlm, _ = pair
     features = vlm.encode(IMAGES[0])

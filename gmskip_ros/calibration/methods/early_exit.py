@@ -1,4 +1,4 @@
-"""Early exit: the deepest blocks first, by default for generated tokens only; needs no data."""
+"""Early exit: the deepest blocks first, by default for generated tokens only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ METHOD: Method = Method(
     name='early-exit',
     choose=choose,
     summary='the deepest blocks first',
-    needs_labels=False,
     phases=(('decode',), ('prefill',), PHASES),
     takes_sparsity=True,
 )

@@ -247,7 +247,6 @@ METHOD: Method = Method(
     choose=choose,
     summary='evolutionary, by the divergence from the full model; needs --sparsity',
     title='EvoPress',
-    needs_labels=False,
     options=(
         Option(
             'fitness',

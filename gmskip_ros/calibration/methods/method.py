@@ -39,7 +39,6 @@ class Method:
     choose: returns the sets that it chose, with their scores. It resumes from `scorer.state` and
     the sets that the scorer remembers. The scorer has found the full model's score.
     summary: a few words for --help. title: its name in tables.
-    needs_labels: whether `choose` needs references to score answers against.
     phases: the combinations of phases that it can choose blocks for, the usual one first.
     protect: how many of the first and the last blocks stay unless the user says otherwise.
     has_limits: whether max_sparsity and rounds limit it. takes_sparsity: whether it can be asked
@@ -54,7 +53,6 @@ class Method:
     summary: str
     title: str = ''
     options: tuple[Option, ...] = ()
-    needs_labels: bool = True
     phases: tuple[tuple[str, ...], ...] = ALL_PHASES
     protect: tuple[int, int] = (0, 0)
     has_limits: bool = True

@@ -1,4 +1,8 @@
-"""As SLEB, by the likelihood of what the full model answers itself: it needs no references."""
+"""As SLEB, by the likelihood of what the full model answers itself.
+
+The references do not influence the order of removal. They are still needed: the task's score of
+each set, which stands beside it and ends the search, is computed from them.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,5 @@ METHOD: Method = Method(
     choose=choose,
     summary="greedy, by the likelihood of the full model's own answers",
     title='self-NLL',
-    needs_labels=False,
     protect=PROTECT,
 )

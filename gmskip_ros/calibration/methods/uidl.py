@@ -15,7 +15,7 @@ from gmskip_ros.calibration.methods.method import Method
 from gmskip_ros.calibration.methods.removal import remove_in_order
 from gmskip_ros.calibration.probing import Sample, angular_distance, sums_over_samples
 from gmskip_ros.calibration.scoring import Scorer
-from gmskip_ros.calibration.settings import SearchSettings
+from gmskip_ros.calibration.settings import SearchSettings, less_than_one_block
 from gmskip_ros.calibration.trajectory import ChosenSets
 
 
@@ -73,6 +73,12 @@ def choose(scorer: Scorer) -> ChosenSets:
     )
 
 
+def check(settings: SearchSettings, num_blocks: int) -> None:
+    """Raise CalibrationError for limits that leave no size to choose a run of."""
+    if not settings.sizes(num_blocks):
+        raise less_than_one_block(settings.max_sparsity, num_blocks)
+
+
 def choose_simple(scorer: Scorer) -> ChosenSets:
     """Return the trajectory from the last block but one backwards."""
     return remove_in_order(scorer, range(scorer.num_blocks)[::-1])
@@ -93,6 +99,7 @@ METHOD: Method = Method(
     summary='consecutive blocks with the least angle between first input and last output',
     title='UIDL',
     takes_sparsity=True,
+    check=check,
 )
 SIMPLE_METHOD: Method = Method(
     name='uidl-simple',

@@ -51,7 +51,6 @@ METHOD: Method = Method(
     name='uneven-interval',
     choose=choose,
     summary="random inner blocks, as many as fixed-interval's",
-    needs_labels=False,
     options=(INTERVALS_OPTION,),
     has_limits=False,
     uses_seed=True,
