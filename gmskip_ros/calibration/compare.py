@@ -107,7 +107,10 @@ def _make_plan(settings: CompareSettings, name: str, num_blocks: int) -> Plan:
         search = replace(search, sparsities=tuple(kept))
     else:
         search = replace(
-            search, min_score_ratio=0.0, max_sparsity=min(max(sizes), most) / num_blocks
+            search,
+            min_score_ratio=0.0,
+            stops_at_ratio=False,
+            max_sparsity=min(max(sizes), most) / num_blocks,
         )
         if 'intervals' in search.options and 'intervals' not in settings.method_options:
             intervals = intervals_of_all_sizes(num_blocks, min(max(sizes), most), removable)

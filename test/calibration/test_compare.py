@@ -49,8 +49,10 @@ def test_sizes_are_whole_blocks_rounded_down_each_once():
 
 
 def test_searches_go_to_the_largest_size_whatever_the_score():
+    methods = ('gm-skip', 'one-shot', 'random', 'sleb', 'self-nll', 'positional', 'shortgpt')
+    for each in make_plans(settings(methods=methods, metric='visual_gain'), 32):
+        assert each.search.allows_score(-0.1, 0.5), each.method.name
     (plan,) = make_plans(settings(), 32)
-    assert plan.search.min_score_ratio == 0
     assert plan.search.sizes(32)[-1] == plan.search.num_removals(32) == 16
     (plan,) = make_plans(settings(protect=(10, 10)), 32)
     assert plan.search.num_removals(32) == 12, 'as many as the protected blocks leave'
