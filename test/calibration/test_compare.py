@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,21 +11,24 @@ from calibration_helpers import make_all_questions
 from fake_vlm import FakeVlm
 from PIL import Image
 
+from gmskip_ros.calibration.answering import Answerer
 from gmskip_ros.calibration.compare import (
     make_plans,
     marks_of,
     skip_set_key,
     tokens_per_reference,
 )
+from gmskip_ros.calibration.distributed import Ranks
 from gmskip_ros.calibration.errors import CalibrationError
+from gmskip_ros.calibration.images import EncodedImages
 from gmskip_ros.calibration.methods.fixed_interval import fixed_interval, intervals_of_all_sizes
 from gmskip_ros.calibration.methods.registry import check_settings, search_settings
 from gmskip_ros.calibration.repetition import repeats
-from gmskip_ros.calibration.settings import CompareSettings
+from gmskip_ros.calibration.settings import GIB, CompareSettings
 from gmskip_ros.calibration.speed import FIELDS, TimedQuestion, speed_figures, time_round
 from gmskip_ros.datasets import Sample
 from gmskip_ros.skipping import SkipSet
-from gmskip_ros.vlm import Stopped
+from gmskip_ros.vlm import Stopped, load_vlm
 
 
 def settings(**changes):
@@ -147,21 +149,50 @@ def test_marks_of_answers():
     assert marks(50, 0.0, None) == [], 'without references there is no length to compare with'
 
 
-def test_tokens_per_reference():
-    vlm = SimpleNamespace(token_ids=lambda text: tuple(text))
+@pytest.fixture(scope='module')
+def demo_answerer(tmp_path_factory):
+    """The demo model with two images, a.png and b.png."""
+    folder = tmp_path_factory.mktemp('images')
+    paths = [folder / 'a.png', folder / 'b.png']
+    for path in paths:
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(path)
+    vlm = load_vlm('demo', device='cpu')
+    images = EncodedImages(vlm, paths, GIB, Ranks())
+    assert images.encode_all() == {}
+    return Answerer(vlm, images, Ranks())
+
+
+def test_tokens_per_reference_are_those_that_the_model_would_write(demo_answerer):
+    vlm, images = demo_answerer.vlm, demo_answerer.images
+    a, b = images.paths
     samples = [
-        Sample('a', 'a.jpg', ('car', 'dog'), 'car', ('12', '1234')),
-        Sample('b', 'b.jpg', ('bus', 'truck'), 'truck', ('123',)),
+        Sample('a', a, ('car', 'traffic_light'), 'car', ('a truck on a road', 'a truck')),
+        Sample('b', b, ('person', 'truck'), 'truck', (' ', 'a car on a road')),
     ]
+    labels = ('car', 'traffic_light', 'person', 'truck')
 
     def length(task, **options):
-        return tokens_per_reference(vlm, make_all_questions(samples, task, **options))
+        questions = make_all_questions(samples, task, labels=labels, **options)
+        return tokens_per_reference(
+            demo_answerer, questions, images.index_of, lambda key, compute: compute()
+        )
 
-    assert length('single_object') == statistics.fmean([3, 5])
-    assert length('multi_object') == statistics.fmean([len('car, dog'), len('bus, truck')])
-    assert length('captioning') == statistics.fmean([3, 3])
-    assert length('single_object', target='car') == 3, 'a wrong answer is no reference'
-    assert length('joint') == statistics.fmean([3, 5, 8, 10, 3, 3])
+    def count(*texts):
+        return statistics.fmean(len(vlm.token_ids(f' {text}')) for text in texts)
+
+    # What it answers begins with the space that separates it from the prompt.
+    [of_task] = make_all_questions(samples[:1], 'single_object', labels=labels)
+    answer = vlm.answer(images[0], of_task.common_prompt)
+    assert answer.token_ids == vlm.token_ids(f' {answer.text}') != vlm.token_ids(answer.text)
+    assert len(vlm.token_ids('truck')) == 3, 'one more than with the space'
+    assert length('single_object') == count('car', 'truck') == 2
+    assert length('multi_object') == count('car, traffic light', 'person, truck')
+    captions = [count('a truck on a road', 'a truck'), count('a car on a road')]
+    assert length('captioning') == statistics.fmean(captions), 'an empty text is no reference'
+    assert length('single_object', target='car') == count('car'), 'nor is a wrong answer'
+    assert length('joint') == statistics.fmean(
+        [count(text) for text in ('car', 'truck', 'car, traffic light', 'person, truck')] + captions
+    )
 
 
 # --- speed ---
