@@ -425,7 +425,7 @@ def _time(
             [sample for one_round in used for sample in one_round[index]]
             for index in range(len(sets.skip_sets))
         ]
-        figures = [speed_figures(of_set, samples[0]) for of_set in samples]
+        figures = [speed_figures(of_set, samples[0], len(questions)) for of_set in samples]
     return ranks.of_first(figures)
 
 

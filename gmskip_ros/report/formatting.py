@@ -145,9 +145,9 @@ def subject(result: Mapping[str, Any]) -> str:
     return f'{one_line(result["task"] + target)}, {short_name(result["model"])}'
 
 
-def count_of(blocks: int) -> str:
+def count_of(count: int, thing: str = 'block') -> str:
     """Return '1 block', '2 blocks'."""
-    return f'{blocks} block' if blocks == 1 else f'{blocks} blocks'
+    return f'{count} {thing}' if count == 1 else f'{count} {thing}s'
 
 
 def point_of_both(row: Mapping[str, Any]) -> str:

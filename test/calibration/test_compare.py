@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from dataclasses import replace
 
@@ -227,8 +228,8 @@ def test_speed_is_a_ratio_of_sums_and_a_mean_of_ratios():
     # vision, prefill, decode, total, tokens, passes
     full = [[10.0, 20.0, 0.0, 30.0, 1, 0], [10.0, 20.0, 70.0, 100.0, 8, 7]]
     fast = [[10.0, 10.0, 0.0, 20.0, 1, 0], [10.0, 10.0, 20.0, 40.0, 5, 4]]
-    figures = speed_figures(fast, full)
-    assert figures['answers'] == 2
+    figures = speed_figures(fast, full, 2)
+    assert (figures['questions'], figures['rounds'], figures['answers']) == (2, 1, 2)
     assert (figures['prefill_ms'], figures['prefill_total_ms']) == (10, 20)
     assert (figures['decode_ms'], figures['decode_total_ms']) == (10, 20)
     assert figures['decode_ms_per_token'] == figures['decode_ms_per_token_of_sums'] == 5
@@ -243,4 +244,21 @@ def test_speed_is_a_ratio_of_sums_and_a_mean_of_ratios():
     )
     assert figures['speed_up'] == pytest.approx(110 / 40)
     assert figures['speed_up_with_vision'] == pytest.approx(130 / 60)
-    assert speed_figures(full[:1], full[:1])['decode_ms_per_token'] is None
+    assert speed_figures(full[:1], full[:1], 1)['decode_ms_per_token'] is None
+
+
+def test_the_spread_of_a_speed_up_is_that_of_the_questions():
+    def sample(prefill, decode):
+        return [10.0, prefill, decode, 10.0 + prefill + decode, 2, 2]
+
+    # Two rounds of three questions: 2, 3 and 4 times as fast, and the same in both rounds.
+    full = [sample(20.0, 20.0), sample(30.0, 30.0), sample(40.0, 40.0)] * 2
+    fast = [sample(10.0, 10.0)] * 6
+    figures = speed_figures(fast, full, 3)
+    assert (figures['questions'], figures['rounds'], figures['answers']) == (3, 2, 6)
+    assert figures['speed_up'] == 3
+    means = sorted(statistics.fmean(drawn) for drawn in itertools.product([2, 3, 4], repeat=3))
+    low, high = figures['speed_up_interval']
+    assert means[0] <= low <= means[1] and means[-2] <= high <= means[-1]
+    assert speed_figures(full, full, 3)['speed_up_interval'] == [1, 1]
+    assert speed_figures(fast[::3], full[::3], 1)['speed_up_interval'] is None, 'only rounds differ'

@@ -120,6 +120,7 @@ def test_every_format_has_the_figures_of_the_result(tmp_path, undrawn):
         assert record['seed'] == ('' if row['seed'] is None else str(row['seed']))
         assert float(record['score']) == found['evaluation']['score']
         assert float(record['speed_tokens_per_s']) == found['speed']['tokens_per_s']
+        assert float(record['speed_up_interval_high']) == found['speed']['speed_up_interval'][1]
         assert record['prefill_blocks'].split() == [str(block) for block in found['prefill']]
         assert record['is_smaller'] == str(row['num_skipped'] < row['asked_blocks'])
         assert record['marks'] == ' '.join(found['marks'])
@@ -145,6 +146,7 @@ def test_every_format_has_the_figures_of_the_result(tmp_path, undrawn):
         'Tokens/s': f'{found["speed"]["tokens_per_s"]:.1f}',
         'Answers/s': f'{found["speed"]["answers_per_s"]:.2f}',
         'Speed-up': f'{found["speed"]["speed_up"]:.2f}',
+        'Speed-up, 95 % interval': '{:.2f} to {:.2f}'.format(*found['speed']['speed_up_interval']),
     }
     line = next(line for line in markdown.splitlines() if 'long, repeats' in line)
     tex_line = next(line for line in latex.splitlines() if 'long, repeats' in line)
@@ -185,6 +187,31 @@ def test_different_sparsity_in_the_two_phases_is_shown():
     text = printed(compare_tables(result))
     assert '0.0 / 25.0' in text
     assert 'Saved: block multiplications in prefill / decode.' in text
+
+
+def test_speeds_stand_beside_the_length_of_the_answers_that_were_timed(tmp_path, undrawn):
+    result = made_up.compared()
+    for found in result['sets']:
+        found['evaluation']['tokens_per_answer'] = 7.25
+        found['speed']['tokens_per_answer'] = 1.75
+    write_compare_report(result, tmp_path)
+    page = HtmlPage(tmp_path / 'report.html')
+    (title,) = (name for name in page.table('Prefill ms')[0] if 'Tokens per' in name)
+    assert {row[title] for row in page.table('Prefill ms')} == {'1.8'}
+    assert {row['Tokens per answer'] for row in page.table('Shuffled score')} == {'7.2'}
+    header, _, full = (tmp_path / 'compare.md').read_text().splitlines()[2:5]
+    cells = dict(zip(header.split(' | '), full.split(' | '), strict=True))
+    assert (cells['Tokens per answer'], cells[title]) == ('7.2', '1.8')
+    assert ' 7.2 ' not in printed(compare_tables(result)[2:])
+
+
+def test_how_much_was_timed_is_questions_and_rounds():
+    result = made_up.compared()
+    assert '8 questions x 3 rounds per skip set' in printed(compare_tables(result))
+    result['sets'][0]['speed'].update(questions=1, rounds=1, answers=1)
+    for found in result['sets']:
+        found['speed']['speed_up_interval'] = None
+    assert '1 question x 1 round per skip set' in printed(compare_tables(result))
 
 
 def test_without_times(tmp_path):
