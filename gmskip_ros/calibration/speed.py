@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -39,17 +40,19 @@ def time_round(
     """Return the samples of every set, a sample per question (the values of FIELDS).
 
     Every question is answered once under every set, one answer at a time, before the next question:
-    other load on the machine affects all sets alike. The order of the sets rotates with `number`
-    and the question. An image is encoded once for all sets, so its time is the same for all.
-    Raises Stopped and what reading an image and answering raise.
+    other load on the machine affects all sets alike. The order of the sets is shuffled for every
+    question and round, always the same for the same `number` and question: no set is early more
+    often than others, nor always follows the same one. An image is encoded once for all sets, so
+    its time is the same for all. Raises Stopped and what reading an image and answering raise.
     """
     samples: list[list[Sample]] = [[] for _ in skip_sets]
     for place, question in enumerate(questions):
         if should_stop():
             raise Stopped('stopped while timing answers')
         features = vlm.encode(read_image(question.path))
-        start = (number + place) % len(skip_sets)
-        for index in [*range(start, len(skip_sets)), *range(start)]:
+        order = list(range(len(skip_sets)))
+        random.Random(f'{number} {place}').shuffle(order)
+        for index in order:
             answer = vlm.answer(
                 features,
                 question.prompt,

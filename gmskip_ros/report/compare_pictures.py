@@ -36,7 +36,7 @@ Pictures = dict[str, bytes]  # 'png' and 'svg'
 
 @dataclass(frozen=True)
 class _Point:
-    """One method's sets of one size: a value per seed."""
+    """One method's sets of one size: a value per list, of equal sets as well."""
 
     num_skipped: float
     scores: list[float]
@@ -130,13 +130,13 @@ def draw_score_over_speed(result: Mapping[str, Any]) -> Pictures | None:
 
 def _points(result: Mapping[str, Any], method: Mapping[str, Any]) -> list[_Point]:
     """Return a method's different sizes in ascending order."""
-    of_size: dict[float, dict[int, Mapping[str, Any]]] = {}
+    of_size: dict[float, dict[tuple[Any, int], Mapping[str, Any]]] = {}
     for row in result['rows']:
         if row['method'] == method['name']:
             found = result['sets'][row['set']]
             if fmt.is_known(found['evaluation']['score']):
-                # A set that stands in for several larger sizes is one point.
-                of_size.setdefault(found['num_skipped'], {})[row['set']] = found
+                # A list's set that stands in for several larger sizes counts once.
+                of_size.setdefault(found['num_skipped'], {})[row['seed'], row['set']] = found
     return [
         _Point(
             size,

@@ -210,8 +210,9 @@ def test_sets_take_turns_image_by_image(tmp_path):
     kinds = [call[0] for call in vlm.calls]
     assert kinds == ['encode', *['answer'] * 3] * 2, 'an image is encoded once for all sets'
     answers = [call[1:3] for call in vlm.calls if call[0] == 'answer']
-    # The order rotates, so that no set always follows the same one.
-    assert answers == [('p', sets[i]) for i in (1, 2, 0)] + [('q', sets[i]) for i in (2, 0, 1)]
+    for prompt, of_question in (('p', answers[:3]), ('q', answers[3:])):
+        assert {one[0] for one in of_question} == {prompt}
+        assert all([one[1] for one in of_question].count(skip_set) == 1 for skip_set in sets)
     assert dict(zip(FIELDS, samples[0][0], strict=True)) == {
         'vision_ms': 2,
         'prefill_ms': 1,
@@ -222,6 +223,29 @@ def test_sets_take_turns_image_by_image(tmp_path):
     }
     with pytest.raises(Stopped):
         time_round(vlm, questions, sets, 0, should_stop=lambda: True)
+
+
+def test_no_set_is_always_early_or_follows_the_same_one(tmp_path):
+    """With many more sets than questions and rounds as well."""
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / 'a.png')
+    questions = [TimedQuestion(tmp_path / 'a.png', str(i), 4) for i in range(8)]
+    sets = [SkipSet(), *(SkipSet.of([block]) for block in range(30))]
+
+    def orders():
+        vlm = FakeVlm()
+        for number in range(3):
+            time_round(vlm, questions, sets, number)
+        asked = [sets.index(call[2]) for call in vlm.calls if call[0] == 'answer']
+        return [asked[i : i + len(sets)] for i in range(0, len(asked), len(sets))]
+
+    found = orders()
+    assert len(found) == 24
+    assert found == orders()
+    for index in range(len(sets)):
+        places = [order.index(index) for order in found]
+        assert 8 < statistics.fmean(places) < 22, 'the middle is 15'
+        before = [order[place - 1] for order, place in zip(found, places, strict=True) if place]
+        assert max(map(before.count, before)) < 8
 
 
 def test_speed_is_a_ratio_of_sums_and_a_mean_of_ratios():

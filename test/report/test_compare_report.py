@@ -13,7 +13,7 @@ import synthetic_results as made_up
 from html_page import HtmlPage
 from terminal import printed, printed_ascii
 
-from gmskip_ros.report import compare_report
+from gmskip_ros.report import compare_pictures, compare_report
 from gmskip_ros.report.compare_report import (
     compare_tables,
     latex_text,
@@ -39,6 +39,20 @@ def undrawn(monkeypatch):
     picture = {'png': b'png', 'svg': b'svg'}
     for name in ('draw_score_over_sparsity', 'draw_score_over_speed'):
         monkeypatch.setattr(compare_report, name, lambda result: picture)
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures of pictures, which are not rendered."""
+    drawn = []
+
+    def keep(figure):
+        drawn.append(figure)
+        return b''
+
+    monkeypatch.setattr(compare_pictures, 'png_bytes', keep)
+    monkeypatch.setattr(compare_pictures, 'svg_bytes', lambda figure: b'')
+    return drawn
 
 
 def test_writes_its_files_and_a_page_that_loads_nothing(tmp_path):
@@ -105,6 +119,22 @@ def test_several_lists_have_mean_and_range(tmp_path, undrawn):
     assert row['Skipped blocks'] == '4'
     assert page.table('Shuffled score')[3]['Shuffled score'] == '12.1'
     assert f'{min(scores):.1f} to {max(scores):.1f}' in printed(compare_tables(result))
+
+
+def test_equal_sets_of_several_lists_count_once_per_list_everywhere(figures):
+    result = made_up.compared()
+    for row in result['rows']:
+        if row['seed'] == 2:  # draws what seed 1 drew
+            row['set'] -= 1
+    for kind in ('sparsity', 'speed'):
+        getattr(compare_pictures, f'draw_score_over_{kind}')(result)
+    rows = [row for row in table_rows(result) if row['name'] == 'random, 3 lists']
+    shown = [100 * sum(row['scores']) / len(row['scores']) for row in rows]
+    assert [len(row['scores']) for row in rows] == [3, 3]
+    for figure in figures:
+        for axis in figure.axes:
+            (line,) = (line for line in axis.lines if line.get_label() == 'random')
+            assert list(line.get_ydata()) == pytest.approx(shown)
 
 
 def test_every_format_has_the_figures_of_the_result(tmp_path, undrawn):
