@@ -56,6 +56,7 @@ def draw_score_over_sparsity(result: Mapping[str, Any]) -> Pictures:
         _draw_levels(axis, result)
         num_blocks = result['num_blocks']
         full = result['sets'][0]['evaluation']['score']
+        names = fmt.method_names(result)
         for number, method in enumerate(result['methods']):
             points = _points(result, method)
             if not points:
@@ -64,7 +65,7 @@ def draw_score_over_sparsity(result: Mapping[str, Any]) -> Pictures:
             ys = [100 * statistics.fmean(point.scores) for point in points]
             if fmt.is_known(full) and xs[0] > 0:
                 axis.plot([0, xs[0]], [100 * full, ys[0]], color=_colour(number), linewidth=0.6)
-            _draw_line(axis, number, method, points, xs, ys)
+            _draw_line(axis, number, names[method['name']], points, xs, ys)
             if any(len(point.scores) > 1 for point in points):
                 low = [100 * min(point.scores) for point in points]
                 high = [100 * max(point.scores) for point in points]
@@ -82,7 +83,7 @@ def draw_score_over_speed(result: Mapping[str, Any]) -> Pictures | None:
 
     A line connects the sets of a method in the order of their size.
     """
-    full = result['sets'][0]
+    full, names = result['sets'][0], fmt.method_names(result)
     if not full['speed']:
         return None
     panels = (('tokens_per_s', 'tokens per second'), ('answers_per_s', 'answers per second'))
@@ -96,7 +97,7 @@ def draw_score_over_speed(result: Mapping[str, Any]) -> Pictures | None:
                 points = _points(result, method)
                 xs = [statistics.fmean(each[key] for each in point.speeds) for point in points]
                 ys = [100 * statistics.fmean(point.scores) for point in points]
-                _draw_line(axis, number, method, points, xs, ys)
+                _draw_line(axis, number, names[method['name']], points, xs, ys)
                 for point in points:
                     if len(point.scores) > 1:  # each list, small and pale
                         axis.plot(
@@ -176,7 +177,7 @@ def _colour(number: int) -> str:
 def _draw_line(
     axis: Axes,
     number: int,
-    method: Mapping[str, Any],
+    name: str,
     points: Sequence[_Point],
     xs: Sequence[float],
     ys: Sequence[float],
@@ -193,7 +194,7 @@ def _draw_line(
         'linewidth': size / 3,
         'linestyle': LINES[number // len(COLOURS) % len(LINES)],
     }
-    axis.plot(xs, ys, label=literal(fmt.one_line(method['title'])), **style)
+    axis.plot(xs, ys, label=literal(name), **style)
     marked = [i for i, point in enumerate(points) if point.is_marked]
     axis.plot(
         [xs[i] for i in marked],

@@ -114,6 +114,7 @@ def table_rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
                 'evaluation': {'score': constant['score']},
             }
         )
+    names = fmt.method_names(result)
     sizes = sorted({row['asked_blocks'] for row in result['rows']})
     for size in sizes:
         of_size = []
@@ -124,7 +125,7 @@ def table_rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
                 if row['asked_blocks'] == size and row['method'] == method['name']
             ]
             if found:
-                name = fmt.one_line(method['title'])
+                name = names[method['name']]
                 if len(found) > 1:
                     name += f', {len(found)} lists'
                 of_size.append(_row(name, found[0], [sets[row['set']] for row in found], found[0]))
@@ -397,6 +398,7 @@ def _speed_note(result: Mapping[str, Any]) -> str:
 def _csv(result: Mapping[str, Any]) -> bytes:
     """Return a record per method, sparsity and seed, with every figure; the full model first."""
     constant = (result['baselines'] or {}).get('constant') or {}
+    phases = {method['name']: '+'.join(method['phases']) for method in result['methods']}
     full = {'method': 'full', 'asked_blocks': 0, 'set': 0}
     records = []
     for row in [full, *result['rows']]:
@@ -413,6 +415,7 @@ def _csv(result: Mapping[str, Any]) -> bytes:
                 'is_smaller': found['num_skipped'] < row['asked_blocks'],
                 'prefill_blocks': ' '.join(map(str, found['prefill'])),
                 'decode_blocks': ' '.join(map(str, found['decode'])),
+                'phases': phases.get(row['method']),
                 'kv': found['kv'],
                 'sparsity_prefill': found['sparsity']['prefill'],
                 'sparsity_decode': found['sparsity']['decode'],
@@ -586,12 +589,12 @@ def _methods_table(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _sets_table(result: Mapping[str, Any]) -> dict[str, Any]:
-    titles = {method['name']: method['title'] for method in result['methods']}
+    names = fmt.method_names(result)
     several = {method['name'] for method in result['methods'] if len(method['seeds']) > 1}
     rows = []
     for row in result['rows']:
         found = result['sets'][row['set']]
-        name = titles[row['method']]
+        name = names[row['method']]
         if row['method'] in several:
             name = f'{name}, seed {row["seed"]}'
         rows.append(

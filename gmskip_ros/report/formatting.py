@@ -158,6 +158,20 @@ def point_of_both(row: Mapping[str, Any]) -> str:
     return ' vs '.join(dict.fromkeys(points))
 
 
+def method_names(result: Mapping[str, Any]) -> dict[str, str]:
+    """Return the titles of compared methods by name: 'ShortGPT (prefill)'.
+
+    They state the phases where a method skips in anything but prefill and decode.
+    """
+    phases = {method['name']: '+'.join(method['phases']) for method in result['methods']}
+    are_usual = set(phases.values()) <= {'prefill+decode'}
+    return {
+        method['name']: one_line(method['title'])
+        + ('' if are_usual else f' ({one_line(phases[method["name"]])})')
+        for method in result['methods']
+    }
+
+
 def demo_alert(result: Mapping[str, Any]) -> list[str]:
     """Return the alert about figures of the demo model; none for other models."""
     if result['model'] != 'demo':

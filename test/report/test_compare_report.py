@@ -137,6 +137,49 @@ def test_equal_sets_of_several_lists_count_once_per_list_everywhere(figures):
             assert list(line.get_ydata()) == pytest.approx(shown)
 
 
+def test_phases_are_named_where_methods_differ_in_them(tmp_path, undrawn):
+    result = made_up.compared()
+    assert not any('prefill' in row['name'] for row in table_rows(result))
+    result['methods'][0]['phases'] = ['prefill']
+    result['methods'][2]['phases'] = ['decode']
+    names = [
+        'GM-Skip (prefill)',
+        'one-shot (prefill+decode)',
+        'random (decode), 3 lists',
+        'fixed-interval (prefill+decode)',
+    ]
+    assert [row['name'] for row in table_rows(result)][2:] == names * 2
+    write_compare_report(result, tmp_path)
+    page = HtmlPage(tmp_path / 'report.html')
+    for title in ('McNemar p', 'Shuffled score', 'Prefill ms'):
+        assert [row['Method'] for row in page.table(title)][-4:] == names
+    assert 'random (decode), seed 2' in [row['Method'] for row in page.table('Skipped in decode')]
+    for file in ('compare.md', 'compare.tex'):
+        assert all(name in (tmp_path / file).read_text() for name in names)
+    with open(tmp_path / 'compare.csv', encoding='utf-8', newline='') as file:
+        phases = {record['method']: record['phases'] for record in csv.DictReader(file)}
+    assert phases == {
+        'full': '',
+        'gm-skip': 'prefill',
+        'one-shot': 'prefill+decode',
+        'random': 'decode',
+        'fixed-interval': 'prefill+decode',
+    }
+    on_terminal = ' '.join(printed(compare_tables(result), 200).split())
+    assert all(name in on_terminal for name in names)
+
+
+def test_legends_name_the_phases_where_methods_differ_in_them(figures):
+    result = made_up.compared()
+    result['methods'][0]['phases'] = ['prefill']
+    for kind in ('sparsity', 'speed'):
+        getattr(compare_pictures, f'draw_score_over_{kind}')(result)
+    for figure in figures:
+        texts = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+        assert texts[:2] == ['GM-Skip (prefill)', 'one-shot (prefill+decode)']
+    assert len(figures) == 2
+
+
 def test_every_format_has_the_figures_of_the_result(tmp_path, undrawn):
     result = made_up.compared()
     write_compare_report(result, tmp_path)
