@@ -6,6 +6,7 @@ What is calibrated, chosen and measured, as JSON values; `report.compare_report`
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from gmskip_ros.calibration.data import Data, in_view, load_data
 from gmskip_ros.calibration.distributed import Ranks
 from gmskip_ros.calibration.errors import CalibrationError
 from gmskip_ros.calibration.evaluate import score_note
+from gmskip_ros.calibration.likelihood import likeliest_way, reference_texts
 from gmskip_ros.calibration.measuring import Evaluator
 from gmskip_ros.calibration.methods.fixed_interval import intervals_of_all_sizes
 from gmskip_ros.calibration.methods.method import Method
@@ -107,7 +109,10 @@ def _make_plan(settings: CompareSettings, name: str, num_blocks: int) -> Plan:
         search = replace(search, sparsities=tuple(kept))
     else:
         search = replace(
-            search, min_score_ratio=0.0, max_sparsity=min(max(sizes), most) / num_blocks
+            search,
+            min_score_ratio=0.0,
+            stops_at_ratio=False,
+            max_sparsity=min(max(sizes), most) / num_blocks,
         )
         if 'intervals' in search.options and 'intervals' not in settings.method_options:
             intervals = intervals_of_all_sizes(num_blocks, min(max(sizes), most), removable)
@@ -179,6 +184,12 @@ def compare(
         if ranks.rank == 0:
             file.save(checkpoint)
 
+    def remember(key: str, compute: Callable[[], Any]) -> Any:
+        if key not in checkpoint.evaluations:
+            checkpoint.evaluations[key] = compute()
+            save()
+        return checkpoint.evaluations[key]
+
     sets = _Sets()
     methods: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
@@ -193,12 +204,14 @@ def compare(
         methods.append(_method_record(plan, found, folder))
     listener.begin(None, None)
     try:
-        evaluations = _evaluate(evaluator, sets.skip_sets, checkpoint, save, listener)
+        evaluations = _evaluate(evaluator, sets.skip_sets, remember, listener)
+        reference_tokens = tokens_per_reference(
+            answerer, data.test_questions, data.images.index_of, remember
+        )
         speeds = _time(vlm, settings, data, sets, checkpoint, save, ranks, listener, should_stop)
     except Exception:  # not KeyboardInterrupt, which may come between two changes of the state
         save()
         raise
-    reference_tokens = tokens_per_reference(vlm, data.test_questions)
     return {
         **_header(vlm, settings, metrics, data, checkpoint.created),
         'dataset': _dataset_record(settings, dataset, test_dataset, data),
@@ -339,8 +352,7 @@ def _method_record(plan: Plan, found: Mapping[int, Calibration], folder: Path) -
 def _evaluate(
     evaluator: Evaluator,
     skip_sets: Sequence[SkipSet],
-    checkpoint: Checkpoint,
-    save: Callable[[], None],
+    remember: Callable[[str, Callable[[], Any]], Any],
     listener: Listener,
 ) -> list[dict[str, Any]]:
     """Return each set's figures on the test images; only those not yet known are measured."""
@@ -348,10 +360,7 @@ def _evaluate(
     for done, skip_set in enumerate(skip_sets):
         listener.evaluations(done, len(skip_sets))
         key = f'test with {skip_set_key(skip_set)}'
-        if key not in checkpoint.evaluations:
-            checkpoint.evaluations[key] = evaluator.evaluate(skip_set)
-            save()
-        figures.append(checkpoint.evaluations[key])
+        figures.append(remember(key, functools.partial(evaluator.evaluate, skip_set)))
     listener.evaluations(len(skip_sets), len(skip_sets))
     return figures
 
@@ -416,7 +425,7 @@ def _time(
             [sample for one_round in used for sample in one_round[index]]
             for index in range(len(sets.skip_sets))
         ]
-        figures = [speed_figures(of_set, samples[0]) for of_set in samples]
+        figures = [speed_figures(of_set, samples[0], len(questions)) for of_set in samples]
     return ranks.of_first(figures)
 
 
@@ -433,22 +442,38 @@ def _timed_questions(data: Data, count: int) -> list[TimedQuestion]:
     ][:count]
 
 
-def tokens_per_reference(vlm: CalibrationEngine, questions: Sequence[Questions]) -> float | None:
-    """Return the mean length of the right answers, as the model would write them, in tokens.
+def tokens_per_reference(
+    answerer: Answerer,
+    questions: Sequence[Questions],
+    index_of: Mapping[Path, int],
+    remember: Callable[[str, Callable[[], Any]], Any],
+) -> float | None:
+    """Return the mean length in tokens of the right answers, as the model would write them.
 
-    Of several right texts about an image it is their mean; labels of several objects are joined by
-    ', '. Images without the target have no right answer. None without any.
+    Those of a task are written in the way that is likeliest to the full model, which is asked about
+    the first text of each question: see `likelihood.likeliest_way`, also for `remember`. Of several
+    right texts about an image the mean counts. Images without the target have no right answer. None
+    without any. index_of: the image of a sample by its path. Raises what likeliest_way raises.
     """
     lengths = []
     for of_task in questions:
-        for reference in of_task.references:
-            if isinstance(reference, Absent):
-                continue
-            texts = [reference] if isinstance(reference, str) else list(reference)
-            if of_task.name == 'multi_object':
-                texts = [', '.join(texts)]
-            if texts:
-                lengths.append(statistics.fmean(len(vlm.token_ids(text)) for text in texts))
+        texts = {
+            i: [text for text in reference_texts(of_task, i) if text]
+            for i, reference in enumerate(of_task.references)
+            if not isinstance(reference, Absent)
+        }
+        written = {i: of_question for i, of_question in texts.items() if of_question}
+        if not written:
+            continue
+        first = [
+            (index_of[of_task.samples[i].image_path], of_task.prompts[i], of_question[0])
+            for i, of_question in written.items()
+        ]
+        way, _ = likeliest_way(answerer, of_task.name, first, remember)
+        lengths += [
+            statistics.fmean(len(answerer.vlm.token_ids(way.write(text))) for text in of_question)
+            for of_question in written.values()
+        ]
     return statistics.fmean(lengths) if lengths else None
 
 

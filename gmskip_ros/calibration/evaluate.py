@@ -103,22 +103,36 @@ def calibration_samples(
 def choose_sets(
     num_blocks: int, skip_lists: Mapping[str, SkipList], settings: EvaluationSettings
 ) -> list[NamedSet]:
-    """Return the rows of the table: full, fixed intervals, skip lists; equal sets share a row."""
+    """Return the rows of the table: full, fixed intervals, skip lists; equal sets share a row.
+
+    Where a row does not skip in prefill and decode alike, the names of all state their phases.
+    """
     intervals: Sequence[int] | None = settings.intervals
     if intervals is None:
         intervals = [interval for interval in INTERVALS if interval < num_blocks - 1]
+    points = [
+        (name, skip_list, point, skip_list.skip_set_at(point))
+        for name, skip_list in skip_lists.items()
+        for point in settings.operating_points
+    ]
+    all_plain = all(skip_set.is_plain for *_, skip_set in points)
+
+    def with_remarks(title: str, skip_set: SkipSet, file: str = '') -> str:
+        phases = skip_set.manner or ('' if all_plain else ','.join(skip_set.by_phases))
+        remarks = '; '.join(filter(None, (phases, file)))
+        return f'{title} ({remarks})' if remarks else title
+
     named = [NamedSet('Full', SkipSet(), ())]
     for interval in intervals:
         blocks = fixed_interval(num_blocks, interval)
-        named.append(NamedSet(f'Fixed interval {interval}', SkipSet.of(blocks), blocks))
-    for name, skip_list in skip_lists.items():
+        skip_set = SkipSet.of(blocks)
+        title = with_remarks(f'Fixed interval {interval}', skip_set)
+        named.append(NamedSet(title, skip_set, blocks))
+    for name, skip_list, point, skip_set in points:
         file = Path(name).name if len(skip_lists) > 1 else ''
-        for point in settings.operating_points:
-            skip_set = skip_list.skip_set_at(point)
-            remarks = '; '.join(filter(None, (skip_set.manner, file)))
-            title = f'{_method_title(skip_list.method)} {_point_title(point)}'
-            title += f' ({remarks})' if remarks else ''
-            named.append(NamedSet(title, skip_set, skip_list.blocks_at(point), name))
+        title = f'{_method_title(skip_list.method)} {_point_title(point)}'
+        title = with_remarks(title, skip_set, file)
+        named.append(NamedSet(title, skip_set, skip_list.blocks_at(point), name))
     rows: dict[tuple[frozenset[int] | str, ...], NamedSet] = {}
     for row in named:
         key = (row.skip_set.prefill, row.skip_set.decode, row.skip_set.image, row.skip_set.manner)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gmskip_ros.calibration.answering import Answerer
 from gmskip_ros.calibration.errors import CalibrationError
@@ -179,64 +179,99 @@ class GivenAnswers:
         return max(1, min(MOST_ROWS, answerer.batch_size, fitting))
 
 
+@dataclass(frozen=True)
+class Way:
+    """A way to write an answer: how it begins."""
+
+    space: str  # '' or ' '
+    is_capitalised: bool
+
+    def write(self, text: str) -> str:
+        """Return the text written in this way."""
+        return self.space + (text[:1].upper() + text[1:] if self.is_capitalised else text)
+
+
+WAYS = tuple(Way(space, capital) for space in ('', ' ') for capital in (False, True))
+
+
+def likeliest_way(
+    answerer: Answerer,
+    task: str,
+    texts: Sequence[tuple[int, str, str]],
+    remember: Callable[[str, Callable[[], Any]], Any],
+) -> tuple[Way, GivenAnswers]:
+    """Return the way to write texts that is likeliest to the full model, and them as answers.
+
+    How an answer begins is a matter of the prompt's template and of what the model was trained on:
+    after a space or not, with a capital letter or not. All are written in the same way. `texts`:
+    image index, prompt and text of each, at least one; `task` names them for `remember`, see
+    Scorer.remember. Raises what GivenAnswers.negative_log_likelihood raises.
+    """
+    # Some tokenizers add the space themselves: ways with the same tokens are tried once.
+    of_tokens: dict[tuple[tuple[int, ...], ...], Way] = {}
+    for way in WAYS:
+        tokens = tuple(answerer.vlm.token_ids(way.write(text)) for _, _, text in texts)
+        of_tokens.setdefault(tokens, way)
+    ways = sorted(of_tokens.items())
+    candidates = [
+        GivenAnswers(
+            answerer,
+            [
+                GivenAnswer(image, prompt, token_ids)
+                for (image, prompt, _), token_ids in zip(texts, tokens, strict=True)
+            ],
+        )
+        for tokens, _ in ways
+    ]
+    values = remember(
+        f'likelihood of the ways to write the references of {task}',
+        partial(_likelihoods, candidates),
+    )
+    best = values.index(min(values))
+    return ways[best][1], candidates[best]
+
+
 def reference_answers(scorer: Scorer) -> GivenAnswers:
     """Return the reference answers of all questions that have one: not of absent targets.
 
-    How a reference begins is a matter of the prompt's template and of what the model was trained
-    on: after a space or not, with a capital letter or not. All of a task are written in the one way
-    that is likeliest to the full model. Raises CalibrationError for an empty reference, and what
-    GivenAnswers.negative_log_likelihood raises.
+    Those of a task are written as `likeliest_way` chooses. Raises CalibrationError for an empty
+    reference, and what GivenAnswers.negative_log_likelihood raises.
     """
     chosen: list[GivenAnswer] = []
     for number, part in enumerate(scorer.objective.parts):
-        references = [
-            (image, question)
+        questions = part.questions
+        texts = [
+            (image, questions.prompts[question], reference_text(questions, question))
             for of_part, question, image, _ in questions_asked(scorer)
-            if of_part == number and not isinstance(part.questions.references[question], Absent)
+            if of_part == number and not isinstance(questions.references[question], Absent)
         ]
-        texts = [reference_text(part.questions, question) for _, question in references]
-        # Some tokenizers add the space themselves: ways with the same tokens are tried once.
-        ways = {
-            tuple(scorer.answerer.vlm.token_ids(space + write(text)) for text in texts)
-            for space in ('', ' ')
-            for write in (str, _capitalised)
-        }
-        candidates = [
-            GivenAnswers(
-                scorer.answerer,
-                [
-                    GivenAnswer(image, part.questions.prompts[question], token_ids)
-                    for (image, question), token_ids in zip(references, way, strict=True)
-                ],
-            )
-            for way in sorted(ways)
-        ]
-        values = scorer.remember(
-            f'likelihood of the ways to write the references of {part.questions.name}',
-            partial(_likelihoods, candidates),
-        )
-        chosen += candidates[values.index(min(values))].answers
+        _, answers = likeliest_way(scorer.answerer, questions.name, texts, scorer.remember)
+        chosen += answers.answers
     return GivenAnswers(scorer.answerer, chosen)
 
 
 def reference_text(questions: Questions, question: int) -> str:
-    """Return what is right, as an answer: the label, the labels joined by ', ', the first text.
+    """Return what is right, as an answer: the first of reference_texts.
 
     Raises CalibrationError for an empty one.
     """
-    reference = questions.references[question]
-    if questions.name == 'single_object':
-        text = _as_words(reference)
-    elif questions.name == 'multi_object':
-        text = ', '.join(map(_as_words, reference))
-    else:
-        text = next(iter(reference), '').strip()
+    text = next(iter(reference_texts(questions, question)), '')
     if not text:
         raise CalibrationError(
             f'{questions.samples[question].image_path}: its reference answer for {questions.name} '
             'is empty: remove the sample, or use --method self-nll'
         )
     return text
+
+
+def reference_texts(questions: Questions, question: int) -> list[str]:
+    """Return all that is right, as answers: the label, the labels joined by ', ', the texts."""
+    reference = questions.references[question]
+    if questions.name == 'single_object':
+        return [_as_words(reference)]
+    if questions.name == 'multi_object':
+        return [', '.join(map(_as_words, reference))]
+    return [text.strip() for text in reference]
 
 
 def own_answers(scorer: Scorer) -> GivenAnswers:
@@ -265,7 +300,3 @@ def _likelihoods(candidates: Sequence[GivenAnswers]) -> list[float]:
 
 def _as_words(label: str) -> str:
     return label.replace('_', ' ').strip()
-
-
-def _capitalised(text: str) -> str:
-    return text[:1].upper() + text[1:]

@@ -200,7 +200,7 @@ def fingerprint(
         **data_fingerprint(vlm, dataset_name, settings, data, metrics),
         'search method': search.method,
         'search seed': search.seed,
-        'search min_score_ratio': search.min_score_ratio,
+        'search min_score_ratio': search.min_score_ratio if search.stops_at_ratio else None,
         'search max_sparsity': search.max_sparsity,
         'search rounds': search.rounds,
         'search phases': list(search.phases),

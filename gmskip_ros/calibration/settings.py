@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gmskip_ros.calibration.errors import CalibrationError
-from gmskip_ros.skipping import JOINT, KV_POLICIES, PHASES
+from gmskip_ros.skipping import JOINT, KV_POLICIES, PHASES, meets_ratio
 from gmskip_ros.tasks import DEFAULT_MATCH, TASK_NAMES, Task, make_task
 
 GENERIC = 'generic'
@@ -53,8 +53,9 @@ class SearchSettings:
 
     A method that removes blocks one at a time stops when the best score falls below
     min_score_ratio x the full model's, at max_sparsity, after `rounds` removals, and when one block
-    is left. One that orders or chooses blocks without a search may be given `sparsities` in place
-    of these limits: the sizes wanted, whatever the score. phases and kv: how the blocks are
+    is left; with stops_at_ratio=False no score stops it, not even a negative one. One that orders
+    or chooses blocks without a search may be given `sparsities` in place of these limits: the sizes
+    wanted, whatever the score. phases and kv: how the blocks are
     skipped, see SkipSet. protect: how many of the first and of the last blocks stay. `options` are
     the method's own, by name; missing ones have their default.
     """
@@ -62,6 +63,7 @@ class SearchSettings:
     method: str = 'gm-skip'  # one of methods.METHODS
     seed: int = 0
     min_score_ratio: float = 1.0
+    stops_at_ratio: bool = True
     max_sparsity: float = 0.9
     rounds: int | None = None
     phases: tuple[str, ...] = PHASES
@@ -89,6 +91,12 @@ class SearchSettings:
                 f'kv {self.kv!r} matters only where prefill skips a block that decode runs: set '
                 'phases to prefill, or remove it'
             )
+
+    def allows_score(self, score: float, full_score: float) -> bool:
+        """Return whether a method that removes blocks one at a time goes on with this score."""
+        if self.sparsities or not self.stops_at_ratio:
+            return True
+        return meets_ratio(score, full_score, self.min_score_ratio)
 
     def removable(self, num_blocks: int) -> list[int]:
         """Return the blocks that are not protected, ascending. Raises CalibrationError for none."""

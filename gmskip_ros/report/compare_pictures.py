@@ -36,7 +36,7 @@ Pictures = dict[str, bytes]  # 'png' and 'svg'
 
 @dataclass(frozen=True)
 class _Point:
-    """One method's sets of one size: a value per seed."""
+    """One method's sets of one size: a value per list, of equal sets as well."""
 
     num_skipped: float
     scores: list[float]
@@ -56,6 +56,7 @@ def draw_score_over_sparsity(result: Mapping[str, Any]) -> Pictures:
         _draw_levels(axis, result)
         num_blocks = result['num_blocks']
         full = result['sets'][0]['evaluation']['score']
+        names = fmt.method_names(result)
         for number, method in enumerate(result['methods']):
             points = _points(result, method)
             if not points:
@@ -64,7 +65,7 @@ def draw_score_over_sparsity(result: Mapping[str, Any]) -> Pictures:
             ys = [100 * statistics.fmean(point.scores) for point in points]
             if fmt.is_known(full) and xs[0] > 0:
                 axis.plot([0, xs[0]], [100 * full, ys[0]], color=_colour(number), linewidth=0.6)
-            _draw_line(axis, number, method, points, xs, ys)
+            _draw_line(axis, number, names[method['name']], points, xs, ys)
             if any(len(point.scores) > 1 for point in points):
                 low = [100 * min(point.scores) for point in points]
                 high = [100 * max(point.scores) for point in points]
@@ -82,7 +83,7 @@ def draw_score_over_speed(result: Mapping[str, Any]) -> Pictures | None:
 
     A line connects the sets of a method in the order of their size.
     """
-    full = result['sets'][0]
+    full, names = result['sets'][0], fmt.method_names(result)
     if not full['speed']:
         return None
     panels = (('tokens_per_s', 'tokens per second'), ('answers_per_s', 'answers per second'))
@@ -96,7 +97,7 @@ def draw_score_over_speed(result: Mapping[str, Any]) -> Pictures | None:
                 points = _points(result, method)
                 xs = [statistics.fmean(each[key] for each in point.speeds) for point in points]
                 ys = [100 * statistics.fmean(point.scores) for point in points]
-                _draw_line(axis, number, method, points, xs, ys)
+                _draw_line(axis, number, names[method['name']], points, xs, ys)
                 for point in points:
                     if len(point.scores) > 1:  # each list, small and pale
                         axis.plot(
@@ -130,13 +131,13 @@ def draw_score_over_speed(result: Mapping[str, Any]) -> Pictures | None:
 
 def _points(result: Mapping[str, Any], method: Mapping[str, Any]) -> list[_Point]:
     """Return a method's different sizes in ascending order."""
-    of_size: dict[float, dict[int, Mapping[str, Any]]] = {}
+    of_size: dict[float, dict[tuple[Any, int], Mapping[str, Any]]] = {}
     for row in result['rows']:
         if row['method'] == method['name']:
             found = result['sets'][row['set']]
             if fmt.is_known(found['evaluation']['score']):
-                # A set that stands in for several larger sizes is one point.
-                of_size.setdefault(found['num_skipped'], {})[row['set']] = found
+                # A list's set that stands in for several larger sizes counts once.
+                of_size.setdefault(found['num_skipped'], {})[row['seed'], row['set']] = found
     return [
         _Point(
             size,
@@ -176,7 +177,7 @@ def _colour(number: int) -> str:
 def _draw_line(
     axis: Axes,
     number: int,
-    method: Mapping[str, Any],
+    name: str,
     points: Sequence[_Point],
     xs: Sequence[float],
     ys: Sequence[float],
@@ -193,7 +194,7 @@ def _draw_line(
         'linewidth': size / 3,
         'linestyle': LINES[number // len(COLOURS) % len(LINES)],
     }
-    axis.plot(xs, ys, label=literal(fmt.one_line(method['title'])), **style)
+    axis.plot(xs, ys, label=literal(name), **style)
     marked = [i for i, point in enumerate(points) if point.is_marked]
     axis.plot(
         [xs[i] for i in marked],

@@ -26,7 +26,8 @@ from gmskip_ros.report.writing import render_html, write_files
 
 FULL_NAME = 'Full model'
 CONSTANT_NAME = 'Best constant answer'
-NOT_AVERAGED = ('interval', 'mcnemar_p', 'most_frequent_answer')  # over several lists
+# Over several lists.
+NOT_AVERAGED = ('interval', 'mcnemar_p', 'most_frequent_answer', 'speed_up_interval')
 SMALLER_MARK = 'smaller set'
 MARK_NOTES = {
     SMALLER_MARK: 'the method has no set of this size; its nearest smaller one is shown',
@@ -84,7 +85,9 @@ def compare_tables(result: Mapping[str, Any]) -> list[Table]:
         ('Does it still look at the picture?', [*col.CONTROLS[:2], *col.CONTROLS[5:]], []),
     ]
     if _any_timed(result):
-        sections.append((f'Speed: {fmt.subject(result)}', SPEED[:6], [_speed_note(result)]))
+        # Without answers/s, of which the speed-up is the ratio: it would be too wide.
+        speed = [*SPEED[:4], SPEED[5], Column('95 % interval', _speed_up_interval)]
+        sections.append((f'Speed: {fmt.subject(result)}', speed, [_speed_note(result)]))
     return [
         col.rich_table(
             title,
@@ -111,6 +114,7 @@ def table_rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
                 'evaluation': {'score': constant['score']},
             }
         )
+    names = fmt.method_names(result)
     sizes = sorted({row['asked_blocks'] for row in result['rows']})
     for size in sizes:
         of_size = []
@@ -121,7 +125,7 @@ def table_rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
                 if row['asked_blocks'] == size and row['method'] == method['name']
             ]
             if found:
-                name = fmt.one_line(method['title'])
+                name = names[method['name']]
                 if len(found) > 1:
                     name += f', {len(found)} lists'
                 of_size.append(_row(name, found[0], [sets[row['set']] for row in found], found[0]))
@@ -215,6 +219,11 @@ def _timed(key: str, digits: int = 1) -> Callable[[Row], str]:
     return lambda row: fmt.number(row['speed'].get(key), digits) if row['speed'] else fmt.DASH
 
 
+def _speed_up_interval(row: Row) -> str:
+    ends = row['speed'] and row['speed'].get('speed_up_interval')
+    return f'{fmt.number(ends[0], 2)} to {fmt.number(ends[1], 2)}' if ends else fmt.DASH
+
+
 def _share(phase: str) -> Callable[[Row], str]:
     return lambda row: fmt.hundredths(row['sparsity'][phase]) if row['sparsity'] else fmt.DASH
 
@@ -265,7 +274,7 @@ REPEATING = Column(
 TOKENS = Column(
     'Tokens per answer',
     col.measured('tokens_per_answer', fmt.number),
-    'Mean over all answers, without the end-of-sequence token.',
+    'Mean over the answers about all test images, without the end-of-sequence token.',
 )
 SPEED = (
     Column('Prefill ms', _timed('prefill_ms'), 'Median time of the pass over image and prompt.'),
@@ -274,7 +283,11 @@ SPEED = (
         _timed('decode_ms_per_token'),
         'Median over the answers of the time per pass after the first token.',
     ),
-    TOKENS,
+    Column(
+        'Tokens per timed answer',
+        _timed('tokens_per_answer'),
+        'Mean over the timed answers, to which all figures of speed belong.',
+    ),
     Column(
         'Tokens/s',
         _timed('tokens_per_s'),
@@ -287,6 +300,14 @@ SPEED = (
         _timed('speed_up', 2),
         "The full model's time of prefill and decode / this set's, on the same questions.",
     ),
+    Column(
+        'Speed-up, 95 % interval',
+        _speed_up_interval,
+        'Paired bootstrap over the timed questions, each with all its rounds. It does not cover '
+        'what a different machine or day changes; with few questions it is too narrow.',
+    ),
+)
+MORE_SPEED = (
     Column(
         'Tokens/s, mean of ratios',
         _timed('tokens_per_s_mean_of_ratios'),
@@ -362,9 +383,11 @@ def _notes(
 
 
 def _speed_note(result: Mapping[str, Any]) -> str:
-    answers = result['sets'][0]['speed']['answers']
+    timed = result['sets'][0]['speed']
+    questions = fmt.count_of(timed['questions'], 'question')
+    rounds = fmt.count_of(timed['rounds'], 'round')
     return (
-        f'{answers} answers per skip set, all sets in turn, on {fmt.machine_name(result)}. '
+        f'{questions} x {rounds} per skip set, all sets in turn, on {fmt.machine_name(result)}. '
         'Times of prefill and decode, vision not included.'
     )
 
@@ -375,11 +398,13 @@ def _speed_note(result: Mapping[str, Any]) -> str:
 def _csv(result: Mapping[str, Any]) -> bytes:
     """Return a record per method, sparsity and seed, with every figure; the full model first."""
     constant = (result['baselines'] or {}).get('constant') or {}
+    phases = {method['name']: '+'.join(method['phases']) for method in result['methods']}
     full = {'method': 'full', 'asked_blocks': 0, 'set': 0}
     records = []
     for row in [full, *result['rows']]:
         found = result['sets'][row['set']]
-        speed = found['speed'] or {}
+        speed = dict(found['speed'] or {})
+        low, high = speed.pop('speed_up_interval', None) or (None, None)
         records.append(
             {
                 'method': row['method'],
@@ -390,6 +415,7 @@ def _csv(result: Mapping[str, Any]) -> bytes:
                 'is_smaller': found['num_skipped'] < row['asked_blocks'],
                 'prefill_blocks': ' '.join(map(str, found['prefill'])),
                 'decode_blocks': ' '.join(map(str, found['decode'])),
+                'phases': phases.get(row['method']),
                 'kv': found['kv'],
                 'sparsity_prefill': found['sparsity']['prefill'],
                 'sparsity_decode': found['sparsity']['decode'],
@@ -406,6 +432,8 @@ def _csv(result: Mapping[str, Any]) -> bytes:
                 ),
                 'constant_score': constant.get('score'),
                 **{f'speed_{name}': value for name, value in speed.items()},
+                'speed_up_interval_low': low,
+                'speed_up_interval_high': high,
                 'machine': fmt.machine_name(result),
             }
         )
@@ -415,9 +443,8 @@ def _csv(result: Mapping[str, Any]) -> bytes:
 def _text_columns(result: Mapping[str, Any]) -> list[Column]:
     """Return the columns of the tables for papers."""
     columns = [*PLACE, Column(fmt.score_label(result), SCORE.text), *DIFFERENCE[:2]]
-    columns.append(col.VISUAL_GAIN)
-    columns += [one for one in SPEED[:6] if one is TOKENS or _any_timed(result)]
-    return [*columns, MARKS]
+    columns += [col.VISUAL_GAIN, TOKENS]
+    return [*columns, *(SPEED if _any_timed(result) else ()), MARKS]
 
 
 def _markdown(result: Mapping[str, Any]) -> bytes:
@@ -499,7 +526,7 @@ def _page(result: Mapping[str, Any], pictures: Mapping[str, bytes | None]) -> by
         col.AGAINST_FULL[3],  # same tokens as full
     ]
     unreadable, of_models = result['unreadable'], _of_models(rows)
-    explained = dict.fromkeys([*PLACE, SCORE, *DIFFERENCE, *controls[2:], *SPEED])
+    explained = dict.fromkeys([*PLACE, SCORE, *DIFFERENCE, *controls[2:], *SPEED, *MORE_SPEED])
     return render_html(
         'compare.html',
         title=f'Methods compared: {fmt.subject(result)}',
@@ -509,10 +536,8 @@ def _page(result: Mapping[str, Any], pictures: Mapping[str, bytes | None]) -> by
         score_notes=_notes(result, rows),
         scores=col.html_table(scores, rows),
         controls=col.html_table(controls, of_models),
-        speed=col.html_table([SPARSITY, METHOD, *SPEED[:6]], of_models)
-        if _any_timed(result)
-        else None,
-        more_speed=col.html_table([SPARSITY, METHOD, *SPEED[6:]], of_models),
+        speed=col.html_table([SPARSITY, METHOD, *SPEED], of_models) if _any_timed(result) else None,
+        more_speed=col.html_table([SPARSITY, METHOD, *MORE_SPEED], of_models),
         speed_note=_speed_note(result) if _any_timed(result) else '',
         methods=_methods_table(result),
         sets=_sets_table(result),
@@ -564,12 +589,12 @@ def _methods_table(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _sets_table(result: Mapping[str, Any]) -> dict[str, Any]:
-    titles = {method['name']: method['title'] for method in result['methods']}
+    names = fmt.method_names(result)
     several = {method['name'] for method in result['methods'] if len(method['seeds']) > 1}
     rows = []
     for row in result['rows']:
         found = result['sets'][row['set']]
-        name = titles[row['method']]
+        name = names[row['method']]
         if row['method'] in several:
             name = f'{name}, seed {row["seed"]}'
         rows.append(

@@ -145,9 +145,9 @@ def subject(result: Mapping[str, Any]) -> str:
     return f'{one_line(result["task"] + target)}, {short_name(result["model"])}'
 
 
-def count_of(blocks: int) -> str:
+def count_of(count: int, thing: str = 'block') -> str:
     """Return '1 block', '2 blocks'."""
-    return f'{blocks} block' if blocks == 1 else f'{blocks} blocks'
+    return f'{count} {thing}' if count == 1 else f'{count} {thing}s'
 
 
 def point_of_both(row: Mapping[str, Any]) -> str:
@@ -156,6 +156,20 @@ def point_of_both(row: Mapping[str, Any]) -> str:
         return DASH
     points = [one_line(row[f'operating_point_{run}']) for run in 'ab']
     return ' vs '.join(dict.fromkeys(points))
+
+
+def method_names(result: Mapping[str, Any]) -> dict[str, str]:
+    """Return the titles of compared methods by name: 'ShortGPT (prefill)'.
+
+    They state the phases where a method skips in anything but prefill and decode.
+    """
+    phases = {method['name']: '+'.join(method['phases']) for method in result['methods']}
+    are_usual = set(phases.values()) <= {'prefill+decode'}
+    return {
+        method['name']: one_line(method['title'])
+        + ('' if are_usual else f' ({one_line(phases[method["name"]])})')
+        for method in result['methods']
+    }
 
 
 def demo_alert(result: Mapping[str, Any]) -> list[str]:

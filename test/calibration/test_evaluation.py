@@ -13,13 +13,14 @@ import pytest
 from gmskip_ros.calibration.answering import Answerer
 from gmskip_ros.calibration.distributed import Ranks
 from gmskip_ros.calibration.errors import CalibrationError
+from gmskip_ros.calibration.evaluate import choose_sets
 from gmskip_ros.calibration.images import EncodedImages
 from gmskip_ros.calibration.measuring import Evaluator
 from gmskip_ros.calibration.objective import make_objective, shuffled_images
 from gmskip_ros.calibration.questions import make_questions
-from gmskip_ros.calibration.settings import task_settings
+from gmskip_ros.calibration.settings import EvaluationSettings, task_settings
 from gmskip_ros.datasets import open_dataset, read_image, write_scenes
-from gmskip_ros.skipping import SkipSet
+from gmskip_ros.skipping import Removal, SkipList, SkipSet
 from gmskip_ros.tasks import Cider, caption_tokens, rouge_l, set_precision
 from gmskip_ros.tasks.statistics import paired_bootstrap_interval
 from gmskip_ros.vlm import Answer, CandidateAnswer, Timing, load_vlm
@@ -455,3 +456,27 @@ def test_the_full_model_is_timed_alone(dataset):
     assert found['ms_per_token'] == 0  # one pass each, for the end-of-sequence token
     at_once, _ = timed(dataset, [(8, 0, 0)] * 9, [], blocks=(), images=9)
     assert at_once['ms_per_token'] == at_once['language_ms'] == 8
+
+
+# ---- the rows ----------------------------------------------------------------------------------
+
+
+def test_rows_name_their_phases_where_not_all_skip_in_prefill_and_decode():
+    def names(phases):
+        scores = {'full_score': 1.0, 'min_score_ratio': 1.0}
+        skip_list = SkipList(
+            'm', 8, 'captioning', (Removal(3, 1.0),), phases=phases, method='gm-skip', **scores
+        )
+        settings = EvaluationSettings('captioning', operating_points=('0', '1'), intervals=(4,))
+        return [row.name for row in choose_sets(8, {'m.skip.yaml': skip_list}, settings)]
+
+    assert names(('prefill', 'decode')) == [
+        'Full, GM-Skip 0 blocks',
+        'Fixed interval 4',
+        'GM-Skip 1 block',
+    ]
+    assert names(('decode',)) == [
+        'Full, GM-Skip 0 blocks',
+        'Fixed interval 4 (prefill+decode)',
+        'GM-Skip 1 block (decode)',
+    ]

@@ -291,6 +291,8 @@ def test_the_tasks_score_ends_the_search(vlm, samples) -> None:
     assert [scored.score for scored in chosen.sets] == [1.0, 1.0, 1.0]
     assert 'scores below 1 x the full score' in chosen.stopped_by
     assert len(chosen.objective['rounds']) == 3  # the last one removed nothing
+    limits = {'rounds': None, 'min_score_ratio': 2.0, 'stops_at_ratio': False}
+    assert choose(vlm, references, 'sleb', **limits).stopped_by == 'only protected blocks are left'
     every = choose(vlm, references, 'sleb', rounds=None)
     assert len(every.sets[-1].blocks) == NUM_BLOCKS - 2
     assert every.stopped_by == 'only protected blocks are left'

@@ -148,6 +148,21 @@ def test_a_full_score_of_zero_stops_nothing(ratio):
     assert [one.score for one in state.rounds] == [0, 0, 0]
 
 
+@pytest.mark.parametrize('method', ['gm-skip', 'one-shot', 'random'])
+def test_without_a_ratio_no_score_stops_a_search(method):
+    """Ratio 0 allows no negative score, such as the visual gain of answers given by chance."""
+    samples = make_samples(12, random.Random(3))
+    table = Table('single_object', 'visual_gain', 5, samples, seed=18, noise=100, harm=0)
+    limits = {'max_sparsity': 1.0, 'min_score_ratio': 0.0}
+    stopped = run_search(search(table, search_settings(method, **limits)))
+    assert 'scores below' in stopped.stopped_by and stopped.rounds[-1].score < 0
+    every = search(table, search_settings(method, **limits, stops_at_ratio=False))
+    state = run_search(every)
+    assert state.stopped_by == 'one block is left'
+    assert min(one.score for one in state.rounds) < 0
+    assert state.rounds[0].score == max(cell.score for cell in state.rounds[0].cells)
+
+
 def test_joint_needs_every_task_to_score():
     table = Table(
         'joint',

@@ -131,7 +131,8 @@ def test_lists_files_and_speed(gmskip, options, tmp_path):
     assert [row['num_skipped'] for row in rows_of(result, 'fixed-interval').values()] == [1, 1]
     for found in result['sets']:
         speed = found['speed']
-        assert speed['answers'] == 4
+        assert (speed['questions'], speed['rounds'], speed['answers']) == (2, 2, 4)
+        assert speed['speed_up_interval'][0] <= speed['speed_up'] <= speed['speed_up_interval'][1]
         assert speed['tokens'] == 4
         assert speed['decode_ms_per_token'] is None, 'answers of one token have no decode pass'
         assert speed['answers_per_s'] > speed['answers_per_s_with_vision'] > 0

@@ -282,7 +282,7 @@ def test_lists_skip_in_their_phases(gmskip, scenes, tmp_path):
     assert errors.count('skip list for captioning: round 1: all candidates tie') == 2
     full, decode, both = json.loads(output)['rows']
     assert decode['name'] == 'GM-Skip high sparsity (decode; 1.skip.yaml)'
-    assert both['name'] == 'GM-Skip high sparsity (2.skip.yaml)'
+    assert both['name'] == 'GM-Skip high sparsity (prefill+decode; 2.skip.yaml)'
     assert decode['blocks'] == both['blocks'] == blocks
     assert (full['phases'], both['phases']) == ({}, {'prefill+decode': blocks})
     assert (decode['phases'], decode['kv']) == ({'decode': blocks}, 'none')

@@ -278,6 +278,8 @@ def speed(length: int = 0, **changes: Any) -> dict[str, Any]:
     """Return the times of `length` skipped blocks, as calibration.speed gives them."""
     language_ms = 412.5 - 11.3 * length
     return {
+        'questions': 8,
+        'rounds': 3,
         'answers': 24,
         'prefill_ms': 0.6 * language_ms,
         'decode_ms': 0.4 * language_ms,
@@ -299,6 +301,7 @@ def speed(length: int = 0, **changes: Any) -> dict[str, Any]:
         'answers_per_s_with_vision': 1000 / (150.4 + language_ms),
         'answers_per_s_with_vision_mean_of_ratios': 1010 / (150.4 + language_ms),
         'speed_up': 412.5 / language_ms,
+        'speed_up_interval': [400 / language_ms, 425 / language_ms],
         'speed_up_with_vision': (412.5 + 150.4) / (150.4 + language_ms),
         **changes,
     }

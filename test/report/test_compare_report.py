@@ -13,7 +13,7 @@ import synthetic_results as made_up
 from html_page import HtmlPage
 from terminal import printed, printed_ascii
 
-from gmskip_ros.report import compare_report
+from gmskip_ros.report import compare_pictures, compare_report
 from gmskip_ros.report.compare_report import (
     compare_tables,
     latex_text,
@@ -39,6 +39,20 @@ def undrawn(monkeypatch):
     picture = {'png': b'png', 'svg': b'svg'}
     for name in ('draw_score_over_sparsity', 'draw_score_over_speed'):
         monkeypatch.setattr(compare_report, name, lambda result: picture)
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures of pictures, which are not rendered."""
+    drawn = []
+
+    def keep(figure):
+        drawn.append(figure)
+        return b''
+
+    monkeypatch.setattr(compare_pictures, 'png_bytes', keep)
+    monkeypatch.setattr(compare_pictures, 'svg_bytes', lambda figure: b'')
+    return drawn
 
 
 def test_writes_its_files_and_a_page_that_loads_nothing(tmp_path):
@@ -107,6 +121,65 @@ def test_several_lists_have_mean_and_range(tmp_path, undrawn):
     assert f'{min(scores):.1f} to {max(scores):.1f}' in printed(compare_tables(result))
 
 
+def test_equal_sets_of_several_lists_count_once_per_list_everywhere(figures):
+    result = made_up.compared()
+    for row in result['rows']:
+        if row['seed'] == 2:  # draws what seed 1 drew
+            row['set'] -= 1
+    for kind in ('sparsity', 'speed'):
+        getattr(compare_pictures, f'draw_score_over_{kind}')(result)
+    rows = [row for row in table_rows(result) if row['name'] == 'random, 3 lists']
+    shown = [100 * sum(row['scores']) / len(row['scores']) for row in rows]
+    assert [len(row['scores']) for row in rows] == [3, 3]
+    for figure in figures:
+        for axis in figure.axes:
+            (line,) = (line for line in axis.lines if line.get_label() == 'random')
+            assert list(line.get_ydata()) == pytest.approx(shown)
+
+
+def test_phases_are_named_where_methods_differ_in_them(tmp_path, undrawn):
+    result = made_up.compared()
+    assert not any('prefill' in row['name'] for row in table_rows(result))
+    result['methods'][0]['phases'] = ['prefill']
+    result['methods'][2]['phases'] = ['decode']
+    names = [
+        'GM-Skip (prefill)',
+        'one-shot (prefill+decode)',
+        'random (decode), 3 lists',
+        'fixed-interval (prefill+decode)',
+    ]
+    assert [row['name'] for row in table_rows(result)][2:] == names * 2
+    write_compare_report(result, tmp_path)
+    page = HtmlPage(tmp_path / 'report.html')
+    for title in ('McNemar p', 'Shuffled score', 'Prefill ms'):
+        assert [row['Method'] for row in page.table(title)][-4:] == names
+    assert 'random (decode), seed 2' in [row['Method'] for row in page.table('Skipped in decode')]
+    for file in ('compare.md', 'compare.tex'):
+        assert all(name in (tmp_path / file).read_text() for name in names)
+    with open(tmp_path / 'compare.csv', encoding='utf-8', newline='') as file:
+        phases = {record['method']: record['phases'] for record in csv.DictReader(file)}
+    assert phases == {
+        'full': '',
+        'gm-skip': 'prefill',
+        'one-shot': 'prefill+decode',
+        'random': 'decode',
+        'fixed-interval': 'prefill+decode',
+    }
+    on_terminal = ' '.join(printed(compare_tables(result), 200).split())
+    assert all(name in on_terminal for name in names)
+
+
+def test_legends_name_the_phases_where_methods_differ_in_them(figures):
+    result = made_up.compared()
+    result['methods'][0]['phases'] = ['prefill']
+    for kind in ('sparsity', 'speed'):
+        getattr(compare_pictures, f'draw_score_over_{kind}')(result)
+    for figure in figures:
+        texts = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+        assert texts[:2] == ['GM-Skip (prefill)', 'one-shot (prefill+decode)']
+    assert len(figures) == 2
+
+
 def test_every_format_has_the_figures_of_the_result(tmp_path, undrawn):
     result = made_up.compared()
     write_compare_report(result, tmp_path)
@@ -120,6 +193,7 @@ def test_every_format_has_the_figures_of_the_result(tmp_path, undrawn):
         assert record['seed'] == ('' if row['seed'] is None else str(row['seed']))
         assert float(record['score']) == found['evaluation']['score']
         assert float(record['speed_tokens_per_s']) == found['speed']['tokens_per_s']
+        assert float(record['speed_up_interval_high']) == found['speed']['speed_up_interval'][1]
         assert record['prefill_blocks'].split() == [str(block) for block in found['prefill']]
         assert record['is_smaller'] == str(row['num_skipped'] < row['asked_blocks'])
         assert record['marks'] == ' '.join(found['marks'])
@@ -145,6 +219,7 @@ def test_every_format_has_the_figures_of_the_result(tmp_path, undrawn):
         'Tokens/s': f'{found["speed"]["tokens_per_s"]:.1f}',
         'Answers/s': f'{found["speed"]["answers_per_s"]:.2f}',
         'Speed-up': f'{found["speed"]["speed_up"]:.2f}',
+        'Speed-up, 95 % interval': '{:.2f} to {:.2f}'.format(*found['speed']['speed_up_interval']),
     }
     line = next(line for line in markdown.splitlines() if 'long, repeats' in line)
     tex_line = next(line for line in latex.splitlines() if 'long, repeats' in line)
@@ -185,6 +260,31 @@ def test_different_sparsity_in_the_two_phases_is_shown():
     text = printed(compare_tables(result))
     assert '0.0 / 25.0' in text
     assert 'Saved: block multiplications in prefill / decode.' in text
+
+
+def test_speeds_stand_beside_the_length_of_the_answers_that_were_timed(tmp_path, undrawn):
+    result = made_up.compared()
+    for found in result['sets']:
+        found['evaluation']['tokens_per_answer'] = 7.25
+        found['speed']['tokens_per_answer'] = 1.75
+    write_compare_report(result, tmp_path)
+    page = HtmlPage(tmp_path / 'report.html')
+    (title,) = (name for name in page.table('Prefill ms')[0] if 'Tokens per' in name)
+    assert {row[title] for row in page.table('Prefill ms')} == {'1.8'}
+    assert {row['Tokens per answer'] for row in page.table('Shuffled score')} == {'7.2'}
+    header, _, full = (tmp_path / 'compare.md').read_text().splitlines()[2:5]
+    cells = dict(zip(header.split(' | '), full.split(' | '), strict=True))
+    assert (cells['Tokens per answer'], cells[title]) == ('7.2', '1.8')
+    assert ' 7.2 ' not in printed(compare_tables(result)[2:])
+
+
+def test_how_much_was_timed_is_questions_and_rounds():
+    result = made_up.compared()
+    assert '8 questions x 3 rounds per skip set' in printed(compare_tables(result))
+    result['sets'][0]['speed'].update(questions=1, rounds=1, answers=1)
+    for found in result['sets']:
+        found['speed']['speed_up_interval'] = None
+    assert '1 question x 1 round per skip set' in printed(compare_tables(result))
 
 
 def test_without_times(tmp_path):

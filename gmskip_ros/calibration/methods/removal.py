@@ -9,7 +9,6 @@ from gmskip_ros.calibration.methods.method import Option
 from gmskip_ros.calibration.scoring import Scorer, chunks
 from gmskip_ros.calibration.settings import SearchSettings
 from gmskip_ros.calibration.trajectory import FULL, Cell, ChosenSets, Round, ScoredSet
-from gmskip_ros.skipping import meets_ratio
 from gmskip_ros.tasks.scoring import Score
 
 TIE_ORDER = Option(
@@ -129,11 +128,8 @@ class RemovalSearch:
         return self.scorer.overall(self.most[block])
 
     def is_enough(self, score: Score) -> bool:
-        """Return whether a score allows to go on: any does where sizes were asked for."""
-        if self.settings.sparsities:
-            return True
-        full_score = float(self.scorer.full_score)
-        return meets_ratio(float(score), full_score, self.settings.min_score_ratio)
+        """Return whether the search may go on with a score."""
+        return self.settings.allows_score(float(score), float(self.scorer.full_score))
 
     def _remove_best(self) -> None:
         state = self.state

@@ -17,7 +17,6 @@ from gmskip_ros.calibration.methods.removal import limit_reached
 from gmskip_ros.calibration.scoring import Scorer, set_key
 from gmskip_ros.calibration.settings import Progress
 from gmskip_ros.calibration.trajectory import ChosenSets, warn_of_ties
-from gmskip_ros.skipping import meets_ratio
 
 PROTECT = (1, 1)  # SLEB's code calls it the early and the latter barrier
 
@@ -52,7 +51,6 @@ class LikelihoodSearch:
 
         Raises Stopped, VlmError, RankLostError.
         """
-        ratio = self.scorer.settings.min_score_ratio
         full = self._value((), Progress(1, self._most, 1, 0, 1, None, None))
         sets = [self.scorer.scored_set(())]
         rounds: list[_Round] = []
@@ -65,9 +63,10 @@ class LikelihoodSearch:
             rounds.append(_Round(self._values(removed)))
             best = rounds[-1].best
             scored = self.scorer.scored_set((*removed, best))
-            if meets_ratio(scored.score, sets[0].score, ratio):
+            if self.scorer.settings.allows_score(scored.score, sets[0].score):
                 sets.append(scored)
             else:
+                ratio = self.scorer.settings.min_score_ratio
                 stopped_by = f'removing block {best} scores below {ratio:g} x the full score'
         return ChosenSets(
             tuple(sets),
