@@ -35,6 +35,7 @@ MARK_NOTES = {
     'repeats': 'more than 1 in 20 answers repeats the same tokens over and over',
 }
 MARK_LETTERS = {SMALLER_MARK: '<', 'long': 'L', 'repeats': 'R'}  # on the terminal
+PHASES_NOTE = 'A method without phases in its name skips in prefill and decode.'
 SEVERAL_NOTE = 'Several lists: the mean, and of the score also the range.'
 
 
@@ -374,6 +375,8 @@ def _notes(
         notes.append(fmt.one_line(result['score_note']))
     if any(len(row['scores']) > 1 for row in rows):
         notes.append(SEVERAL_NOTE)
+    if len({tuple(method['phases']) for method in result['methods']}) > 1:
+        notes.append(PHASES_NOTE)
     used = {mark for row in rows for mark in row['marks']}
     for mark, note in MARK_NOTES.items():
         if mark in used:

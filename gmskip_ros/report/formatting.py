@@ -159,17 +159,16 @@ def point_of_both(row: Mapping[str, Any]) -> str:
 
 
 def method_names(result: Mapping[str, Any]) -> dict[str, str]:
-    """Return the titles of compared methods by name: 'ShortGPT (prefill)'.
+    """Return the titles of compared methods by name, with other phases than prefill and decode.
 
-    They state the phases where a method skips in anything but prefill and decode.
+    Such as 'ShortGPT' and 'ShortGPT (prefill)'.
     """
-    phases = {method['name']: '+'.join(method['phases']) for method in result['methods']}
-    are_usual = set(phases.values()) <= {'prefill+decode'}
-    return {
-        method['name']: one_line(method['title'])
-        + ('' if are_usual else f' ({one_line(phases[method["name"]])})')
-        for method in result['methods']
-    }
+    names = {}
+    for method in result['methods']:
+        phases = '+'.join(method['phases'])
+        remark = '' if phases == 'prefill+decode' else f' ({one_line(phases)})'
+        names[method['name']] = one_line(method['title']) + remark
+    return names
 
 
 def demo_alert(result: Mapping[str, Any]) -> list[str]:

@@ -137,16 +137,18 @@ def test_equal_sets_of_several_lists_count_once_per_list_everywhere(figures):
             assert list(line.get_ydata()) == pytest.approx(shown)
 
 
-def test_phases_are_named_where_methods_differ_in_them(tmp_path, undrawn):
+def test_other_phases_than_prefill_and_decode_are_named(tmp_path, undrawn):
     result = made_up.compared()
+    note = 'A method without phases in its name skips in prefill and decode.'
     assert not any('prefill' in row['name'] for row in table_rows(result))
+    assert note not in printed(compare_tables(result), 200)
     result['methods'][0]['phases'] = ['prefill']
     result['methods'][2]['phases'] = ['decode']
     names = [
         'GM-Skip (prefill)',
-        'one-shot (prefill+decode)',
+        'one-shot',
         'random (decode), 3 lists',
-        'fixed-interval (prefill+decode)',
+        'fixed-interval',
     ]
     assert [row['name'] for row in table_rows(result)][2:] == names * 2
     write_compare_report(result, tmp_path)
@@ -167,16 +169,17 @@ def test_phases_are_named_where_methods_differ_in_them(tmp_path, undrawn):
     }
     on_terminal = ' '.join(printed(compare_tables(result), 200).split())
     assert all(name in on_terminal for name in names)
+    assert note in on_terminal and note in page.text
 
 
-def test_legends_name_the_phases_where_methods_differ_in_them(figures):
+def test_legends_name_other_phases(figures):
     result = made_up.compared()
     result['methods'][0]['phases'] = ['prefill']
     for kind in ('sparsity', 'speed'):
         getattr(compare_pictures, f'draw_score_over_{kind}')(result)
     for figure in figures:
         texts = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
-        assert texts[:2] == ['GM-Skip (prefill)', 'one-shot (prefill+decode)']
+        assert texts[:2] == ['GM-Skip (prefill)', 'one-shot']
     assert len(figures) == 2
 
 
