@@ -1,0 +1,138 @@
+"""The bars that the engine is held to, and which of them a run decides.
+
+A bar that does not hold is a result like any other; one that the run cannot decide says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+CPU, SEVEN_B, DEMO = 'random:llava-cpu', 'random:llava-1.5-7b', 'demo'
+NO_DRAFTS = 'this engine does not verify drafts yet'
+NO_SHARED = 'this engine has no shared timing yet'
+NO_BATCH = 'this engine does not decode the tasks in one batch yet'
+# Names of what `latency.py` measures.
+HF_PREFILL, HF_DECODE = (
+    f'against Hugging Face, dynamic cache: {phase}' for phase in ('prefill', 'decode')
+)
+FLOOR_PREFILL, FLOOR_DECODE = 'measured / floor: prefill', 'measured / floor: decode'
+HALF, TWO_THIRDS = '16 of 32 blocks against own full', '21 of 32 blocks against own full'
+PREPROCESS = 'preprocess 1080p to the model, bit-identical'
+JPEG = 'JPEG to RGB'
+WEIGHTS = 'weights in memory, two branches'
+GPU_VISION, GPU_PREFILL = 'on a GPU: vision, ms', 'on a GPU: prefill of 600 tokens, ms'
+GPU_DECODE = 'on a GPU: decode, ms a token'
+GPU_SAVING = 'on a GPU: share of its part that a removed block saves'
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bound on one measured value of one model; `reason`: why no run can decide it yet."""
+
+    name: str
+    model: str
+    limit: float
+    is_least: bool = False  # the value has to be at least the limit, not at most
+    device: str = ''  # 'cuda' where the bar is for a GPU; else any
+    image_tokens: int | None = None  # any
+    reason: str = ''
+
+    def holds(self, value: float) -> bool:
+        """Return whether a value meets the bar."""
+        return value >= self.limit if self.is_least else value <= self.limit
+
+
+BARS = (
+    Bar(HF_PREFILL, CPU, 0.48),
+    Bar(HF_DECODE, CPU, 0.52),
+    Bar(HF_PREFILL, DEMO, 0.55),
+    Bar(HF_DECODE, DEMO, 0.58),
+    Bar(FLOOR_PREFILL, CPU, 1.35),
+    Bar(FLOOR_DECODE, CPU, 1.35),
+    Bar(HALF, CPU, 0.53),
+    Bar(TWO_THIRDS, CPU, 0.69),
+    Bar('verify, agreeing, against its own prefill', CPU, 1.05, reason=NO_DRAFTS),
+    Bar('verify, disagreeing, against a full answer', CPU, 1.10, reason=NO_DRAFTS),
+    Bar(
+        'three tasks shared and verified against three isolated prefills',
+        CPU,
+        0.52,
+        image_tokens=100,
+        reason=NO_SHARED,
+    ),
+    Bar(
+        'three tasks shared and verified against three isolated prefills',
+        CPU,
+        0.42,
+        image_tokens=576,
+        reason=NO_SHARED,
+    ),
+    Bar('whole frame, shared against isolated, published lists', CPU, 0.65, reason=NO_SHARED),
+    Bar('whole frame, shared against isolated, one joint list', CPU, 0.55, reason=NO_SHARED),
+    Bar(PREPROCESS, CPU, 0.65, image_tokens=576),
+    Bar(JPEG, CPU, 0.5, image_tokens=576),
+    Bar(WEIGHTS, CPU, 1.05),
+    Bar(GPU_VISION, SEVEN_B, 2.0, device='cuda'),
+    Bar(GPU_PREFILL, SEVEN_B, 14.0, device='cuda'),
+    Bar(GPU_DECODE, SEVEN_B, 4.5, device='cuda'),
+    Bar(GPU_SAVING, SEVEN_B, 0.95, is_least=True, device='cuda'),
+    Bar(
+        'on a GPU: whole frame, shared against isolated, published lists',
+        SEVEN_B,
+        0.50,
+        device='cuda',
+        reason=NO_SHARED,
+    ),
+    Bar(
+        'on a GPU: whole frame, shared against isolated, one joint list',
+        SEVEN_B,
+        0.35,
+        device='cuda',
+        reason=NO_BATCH,
+    ),
+)
+FIGURES = ('value', 'numerator_ms', 'denominator_ms', 'pairs', 'interval')
+
+
+def judge(measured: Sequence[Mapping[str, Any]], bars: Sequence[Bar] = BARS) -> list[dict]:
+    """Return a row per bar and measured model that it is about, as JSON values.
+
+    `measured`: one per model, with 'model', 'image_tokens', 'device' and 'values', which maps names
+    to mappings with FIGURES. Bars about a model that was not measured are rows without a value.
+    """
+    rows = []
+    for bar in bars:
+        subjects = [subject for subject in measured if _is_about(bar, subject)]
+        if not subjects:
+            on_gpu = ' on a GPU' if bar.device == 'cuda' else ''
+            rows.append(_row(bar, bar.image_tokens, {}, f'needs --model {bar.model}{on_gpu}'))
+        for subject in subjects:
+            found = subject['values'].get(bar.name)
+            reason = bar.reason or subject['reasons'].get(bar.name, 'not measured in this run')
+            rows.append(_row(bar, subject['image_tokens'], found or {}, '' if found else reason))
+    return rows
+
+
+def _is_about(bar: Bar, subject: Mapping[str, Any]) -> bool:
+    return (
+        subject['model'] == bar.model
+        and bar.image_tokens in (None, subject['image_tokens'])
+        and subject['device'].startswith(bar.device)
+    )
+
+
+def _row(
+    bar: Bar, image_tokens: int | None, found: Mapping[str, Any], reason: str
+) -> dict[str, Any]:
+    return {
+        'name': bar.name,
+        'model': bar.model,
+        'image_tokens': image_tokens,
+        'bar': bar.limit,
+        'is_least': bar.is_least,
+        'holds': bar.holds(found['value']) if found else None,
+        **{figure: found.get(figure) for figure in FIGURES},
+        'reason': reason,
+    }

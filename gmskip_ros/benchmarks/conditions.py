@@ -1,0 +1,64 @@
+"""Under which conditions figures were measured: threads, load, memory of this process."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import psutil
+
+BUSY_SHARE = 0.1  # of all cores, used by other processes while measuring
+
+
+class Conditions:
+    """Records what other processes did between its making and `end`."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._load = os.getloadavg()[0]
+        self._busy_s = _busy_seconds()
+        self._own_s: dict[int, float] = {os.getpid(): _seconds_of(os.getpid())}
+
+    def end(self, pids: Sequence[int] = ()) -> dict[str, Any]:
+        """Return the conditions as JSON values; `pids`: further processes of the benchmark.
+
+        `other_share`: what other processes used of all cores, 0..1; is_busy: more than BUSY_SHARE.
+        """
+        elapsed_s = time.monotonic() - self._started
+        cores = os.cpu_count() or 1
+        own_s = sum(_seconds_of(pid) - self._own_s.get(pid, 0.0) for pid in (os.getpid(), *pids))
+        other_s = max(0.0, _busy_seconds() - self._busy_s - own_s)
+        share = min(1.0, other_s / (cores * elapsed_s)) if elapsed_s else 0.0
+        return {
+            'seconds': elapsed_s,
+            'load_before': self._load,
+            'load_after': os.getloadavg()[0],
+            'other_share': share,
+            'is_busy': share > BUSY_SHARE,
+        }
+
+
+def resident_bytes() -> int:
+    """Return the memory that this process holds now."""
+    return psutil.Process().memory_info().rss
+
+
+def peak_bytes() -> int:
+    """Return the most memory that this process ever held."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _busy_seconds() -> float:
+    times = psutil.cpu_times()
+    return sum(getattr(times, kind, 0.0) for kind in ('user', 'nice', 'system', 'irq', 'softirq'))
+
+
+def _seconds_of(pid: int) -> float:
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.Error:
+        return 0.0
+    return times.user + times.system
