@@ -107,7 +107,8 @@ def judge(measured: Sequence[Mapping[str, Any]], bars: Sequence[Bar] = BARS) -> 
         subjects = [subject for subject in measured if _is_about(bar, subject)]
         if not subjects:
             on_gpu = ' on a GPU' if bar.device == 'cuda' else ''
-            rows.append(_row(bar, bar.image_tokens, {}, f'needs --model {bar.model}{on_gpu}'))
+            reason = bar.reason or f'needs --model {bar.model}{on_gpu}'
+            rows.append(_row(bar, bar.image_tokens, {}, reason))
         for subject in subjects:
             found = subject['values'].get(bar.name)
             reason = bar.reason or subject['reasons'].get(bar.name, 'not measured in this run')

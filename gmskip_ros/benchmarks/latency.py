@@ -48,6 +48,7 @@ PHASES = ('prefill', 'decode')
 OWN, DYNAMIC, STATIC = 'own', 'Hugging Face, dynamic cache', 'Hugging Face, static cache'
 COMPILED = 'Hugging Face, static cache, compiled'
 NOT_COMPILED = 'compiling takes longer than the measurement; Hugging Face compiles on GPUs only'
+CONFIRMATIONS = 5  # of a floor that a figure seems to be below
 LEAST_WEIGHTS_BYTES = 256 << 20  # below, what libraries allocate would count as weights
 
 
@@ -300,19 +301,25 @@ def _hugging_face(
 
 
 def _make_probes(subject: Subject) -> dict[str, PhaseProbe]:
-    """Return the probes of the phases; all of them read the decoder's weights a row at a time."""
+    """Return the probes of the phases, each over weights of the part that does it."""
     vlm, decoder, vision = subject.vlm, subject.decoder, subject.vision
 
     def probe(shape: Any, rows: int, num_blocks: int) -> MatrixProbe:
         layouts = [shape.linear_layers(fused) for fused in (True, False)]
         return MatrixProbe(layouts, rows, num_blocks, vlm.device, vlm.dtype)
 
-    reading = probe(decoder, 1, decoder.num_blocks)
-    of_vision = probe(vision, vision.tokens * subject.features.num_tiles, vision.layers)
+    tile_rows = vision.tokens * subject.features.num_tiles
     return {
-        'vision': PhaseProbe(of_vision, probe(vision, 1, vision.layers)),
-        'prefill': PhaseProbe(probe(decoder, subject.rows, decoder.num_blocks), reading),
-        'decode': PhaseProbe(reading, reading),
+        'vision': PhaseProbe(
+            lambda: (probe(vision, tile_rows, vision.layers), probe(vision, 1, vision.layers))
+        ),
+        'prefill': PhaseProbe(
+            lambda: (
+                probe(decoder, subject.rows, decoder.num_blocks),
+                probe(decoder, 1, decoder.num_blocks),
+            )
+        ),
+        'decode': PhaseProbe(lambda: (probe(decoder, 1, decoder.num_blocks),) * 2),
     }
 
 
@@ -436,15 +443,19 @@ def _floors(
     }
     rows, errors = [], []
     for (phase, count), cost in costs.items():
-        floor_ms = probes[phase].best.floor_ms(cost)
         if phase == 'vision':
-            figures = {'vision': frames[0]['parts_ms']['vision']['p50']}
+            figures = {'own': frames[0]['parts_ms']['vision']['p50']}
         else:
             figures = {
                 contender.label: percentiles(_times(samples[contender.label], phase))['p50']
                 for contender in contenders
                 if contender.blocks == count
             }
+        for _ in range(CONFIRMATIONS):
+            if not undercut(phase, probes[phase].best.floor_ms(cost), figures):
+                break
+            probes[phase].choose_again()
+        floor_ms = probes[phase].best.floor_ms(cost)
         rows.append(
             {
                 'phase': phase,

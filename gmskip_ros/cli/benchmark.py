@@ -1,6 +1,7 @@
 """`gmskip benchmark`: how much an optimisation gains on this machine.
 
-`calibration`: the search of `gmskip calibrate` against exhaustive search.
+`calibration`: the search of `gmskip calibrate` against exhaustive search. `latency`: answers beside
+Hugging Face's and beside the least time that the machine allows.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gmskip_ros.cli import benchmark_latency
 from gmskip_ros.cli.options import add_model_options, load_options, split_list
 from gmskip_ros.errors import UserError
 from gmskip_ros.tasks import TASK_NAMES
@@ -66,6 +68,7 @@ def add_parser(subparsers: Any) -> None:
     calibration.add_argument('--json', metavar='FILE', help='write all figures to this file')
     add_model_options(calibration)
     calibration.set_defaults(func=run)
+    benchmark_latency.add_parser(kinds)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -54,16 +54,25 @@ def positive_float(text: str) -> float:
 LOAD_OPTIONS = ('model', 'device', 'dtype', 'image_fit', 'max_image_tokens', 'chat_template')
 
 
-def add_load_options(parser: argparse._ActionsContainer, *, has_defaults: bool = True) -> None:
+DEMO_MODEL_HELP = "'demo' (default), a folder or a hub id"
+
+
+def add_load_options(
+    parser: argparse._ActionsContainer,
+    *,
+    has_defaults: bool = True,
+    model: str | None = 'demo',
+    model_help: str = DEMO_MODEL_HELP,
+) -> None:
     """Add the options for the model and how it is loaded; see load_vlm.
 
-    Without defaults, an option that is not given is None.
+    Without defaults, an option that is not given is None. `model` is the default of --model.
     """
 
     def add(option: str, default: str | int | None, help: str, **kwargs: Any) -> None:
         parser.add_argument(option, default=default if has_defaults else None, help=help, **kwargs)
 
-    add('--model', 'demo', "'demo' (default), a folder or a hub id")
+    add('--model', model, model_help)
     add('--device', 'auto', 'auto (default), cpu or cuda:N')
     add('--dtype', 'auto', 'auto (default), float32, float16 or bfloat16')
     add(

@@ -1,0 +1,157 @@
+"""`gmskip benchmark latency`: how long answers take, beside Hugging Face and beside the floor."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gmskip_ros.cli.options import add_load_options, load_options, make_folder, positive_int
+from gmskip_ros.errors import UserError
+from gmskip_ros.signals import StopSignals
+
+if TYPE_CHECKING:  # it loads torch, which `gmskip --help` can do without
+    from gmskip_ros.benchmarks.latency import LatencySettings
+
+JSON_NAME, PICTURE_NAME = 'latency.json', 'latency.png'
+ROUNDS = 10
+QUICK = {'rounds': 2, 'length': 3, 'frames': 1, 'paced': 1, 'pixel_rounds': 2}
+
+
+def add_parser(kinds: Any) -> None:
+    """Add the command and its options to `gmskip benchmark`."""
+    parser = kinds.add_parser(
+        'latency', help="answers beside Hugging Face's, and beside the least time possible here"
+    )
+    add_load_options(
+        parser,
+        model=None,
+        model_help="'demo', random:llava-cpu, random:llava-1.5-7b or random:llava-onevision-7b "
+        '(seeded random weights, made in memory), a folder or a hub id (default: the first two)',
+    )
+    parser.add_argument(
+        '--rounds',
+        type=positive_int,
+        default=ROUNDS,
+        metavar='N',
+        help=f'how often each way of answering takes its turn (default: {ROUNDS})',
+    )
+    parser.add_argument(
+        '--threads', type=positive_int, metavar='N', help="CPU threads (default: torch's)"
+    )
+    parser.add_argument(
+        '--seed',
+        type=int,
+        default=0,
+        metavar='S',
+        help='determines random weights and the image (default: 0)',
+    )
+    parser.add_argument(
+        '--no-rivals',
+        action='store_true',
+        help="do not load Hugging Face's copy of the weights to compare with",
+    )
+    parser.add_argument(
+        '--quick',
+        action='store_true',
+        help='few, short answers: shows that everything runs; its figures are of no use',
+    )
+    parser.add_argument(
+        '--out',
+        type=Path,
+        default=Path('out/latency'),
+        metavar='DIR',
+        help=f'folder for {JSON_NAME} and {PICTURE_NAME}, replaced (default: out/latency)',
+    )
+    parser.add_argument('--no-progress', action='store_true', help='show no progress')
+    parser.set_defaults(func=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, write and print; return 0, 1 if a figure is below its floor, 130 when stopped.
+
+    A bar that is missed is a result, not an error.
+    """
+    if args.seed < 0:
+        raise UserError(f'--seed {args.seed} must be at least 0')
+    stop = StopSignals()
+    with stop:
+        folder = make_folder(args.out.expanduser())
+        try:
+            with stop.at_once():
+                result = measure_with_progress(args)
+                write(result, folder)
+        except KeyboardInterrupt:
+            print('gmskip: stopped; nothing was written', file=sys.stderr)
+            return stop.exit_code
+    print_result(result, folder)
+    for line in result['errors']:
+        print(f'gmskip: wrong: {line}', file=sys.stderr)
+    return 1 if result['errors'] else 0
+
+
+def make_settings(args: argparse.Namespace) -> LatencySettings:
+    """Return the settings of the benchmark."""
+    from gmskip_ros.benchmarks.latency import LatencySettings
+
+    counts = QUICK if args.quick else {'rounds': args.rounds}
+    return LatencySettings(
+        model=args.model,
+        device=args.device,
+        dtype=args.dtype,
+        load_options=load_options(args),
+        threads=args.threads,
+        rivals=not args.no_rivals,
+        seed=args.seed,
+        command='gmskip ' + shlex.join(args.arguments),
+        **counts,
+    )
+
+
+def measure_with_progress(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the figures; show on a terminal what is being done."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    from gmskip_ros.benchmarks.latency import measure
+
+    console = Console(stderr=True)
+    if args.no_progress or not console.is_terminal:
+        return measure(make_settings(args))
+    with console.status('starting') as status:
+        return measure(make_settings(args), lambda step: status.update(escape(step)))
+
+
+def write(result: Mapping[str, Any], folder: Path) -> None:
+    """Write the figures and the picture. Raises UserError."""
+    from gmskip_ros.report.latency_report import draw_latency
+    from gmskip_ros.report.writing import write_files
+
+    content = json.dumps(result, indent=1, ensure_ascii=False) + '\n'
+    try:
+        write_files(
+            folder,
+            {
+                JSON_NAME: content.encode('utf-8', 'backslashreplace'),
+                PICTURE_NAME: draw_latency(result),
+            },
+        )
+    except OSError as error:
+        raise UserError(f'--out {folder}: {error.strerror}: give a different folder') from error
+
+
+def print_result(result: Mapping[str, Any], folder: Path) -> None:
+    """Print the tables, and where the files are."""
+    from rich.console import Console
+
+    from gmskip_ros.report.latency_report import latency_tables
+
+    console = Console()
+    for table in latency_tables(result):
+        console.print(table)
+        console.print()
+    print(f'figures: {folder / JSON_NAME}, picture: {folder / PICTURE_NAME}')
