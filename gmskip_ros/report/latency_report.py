@@ -73,21 +73,16 @@ def _draw_model(axis: Any, model: Mapping[str, Any]) -> None:
     axis.plot(blocks, [row['answer_ms']['p50'] for row in own], color=BLUE, marker='o')
     low, high = ([row['answer_ms'][key] for row in own] for key in ('least', 'p90'))
     axis.fill_between(blocks, low, high, color=BLUE, alpha=0.15, linewidth=0)
-    add_label(
-        axis, 'own', (blocks[-1], own[-1]['answer_ms']['p50']), (-6, 8), color=BLUE, ha='right'
-    )
-    axis.plot(
-        [0, full['blocks']], [0, full['answer_ms']['p50']], color=GREY, linestyle=DASHED, zorder=1
-    )
-    add_label(
-        axis, 'ideal', (full['blocks'] / 4, full['answer_ms']['p50'] / 4), (8, -8), color=GREY
-    )
+    at = (blocks[-1], own[-1]['answer_ms']['p50'])
+    add_label(axis, 'own', at, (-6, 8), color=BLUE, ha='right')
+    whole = full['answer_ms']['p50']
+    axis.plot([0, full['blocks']], [0, whole], color=GREY, linestyle=DASHED, zorder=1)
+    add_label(axis, 'ideal', (full['blocks'] / 8, whole / 8), (8, -8), color=GREY)
     floors: dict[int, float] = {}
     for floor in model['floors']:
         if floor['blocks'] is not None:
             floors[floor['blocks']] = floors.get(floor['blocks'], 0.0) + floor['floor_ms']
     axis.plot(list(floors), list(floors.values()), color=PURPLE, linewidth=1.2)
-    axis.set_ylim(bottom=0)
     least = min(floors)
     add_label(axis, 'floor', (least, floors[least]), (-6, -4), color=PURPLE, ha='right')
     for row in model['rows']:
@@ -97,6 +92,7 @@ def _draw_model(axis: Any, model: Mapping[str, Any]) -> None:
             at = (row['blocks'], row['answer_ms']['p50'])
             add_label(axis, f'HF {name}', at, (-8, 6), color=ORANGE, ha='right', fontsize=8)
     axis.set_xlim(0, full['blocks'] * 1.04)
+    axis.set_ylim(bottom=0)
     axis.set_xlabel('blocks of the decoder that run')
     axis.set_ylabel(f'prefill + {model["answer_tokens"] - 1} tokens, ms')
     axis.set_title(literal(_name(model)))
@@ -112,12 +108,8 @@ def _name(model: Mapping[str, Any]) -> str:
 def _model_tables(result: Mapping[str, Any], model: Mapping[str, Any]) -> list[Table]:
     where = fmt.machine_name({**model, 'machine': result['machine']})
     heading = f'{_name(model)}: {where}, {result["threads"]} threads'
-    rows = [
-        {**row, 'title': row['name'] if row['name'] == OWN else row['name']}
-        for row in model['rows']
-    ]
     tables = [
-        col.rich_table(heading, _row_columns(), rows, '\n'.join(latency_notes(model))),
+        col.rich_table(heading, _row_columns(), model['rows'], '\n'.join(latency_notes(model))),
         col.rich_table('Ratios, of times in turn', _ratio_columns(), model['ratios']),
         col.rich_table('Floors: no engine can be faster here', _floor_columns(), model['floors']),
     ]
