@@ -43,9 +43,10 @@ def latency_notes(model: Mapping[str, Any]) -> list[str]:
     conditions = model['conditions']
     lines = fmt.demo_alert(model)
     if conditions['is_busy']:
+        share = fmt.hundredths(conditions['other_share'])
         lines.append(
-            f'The machine was busy: other processes used {fmt.hundredths(conditions["other_share"])}'
-            ' % of its cores. Ratios are of times in turn; times themselves are too long.'
+            f'The machine was busy: other processes used {share} % of its cores. Ratios are of '
+            'times in turn; times themselves are too long.'
         )
     lines += model['notes']
     lines += [f'not run: {entry["name"]}: {entry["reason"]}' for entry in model['not_run']]

@@ -1,0 +1,199 @@
+"""`gmskip benchmark latency`: its files, the arithmetic of its figures, its exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import pytest
+from tiny_models import make_tiny_model
+
+from gmskip_ros.benchmarks import bars, latency
+from gmskip_ros.benchmarks.floors import Rates
+from gmskip_ros.benchmarks.ratios import paired_ratio, percentiles
+from gmskip_ros.benchmarks.rivals import RivalProcess
+from gmskip_ros.cli import main
+
+DYNAMIC, STATIC = 'Hugging Face, dynamic cache', 'Hugging Face, static cache'
+
+
+@pytest.fixture
+def benchmark(capsys, monkeypatch):
+    """Run `gmskip benchmark latency --quick`; return its exit status, output and errors."""
+    monkeypatch.setenv('COLUMNS', '200')
+
+    def run(*arguments):
+        status = main.main(['benchmark', 'latency', '--quick', *map(str, arguments)])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory) -> str:
+    return str(make_tiny_model(tmp_path_factory.mktemp('latency') / 'model'))
+
+
+@pytest.fixture
+def high_rates(monkeypatch) -> None:
+    """Floors far below any figure, however busy the machine is."""
+    monkeypatch.setattr(Rates, 'floor_ms', lambda self, cost: 1e-9)
+
+
+def test_figures_and_their_arithmetic(benchmark, model, tmp_path, high_rates) -> None:
+    status, output, errors = benchmark('--model', model, '--out', tmp_path, '--threads', 1)
+    assert (status, errors) == (0, '')
+    result = json.loads((tmp_path / 'latency.json').read_text())
+    assert (tmp_path / 'latency.png').read_bytes().startswith(b'\x89PNG')
+    assert (result['format'], result['threads']) == ('gmskip/benchmark-latency/1', 1)
+    assert '--quick' in result['command']
+    [figures] = result['models']
+    check_rows(figures)
+    check_ratios(figures)
+    check_frames(figures)
+    assert [row['task'] for row in figures['natural']] == [
+        'single_object',
+        'multi_object',
+        'captioning',
+    ]
+    assert all(row['differing'] == 0 and row['ratio']['pairs'] == 2 for row in figures['natural'])
+    assert {floor['phase'] for floor in figures['floors']} == {'vision', 'prefill', 'decode'}
+    assert figures['conditions']['seconds'] > 0
+    assert figures['memory']['rival_peak_bytes'] > figures['memory']['weights_bytes']
+    assert [entry['name'] for entry in figures['not_run']] == [latency.COMPILED]
+    # No bar is about this model.
+    assert {row['holds'] for row in result['bars']} == {None}
+    for said in ('not measured', 'PROJECTION', 'RTX 3090', DYNAMIC, STATIC, 'not run'):
+        assert said in output
+
+
+def check_rows(figures) -> None:
+    """Check percentiles, numbers of tokens, and that phases sum to the answer."""
+    rows = {(row['name'], row['blocks']): row for row in figures['rows']}
+    assert list(rows) == [
+        ('own', 4),
+        (STATIC, 4),
+        (DYNAMIC, 4),
+        ('own', 3),
+        ('own', 2),
+        (DYNAMIC, 2),
+        ('own', 1),
+    ]
+    for row in rows.values():
+        assert (row['tokens'], len(row['samples'])) == (3, 2)
+        prefill, decode = zip(*row['samples'], strict=True)
+        assert row['prefill_ms'] == percentiles(prefill)
+        assert row['decode_ms'] == percentiles(decode)
+        assert row['decode_ms_per_token'] == percentiles([time / 2 for time in decode])
+        assert row['answer_ms'] == percentiles([sum(sample) for sample in row['samples']])
+
+
+def check_ratios(figures) -> None:
+    """Check a ratio of each kind against the samples."""
+    rows = {(row['name'], row['blocks']): row['samples'] for row in figures['rows']}
+    ratios = {ratio.pop('name'): ratio for ratio in figures['ratios']}
+    for name, numerator, denominator, phase in (
+        (bars.HF_PREFILL, ('own', 4), (DYNAMIC, 4), 0),
+        (bars.HF_DECODE, ('own', 4), (DYNAMIC, 4), 1),
+        ('against Hugging Face, static cache: decode', ('own', 4), (STATIC, 4), 1),
+        (
+            'against Hugging Face, dynamic cache, 2 of 4 blocks: prefill',
+            ('own', 2),
+            (DYNAMIC, 2),
+            0,
+        ),
+    ):
+        above, below = ([s[phase] for s in rows[key]] for key in (numerator, denominator))
+        assert ratios[name].pop('phase') == ('prefill', 'decode')[phase]
+        assert ratios[name] == paired_ratio(above, below)
+    whole = [[sum(sample) for sample in rows['own', blocks]] for blocks in (2, 4)]
+    half = ratios['2 of 4 blocks against own full']
+    assert half.pop('phase') == 'answer'
+    assert half == paired_ratio(*whole)
+    assert figures['values'][bars.HALF]['value'] == half['value']
+
+
+def check_frames(figures) -> None:
+    """Check that a frame's parts sum to the whole."""
+    [joint] = figures['frames']
+    assert (joint['skip_sets'], joint['timing']) == ('one joint list of 2', 'isolated')
+    parts = {name: part['p50'] for name, part in joint['parts_ms'].items()}
+    whole = parts.pop('whole')
+    assert list(parts) == ['preprocess', 'vision', 'skip', 'full']
+    assert whole == pytest.approx(sum(parts.values()))
+    assert figures['paced']['ms']['count'] == 1
+
+
+def test_a_figure_below_its_floor_fails_the_run(benchmark, model, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(Rates, 'floor_ms', lambda self, cost: 1e9)
+    monkeypatch.setattr(latency, 'CONFIRMATIONS', 1)
+    status, _, errors = benchmark('--model', model, '--no-rivals', '--out', tmp_path)
+    assert status == 1
+    result = json.loads((tmp_path / 'latency.json').read_text())
+    lines = errors.splitlines()
+    assert lines == [f'gmskip: wrong: {line}' for line in result['errors']]
+    assert len(lines) == 1 + 2 * 4  # vision, and both phases of each number of blocks
+    assert all('is below the floor of' in line for line in lines)
+
+
+def test_a_missed_bar_is_a_result(benchmark, model, tmp_path, monkeypatch, high_rates) -> None:
+    bar = bars.Bar(bars.HALF, model, 1e-9)
+    monkeypatch.setattr(bars.judge, '__defaults__', ((bar,),))
+    status, output, errors = benchmark('--model', model, '--no-rivals', '--out', tmp_path)
+    assert (status, errors) == (0, '')
+    [row] = json.loads((tmp_path / 'latency.json').read_text())['bars']
+    assert (row['holds'], row['pairs']) == (False, 2)
+    assert row['value'] > row['bar']
+    assert 'missed' in output
+    [figures] = json.loads((tmp_path / 'latency.json').read_text())['models']
+    assert {row['name'] for row in figures['rows']} == {'own'}
+    assert {entry['reason'] for entry in figures['not_run'][1:]} == {'--no-rivals'}
+
+
+def test_a_missing_token_of_a_rival_is_noticed(benchmark, model, tmp_path, monkeypatch) -> None:
+    honest = RivalProcess.answer
+
+    def shorter(self, *arguments, **options):
+        found = honest(self, *arguments, **options)
+        return {**found, 'token_ids': found['token_ids'][:-1]}
+
+    monkeypatch.setattr(RivalProcess, 'answer', shorter)
+    status, output, errors = benchmark('--model', model, '--out', tmp_path)
+    assert (status, output, errors.count('\n')) == (2, '', 1)
+    assert 'Hugging Face, static cache, 4 blocks: an answer has 2 tokens, 3 were' in errors
+
+
+@pytest.mark.parametrize('number, code', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_with_one_line(benchmark, tmp_path, monkeypatch, number, code) -> None:
+    def measure(*_):
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(latency, 'measure', measure)
+    status, output, errors = benchmark('--out', tmp_path)
+    assert (status, output) == (code, '')
+    assert errors == 'gmskip: stopped; nothing was written\n'
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    'arguments, said',
+    [
+        (['--seed', -1], '--seed -1'),
+        (['--model', 'random:nothing'], "'random:nothing' is unknown"),
+        (['--model', 'no/such/folder'], 'no/such/folder'),
+    ],
+)
+def test_bad_input_is_one_line(benchmark, tmp_path, arguments, said) -> None:
+    status, output, errors = benchmark(*arguments, '--out', tmp_path)
+    assert (status, output, errors.count('\n')) == (2, '', 1)
+    assert said in errors
+
+
+def test_random_weights_that_do_not_fit_are_refused(benchmark, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr('gmskip_ros.vlm.memory.free_bytes', lambda device: 2 << 30)
+    status, _, errors = benchmark(
+        '--model', 'random:llava-1.5-7b', '--device', 'cpu', '--dtype', 'float32', '--out', tmp_path
+    )
+    assert (status, errors.count('\n')) == (2, 1)
+    assert 'need 27.3 GiB in float32 on cpu, and 2.0 are free' in errors
