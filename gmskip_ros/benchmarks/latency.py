@@ -21,7 +21,12 @@ from gmskip_ros.benchmarks.architecture import (
     prefill_cost,
     vision_cost,
 )
-from gmskip_ros.benchmarks.conditions import Conditions, peak_bytes, resident_bytes
+from gmskip_ros.benchmarks.conditions import (
+    Conditions,
+    forget_peak,
+    peak_bytes,
+    resident_bytes,
+)
 from gmskip_ros.benchmarks.floors import MatrixProbe, PhaseProbe, Rates
 from gmskip_ros.benchmarks.ratios import paired_ratio, percentiles
 from gmskip_ros.benchmarks.rivals import RivalProcess
@@ -143,6 +148,7 @@ def _measure_model(
     settings: LatencySettings, wanted: Wanted, on_step: Callable[[str], None]
 ) -> dict[str, Any]:
     release_memory()
+    forget_peak()
     conditions = Conditions()
     before = resident_bytes()
     subject = load_subject(
@@ -151,6 +157,7 @@ def _measure_model(
     vlm = subject.vlm
     name = f'{wanted.model}, {subject.features.num_tokens} image tokens'
     weights, reasons = _weights_in_memory(subject, before)
+    peak = peak_bytes()  # before the probes of floors take theirs
     not_run = [{'name': COMPILED, 'reason': NOT_COMPILED}]
     with ExitStack() as stack:
         rival = None
@@ -203,7 +210,7 @@ def _measure_model(
         'conditions': measured,
         'memory': {
             'weights_bytes': subject.weights_bytes,
-            'peak_bytes': peak_bytes(),
+            'peak_bytes': peak,
             'rival_peak_bytes': rival_peak,
             'gpu_bytes': vlm.device_memory_bytes(),
         },

@@ -152,8 +152,12 @@ def _make_random(
     import torch
 
     from gmskip_ros.vlm.load import quiet_hugging_face, resolve_device, resolve_dtype
+    from gmskip_ros.vlm.tiles import cap_image_tokens
 
     assert wanted.image_size is not None
+    if load_options.get('chat_template'):
+        raise UserError(f'--chat-template has no effect with --model {wanted.model}: remove it')
+    max_image_tokens = load_options.get('max_image_tokens', 0)
     torch_device = resolve_device(device)
     resolved = resolve_dtype(dtype, torch_device, getattr(torch, RANDOM_DTYPE))
     name = str(resolved).removeprefix('torch.')
@@ -161,6 +165,7 @@ def _make_random(
         config = make_config(wanted.model, wanted.image_size)
         _check_memory(wanted.model, config, str(torch_device), name)
         processor = make_processor(wanted.model, config, load_options.get('image_fit', 'auto'))
+        cap_image_tokens(wanted.model, config, processor.processor, max_image_tokens)
         vlm = make_vlm(wanted.model, config, processor, str(torch_device), name, seed)
     return vlm, processor, config, None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gmskip_ros.benchmarks import bars
+from gmskip_ros.benchmarks import bars, conditions
 from gmskip_ros.benchmarks.latency import undercut
 from gmskip_ros.benchmarks.ratios import paired_ratio, percentiles
 from gmskip_ros.benchmarks.subject import skip_sets, spread, what_to_measure
@@ -146,6 +146,25 @@ def test_skip_sets_of_whole_frames() -> None:
     longest = load_skip_list('gmskip_captioning').blocks_at('high_sparsity')
     assert sets['published lists']['captioning'] == longest
     assert list(skip_sets(28)) == ['one joint list of 14']
+
+
+@pytest.mark.parametrize('other_s, is_busy', [(0.0, False), (1000.0, True)])
+def test_a_busy_machine_is_noticed(monkeypatch, other_s: float, is_busy: bool) -> None:
+    busy_s = iter([5.0, 5.0 + other_s])
+    monkeypatch.setattr(conditions, '_busy_seconds', lambda: next(busy_s))
+    found = conditions.Conditions().end()
+    assert found['is_busy'] is is_busy
+    assert found['other_share'] == float(is_busy)
+    assert found['load_before'] >= 0 and found['load_after'] >= 0
+
+
+def test_the_peak_of_memory_can_be_forgotten() -> None:
+    held = bytearray(64 << 20)
+    with_it = conditions.peak_bytes()
+    assert with_it >= conditions.resident_bytes() - (1 << 20)
+    del held
+    conditions.forget_peak()
+    assert conditions.peak_bytes() < with_it
 
 
 def test_without_a_model_two_are_measured() -> None:

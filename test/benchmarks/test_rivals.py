@@ -15,6 +15,7 @@ from gmskip_ros.benchmarks import random_weights
 from gmskip_ros.benchmarks.hugging_face import HuggingFace
 from gmskip_ros.benchmarks.random_weights import RandomModel, make_config, make_processor, make_vlm
 from gmskip_ros.benchmarks.rivals import RivalError, RivalProcess
+from gmskip_ros.benchmarks.subject import Wanted, load_subject
 from gmskip_ros.errors import UserError
 from gmskip_ros.tasks import TASK_NAMES, make_task
 from gmskip_ros.vlm import load_vlm
@@ -123,6 +124,18 @@ def test_random_weights_are_those_of_the_seed(tiny_random, tmp_path) -> None:
     for task in TASK_NAMES:  # every word of the prompts is known
         prompt = make_task(task).prompt
         assert 0 not in vlm.input_ids(prompt, features)
+
+
+def test_a_cap_on_image_tokens_holds_for_random_weights(monkeypatch, tiny_random) -> None:
+    def image_tokens(cap: int) -> int:
+        options = {'max_image_tokens': cap}
+        subject = load_subject(Wanted(tiny_random, 28), 'cpu', 'float32', options, 0)
+        return subject.features.num_tokens
+
+    if 'llava' == random_weights.MODELS[tiny_random].family:
+        assert image_tokens(4) == 4
+    else:  # one tile for the whole image, and a grid of 1 x 2 of them
+        assert image_tokens(0) > 20 >= image_tokens(20)
 
 
 def test_every_image_size_gives_the_tokens_it_is_for() -> None:

@@ -181,6 +181,7 @@ def test_a_signal_stops_with_one_line(benchmark, tmp_path, monkeypatch, number, 
     [
         (['--seed', -1], '--seed -1'),
         (['--model', 'random:nothing'], "'random:nothing' is unknown"),
+        (['--model', 'random:llava-cpu', '--chat-template', '{{ x }}'], '--chat-template'),
         (['--model', 'no/such/folder'], 'no/such/folder'),
     ],
 )
