@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gmskip_ros.benchmarks.ratios import percentiles
 from gmskip_ros.benchmarks.subject import FRAME_LENGTHS, Subject
 from gmskip_ros.errors import UserError
 
+if TYPE_CHECKING:
+    from gmskip_ros.vlm import ImageFeatures
+
 ISOLATED = 'isolated'  # every answer on its own
+FULL = 'full'  # the branch that skips nothing
 PERIOD_S = 1.0
 PACED_LENGTH = FRAME_LENGTHS['single_object']
 
@@ -23,38 +27,47 @@ def measure_frames(
 ) -> list[dict[str, Any]]:
     """Return a row per skip set and timing mode: percentiles of the parts and of the whole frame.
 
-    A frame is encoded once; then the skip branch answers all tasks, then the full branch, with
-    answers of FRAME_LENGTHS. Which set goes first alternates. Parts sum to the whole.
+    A frame is encoded once; then branches answer all tasks, with answers of FRAME_LENGTHS: the full
+    branch, which is the same for every set, and the skip branch with each set, in an order that is
+    reversed from frame to frame. The parts sum to the whole.
     """
+    branches: dict[str, Mapping[str, Sequence[int]]] = {**sets, FULL: {}}
     frames: dict[str, list[dict[str, float]]] = {name: [] for name in sets}
     for number in range(rounds + 1):
-        for name in list(sets) if number % 2 == 0 else reversed(list(sets)):
-            frame = _frame(subject, sets[name])
-            if number > 0:  # the first is the warm-up
-                frames[name].append(frame)
+        features = subject.vlm.encode(subject.frame)
+        times_ms: dict[str, float] = {}
+        for name in list(branches) if number % 2 == 0 else reversed(list(branches)):
+            times_ms[name] = _answer_all(subject, features, branches[name])
             on_step()
+        for name in sets if number > 0 else ():  # the first is the warm-up
+            parts = {
+                'preprocess': features.preprocess_ms,
+                'vision': features.vision_ms,
+                'skip': times_ms[name],
+                'full': times_ms[FULL],
+            }
+            frames[name].append({**parts, 'whole': sum(parts.values())})
     rows = []
     for name, measured in frames.items():
-        parts = {part: percentiles([f[part] for f in measured]) for part in measured[0]}
+        parts_ms = {part: percentiles([f[part] for f in measured]) for part in measured[0]}
         blocks = {task: list(skipped) for task, skipped in sets[name].items()}
-        rows.append({'skip_sets': name, 'timing': ISOLATED, 'skipped': blocks, 'parts_ms': parts})
+        rows.append(
+            {'skip_sets': name, 'timing': ISOLATED, 'skipped': blocks, 'parts_ms': parts_ms}
+        )
     return rows
 
 
-def _frame(subject: Subject, skipped: Mapping[str, Sequence[int]]) -> dict[str, float]:
-    """Answer one frame; return the milliseconds of its parts and of the whole."""
-    vlm = subject.vlm
-    features = vlm.encode(subject.frame)
-    parts = {'preprocess': features.preprocess_ms, 'vision': features.vision_ms}
-    for branch in ('skip', 'full'):
-        parts[branch] = 0.0
-        for task, length in FRAME_LENGTHS.items():
-            blocks = skipped[task] if branch == 'skip' else ()
-            answer = vlm.answer(features, subject.prompts[task], blocks, forced_length=length)
-            check_count(len(answer.token_ids), length, f'own, {task}')
-            shared = features.preprocess_ms + features.vision_ms
-            parts[branch] += answer.timing.total_ms - shared
-    return {**parts, 'whole': sum(parts.values())}
+def _answer_all(
+    subject: Subject, features: ImageFeatures, skipped: Mapping[str, Sequence[int]]
+) -> float:
+    """Answer all tasks of one branch; return the milliseconds without those of the image."""
+    total_ms = 0.0
+    for task, length in FRAME_LENGTHS.items():
+        blocks = skipped.get(task, ())
+        answer = subject.vlm.answer(features, subject.prompts[task], blocks, forced_length=length)
+        check_count(len(answer.token_ids), length, f'own, {task}')
+        total_ms += answer.timing.total_ms - features.preprocess_ms - features.vision_ms
+    return total_ms
 
 
 def measure_paced(
