@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 WORKING_SET_BYTES = 256 << 20  # far beyond any cache of a CPU
 TRIES = 3  # of each kernel, to find the fastest
+RUNS = 3  # of a probe per measurement
 Layers = Sequence[tuple[int, int]]  # (in, out) of the linear layers of one block
 
 
@@ -176,13 +177,17 @@ class PhaseProbe:
         self.measure()
 
     def measure(self) -> Rates:
-        """Measure both rates now."""
-        rates = Rates(
-            self._of_operations.flops / self._of_operations.seconds(),
-            self._of_bytes.bytes / self._of_bytes.seconds(),
-        )
-        self.best = rates.best(self.best)
-        return rates
+        """Return both rates now, over RUNS runs; the best of them counts for `best`."""
+        rates, fastest = [], []
+        for work, probe in (
+            (self._of_operations.flops, self._of_operations),
+            (self._of_bytes.bytes, self._of_bytes),
+        ):
+            seconds = [probe.seconds() for _ in range(RUNS)]
+            rates.append(work * RUNS / sum(seconds))
+            fastest.append(work / min(seconds))
+        self.best = Rates(*fastest).best(self.best)
+        return Rates(*rates)
 
     def choose_again(self) -> None:
         """Look for the fastest kernel once more: other load may have hidden it."""
