@@ -27,6 +27,17 @@ from gmskip_ros.benchmarks.conditions import (
     peak_bytes,
     resident_bytes,
 )
+from gmskip_ros.benchmarks.contenders import (
+    AGREEING,
+    DISAGREEING,
+    DYNAMIC,
+    OWN,
+    PHASES,
+    STATIC,
+    Contender,
+    Sample,
+    make_contenders,
+)
 from gmskip_ros.benchmarks.floors import MatrixProbe, PhaseProbe, Rates
 from gmskip_ros.benchmarks.ratios import paired_ratio, percentiles
 from gmskip_ros.benchmarks.rivals import RivalProcess
@@ -34,7 +45,6 @@ from gmskip_ros.benchmarks.subject import (
     FREE_GIB,
     GIB,
     HALF_OF_32,
-    SWEEP_OF_32,
     TWO_THIRDS_OF_32,
     Subject,
     Wanted,
@@ -43,14 +53,12 @@ from gmskip_ros.benchmarks.subject import (
     spread,
     what_to_measure,
 )
-from gmskip_ros.benchmarks.whole_frame import check_count, measure_frames, measure_paced
+from gmskip_ros.benchmarks.whole_frame import measure_frames, measure_paced
 from gmskip_ros.machine import machine, software
 from gmskip_ros.tasks import TASK_NAMES, make_task
 from gmskip_ros.vlm.release import release_memory
 
 FORMAT = 'gmskip/benchmark-latency/1'
-PHASES = ('prefill', 'decode')
-OWN, DYNAMIC, STATIC = 'own', 'Hugging Face, dynamic cache', 'Hugging Face, static cache'
 COMPILED = 'Hugging Face, static cache, compiled'
 NOT_COMPILED = 'compiling takes longer than the measurement; Hugging Face compiles on GPUs only'
 CONFIRMATIONS = 5  # of a floor that a figure seems to be below
@@ -74,34 +82,6 @@ class LatencySettings:
     rivals: bool = True
     seed: int = 0
     command: str = ''
-
-
-@dataclass(frozen=True)
-class Sample:
-    """The times of one answer, in milliseconds, and its tokens."""
-
-    prefill_ms: float
-    decode_ms: float
-    token_ids: tuple[int, ...]
-
-    def phase_ms(self, phase: str) -> float:
-        """Return prefill, decode, or both as 'answer'."""
-        phases = {'prefill': self.prefill_ms, 'decode': self.decode_ms}
-        return sum(phases.values()) if phase == 'answer' else phases[phase]
-
-
-@dataclass(frozen=True)
-class Contender:
-    """One way to answer: its name, how many blocks it runs, and the answer of a length."""
-
-    name: str
-    blocks: int
-    answer: Callable[[int], Sample]
-
-    @property
-    def label(self) -> str:
-        """Name and blocks."""
-        return f'{self.name}, {self.blocks} blocks'
 
 
 def measure(
@@ -171,9 +151,9 @@ def _measure_model(
             reasons.update(dict.fromkeys((bars.HF_PREFILL, bars.HF_DECODE), reason))
         on_step(f'{name}: rates of this machine')
         probes = _make_probes(subject)
-        contenders = _contenders(subject, rival)
+        contenders = make_contenders(subject, rival)
         samples, rates = _rounds(settings, contenders, probes, lambda s: on_step(f'{name}: {s}'))
-        notes = _notes(subject, contenders, samples)
+        notes, errors = _differences(subject, contenders, samples)
         on_step(f'{name}: answers of natural length')
         natural = [] if wanted.image_size is not None else _natural(settings, subject, rival)
         rival_peak = rival.peak_bytes if rival is not None else None
@@ -187,8 +167,9 @@ def _measure_model(
     pictures = _measure_pixels(settings, subject)
 
     rows = [_row(contender, samples[contender.label]) for contender in contenders]
-    floors, errors = _floors(settings, subject, contenders, samples, probes, frames)
+    floors, undercuts = _floors(settings, subject, contenders, samples, probes, frames)
     ratios = _ratios(subject, contenders, samples)
+    ratios += _ratios_of_drafts(settings, subject, samples)
     ratios += _ratios_to_floors(settings, subject, samples, rates)
     values = _values(settings, subject, ratios, samples, frames)
     values.update({known: picture['ratio'] for known, picture in pictures.items()})
@@ -225,7 +206,7 @@ def _measure_model(
         'notes': notes,
         'values': values,
         'reasons': reasons,
-        'errors': [f'{name}: {error}' for error in errors],
+        'errors': [f'{name}: {error}' for error in (*errors, *undercuts)],
     }
 
 
@@ -258,53 +239,6 @@ def _load_rival(settings: LatencySettings, subject: Subject, rival: RivalProcess
         threads=torch.get_num_threads(),
         features=subject.features.tokens,
     )
-
-
-def _contenders(subject: Subject, rival: RivalProcess | None) -> list[Contender]:
-    """Return all ways to answer; Hugging Face's stand among the own ones that they are held to."""
-    num_blocks = subject.vlm.num_blocks
-    retained = sorted({subject.retained(of_32) for of_32 in SWEEP_OF_32}, reverse=True)
-    contenders = [Contender(OWN, count, _own(subject, count)) for count in retained]
-    if rival is not None:
-        half = subject.retained(HALF_OF_32)
-        for name, count, cache in (
-            (DYNAMIC, num_blocks, 'dynamic'),
-            (STATIC, num_blocks, 'static'),
-            (DYNAMIC, half, 'dynamic'),
-        ):
-            after = next(i for i, c in enumerate(contenders) if c.blocks == count)
-            contenders.insert(
-                after + 1, Contender(name, count, _hugging_face(subject, rival, count, cache))
-            )
-    return contenders
-
-
-def _own(subject: Subject, blocks: int) -> Callable[[int], Sample]:
-    num_blocks = subject.vlm.num_blocks
-    skipped = spread(num_blocks, num_blocks - blocks)
-
-    def answer(length: int) -> Sample:
-        found = subject.vlm.answer(subject.features, subject.prompt, skipped, forced_length=length)
-        check_count(len(found.token_ids), length, f'own, {blocks} blocks')
-        return Sample(found.timing.prefill_ms, found.timing.decode_ms, found.token_ids)
-
-    return answer
-
-
-def _hugging_face(
-    subject: Subject, rival: RivalProcess, blocks: int, cache: str
-) -> Callable[[int], Sample]:
-    num_blocks = subject.vlm.num_blocks
-    removed = spread(num_blocks, num_blocks - blocks)
-    input_ids = subject.input_ids[TASK_NAMES[0]]
-
-    def answer(length: int) -> Sample:
-        found = rival.answer(input_ids, length, cache=cache, removed=removed)
-        ids = found['token_ids']
-        check_count(len(ids), length, f'Hugging Face, {cache} cache, {blocks} blocks')
-        return Sample(found['prefill_ms'], found['decode_ms'], tuple(ids))
-
-    return answer
 
 
 def _make_probes(subject: Subject) -> dict[str, PhaseProbe]:
@@ -367,7 +301,9 @@ def _row(contender: Contender, samples: Sequence[Sample]) -> dict[str, Any]:
             f'{phase}_ms': percentiles([sample.phase_ms(phase) for sample in samples])
             for phase in (*PHASES, 'answer')
         },
-        'decode_ms_per_token': percentiles([sample.decode_ms / steps for sample in samples]),
+        'decode_ms_per_token': percentiles([sample.decode_ms / steps for sample in samples])
+        if contender.has_phases
+        else None,
         'samples': [[sample.prefill_ms, sample.decode_ms] for sample in samples],
     }
 
@@ -390,15 +326,42 @@ def _ratios(
     for contender in contenders:
         own = f'{OWN}, {contender.blocks} blocks'
         for phase in (*PHASES, 'answer'):
-            if contender.name != OWN:
+            if contender.is_rival:
                 is_whole = contender.blocks == num_blocks
                 cache = contender.name.removeprefix('Hugging Face, ')
                 of = '' if is_whole else f', {contender.blocks} of {num_blocks} blocks'
                 add(f'against Hugging Face, {cache}{of}: {phase}', own, contender.label, phase)
-            elif contender.blocks < num_blocks and phase == 'answer':
+            elif contender.name == OWN and contender.blocks < num_blocks and phase == 'answer':
                 name = f'{contender.blocks} of {num_blocks} blocks against own full'
                 add(name, own, f'{OWN}, {num_blocks} blocks', phase)
     return ratios
+
+
+def _ratios_of_drafts(
+    settings: LatencySettings, subject: Subject, samples: Samples
+) -> list[dict[str, Any]]:
+    """Return what verifying costs: a right draft against prefill, a wrong one against the answer.
+
+    A right draft adds its rows to the prompt's: the prefill that it is held to is scaled to as
+    many. The last token of a draft is never run.
+    """
+    full, right, wrong = (
+        samples[f'{name}, {subject.vlm.num_blocks} blocks'] for name in (OWN, AGREEING, DISAGREEING)
+    )
+    growth = (subject.rows + settings.length - 1) / subject.rows
+    prefill_ms = [growth * time_ms for time_ms in _times(full, 'prefill')]
+    return [
+        {
+            'name': bars.VERIFY_RIGHT,
+            'phase': 'answer',
+            **paired_ratio(_times(right, 'answer'), prefill_ms),
+        },
+        {
+            'name': bars.VERIFY_WRONG,
+            'phase': 'answer',
+            **paired_ratio(_times(wrong, 'answer'), _times(full, 'answer')),
+        },
+    ]
 
 
 def _costs(settings: LatencySettings, subject: Subject, blocks: int) -> dict[str, Cost]:
@@ -456,7 +419,7 @@ def _floors(
             figures = {
                 contender.label: percentiles(_times(samples[contender.label], phase))['p50']
                 for contender in contenders
-                if contender.blocks == count
+                if contender.blocks == count and contender.has_phases
             }
         for _ in range(CONFIRMATIONS):
             if not undercut(phase, probes[phase].best.floor_ms(cost), figures):
@@ -488,18 +451,22 @@ def undercut(phase: str, floor_ms: float, figures: Mapping[str, float]) -> list[
     ]
 
 
-def _notes(subject: Subject, contenders: Sequence[Contender], samples: Samples) -> list[str]:
-    """Return a line for each rival whose tokens differ from the own ones."""
-    notes = []
+def _differences(
+    subject: Subject, contenders: Sequence[Contender], samples: Samples
+) -> tuple[list[str], list[str]]:
+    """Return a note for each rival whose tokens differ from the own ones, an error for each draft.
+
+    A rival's may differ by near ties in the last bits; a draft must not change an answer.
+    """
+    notes: list[str] = []
+    errors: list[str] = []
     for contender in contenders:
         own = samples[f'{OWN}, {contender.blocks} blocks'][0].token_ids
         found = samples[contender.label][0].token_ids
         if found != own:
-            notes.append(
-                f'{contender.label}: tokens {list(found)} differ from the own {list(own)} '
-                '(near ties in the last bits, or different weights)'
-            )
-    return notes
+            line = f'{contender.label}: tokens {list(found)} differ from the own {list(own)}'
+            (notes if contender.is_rival else errors).append(line)
+    return notes, errors
 
 
 def _natural(

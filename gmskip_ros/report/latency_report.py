@@ -28,7 +28,7 @@ from gmskip_ros.report.plotting import (
 )
 
 Row = Mapping[str, Any]
-OWN = 'own'
+OWN, RIVAL = 'own', 'Hugging Face, '
 PANEL_INCH = 3.6
 
 
@@ -87,9 +87,9 @@ def _draw_model(axis: Any, model: Mapping[str, Any]) -> None:
     least = min(floors)
     add_label(axis, 'floor', (least, floors[least]), (-6, -4), color=PURPLE, ha='right')
     for row in model['rows']:
-        if row['name'] != OWN:
+        if row['name'].startswith(RIVAL):
             axis.plot(row['blocks'], row['answer_ms']['p50'], 'D', color=ORANGE, markersize=5)
-            name = row['name'].removeprefix('Hugging Face, ').removesuffix(' cache')
+            name = row['name'].removeprefix(RIVAL).removesuffix(' cache')
             at = (row['blocks'], row['answer_ms']['p50'])
             add_label(axis, f'HF {name}', at, (-8, 6), color=ORANGE, ha='right', fontsize=8)
     axis.set_xlim(0, full['blocks'] * 1.04)

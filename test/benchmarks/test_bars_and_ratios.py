@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 
@@ -116,7 +118,7 @@ def test_bars_of_a_gpu_are_not_decided_on_a_cpu() -> None:
 def test_what_the_engine_cannot_do_yet_is_listed() -> None:
     rows = bars.judge([subject({}, 100), subject({}, 576)])
     reasons = {row['reason'] for row in rows}
-    assert {bars.NO_DRAFTS, bars.NO_SHARED, bars.NO_BATCH} <= reasons
+    assert {bars.NO_SHARED, bars.NO_BATCH} <= reasons
     name = 'three tasks shared and verified against three isolated prefills'
     assert [row['bar'] for row in rows if row['name'] == name] == [0.52, 0.42]
 
@@ -159,7 +161,9 @@ def test_a_busy_machine_is_noticed(monkeypatch, other_s: float, is_busy: bool) -
 
 
 def test_the_peak_of_memory_can_be_forgotten() -> None:
-    held = bytearray(64 << 20)
+    if not os.access('/proc/self/clear_refs', os.W_OK):
+        pytest.skip('this kernel does not allow it')
+    held = b'x' * (256 << 20)
     with_it = conditions.peak_bytes()
     assert with_it >= conditions.resident_bytes() - (1 << 20)
     del held

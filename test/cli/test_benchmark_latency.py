@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 from tiny_models import make_tiny_model
@@ -14,7 +15,9 @@ from gmskip_ros.benchmarks.floors import Rates
 from gmskip_ros.benchmarks.ratios import paired_ratio, percentiles
 from gmskip_ros.benchmarks.rivals import RivalProcess
 from gmskip_ros.cli import main
+from gmskip_ros.vlm import Vlm
 
+RIGHT, WRONG = 'own, verifying a right draft', 'own, verifying a wrong draft'
 DYNAMIC, STATIC = 'Hugging Face, dynamic cache', 'Hugging Face, static cache'
 
 
@@ -75,6 +78,8 @@ def check_rows(figures) -> None:
         ('own', 4),
         (STATIC, 4),
         (DYNAMIC, 4),
+        (RIGHT, 4),
+        (WRONG, 4),
         ('own', 3),
         ('own', 2),
         (DYNAMIC, 2),
@@ -85,7 +90,10 @@ def check_rows(figures) -> None:
         prefill, decode = zip(*row['samples'], strict=True)
         assert row['prefill_ms'] == percentiles(prefill)
         assert row['decode_ms'] == percentiles(decode)
-        assert row['decode_ms_per_token'] == percentiles([time / 2 for time in decode])
+        if row['name'] in (RIGHT, WRONG):
+            assert row['decode_ms_per_token'] is None
+        else:
+            assert row['decode_ms_per_token'] == percentiles([time / 2 for time in decode])
         assert row['answer_ms'] == percentiles([sum(sample) for sample in row['samples']])
 
 
@@ -111,6 +119,15 @@ def check_ratios(figures) -> None:
     half = ratios['2 of 4 blocks against own full']
     assert half.pop('phase') == 'answer'
     assert half == paired_ratio(*whole)
+    whole = {name: [sum(sample) for sample in rows[name, 4]] for name in ('own', RIGHT, WRONG)}
+    for name in (bars.VERIFY_RIGHT, bars.VERIFY_WRONG):
+        assert ratios[name].pop('phase') == 'answer'
+    assert ratios[bars.VERIFY_WRONG] == paired_ratio(whole[WRONG], whole['own'])
+    prompt = figures['prompt_tokens']  # and 2 of 3 tokens of the draft
+    prefill = [sample[0] * (prompt + 2) / prompt for sample in rows['own', 4]]
+    assert ratios[bars.VERIFY_RIGHT]['value'] == pytest.approx(
+        paired_ratio(whole[RIGHT], prefill)['value']
+    )
     assert figures['values'][bars.HALF]['value'] == half['value']
 
 
@@ -147,7 +164,7 @@ def test_a_missed_bar_is_a_result(benchmark, model, tmp_path, monkeypatch, high_
     assert row['value'] > row['bar']
     assert 'missed' in output
     [figures] = json.loads((tmp_path / 'latency.json').read_text())['models']
-    assert {row['name'] for row in figures['rows']} == {'own'}
+    assert {row['name'] for row in figures['rows']} == {'own', RIGHT, WRONG}
     assert {entry['reason'] for entry in figures['not_run'][1:]} == {'--no-rivals'}
 
 
@@ -162,6 +179,22 @@ def test_a_missing_token_of_a_rival_is_noticed(benchmark, model, tmp_path, monke
     status, output, errors = benchmark('--model', model, '--out', tmp_path)
     assert (status, output, errors.count('\n')) == (2, '', 1)
     assert 'Hugging Face, static cache, 4 blocks: an answer has 2 tokens, 3 were' in errors
+
+
+def test_a_draft_that_changes_an_answer_is_noticed(
+    benchmark, model, tmp_path, monkeypatch, high_rates
+) -> None:
+    honest = Vlm.answer
+
+    def dishonest(self, *arguments, draft=(), **options):
+        found = honest(self, *arguments, **options)
+        return replace(found, token_ids=(1, *found.token_ids[1:])) if draft else found
+
+    monkeypatch.setattr(Vlm, 'answer', dishonest)
+    status, _, errors = benchmark('--model', model, '--no-rivals', '--out', tmp_path)
+    assert (status, errors.count('\n')) == (1, 2)
+    for name in (RIGHT, WRONG):
+        assert f'{name}, 4 blocks: tokens [1, ' in errors
 
 
 @pytest.mark.parametrize('number, code', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
