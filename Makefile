@@ -10,9 +10,10 @@ unexport PYTHONPATH AMENT_PREFIX_PATH LD_LIBRARY_PATH
 # One thread per process: the models are small, and threads that wait for each other spin.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 # What `make check` runs: tests that start no process, without those that take longest.
-QUICK := test/test_docs.py test/test_names.py \
+QUICK := test/test_docs.py test/test_names.py test/benchmarks \
 	test/tasks test/skipping test/datasets test/pipeline test/calibration test/report test/vlm
-NOT_QUICK := test/calibration/test_evaluation.py test/calibration/test_search_demo_model.py \
+NOT_QUICK := test/benchmarks/test_rivals.py \
+	test/calibration/test_evaluation.py test/calibration/test_search_demo_model.py \
 	test/report/test_calibration_report.py test/report/test_pages_in_chromium.py \
 	test/report/test_replay_report.py test/vlm/test_ask.py test/vlm/test_candidates.py \
 	test/vlm/test_demo_model.py test/vlm/test_load.py

@@ -36,7 +36,6 @@ def add_parser(kinds: Any) -> None:
     parser.add_argument(
         '--rounds',
         type=positive_int,
-        default=ROUNDS,
         metavar='N',
         help=f'how often each way of answering takes its turn (default: {ROUNDS})',
     )
@@ -98,7 +97,9 @@ def make_settings(args: argparse.Namespace) -> LatencySettings:
     """Return the settings of the benchmark."""
     from gmskip_ros.benchmarks.latency import LatencySettings
 
-    counts = QUICK if args.quick else {'rounds': args.rounds}
+    counts = dict(QUICK) if args.quick else {'rounds': ROUNDS}
+    if args.rounds is not None:
+        counts['rounds'] = args.rounds
     return LatencySettings(
         model=args.model,
         device=args.device,
