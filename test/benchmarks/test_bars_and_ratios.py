@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gmskip_ros.benchmarks import bars, conditions
-from gmskip_ros.benchmarks.latency import undercut
+from gmskip_ros.benchmarks.figures import undercut
 from gmskip_ros.benchmarks.ratios import paired_ratio, percentiles
 from gmskip_ros.benchmarks.subject import skip_sets, spread, what_to_measure
 from gmskip_ros.benchmarks.whole_frame import check_count

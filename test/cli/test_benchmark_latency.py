@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 from tiny_models import make_tiny_model
 
-from gmskip_ros.benchmarks import bars, latency
+from gmskip_ros.benchmarks import bars, figures, latency
 from gmskip_ros.benchmarks.floors import Rates
 from gmskip_ros.benchmarks.ratios import paired_ratio, percentiles
 from gmskip_ros.benchmarks.rivals import RivalProcess
@@ -144,7 +144,7 @@ def check_frames(figures) -> None:
 
 def test_a_figure_below_its_floor_fails_the_run(benchmark, model, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(Rates, 'floor_ms', lambda self, cost: 1e9)
-    monkeypatch.setattr(latency, 'CONFIRMATIONS', 1)
+    monkeypatch.setattr(figures, 'CONFIRMATIONS', 1)
     status, _, errors = benchmark('--model', model, '--no-rivals', '--out', tmp_path)
     assert status == 1
     result = json.loads((tmp_path / 'latency.json').read_text())
