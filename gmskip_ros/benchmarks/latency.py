@@ -283,7 +283,7 @@ def _weights_in_memory(
     half = spread(vlm.num_blocks, vlm.num_blocks // 2)
     for skipped in ((), half, ()):
         vlm.answer(subject.features, subject.prompt, skipped, forced_length=2)
-    vlm.free_memory()
+    release_memory()
     if vlm.device.startswith('cuda'):
         import torch
 
