@@ -55,9 +55,9 @@ class SearchSettings:
     min_score_ratio x the full model's, at max_sparsity, after `rounds` removals, and when one block
     is left; with stops_at_ratio=False no score stops it, not even a negative one. One that orders
     or chooses blocks without a search may be given `sparsities` in place of these limits: the sizes
-    wanted, whatever the score. phases and kv: how the blocks are
-    skipped, see SkipSet. protect: how many of the first and of the last blocks stay. `options` are
-    the method's own, by name; missing ones have their default.
+    wanted, whatever the score. phases and kv: how the blocks are skipped, see SkipSet. protect: how
+    many of the first and of the last blocks stay. `options` are the method's own, by name; missing
+    ones have their default.
     """
 
     method: str = 'gm-skip'  # one of methods.METHODS
