@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import pickle
 import random
+import socket
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +14,8 @@ from functools import cache, cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+from warm_python import fork_context
 
 from gmskip_ros.calibration.answering import ImageQuestion
 from gmskip_ros.calibration.methods.registry import METHODS, get_method, search_settings
@@ -348,3 +352,32 @@ def without_seconds(rounds: Iterable[Round]) -> list[tuple[Any, ...]]:
 def result_of(state: SearchState) -> tuple[Any, ...]:
     """Return all of a finished search that a result file could hold, except times."""
     return without_seconds(state.rounds), state.full, state.trunk, state.stopped_by
+
+
+RunRank = Callable[[Path, list[Sample], dict[str, str], Path], None]
+
+
+def results_of_two_ranks(
+    run_rank: RunRank, folder: Path, samples: list[Sample], out: Path
+) -> list[Any]:
+    """Return what each of two connected processes pickled.
+
+    `run_rank` is called with the model's folder, the samples, torchrun's variables and the file.
+    """
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = str(free.getsockname()[1])
+    address = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port, 'WORLD_SIZE': '2'}
+    processes = [
+        fork_context().Process(
+            target=run_rank,
+            args=(folder, samples, {**address, 'RANK': str(rank)}, out / f'{rank}'),
+        )
+        for rank in range(2)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    return [pickle.loads((out / f'{rank}').read_bytes()) for rank in range(2)]

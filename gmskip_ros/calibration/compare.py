@@ -5,7 +5,6 @@ What is calibrated, chosen and measured, as JSON values; `report.compare_report`
 
 from __future__ import annotations
 
-import datetime
 import functools
 import json
 import statistics
@@ -17,7 +16,7 @@ from typing import Any
 from gmskip_ros.calibration.answering import Answerer
 from gmskip_ros.calibration.baseline import baselines_of_evaluation
 from gmskip_ros.calibration.checkpoint import Checkpoint, CheckpointFile
-from gmskip_ros.calibration.data import Data, in_view, load_data
+from gmskip_ros.calibration.data import Data, in_view, load_data, record_header
 from gmskip_ros.calibration.distributed import Ranks
 from gmskip_ros.calibration.errors import CalibrationError
 from gmskip_ros.calibration.evaluate import score_note
@@ -30,7 +29,7 @@ from gmskip_ros.calibration.objective import choose_metrics
 from gmskip_ros.calibration.questions import Questions, choose_question_samples
 from gmskip_ros.calibration.result import Calibration
 from gmskip_ros.calibration.run import calibrate, data_fingerprint, load_checkpoint
-from gmskip_ros.calibration.series import skip_list_path
+from gmskip_ros.calibration.series import prepare_folder, skip_list_path
 from gmskip_ros.calibration.settings import (
     CalibrationSettings,
     CompareSettings,
@@ -40,7 +39,7 @@ from gmskip_ros.calibration.settings import (
 from gmskip_ros.calibration.speed import Sample, TimedQuestion, speed_figures, time_round
 from gmskip_ros.datasets import Dataset, may_share_pictures
 from gmskip_ros.datasets import Sample as DatasetSample
-from gmskip_ros.files import remove_leftovers, write_atomically
+from gmskip_ros.files import write_atomically
 from gmskip_ros.machine import describe_run
 from gmskip_ros.skipping import SkipSet, save_skip_list
 from gmskip_ros.tasks.scoring import Absent
@@ -257,12 +256,7 @@ def _calibrate(
 ) -> Calibration:
     """Return what a method finds with a seed; rank 0 writes its skip list and its record."""
     folder = plan.folder(out, seed)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CalibrationError(f'{folder}: {error.strerror}: give a different --out') from error
-    if ranks.rank == 0:
-        remove_leftovers(folder)
+    prepare_folder(folder, ranks)
     found = calibrate(
         vlm,
         dataset,
@@ -513,19 +507,9 @@ def _header(
     started: str,
 ) -> dict[str, Any]:
     prompts = {prompt for questions in data.test_questions for prompt in questions.prompts}
-    now = datetime.datetime.now(datetime.timezone.utc)
     return {
-        'format': FORMAT,
-        'command': settings.command,
+        **record_header(FORMAT, vlm, settings, metrics),
         'started': started,
-        'created': now.strftime('%Y-%m-%dT%H:%M:%SZ'),
-        **describe_run(vlm.name, vlm.device, vlm.dtype, vlm.num_blocks, vlm.image_fit),
-        'max_image_tokens': vlm.max_image_tokens,
-        'text_model_type': vlm.text_model_type,
-        'task': settings.task,
-        'target': settings.target,
-        'metric': ', '.join(metrics),
-        'match': settings.used_match,
         'prompt': prompts.pop() if len(prompts) == 1 else None,
         'latency_images': settings.latency_images,
         'latency_rounds': settings.latency_rounds,

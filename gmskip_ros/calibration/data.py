@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, replace
+from typing import Any
 
 from gmskip_ros.calibration.distributed import Ranks
 from gmskip_ros.calibration.errors import CalibrationError
@@ -11,6 +13,7 @@ from gmskip_ros.calibration.images import EncodedImages
 from gmskip_ros.calibration.questions import Questions, choose_question_samples, make_questions
 from gmskip_ros.calibration.settings import CalibrationSettings, Listener, SharedSettings
 from gmskip_ros.datasets import Dataset, Sample, sample_hash, within_view
+from gmskip_ros.machine import describe_run
 from gmskip_ros.vlm import CalibrationEngine
 
 
@@ -98,3 +101,22 @@ def load_data(
         sha256=sha256,
         test_sha256=test_sha256,
     )
+
+
+def record_header(
+    format: str, vlm: CalibrationEngine, settings: SharedSettings, metrics: Sequence[str]
+) -> dict[str, Any]:
+    """Return what a record of measurements begins with, as JSON values: what ran, when, on what."""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return {
+        'format': format,
+        'command': settings.command,
+        'created': now.strftime('%Y-%m-%dT%H:%M:%SZ'),
+        **describe_run(vlm.name, vlm.device, vlm.dtype, vlm.num_blocks, vlm.image_fit),
+        'max_image_tokens': vlm.max_image_tokens,
+        'text_model_type': vlm.text_model_type,
+        'task': settings.task,
+        'target': settings.target,
+        'metric': ', '.join(metrics),
+        'match': settings.used_match,
+    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from gmskip_ros.calibration.answering import Answerer
 from gmskip_ros.calibration.baseline import baselines_of_evaluation
-from gmskip_ros.calibration.data import Data, load_data
+from gmskip_ros.calibration.data import Data, load_data, record_header
 from gmskip_ros.calibration.distributed import Ranks
 from gmskip_ros.calibration.errors import CalibrationError
 from gmskip_ros.calibration.measuring import Evaluator
@@ -20,7 +19,6 @@ from gmskip_ros.calibration.objective import choose_metrics
 from gmskip_ros.calibration.questions import Questions, choose_question_samples
 from gmskip_ros.calibration.settings import EvaluationSettings, Listener
 from gmskip_ros.datasets import Dataset, DatasetError, Sample, may_share_pictures, sample_hash
-from gmskip_ros.machine import describe_run
 from gmskip_ros.numbers import is_whole_number
 from gmskip_ros.skipping import SkipList, SkipSet
 from gmskip_ros.tasks import TaskError
@@ -248,21 +246,11 @@ def _record(
     data: Data,
     rows: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    now = datetime.datetime.now(datetime.timezone.utc)
     prompts = {prompt for questions in data.test_questions for prompt in questions.prompts}
     first = rows[0]['evaluation']
     samples = data.test_questions[0].samples
     return {
-        'format': FORMAT,
-        'command': settings.command,
-        'created': now.strftime('%Y-%m-%dT%H:%M:%SZ'),
-        **describe_run(vlm.name, vlm.device, vlm.dtype, vlm.num_blocks, vlm.image_fit),
-        'max_image_tokens': vlm.max_image_tokens,
-        'text_model_type': vlm.text_model_type,
-        'task': settings.task,
-        'target': settings.target,
-        'metric': ', '.join(metrics),
-        'match': settings.used_match,
+        **record_header(FORMAT, vlm, settings, metrics),
         'prompt': prompts.pop() if len(prompts) == 1 else None,
         'dataset': {
             'name': dataset.name,

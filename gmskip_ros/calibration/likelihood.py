@@ -95,7 +95,7 @@ class GivenAnswers:
                 logits = self._logits(batch, self._steps(batch), skip)
                 of_sets.append(
                     [
-                        float((known.exp() * (known - found.log_softmax(dim=-1))).sum())
+                        float(divergences_of(known, found.log_softmax(dim=-1)).sum())
                         for known, found in zip(full, logits, strict=True)
                     ]
                 )
@@ -229,6 +229,11 @@ def likeliest_way(
     )
     best = values.index(min(values))
     return ways[best][1], candidates[best]
+
+
+def divergences_of(full: Tensor, other: Tensor) -> Tensor:
+    """Return KL(full || other) in nats of log-probabilities (..., V): (...)."""
+    return (full.exp() * (full - other)).sum(dim=-1)
 
 
 def reference_answers(scorer: Scorer) -> GivenAnswers:

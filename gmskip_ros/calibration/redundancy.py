@@ -10,7 +10,6 @@ Layer Skipping in Vision-Language Models".
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +21,15 @@ from gmskip_ros.calibration import run
 from gmskip_ros.calibration.answering import Answerer
 from gmskip_ros.calibration.baseline import baselines
 from gmskip_ros.calibration.checkpoint import CheckpointFile
-from gmskip_ros.calibration.data import choose_calibration_samples, in_view, load_data
+from gmskip_ros.calibration.data import (
+    choose_calibration_samples,
+    in_view,
+    load_data,
+    record_header,
+)
 from gmskip_ros.calibration.distributed import Ranks
 from gmskip_ros.calibration.errors import CalibrationError
+from gmskip_ros.calibration.likelihood import divergences_of
 from gmskip_ros.calibration.methods.registry import get_method
 from gmskip_ros.calibration.objective import choose_metrics, make_objective
 from gmskip_ros.calibration.probing import (
@@ -37,7 +42,6 @@ from gmskip_ros.calibration.run import fingerprint, load_checkpoint, resumed_sco
 from gmskip_ros.calibration.scoring import Scorer, chunks
 from gmskip_ros.calibration.settings import CalibrationSettings, Listener
 from gmskip_ros.datasets import Dataset
-from gmskip_ros.machine import describe_run
 from gmskip_ros.skipping import JOINT, SkipSet
 from gmskip_ros.vlm import CalibrationEngine
 
@@ -137,18 +141,8 @@ def measure_redundancy(
         scorer.on_save(scorer.state, True)
         raise
     record = _figures(table, changes, settings.seed)
-    now = datetime.datetime.now(datetime.timezone.utc)
     return {
-        'format': FORMAT,
-        'command': settings.command,
-        'created': now.strftime('%Y-%m-%dT%H:%M:%SZ'),
-        **describe_run(vlm.name, vlm.device, vlm.dtype, vlm.num_blocks, vlm.image_fit),
-        'max_image_tokens': vlm.max_image_tokens,
-        'text_model_type': vlm.text_model_type,
-        'task': settings.task,
-        'target': settings.target,
-        'metric': ', '.join(metrics),
-        'match': settings.used_match,
+        **record_header(FORMAT, vlm, settings, metrics),
         'dataset': {
             'name': dataset.name,
             'notes': list(dataset.notes),
@@ -263,7 +257,7 @@ def _log_probabilities(sample: Sample, skip: SkipSet) -> Tensor:
 
 def _divergence(full: Tensor, other: Tensor) -> float:
     """Return the mean KL(full || other) in nats over the answer's steps."""
-    return _mean((full.exp() * (full - other)).sum(dim=-1))
+    return _mean(divergences_of(full, other))
 
 
 def _same_tokens(full: Tensor, other: Tensor) -> float:

@@ -47,7 +47,7 @@ def calibrate_targets(
                 seed_folder = into / f'seed_{seed}'
                 search = replace(settings.search, seed=seed)
                 of_seed = replace(of_seed, seed=seed, test_images=0, search=search)
-            _prepare_folder(seed_folder, ranks)
+            prepare_folder(seed_folder, ranks)
             calibration = calibrate(
                 vlm,
                 dataset,
@@ -77,11 +77,11 @@ def file_stem(*parts: str | None) -> str:
     return '_'.join(re.sub(r'\W+', '_', part) for part in parts if part is not None)
 
 
-def _prepare_folder(folder: Path, ranks: Ranks) -> None:
-    """Make the folder; remove what a killed process left in it."""
+def prepare_folder(folder: Path, ranks: Ranks) -> None:
+    """Make the folder; remove what a killed process left in it. Raises CalibrationError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CalibrationError(f'{folder}: {error.strerror}: give a different folder') from error
+        raise CalibrationError(f'{folder}: {error.strerror}: give a different --out') from error
     if ranks.rank == 0:
         remove_leftovers(folder)

@@ -41,6 +41,12 @@ def who_runs_and_stores(skip_set: SkipSet, phase: str, block: int) -> tuple[str,
     return ALL, ALL
 
 
+@functools.lru_cache(maxsize=64)
+def _plan(skip_set: SkipSet, phase: str, num_blocks: int) -> tuple[tuple[str, str], ...]:
+    """Return `who_runs_and_stores` of every block; each decoded token asks again."""
+    return tuple(who_runs_and_stores(skip_set, phase, block) for block in range(num_blocks))
+
+
 class Selection(NamedTuple):
     """Some of the columns of a pass, ascending, and where they are in it, counted from its end."""
 
@@ -206,7 +212,7 @@ class Decoder:
         """
         num_tokens = hidden.shape[1]
         angles = self.rotary_emb(hidden, store.advance(num_tokens))  # cos, sin: (B, T, D)
-        plan = [who_runs_and_stores(skip_set, phase, block) for block in range(len(self.blocks))]
+        plan = _plan(skip_set, phase, len(self.blocks))
         newest = {which: store.newest(which, num_tokens) for which in set().union(*plan)}
         rotary = {which: _by_token(angles, tokens.at) for which, tokens in newest.items()}
         last = max((i for i, (_, stores) in enumerate(plan) if stores != NONE), default=None)

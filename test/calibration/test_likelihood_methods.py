@@ -11,18 +11,16 @@ import json
 import os
 import pickle
 import random
-import socket
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from calibration_helpers import as_dataset, make_all_questions
+from calibration_helpers import as_dataset, make_all_questions, results_of_two_ranks
 from PIL import Image
 from references import HfReference
 from tiny_models import make_tiny_model
-from warm_python import fork_context
 
 from gmskip_ros.calibration.answering import Answerer
 from gmskip_ros.calibration.distributed import Ranks
@@ -433,24 +431,7 @@ def run_rank(folder: Path, samples: list[Sample], environment: dict[str, str], p
 
 def test_two_processes_find_the_same_as_one(tmp_path, folder, vlm, samples) -> None:
     alone = [choose(vlm, samples, name, **METHODS[name]) for name in METHODS]
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = str(free.getsockname()[1])
-    address = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port, 'WORLD_SIZE': '2'}
-    processes = [
-        fork_context().Process(
-            target=run_rank,
-            args=(folder, samples, {**address, 'RANK': str(rank)}, tmp_path / f'{rank}'),
-        )
-        for rank in range(2)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-        assert process.exitcode == 0
-    for rank in range(2):
-        assert pickle.loads((tmp_path / f'{rank}').read_bytes()) == alone
+    assert results_of_two_ranks(run_rank, folder, samples, tmp_path) == [alone, alone]
 
 
 def test_progress_and_stopping(vlm, samples) -> None:

@@ -10,7 +10,6 @@ import json
 import math
 import os
 import pickle
-import socket
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,11 +18,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from calibration_helpers import as_dataset, make_all_questions
+from calibration_helpers import as_dataset, make_all_questions, results_of_two_ranks
 from PIL import Image
 from references import HfReference
 from tiny_models import make_tiny_model
-from warm_python import fork_context
 
 from gmskip_ros.calibration.answering import Answerer
 from gmskip_ros.calibration.distributed import Ranks
@@ -330,28 +328,7 @@ def test_two_processes_find_the_same_as_one(tmp_path, samples) -> None:
     folder = make_tiny_model(tmp_path / 'tiny', num_blocks=NUM_BLOCKS)
     vlm = load_vlm(str(folder), device='cpu')
     alone = [choose(vlm, samples, name) for name in METHODS]
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        address = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(free.getsockname()[1])}
-    processes = [
-        fork_context().Process(
-            target=run_rank,
-            args=(
-                folder,
-                samples,
-                {**address, 'WORLD_SIZE': '2', 'RANK': str(rank)},
-                tmp_path / f'{rank}',
-            ),
-        )
-        for rank in range(2)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-        assert process.exitcode == 0
-    for rank in range(2):
-        assert pickle.loads((tmp_path / f'{rank}').read_bytes()) == alone
+    assert results_of_two_ranks(run_rank, folder, samples, tmp_path) == [alone, alone]
 
 
 def test_a_stopped_run_resumes_with_what_it_measured(own_vlm, samples, monkeypatch) -> None:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from references import HfReference
-from safetensors.torch import load_file, save_file
 from tiny_models import SLIDING_WINDOW, make_tiny_model
+from weight_edits import edit_weights, with_twins
 
 from gmskip_ros.datasets.scenes import render_scene
 from gmskip_ros.tasks import TASK_NAMES, make_task
@@ -386,23 +386,6 @@ def test_how_many_rows_go_at_once_changes_no_answer(vlm, features, monkeypatch, 
 
 
 # ---- near ties -----------------------------------------------------------------------------
-
-
-def edit_weights(folder, edit) -> str:
-    """Let edit change the checkpoint's tensors, by name; return its folder as text."""
-    path = folder / 'model.safetensors'
-    weights = load_file(path)
-    edit(weights)
-    save_file(weights, path, metadata={'format': 'pt'})
-    return str(folder)
-
-
-def with_twins(weights) -> None:
-    """Give every byte's token a twin whose logit is the same but for its last bits."""
-    [name] = [name for name in weights if name.endswith('lm_head.weight')]
-    rows = weights[name]
-    noise = torch.randn(rows[5:133].shape, generator=torch.Generator().manual_seed(0))
-    rows[133:261] = rows[5:133] * (1 + 1e-7 * noise)
 
 
 @pytest.fixture
