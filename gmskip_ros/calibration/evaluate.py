@@ -193,8 +193,10 @@ def evaluate_all(
         settings.latency_images,
     )
     rows = _evaluate_rows(evaluator, sets, vlm.num_blocks, listener)
+    num_image_tokens, num_tokens = _prompt_tokens(vlm, data)
     for row, named in zip(rows, sets, strict=True):
-        row['saved'] = _saved(vlm, data, named.skip_set)
+        prefill, decode = vlm.sparsity(named.skip_set, num_image_tokens, num_tokens)
+        row['saved'] = {'prefill': prefill, 'decode': decode}
     if not (rows[0]['evaluation']['score'] or 0) > 0:
         print_line(
             'warning: the full model scores 0: do the task, label set and dataset suit the model?'
@@ -226,16 +228,14 @@ def _evaluate_rows(
     return rows
 
 
-def _saved(vlm: CalibrationEngine, data: Data, skip_set: SkipSet) -> dict[str, float]:
-    """Return the share of block multiplications that a set saves in each phase.
+def _prompt_tokens(vlm: CalibrationEngine, data: Data) -> tuple[int, int]:
+    """Return the image tokens and all tokens of the first question's prompt, which stands for all.
 
-    Where image tokens skip more than others, that of the first question's prompt stands for all.
+    What a set saves depends on them only where image tokens skip more blocks than others.
     """
     questions = data.test_questions[0]
     features = data.images[data.images.index_of[questions.samples[0].image_path]]
-    num_tokens = len(vlm.input_ids(questions.prompts[0], features))
-    prefill, decode = vlm.sparsity(skip_set, features.num_tokens, num_tokens)
-    return {'prefill': prefill, 'decode': decode}
+    return features.num_tokens, len(vlm.input_ids(questions.prompts[0], features))
 
 
 def _record(
