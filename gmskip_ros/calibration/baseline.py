@@ -17,6 +17,7 @@ from gmskip_ros.calibration.objective import VISUAL_GAIN, Objective, base_metric
 from gmskip_ros.calibration.questions import Questions
 from gmskip_ros.skipping import Baselines, ConstantBaseline
 from gmskip_ros.tasks import Cider, Task, caption_tokens
+from gmskip_ros.tasks.benchmark_forms import exact_form
 from gmskip_ros.tasks.normalisation import normalise
 from gmskip_ros.tasks.rouge_totals import RougeTotals
 from gmskip_ros.tasks.scoring import Absent, Score
@@ -270,13 +271,13 @@ def _best_text(questions: Questions, metric: str, objective: Objective, groups: 
 
 
 def _texts_by_frequency(references: Sequence[Sequence[str]]) -> list[str]:
-    """Return the distinct texts, after normalisation: those of more images first, then in order."""
+    """Return the texts that differ as `exact` reads them, those of more images first."""
     first: dict[str, str] = {}
     counts: Counter[str] = Counter()
     for of_image in references:
         normals: dict[str, str] = {}
         for text in of_image:
-            normals.setdefault(normalise(text), text.strip())
+            normals.setdefault(exact_form(text), text.strip())
         normals.pop(EMPTY, None)
         counts.update(normals.keys())
         for normal, text in normals.items():

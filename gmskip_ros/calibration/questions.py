@@ -10,7 +10,7 @@ from gmskip_ros.calibration.errors import CalibrationError
 from gmskip_ros.calibration.settings import GENERIC, TaskSettings
 from gmskip_ros.datasets import Dataset, Sample, choose_samples
 from gmskip_ros.tasks import Task, make_task
-from gmskip_ros.tasks.scoring import Absent
+from gmskip_ros.tasks.scoring import Absent, Formula
 
 GENERIC_MAX_NEW_TOKENS = 32
 
@@ -169,7 +169,8 @@ def make_questions(
     num_scored = 0
     for sample in samples:
         if settings.name == GENERIC:
-            references.append(sample.references)
+            kind = Formula if sample.is_formula else str
+            references.append(tuple(map(kind, sample.references)))
         elif settings.name == 'captioning':
             references.append(sample.captions)
         elif settings.name == 'multi_object':

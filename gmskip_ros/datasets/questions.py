@@ -14,7 +14,8 @@ def open_questions(path: Path) -> Dataset:
     """Return the questions in a .jsonl file; the dataset is named after the file.
 
     A line has `image` (a path relative to the file), `question`, `references` (a text or a list of
-    texts) and optionally `id`. Without an id the key is '<image>:<line number>'.
+    texts) and optionally `id` and `formula` (true: the references are formulae, whose spaces do
+    not count in the metric `contains`). Without an id the key is '<image>:<line number>'.
     """
     try:
         text = path.read_bytes().decode('utf-8-sig')
@@ -43,6 +44,7 @@ def open_questions(path: Path) -> Dataset:
             image_path=path.parent / image,
             question=record.text('question'),
             references=_references(record),
+            is_formula=record.flag('formula'),
         )
         if sample.image_path.is_file():
             samples[key] = sample

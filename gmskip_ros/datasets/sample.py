@@ -54,6 +54,7 @@ class Sample:
     captions: tuple[str, ...] = ()
     question: str | None = None  # generic task only
     references: tuple[str, ...] = ()  # generic task only
+    is_formula: bool = False  # the references are formulae, whose spaces do not count
     instances: tuple[Instance, ...] = ()  # what labels and main_object follow from
     size: tuple[float, float] | None = None  # width, height of the image, in pixels
 
@@ -130,6 +131,7 @@ def sample_hash(samples: Sequence[Sample]) -> str:
             sample.captions,
             sample.question,
             sample.references,
+            *(['formula'] if sample.is_formula else []),
         ]
         total.update(json.dumps(content).encode() + b'\n')
     return total.hexdigest()

@@ -10,6 +10,13 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any, Protocol
 
+from gmskip_ros.tasks.benchmark_forms import (
+    exact_form,
+    is_relaxed_correct,
+    may_become_number,
+    ocrbench_form,
+    vqa_form,
+)
 from gmskip_ros.tasks.cider import Cider
 from gmskip_ros.tasks.errors import TaskError
 from gmskip_ros.tasks.metrics import SET_METRICS, rouge_l
@@ -32,26 +39,6 @@ _MAX_CACHED = 1 << 16  # answers whose score is cached, per scorer
 _NOT_ASCII_AT_END = re.compile(r'[^\x00-\x7f]+\Z')
 _VQA_REFERENCES = 10  # per question in VQA
 _VQA_ENOUGH = 3  # equal references for a score of 1
-_APOSTROPHE = re.compile("['\u2019]")
-_DIGITS = {
-    'none': '0',
-    'zero': '0',
-    'one': '1',
-    'two': '2',
-    'three': '3',
-    'four': '4',
-    'five': '5',
-    'six': '6',
-    'seven': '7',
-    'eight': '8',
-    'nine': '9',
-    'ten': '10',
-}
-_TOLERANCE = Fraction(5, 100)  # of relaxed accuracy
-# Digits are limited, so that no text becomes a number of a million digits.
-_NUMBER = re.compile(
-    r'([+-]?(?:[0-9]{1,30}(?:\.[0-9]{0,30})?|\.[0-9]{1,30})(?:[eE][+-]?[0-9]{1,2})?)(%?)\.?'
-)
 
 
 @dataclass(frozen=True)
@@ -59,6 +46,10 @@ class Absent:
     """Reference of an image without `label`: any other answer is right."""
 
     label: str
+
+
+class Formula(str):
+    """Reference text that is a formula: `contains` compares it without spaces."""
 
 
 class Scorer(Protocol):
@@ -92,15 +83,18 @@ def make_scorer(metric: str, references: Sequence[Any], task: Task | None = None
     - set_precision, set_recall, set_f1, set_exact_match: see gmskip_ros.tasks.metrics. A label
       outside the task's label set remains among the references, and no answer can match it.
     - cider: CIDEr-D, 0..10 (see Cider); rouge_l: see there; both on caption_tokens.
-    - exact: 1 if the answer equals a reference after normalisation, else 0.
-    - contains: 1 if the normalised answer contains a normalised reference as whole words, else 0.
+    - exact: 1 if the answer equals a reference after normalisation (see exact_form), else 0; the
+      rules are ours and claim no benchmark.
+    - contains: OCRBench's score: 1 if the answer contains a reference, in any place and case, else
+      0; a Formula is compared without spaces (see ocrbench_form).
     - vqa: consensus accuracy of VQA (Antol et al. 2015, arXiv:1505.00468, as in its evaluation
       code): min(equal references / 3, 1), averaged over the lists without one of the references.
       With fewer than 10 references all are used, and the 3 is their number if that is smaller.
-      Texts are compared after normalisation, with 'zero' to 'ten' as digits ('none' is 0) and
-      without articles and apostrophes.
-    - relaxed: relaxed accuracy of ChartQA (Masry et al. 2022, arXiv:2203.10244): a number within
-      5 % of a reference is right, 7 % is the number 0.07; other texts are compared as in exact.
+      Texts are compared as that code prepares them (see vqa_form), which it does not do where all
+      references are equal: there it finds 'Yes' different from ten times 'yes', and here it is the
+      same, as it is for answers in lower case, which is how they are submitted.
+    - relaxed: relaxed accuracy of ChartQA (Masry et al. 2022, arXiv:2203.10244), best of the
+      references: see is_relaxed_correct.
 
     Raises TaskError for a metric that the task does not have, an empty list, and references that
     cannot be scored.
@@ -226,36 +220,51 @@ def _set_metric(metric: str, references: Sequence[str | Iterable[str]], task: Ta
 
 
 def _exact(references: Sequence[Sequence[str]]) -> Scorer:
-    spellings = [_Spellings(filter(None, map(normalise, texts))) for texts in references]
+    spellings = [_Spellings(filter(None, map(exact_form, texts))) for texts in references]
     _check_usable(spelling.all for spelling in spellings)
+    has_number = [any(map(may_become_number, spelling.all)) for spelling in spellings]
+
+    def is_decided(index: int, text: str) -> bool:
+        if has_number[index] and may_become_number(_NOT_ASCII_AT_END.sub('', text)):
+            return False
+        return not spellings[index].can_be_reached(text)
+
     return _Scorer(
         'exact',
-        lambda index, raw_text: Fraction(normalise(raw_text) in spellings[index].all),
+        lambda index, raw_text: Fraction(exact_form(raw_text) in spellings[index].all),
         [Fraction(1)] * len(spellings),
-        lambda index, text: not spellings[index].can_be_reached(text),
+        is_decided,
     )
 
 
 def _contains(references: Sequence[Sequence[str]]) -> Scorer:
-    wanted = [{f' {normal} ' for normal in map(normalise, t) if normal} for t in references]
-    _check_usable(wanted)
+    _check_usable([text for text in texts if normalise(text)] for texts in references)
+    wanted = [
+        {(isinstance(text, Formula), form) for text in texts if (form := _contained_form(text))}
+        for texts in references
+    ]
 
     def score(index: int, raw_text: str) -> Fraction:
-        answer = f' {normalise(raw_text)} '
-        return Fraction(any(reference in answer for reference in wanted[index]))
+        return Fraction(
+            any(form in ocrbench_form(raw_text, is_formula) for is_formula, form in wanted[index])
+        )
 
     return _Scorer('contains', score, [Fraction(1)] * len(wanted))
+
+
+def _contained_form(text: str) -> str:
+    return ocrbench_form(text, isinstance(text, Formula))
 
 
 def _vqa(references: Sequence[Sequence[str]]) -> Scorer:
     tables: list[dict[str, Fraction]] = []  # per image: answers that score above 0
     for texts in references:
-        counts = Counter(map(_vqa_form, texts))
+        counts = Counter(map(vqa_form, texts))
         tables.append({form: _consensus(n, len(texts)) for form, n in counts.items() if form})
     _check_usable(tables)
     return _Scorer(
         'vqa',
-        lambda index, raw_text: tables[index].get(_vqa_form(raw_text), Fraction(0)),
+        lambda index, raw_text: tables[index].get(vqa_form(raw_text), Fraction(0)),
         [max(table.values()) for table in tables],
     )
 
@@ -269,36 +278,14 @@ def _consensus(equal: int, references: int) -> Fraction:
     return (equal * without_equal + (references - equal) * without_other) / references
 
 
-def _vqa_form(text: str) -> str:
-    parts = words(_APOSTROPHE.sub('', text))
-    parts = [word for word in parts if word not in ARTICLES] or parts
-    return ' '.join(_DIGITS.get(word, word) for word in parts)
-
-
 def _relaxed(references: Sequence[Sequence[str]]) -> Scorer:
-    wanted = [[(_number(text), normalise(text)) for text in texts] for texts in references]
-    _check_usable({normal for _, normal in of_image if normal} for of_image in wanted)
+    _check_usable([text for text in texts if normalise(text)] for texts in references)
+    wanted = [[text for text in texts if text.strip()] for texts in references]
 
     def score(index: int, raw_text: str) -> Fraction:
-        number, normal = _number(raw_text), normalise(raw_text)
-        for right_number, right_normal in wanted[index]:
-            if number is None or right_number is None:
-                if normal and normal == right_normal:
-                    return Fraction(1)
-            elif abs(number - right_number) <= _TOLERANCE * abs(right_number):
-                return Fraction(1)
-        return Fraction(0)
+        return Fraction(any(is_relaxed_correct(raw_text, text) for text in wanted[index]))
 
     return _Scorer('relaxed', score, [Fraction(1)] * len(wanted))
-
-
-def _number(text: str) -> Fraction | None:
-    """Return the number that a text represents ('12', '-1.5e3', '.5', '7%', '12.'), or None."""
-    match = _NUMBER.fullmatch(text.strip())
-    if match is None:
-        return None
-    number = Fraction(match[1])
-    return number / 100 if match[2] else number
 
 
 def _cider(references: Sequence[Sequence[str]]) -> Scorer:

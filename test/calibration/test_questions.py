@@ -17,7 +17,7 @@ from gmskip_ros.calibration.questions import (
 from gmskip_ros.calibration.settings import TaskSettings, task_settings
 from gmskip_ros.datasets import Dataset, Sample
 from gmskip_ros.tasks import DEFAULT_MAX_NEW_TOKENS, DEFAULT_PROMPTS, TASK_NAMES, TaskError
-from gmskip_ros.tasks.scoring import Absent
+from gmskip_ros.tasks.scoring import Absent, make_scorer
 
 
 def dataset(name: str = 'val', count: int = 60) -> Dataset:
@@ -177,6 +177,17 @@ def test_questions_of_one_s_own():
     assert keys(chosen) == {'0', '1', '2'}
     questions = make_questions(samples[:3], asked, None)
     assert questions.prompts == ('What?',) * 3 and questions.max_new_tokens == 3
+
+
+def test_formulae_are_compared_without_spaces():
+    samples = [
+        Sample('0', Path('0.jpg'), question='Read', references=('x + 1',), is_formula=is_formula)
+        for is_formula in (True, False)
+    ]
+    (settings,) = task_settings('generic')
+    scorer = make_scorer('contains', make_questions(samples, settings, None).references)
+    assert [scorer.score(0, text) for text in ('It is x+1.', 'X + 1')] == [1, 0]
+    assert [scorer.score(1, text) for text in ('It is x+1.', 'X + 1')] == [0, 1]
 
 
 def test_whose_labels():

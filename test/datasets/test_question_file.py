@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from look_alikes import note_about, write_images
 
-from gmskip_ros.datasets import DatasetError, open_dataset
+from gmskip_ros.datasets import DatasetError, open_dataset, sample_hash
 
 
 def write_lines(folder: Path, *lines: object) -> Path:
@@ -39,6 +39,15 @@ def test_a_line_is_a_sample(tmp_path):
     assert first.image_path == tmp_path / 'a.jpg' and last.image_path == tmp_path / 'b' / 'c.jpg'
     assert (first.question, first.references) == ('How many?', ('2', 'two'))
     assert last.references == ('été',)
+
+
+def test_the_references_of_a_line_may_be_formulae(tmp_path):
+    path = write_lines(tmp_path, question(id='a', formula=True), question(id='b'))
+    dataset = open_dataset(path)
+    assert [sample.is_formula for sample in dataset.samples] == [True, False]
+    other = open_dataset(write_lines(tmp_path, question(id='a'), question(id='b')))
+    assert sample_hash(dataset.samples[1:]) == sample_hash(other.samples[1:])
+    assert sample_hash(dataset.samples) != sample_hash(other.samples)
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_accepted(tmp_path):

@@ -143,14 +143,6 @@ def test_exact() -> None:
         assert [scorer.score(index, text) for text in texts] == [1, 1, 0, 0]
 
 
-def test_contains() -> None:
-    scorer = make_scorer('contains', [['The red light', 'stop'], ['3']])
-    yes = ('a red light.', 'It is (red) LIGHT', 'Please stop', 'stop')
-    no = ('red', 'red, then light-s', 'unstoppable', 'stops', '')
-    assert [scorer.score(0, text) for text in yes + no] == [1] * 4 + [0] * 5
-    assert [scorer.score(1, text) for text in ('There are 3.', '33', '3rd')] == [1, 0, 0]
-
-
 def official_vqa(answer: str, references: list[str]) -> Fraction:
     """The loop of VQA's evaluation code: leave out each reference once."""
     scores = []
@@ -191,45 +183,6 @@ def test_vqa_reads_numbers_articles_and_apostrophes() -> None:
     answers = ['Two.', 'DONT WALK', 'a man on bus', 'a', '0']
     assert [scorer.score(index, text) for index, text in enumerate(answers)] == [1] * 5
     assert scorer.score(0, 'twenty') == 0
-
-
-def official_relaxed(target: str, prediction: str) -> bool:
-    """Relaxed correctness as in ChartQA's evaluation code."""
-
-    def to_float(text: str) -> float | None:
-        try:
-            return float(text.rstrip('%')) / 100 if text.endswith('%') else float(text)
-        except ValueError:
-            return None
-
-    predicted, right = to_float(prediction), to_float(target)
-    if predicted is not None and right:
-        return abs(predicted - right) / abs(right) <= 0.05
-    return prediction.lower() == target.lower()
-
-
-def test_relaxed_accuracy_is_that_of_chartqa() -> None:
-    random_ = random.Random(0)
-    texts = ['Yes', 'no', 'Jan 2012', '12%', '0.12', '1e3', '-7', '.5', '5.', '+3']
-    texts += [f'{random_.uniform(-20, 20):.3f}' for _ in range(40)]
-    for value in (*range(-15, 0), *range(1, 16)):
-        texts += [str(value), f'{value * random_.choice([0.93, 0.96, 1.04, 1.07]):.4f}']
-    scorer = make_scorer('relaxed', [[text] for text in texts])
-    right = 0
-    for (index, target), prediction in itertools.product(enumerate(texts), texts):
-        assert scorer.score(index, prediction) == official_relaxed(target, prediction)
-        right += official_relaxed(target, prediction)
-    assert len(texts) < right < len(texts) ** 2 / 4  # both outcomes were tested
-
-
-def test_edge_cases_of_relaxed_accuracy() -> None:
-    scorer = make_scorer('relaxed', [['100'], ['0'], ['the left one', '7'], ['1,000'], ['0.07']])
-    assert [scorer.score(0, text) for text in ('105', '95', ' 100. ')] == [1, 1, 1]
-    assert [scorer.score(0, text) for text in ('105.0001', '94.99', '-100')] == [0, 0, 0]
-    assert [scorer.score(1, text) for text in ('0.0', '0', '0.001')] == [1, 1, 0]
-    assert [scorer.score(2, text) for text in ('Left one.', '7.2', 'right')] == [1, 1, 0]
-    assert [scorer.score(3, text) for text in ('1,000', '1000')] == [1, 0]
-    assert [scorer.score(4, text) for text in ('7%', '7.2%', '7')] == [1, 1, 0]
 
 
 def beginnings(text: str) -> set[str]:
