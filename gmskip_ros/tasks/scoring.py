@@ -27,10 +27,11 @@ from gmskip_ros.tasks.tokenizer import caption_tokens
 # Counts and ratios of counts are Fractions, so that ties are exact; CIDEr and ROUGE-L are floats.
 Score = Fraction | float
 
-# Task -> its metrics, the paper's first. 'generic' stands for any question with reference texts.
+# Task -> its metrics, the default first. 'generic' stands for any question with reference texts.
 METRICS: dict[str, tuple[str, ...]] = {
     'single_object': ('accuracy',),
-    'multi_object': ('set_precision', 'set_recall', 'set_f1', 'set_exact_match'),
+    # Not precision, the paper's: the least an answer may name is what scores best.
+    'multi_object': ('set_f1', 'set_precision', 'set_recall', 'set_exact_match'),
     'captioning': ('cider', 'rouge_l'),
     'generic': ('exact', 'vqa', 'relaxed', 'contains', 'rouge_l', 'cider'),
 }

@@ -211,8 +211,8 @@ def test_a_single_image_cannot_be_shuffled(images):
 def test_the_metric_of_one_answer():
     assert base_metric('single_object', 'balanced_accuracy') == 'accuracy'
     assert base_metric('single_object', 'visual_gain') == 'accuracy'
-    assert base_metric('multi_object', 'visual_gain') == 'set_precision'
-    assert base_metric('multi_object', 'set_f1') == 'set_f1'
+    assert base_metric('multi_object', 'visual_gain') == 'set_f1'
+    assert base_metric('multi_object', 'set_precision') == 'set_precision'
     assert base_metric('captioning', 'rouge_l') == 'rouge_l'
     assert base_metric('generic', 'visual_gain') == 'exact'
 

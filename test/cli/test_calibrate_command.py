@@ -234,7 +234,7 @@ def test_one_list_for_all_tasks(gmskip, tmp_path, vlm):
     assert (status, errors) == (0, '')
     skip_list = load_skip_list(tmp_path / 'out' / 'joint.skip.yaml')
     assert (skip_list.task, skip_list.full_score, skip_list.prompt.text) == ('joint', 1.0, None)
-    assert skip_list.metric == 'accuracy, set_precision, cider'
+    assert skip_list.metric == 'accuracy, set_f1, cider'
     task = make_task('captioning')
     assert (
         skip_list.warnings_for(

@@ -69,7 +69,7 @@ def test_every_task_has_its_metrics() -> None:
     assert tuple(METRICS) == (*TASK_NAMES, 'generic')
     assert [metrics[0] for metrics in METRICS.values()] == [
         'accuracy',
-        'set_precision',
+        'set_f1',
         'cider',
         'exact',
     ]
