@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
+import fcntl
 import io
 import os
+import platform
 import secrets
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from gmskip_ros.errors import UserError
+
+LOCK_NAME = '.lock'
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
@@ -35,6 +42,47 @@ def remove_leftovers(folder: Path) -> None:
     for path in folder.glob(f'.*.{"[0-9a-f]" * 8}.tmp'):
         with contextlib.suppress(OSError):
             path.unlink()
+
+
+class FolderLock:
+    """Keeps other processes out of a folder while this one works in it; a context manager.
+
+    The lock is on an open file: however the process ends, its lock does too. The file stays.
+    """
+
+    def __init__(self) -> None:
+        self._descriptor: int | None = None
+
+    def __enter__(self) -> FolderLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Unlock the folder, if it is locked."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+        self._descriptor = None
+
+    def acquire(self, folder: Path) -> None:
+        """Lock the folder, unless its file system has no locks.
+
+        Raises UserError if another process has it, and OSError if the file cannot be written.
+        """
+        descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.read(descriptor, 200).decode(errors='replace').strip()
+            os.close(descriptor)
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                return
+            raise UserError(
+                f'--out {folder}: {holder or "another process"} is working there: wait for it, '
+                'stop it, or give a different folder'
+            ) from error
+        self._descriptor = descriptor
+        with contextlib.suppress(OSError):  # a full disk
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f'process {os.getpid()} on {platform.node()}\n'.encode())
 
 
 def _sync_folder(folder: Path) -> None:

@@ -13,3 +13,20 @@ def is_whole_number(value: Any) -> TypeGuard[int]:
 def is_number(value: Any) -> TypeGuard[int | float]:
     """Return whether the value is an int or a float (NaN and infinity included), not a bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+MOST_SCORE_RATIO = 2
+
+
+def percent_hint(value: float) -> str:
+    """Return ': did you mean 0.95?' for 95, where a share belongs; '' for what is no percentage."""
+    return f': did you mean {value / 100:g}?' if 2 <= value <= 100 else ''
+
+
+def score_ratio_problem(ratio: float) -> str:
+    """Return what is wrong with a ratio to the full model's score, '' if nothing is."""
+    if 0 <= ratio <= MOST_SCORE_RATIO:
+        return ''
+    if ratio > MOST_SCORE_RATIO:
+        return f'must be at most {MOST_SCORE_RATIO}{percent_hint(ratio)}'
+    return 'must be 0 or more'  # of NaN as well

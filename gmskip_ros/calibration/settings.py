@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gmskip_ros.calibration.errors import CalibrationError
+from gmskip_ros.numbers import percent_hint, score_ratio_problem
 from gmskip_ros.skipping import JOINT, KV_POLICIES, PHASES, meets_ratio
 from gmskip_ros.tasks import DEFAULT_MATCH, TASK_NAMES, Task, make_task
 
@@ -73,17 +74,20 @@ class SearchSettings:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.min_score_ratio < float('inf'):
-            raise CalibrationError(f'min score ratio {self.min_score_ratio} must be 0 or more')
+        if problem := score_ratio_problem(self.min_score_ratio):
+            raise CalibrationError(f'min score ratio {self.min_score_ratio:g} {problem}')
         if not 0 < self.max_sparsity <= 1:
             raise CalibrationError(
-                f'max sparsity {self.max_sparsity} must be above 0 and at most 1'
+                f'max sparsity {self.max_sparsity:g} must be above 0 and at most 1'
+                + percent_hint(self.max_sparsity)
             )
         if self.rounds is not None and self.rounds < 1:
             raise CalibrationError(f'rounds {self.rounds} must be 1 or more')
         for sparsity in self.sparsities:
             if not 0 <= sparsity < 1:
-                raise CalibrationError(f'sparsity {sparsity:g} must be at least 0 and below 1')
+                raise CalibrationError(
+                    f'sparsity {sparsity:g} must be at least 0 and below 1{percent_hint(sparsity)}'
+                )
         if min(self.protect) < 0:
             raise CalibrationError(f'protect {self.protect} must be two numbers of 0 or more')
         if self.kv != KV_POLICIES[0] and self.phases != ('prefill',):

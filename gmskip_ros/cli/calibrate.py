@@ -24,7 +24,6 @@ from gmskip_ros.cli.options import (
     add_model_options,
     add_task_options,
     given_method_options,
-    make_folder,
     parse_phases,
     parse_protect,
     parse_sparsities,
@@ -156,7 +155,7 @@ def calibrate_all(
     test_dataset = None
     if args.test_split is not None:
         test_dataset = open_dataset(args.dataset, split=args.test_split, captions=args.captions)
-    make_folder(run.folder)
+    run.open_folder()
     run.show_notes(dataset, test_dataset)
     for target in targets:  # check all of them before spending hours on the first
         check(dataset, replace(settings, target=target), test_dataset)

@@ -19,7 +19,6 @@ from gmskip_ros.cli.options import (
     add_model_options,
     add_task_options,
     given_method_options,
-    make_folder,
     parse_phases,
     parse_protect,
     parse_sparsities,
@@ -150,7 +149,7 @@ def compare_and_report(args: argparse.Namespace, settings: CompareSettings, run:
 
     dataset, test_dataset = open_datasets(args)
     check(dataset, settings, test_dataset)
-    make_folder(run.folder)
+    run.open_folder()
     run.show_notes(dataset, test_dataset)
     vlm = run.load_model(args)
     result = compare(

@@ -14,11 +14,13 @@ from gmskip_ros.cli.options import (
     add_model_options,
     add_task_options,
     load_model,
+    lock_folder,
     make_folder,
     shared_settings,
     split_list,
 )
 from gmskip_ros.errors import UserError
+from gmskip_ros.files import FolderLock
 from gmskip_ros.skipping import OPERATING_POINTS
 from gmskip_ros.tasks import TASK_NAMES
 
@@ -87,8 +89,11 @@ def run(args: argparse.Namespace) -> int:
     from gmskip_ros.datasets import open_dataset
 
     ranks = Ranks()
-    dataset = open_dataset(args.dataset, split=args.split, captions=args.captions)
-    with ProgressBars(is_shown=ranks.rank == 0 and not args.no_progress) as bars:
+    is_shown = ranks.rank == 0 and not args.no_progress
+    with FolderLock() as lock, ProgressBars(is_shown) as bars:
+        if folder is not None and ranks.rank == 0:
+            lock_folder(folder, lock)
+        dataset = open_dataset(args.dataset, split=args.split, captions=args.captions)
 
         def print_line(line: str) -> None:
             if ranks.rank == 0:
@@ -104,8 +109,9 @@ def run(args: argparse.Namespace) -> int:
         kept = without_calibration_images(seen, skip_lists, settings, print_line)
         result = evaluate_all(vlm, kept, settings, skip_lists, ranks, bars, print_line)
         ranks.disconnect()
-    if ranks.rank == 0:
-        write_and_print(args, result, folder)
+        bars.stop()
+        if ranks.rank == 0:
+            write_and_print(args, result, folder)
     return 0
 
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from gmskip_ros.calibration.methods.method import Method
 from gmskip_ros.calibration.methods.registry import all_options
 from gmskip_ros.errors import UserError
+from gmskip_ros.files import FolderLock
+from gmskip_ros.numbers import percent_hint
 from gmskip_ros.skipping import PHASES
 from gmskip_ros.tasks import DEFAULT_MATCH, MATCHES, TASK_NAMES
 
@@ -294,6 +296,14 @@ def make_folder(folder: Path) -> Path:
     return folder
 
 
+def lock_folder(folder: Path, lock: FolderLock) -> None:
+    """Keep other processes out of the folder of --out. Raises UserError."""
+    try:
+        lock.acquire(folder)
+    except OSError as error:
+        raise UserError(f'--out {folder}: {error.strerror}: give a different folder') from error
+
+
 def load_model(
     args: argparse.Namespace, ranks: Ranks, on_progress: Callable[[str], None]
 ) -> CalibrationEngine:
@@ -350,5 +360,6 @@ def parse_sparsities(text: str) -> tuple[float, ...]:
         numbers = [start + step * i for i in range(int((stop - start) / step) + 1)]
     for number in numbers:
         if not 0 <= number < 1:
-            raise UserError(f'--sparsity {text!r}: {number} is not in [0, 1): give smaller shares')
+            hint = percent_hint(float(number)) or ': give smaller shares'
+            raise UserError(f'--sparsity {text!r}: {number} is not in [0, 1){hint}')
     return tuple(sorted({float(number) for number in numbers}))

@@ -12,7 +12,6 @@ from gmskip_ros.cli.options import (
     add_dataset_options,
     add_model_options,
     add_task_options,
-    make_folder,
     shared_settings,
 )
 from gmskip_ros.cli.resumable import LongRun, run_resumable, write_results
@@ -56,7 +55,7 @@ def measure_and_report(
 
     dataset = open_dataset(args.dataset, split=args.split, captions=args.captions)
     check(dataset, settings)
-    make_folder(run.folder)
+    run.open_folder()
     run.show_notes(dataset)
     vlm = run.load_model(args)
     result = measure_redundancy(

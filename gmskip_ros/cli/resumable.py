@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gmskip_ros.cli.options import load_model
+from gmskip_ros.cli.options import load_model, lock_folder, make_folder
 from gmskip_ros.errors import UserError
+from gmskip_ros.files import FolderLock
 from gmskip_ros.signals import StopSignals
 
 if TYPE_CHECKING:  # these load numpy, torch or rich, which `gmskip --help` can do without
@@ -33,11 +34,21 @@ class LongRun:
     ranks: Ranks
     bars: ProgressBars
     stop: StopSignals
+    lock: FolderLock
 
     @property
     def is_first(self) -> bool:
         """Whether this is the process that prints and writes, of several."""
         return self.ranks.rank == 0
+
+    def open_folder(self) -> None:
+        """Make the folder and keep other runs out of it, by the first process for all.
+
+        Raises UserError.
+        """
+        make_folder(self.folder)
+        if self.is_first:
+            lock_folder(self.folder, self.lock)
 
     def show_notes(self, *datasets: Dataset | None) -> None:
         """Print the warnings and notes of the datasets."""
@@ -81,9 +92,9 @@ def run_resumable(
     ranks = Ranks(stop.is_set)
     folder = Path(args.out).expanduser()
     is_shown = ranks.rank == 0 and not args.no_progress
-    with ProgressBars(is_shown, has_one_full_score) as bars:
+    with FolderLock() as lock, ProgressBars(is_shown, has_one_full_score) as bars:
         try:
-            work(LongRun(folder, ranks, bars, stop))
+            work(LongRun(folder, ranks, bars, stop, lock))
             ranks.disconnect()
         except (Stopped, KeyboardInterrupt, RankLostError) as error:
             if isinstance(error, RankLostError) and not stop.is_set():

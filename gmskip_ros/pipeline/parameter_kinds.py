@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gmskip_ros.errors import UserError
-from gmskip_ros.numbers import is_number, is_whole_number
+from gmskip_ros.numbers import is_number, is_whole_number, percent_hint
 
 
 class ParameterError(UserError, ValueError):
@@ -98,7 +98,8 @@ def number(low: float, high: float) -> Kind:
         if not is_number(value):
             raise ValueError(f'is not a number: give {low:g} to {high:g}')
         if not low <= value <= high:  # NaN fails this, and integers too large for a float
-            raise ValueError(f'is out of range: give {low:g} to {high:g}')
+            hint = percent_hint(value) if (low, high) == (0, 1) else ''
+            raise ValueError(f'is out of range: give {low:g} to {high:g}{hint}')
         return float(value)
 
     return Kind({'type': 'number', 'minimum': low, 'maximum': high}, check)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from gmskip_ros.errors import UserError
-from gmskip_ros.numbers import is_number, is_whole_number
+from gmskip_ros.numbers import is_number, is_whole_number, score_ratio_problem
 from gmskip_ros.skipping.errors import SkipListError, SkipListMismatchError
 from gmskip_ros.skipping.skip_set import (
     AXES,
@@ -581,6 +581,8 @@ def reselect(skip_list: SkipList, min_score_ratio: float, name: str) -> SkipList
     keep all blocks with any ratio; only the operating points change. `name` names the list in
     errors. Raises UserError if the list does not hold the scores that this needs.
     """
+    if problem := score_ratio_problem(min_score_ratio):
+        raise UserError(f'--min-score-ratio {min_score_ratio:g}: {problem}')
     scores = [removal.score for removal in skip_list.removed if removal.score is not None]
     has_scores = bool(skip_list.set_scores)
     if skip_list.nested:
@@ -595,15 +597,13 @@ def reselect(skip_list: SkipList, min_score_ratio: float, name: str) -> SkipList
     own_points = derive_operating_points(full_score, scores, least)
     stopped_at_ratio = skip_list.nested and own_points['high_sparsity'] == len(removed)
     if stopped_at_ratio:
-        if not least <= min_score_ratio < float('inf'):
+        if min_score_ratio < least:
             raise UserError(
                 f'--min-score-ratio {min_score_ratio}: the search for {name} stopped at {least} '
                 f'and records nothing below it; give {least} or more, or calibrate again'
             )
         points = derive_operating_points(full_score, scores, min_score_ratio)
         removed = removed[: points['high_sparsity']]
-    elif not 0 <= min_score_ratio < float('inf'):
-        raise UserError(f'--min-score-ratio {min_score_ratio}: must be a number of at least 0')
     command = f'gmskip skiplist reselect --min-score-ratio {min_score_ratio}'
     return replace(
         skip_list,

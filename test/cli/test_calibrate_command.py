@@ -64,7 +64,7 @@ def gmskip(vlm, scenes, monkeypatch, capsys, tmp_path):
 
 
 def contents(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.iterdir() if path.name != '.lock')
 
 
 def is_refused(result, *parts: str) -> bool:
@@ -498,6 +498,9 @@ def test_another_split_is_tested_on(gmskip, scenes, tmp_path):
         ('--max-sparsity nan', ('max sparsity nan', 'at most 1')),
         ('--min-score-ratio -1', ('min score ratio -1', '0 or more')),
         ('--min-score-ratio nan', ('min score ratio nan', '0 or more')),
+        ('--min-score-ratio 95', ('min score ratio 95', 'at most 2', 'did you mean 0.95?')),
+        ('--max-sparsity 50', ('max sparsity 50', 'did you mean 0.5?')),
+        ('--method random --sparsity 25,50', ("'25,50'", '25', 'did you mean 0.25?')),
         ('--start 2', ('--start', '--method gm-skip')),
         ('--interval 3', ('--interval', '--method gm-skip')),
         ('--method one-shot --start 2', ('--start', '--method one-shot')),

@@ -142,8 +142,9 @@ def test_points_move_where_the_search_did_not_stop_at_the_ratio(skiplist, tmp_pa
         (replace(UNSCORED, full_score=0.5, min_score_ratio=0.9), 1, 'does not record the score'),
         (SkipList('m', 8, 'captioning'), 1, 'does not record the score'),
         (SETS, 1, 'does not record the score'),
-        (SCORED_SETS, -1, '--min-score-ratio -1.0: must be a number of at least 0'),
-        (SCORED_SETS, float('nan'), '--min-score-ratio nan: must be a number'),
+        (SCORED_SETS, -1, '--min-score-ratio -1: must be 0 or more'),
+        (SCORED_SETS, float('nan'), '--min-score-ratio nan: must be 0 or more'),
+        (SCORED_SETS, 95, '--min-score-ratio 95: must be at most 2: did you mean 0.95?'),
     ],
 )
 def test_what_cannot_be_chosen_is_one_line(skiplist, tmp_path, skip_list, ratio, said):
@@ -152,7 +153,7 @@ def test_what_cannot_be_chosen_is_one_line(skiplist, tmp_path, skip_list, ratio,
     status, output, errors = skiplist('reselect', path, '--min-score-ratio', ratio, '--out', out)
     assert (status, output, errors.count('\n')) == (2, '', 1)
     assert said in errors
-    assert 'calibrate' in errors or 'of at least 0' in errors
+    assert 'calibrate' in errors or ' must be ' in errors
     assert not out.exists()
 
 
