@@ -47,11 +47,13 @@ def remove_leftovers(folder: Path) -> None:
 class FolderLock:
     """Keeps other processes out of a folder while this one works in it; a context manager.
 
-    The lock is on an open file: however the process ends, its lock does too. The file stays.
+    The lock is on an open file: however the process ends, its lock does too. A killed process
+    leaves the file, which means nothing.
     """
 
     def __init__(self) -> None:
         self._descriptor: int | None = None
+        self._path = Path()
 
     def __enter__(self) -> FolderLock:
         return self
@@ -59,6 +61,7 @@ class FolderLock:
     def __exit__(self, *_: object) -> None:
         """Unlock the folder, if it is locked."""
         if self._descriptor is not None:
+            self._path.unlink(missing_ok=True)
             os.close(self._descriptor)
         self._descriptor = None
 
@@ -67,19 +70,29 @@ class FolderLock:
 
         Raises UserError if another process has it, and OSError if the file cannot be written.
         """
-        descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = os.read(descriptor, 200).decode(errors='replace').strip()
+        path = folder / LOCK_NAME
+        while True:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Not the file of a process that ended, and removed it, just before.
+                if os.path.samestat(path.stat(), os.fstat(descriptor)):
+                    break
+            except OSError as error:
+                holder = os.read(descriptor, 200).decode(errors='replace').strip()
+                os.close(descriptor)
+                if error.errno in (errno.EAGAIN, errno.EACCES):
+                    raise UserError(
+                        f'--out {folder}: {holder or "another process"} is working there: wait '
+                        'for it, stop it, or give a different folder'
+                    ) from error
+                if error.errno in (errno.ENOLCK, errno.ENOTSUP):
+                    return
+                if error.errno != errno.ENOENT:
+                    raise
+                continue
             os.close(descriptor)
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                return
-            raise UserError(
-                f'--out {folder}: {holder or "another process"} is working there: wait for it, '
-                'stop it, or give a different folder'
-            ) from error
-        self._descriptor = descriptor
+        self._descriptor, self._path = descriptor, path
         with contextlib.suppress(OSError):  # a full disk
             os.ftruncate(descriptor, 0)
             os.write(descriptor, f'process {os.getpid()} on {platform.node()}\n'.encode())

@@ -64,7 +64,7 @@ def gmskip(vlm, scenes, monkeypatch, capsys, tmp_path):
 
 
 def contents(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.name != '.lock')
+    return sorted(path.name for path in folder.iterdir())
 
 
 def is_refused(result, *parts: str) -> bool:

@@ -16,7 +16,6 @@ from gmskip_ros.skipping import load_skip_list
 from gmskip_ros.vlm import Vlm
 
 FILES = {
-    '.lock',
     'checkpoint.json',
     'compare.json',
     'compare.csv',
