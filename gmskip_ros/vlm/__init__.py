@@ -18,10 +18,11 @@ from gmskip_ros.vlm.answer import (
     BlockStates,
     CandidateAnswer,
     Confidence,
+    FrameQuestion,
     ImageFeatures,
     Timing,
 )
-from gmskip_ros.vlm.engine import CalibrationEngine, Engine
+from gmskip_ros.vlm.engine import CalibrationEngine, Engine, SharedFrame
 from gmskip_ros.vlm.errors import (
     ImageError,
     ModelLoadError,
@@ -43,11 +44,13 @@ __all__ = [
     'CandidateAnswer',
     'Confidence',
     'Engine',
+    'FrameQuestion',
     'ImageError',
     'ImageFeatures',
     'ModelLoadError',
     'NonFiniteLogitsError',
     'PromptError',
+    'SharedFrame',
     'SkipSet',
     'SkipSetError',
     'Stopped',

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from gmskip_ros.skipping import SkipSet
+
 if TYPE_CHECKING:
     import torch
 
@@ -96,6 +98,16 @@ class Answer:
     confidence: Confidence = NOT_MEASURED
     first_probabilities: tuple[float, ...] = ()
     logits: np.ndarray | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class FrameQuestion:
+    """One of the questions about a frame, as `answer` takes them; see `Vlm.share_frame`."""
+
+    prompt: str
+    skip: SkipSet = field(default_factory=SkipSet)
+    max_new_tokens: int = 16
+    first_token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

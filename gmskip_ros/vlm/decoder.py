@@ -270,9 +270,18 @@ class Decoder:
 
         With a mask (B or 1, 1, T, S), the T tokens may be just the last ones.
         """
+        return self.finish_attended(index, hidden, self.attend(index, query, keys, values, mask))
+
+    def attend(
+        self, index: int, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        """Return what query (B, N, T, D) finds in keys and values, for `finish_attended`."""
+        return _attend(query, keys, values, mask, self.blocks[index].self_attn.scaling)
+
+    def finish_attended(self, index: int, hidden: Tensor, attended: Tensor) -> Tensor:
+        """Run what follows attention in `finish_block`, attended being (B, T, N D)."""
         self.token_blocks += hidden.shape[0] * hidden.shape[1]
         block = self.blocks[index]
-        attended = _attend(query, keys, values, mask, block.self_attn.scaling)
         hidden = hidden + block.self_attn.o_proj(attended)
         return hidden + block.mlp(block.post_attention_layernorm(hidden))
 

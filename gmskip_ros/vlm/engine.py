@@ -5,19 +5,48 @@ Stand-ins in tests and faster engines implement these.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from gmskip_ros.skipping import SkipSet
-from gmskip_ros.vlm.answer import Answer, BlockStates, Box, CandidateAnswer, ImageFeatures
+from gmskip_ros.vlm.answer import (
+    Answer,
+    BlockStates,
+    Box,
+    CandidateAnswer,
+    FrameQuestion,
+    ImageFeatures,
+)
 
 if TYPE_CHECKING:
     import torch
 
 DTYPES = ('float32', 'float16', 'bfloat16')  # that a model can be loaded in
 IMAGE_FITS = ('auto', 'checkpoint', 'pad', 'squash')  # how a frame becomes the model's square
+
+
+class SharedFrame(Protocol):
+    """One frame and all that is asked about it; see `Engine.share_frame`."""
+
+    @property
+    def shared_ms(self) -> float:
+        """Milliseconds spent so far on what several answers share; no answer's timing has them."""
+
+    def answer(
+        self,
+        indices: Sequence[int],
+        *,
+        drafts: Mapping[int, Sequence[Sequence[int]]] | None = None,
+        forced_lengths: Mapping[int, int] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> list[Answer]:
+        """Return the answers to these questions, by their places in the list that was given.
+
+        `drafts`, by place: token ids of one or more guesses of its answer; good ones save time,
+        none changes the answer. `forced_lengths`, by place: the exact number of tokens.
+        """
 
 
 class Engine(Protocol):
@@ -82,6 +111,18 @@ class Engine(Protocol):
         """Return the greedy answer with the blocks of `skip` skipped.
 
         `draft`: token ids of a guess of the answer; a good one saves time, none changes the answer.
+        """
+
+    def share_frame(
+        self,
+        features: ImageFeatures,
+        questions: Sequence[FrameQuestion],
+        *,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> SharedFrame:
+        """Return what answers all questions about a frame with the least work.
+
+        `questions` are those of all branches. Each answer is the one that `answer` gives.
         """
 
     def token_ids(self, text: str) -> tuple[int, ...]:

@@ -133,6 +133,15 @@ def verify(draft: Sequence[int], chosen: Sequence[int]) -> int:
     return len(draft)
 
 
+def useful_draft(draft: Sequence[int], max_new_tokens: int, end_ids: Collection[int]) -> list[int]:
+    """Return the start of a draft that is worth running.
+
+    The last token of an answer is chosen, but never run; none after the first end token matters.
+    """
+    before_end = itertools.takewhile(lambda token: token not in end_ids, draft)
+    return [int(token) for token in before_end][: max_new_tokens - 1]
+
+
 def tie_margins(logits: Tensor, best: Tensor) -> Tensor:
     """Return how much the best logits lead by, less what counts as a tie: (...).
 
@@ -193,9 +202,7 @@ def generate(
     the end token, its logits with it. `draft`, for a single row only: a guess of its tokens, which
     saves passes and changes none of them. Raises NonFiniteLogitsError, Stopped.
     """
-    # The last token is chosen, but never run; none after the first end token matters.
-    draft = list(itertools.takewhile(lambda token: token not in end_ids, draft))
-    draft = draft[: max_new_tokens - 1]
+    draft = useful_draft(draft, max_new_tokens, end_ids)
     if draft:
         generated = _generate_from_draft(
             decoder,
@@ -222,7 +229,7 @@ def generate(
     probabilities: list[list[float]] = [[] for _ in range(num_rows)]  # an end token's included
     kept: list[list[np.ndarray]] = [[] for _ in range(num_rows)]
     chosen, chances = choose(logits, unfinished)
-    first = _probabilities_of(logits, first_token_ids)
+    first = probabilities_of(logits, first_token_ids)
     prefilled_ms = clock_ms()
     for step in range(max_new_tokens):
         if step > 0:
@@ -281,9 +288,9 @@ def _generate_from_draft(
             hidden = torch.cat((hidden, _embed_tokens(decoder, guessed)), dim=1)
         states = decoder.run_blocks(hidden, store, skip_set, phase, 1 + len(guessed), should_stop)
         logits = decoder.logits(states[0])  # (1 + guessed, V)
-        chosen, chances, margins = _choose_with_margins(logits)
+        chosen, chances, margins = choose_with_margins(logits)
         if phase == 'prefill':
-            first = _probabilities_of(logits[:1], first_token_ids)
+            first = probabilities_of(logits[:1], first_token_ids)
             prefilled_ms = clock_ms()
         num_accepted = verify(guessed, chosen)
         for position in range(num_accepted + 1):
@@ -312,7 +319,7 @@ def _embed_tokens(decoder: Decoder, token_ids: Sequence[int]) -> Tensor:
     return decoder.embed_tokens(torch.tensor([token_ids], device=weight.device))
 
 
-def _choose_with_margins(logits: Tensor) -> tuple[list[int], list[float], list[float]]:
+def choose_with_margins(logits: Tensor) -> tuple[list[int], list[float], list[float]]:
     """Return the likeliest token of every row of logits (T, V), its probability, its tie margin.
 
     Of equal logits, the token is the one that `choose` returns.
@@ -328,7 +335,7 @@ def _choose_with_margins(logits: Tensor) -> tuple[list[int], list[float], list[f
     return [int(token) for token in chosen], chances, leads
 
 
-def _probabilities_of(logits: Tensor, token_ids: Sequence[int]) -> list[tuple[float, ...]]:
+def probabilities_of(logits: Tensor, token_ids: Sequence[int]) -> list[tuple[float, ...]]:
     """Return, per row of logits (B, V), the probabilities of these tokens."""
     if not token_ids:
         return [()] * len(logits)

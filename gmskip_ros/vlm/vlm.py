@@ -27,6 +27,7 @@ from gmskip_ros.vlm.answer import (
     BlockStates,
     Box,
     CandidateAnswer,
+    FrameQuestion,
     ImageFeatures,
     Timing,
 )
@@ -42,6 +43,7 @@ from gmskip_ros.vlm.errors import (
 )
 from gmskip_ros.vlm.image_fit import FittedImageProcessor
 from gmskip_ros.vlm.prompt import ChatTokenizer, end_of_sequence_ids
+from gmskip_ros.vlm.shared_frame import VlmSharedFrame
 
 Arguments = ParamSpec('Arguments')
 Result = TypeVar('Result')
@@ -61,23 +63,10 @@ def _names_out_of_memory(
 
     @functools.wraps(method)
     def wrapped(self: Vlm, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        with _naming_out_of_memory(self):
+        with self.naming_out_of_memory():
             return method(self, *args, **kwargs)
 
     return wrapped
-
-
-@contextlib.contextmanager
-def _naming_out_of_memory(vlm: Vlm) -> Iterator[None]:
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise VlmOutOfMemoryError(
-            f'{vlm.name} ran out of memory in {vlm.dtype} on {vlm.device}: use a smaller '
-            'model, dtype float16, a smaller batch or another device'
-        ) from error
 
 
 class Vlm:
@@ -117,6 +106,19 @@ class Vlm:
         self.device = str(self._device)
         self.dtype = str(model.dtype).removeprefix('torch.')
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
+
+    @contextlib.contextmanager
+    def naming_out_of_memory(self) -> Iterator[None]:
+        """Turn the kinds of running out of memory into VlmOutOfMemoryError."""
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise VlmOutOfMemoryError(
+                f'{self.name} ran out of memory in {self.dtype} on {self.device}: use a smaller '
+                'model, dtype float16, a smaller batch or another device'
+            ) from error
 
     def free_memory(self) -> None:
         """Return memory that no answer uses to the device; after VlmOutOfMemoryError."""
@@ -220,6 +222,33 @@ class Vlm:
             return_logits,
         )
 
+    def share_frame(
+        self,
+        features: ImageFeatures,
+        questions: Sequence[FrameQuestion],
+        *,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> VlmSharedFrame:
+        """Return what answers all questions about one frame with the least work.
+
+        `questions` are those of all branches: what their prompts begin with, system text and image,
+        is processed once per skip set, and by the blocks that all sets run at first only once.
+        Nothing of this is done before an answer needs it. Each answer is the one that `answer`
+        gives, its time without what is shared; see `SharedFrame`. `should_stop` is polled before
+        every question. Errors are `answer`'s.
+        """
+        rows, preprocess_ms = [], []
+        for question in questions:
+            if should_stop is not None and should_stop():
+                raise Stopped('stopped before the questions were read')
+            start_ms = self._clock_ms()
+            self._checked(question.skip)
+            length = _check_length('max_new_tokens', question.max_new_tokens)
+            rows += self._rows([features], [question.prompt])
+            self.check_context(rows[-1:], [length], 'answer')
+            preprocess_ms.append(features.preprocess_ms + self._clock_ms() - start_ms)
+        return VlmSharedFrame(self, features, questions, rows, preprocess_ms, self._clock_ms)
+
     @_names_out_of_memory
     @torch.inference_mode()
     def _answers(
@@ -236,7 +265,7 @@ class Vlm:
     ) -> list[Answer]:
         """Return the answers of `answer_batch`; `draft` goes with a single pair."""
         skip_set = self._checked(skip)
-        self._check_token_ids('the draft', [draft])
+        self.check_token_ids('the draft', [draft])
         length = _check_length('max_new_tokens', max_new_tokens)
         if forced_length is not None:
             length = _check_length('forced_length', forced_length)
@@ -247,9 +276,9 @@ class Vlm:
 
         start_ms = self._clock_ms()
         rows = self._rows(features, prompts)
-        self._check_context(rows, [length] * len(rows), 'answer')
+        self.check_context(rows, [length] * len(rows), 'answer')
         preprocessed_ms = self._clock_ms()
-        hidden, is_real, is_image = self._embed(rows, features)
+        hidden, is_real, is_image = self.embed(rows, features)
         generated = generation.generate(
             self.decoder,
             hidden,
@@ -262,7 +291,7 @@ class Vlm:
             first_token_ids=first_token_ids,
             should_stop=should_stop,
             keep_logits=return_logits,
-            draft=[int(token) for token in draft],
+            draft=draft,
         )
         texts = [self.tokenizer.decode(ids) for ids in generated.token_ids]
         done_ms = self._clock_ms()
@@ -316,11 +345,11 @@ class Vlm:
         memory_bytes = _check_length('memory_bytes', memory_bytes, 'bytes')
         drafts = [()] * len(features) if drafts is None else drafts
         _check_same_length(images=features, prompts=prompts, drafts=drafts)
-        self._check_token_ids('a draft', drafts)
+        self.check_token_ids('a draft', drafts)
         if not features or not candidates:
             return [[] for _ in features]
         rows = self._rows(features, prompts)
-        self._check_context(rows, [length] * len(rows), 'answer')
+        self.check_context(rows, [length] * len(rows), 'answer')
         walk = CandidateWalk(
             self.decoder,
             self.tokenizer,
@@ -417,11 +446,11 @@ class Vlm:
         Errors are `answer`'s; VlmError for an unknown token.
         """
         skip_set = self._checked(skip)
-        self._check_token_ids('an answer', [token_ids])
+        self.check_token_ids('an answer', [token_ids])
         [row] = self._rows([features], [prompt])
-        self._check_context([row], [len(token_ids)], 'answer')
+        self.check_context([row], [len(token_ids)], 'answer')
         run_ids = token_ids[: self.max_tokens - len(row)]  # without a last one that does not fit
-        hidden, _, is_image = self._embed([row], [features])
+        hidden, _, is_image = self.embed([row], [features])
         if run_ids:
             ids = torch.tensor([run_ids], device=self._device)
             hidden = torch.cat((hidden, self.decoder.embed_tokens(ids)), dim=1)
@@ -432,7 +461,7 @@ class Vlm:
         )
 
         def named() -> Iterator[BlockStates]:
-            with _naming_out_of_memory(self):
+            with self.naming_out_of_memory():
                 yield from states
 
         return named()
@@ -449,12 +478,12 @@ class Vlm:
         """Return the rows of `continuation_logits`, whose logits are computed one at a time."""
         skip_set = self._checked(skip)
         _check_same_length(images=features, prompts=prompts, **{f'{what}s': continuations})
-        self._check_token_ids(f'a {what}', continuations)
+        self.check_token_ids(f'a {what}', continuations)
         rows = self._rows(features, prompts)
         if not rows:
             return ()
-        self._check_context(rows, [len(ids) for ids in continuations], what)
-        embedded = self._embed(rows, features)
+        self.check_context(rows, [len(ids) for ids in continuations], what)
+        embedded = self.embed(rows, features)
         return probe.continuation_logits(
             self.decoder, *embedded, continuations, skip_set, should_stop
         )
@@ -557,9 +586,10 @@ class Vlm:
         """Return the token ids of every prompt, each with its image."""
         return [self.input_ids(*pair) for pair in zip(prompts, features, strict=True)]
 
-    def _embed(
+    def embed(
         self, rows: Sequence[Sequence[int]], features: Sequence[ImageFeatures]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return what enters the blocks for these token ids; see `generation.embed`."""
         return generation.embed(self.decoder, rows, features, self.tokenizer.image_token_id)
 
     def _answer_alone(
@@ -576,7 +606,7 @@ class Vlm:
             raise NonFiniteLogitsError(f'without blocks {sorted(skip)}: {error}') from error
         return CandidateAnswer(answer.token_ids, answer.text)
 
-    def _check_context(
+    def check_context(
         self, rows: Sequence[Sequence[int]], lengths: Sequence[int], what: str
     ) -> None:
         """Raise PromptError if a row and what follows it are longer than the context.
@@ -592,7 +622,7 @@ class Vlm:
                 f'{self.name} holds {self.max_tokens}: shorten the prompt or the {what}'
             )
 
-    def _check_token_ids(self, what: str, rows: Sequence[Sequence[int]]) -> None:
+    def check_token_ids(self, what: str, rows: Sequence[Sequence[int]]) -> None:
         num_tokens = self.decoder.embed_tokens.weight.shape[0]
         for token in (token for row in rows for token in row):
             if not 0 <= _whole_number(token) < num_tokens:

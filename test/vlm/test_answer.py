@@ -97,7 +97,7 @@ def test_phases_sum_to_the_total(vlm, shared) -> None:
         ('_image_processor', 'preprocess'),
         ('_model.get_image_features', 'vision'),
         ('tokenizer.render', 'preprocess'),
-        ('_embed', 'prefill'),
+        ('embed', 'prefill'),
         ('decoder.forward', 'prefill'),
         ('generation.prefill', 'prefill'),
         ('generation.decode', 'decode'),
