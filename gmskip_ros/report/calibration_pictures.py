@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
+from matplotlib.colors import ListedColormap
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
@@ -20,16 +20,17 @@ from gmskip_ros.report.plotting import (
     GREEN,
     GREY,
     ORANGE,
+    PALE,
     PURPLE,
+    Picture,
+    add_hover,
     add_label,
     literal,
     new_figure,
-    png_bytes,
+    picture,
     report_style,
     set_heading,
 )
-
-_HATCH = [((0.0, 0.5), (0.5, 1.0)), ((0.0, 0.0), (1.0, 1.0)), ((0.5, 0.0), (1.0, 0.5))]
 
 
 def scores_are_comparable(result: Mapping[str, Any]) -> bool:
@@ -46,8 +47,8 @@ def scores_are_comparable(result: Mapping[str, Any]) -> bool:
     return test is None or test['images'] == calibration['images']
 
 
-def draw_trade_off(result: Mapping[str, Any]) -> bytes:
-    """Return a PNG: score, visual gain and latency over sparsity, operating points marked.
+def draw_trade_off(result: Mapping[str, Any]) -> Picture:
+    """Return a picture: score, visual gain and latency over sparsity, operating points marked.
 
     There is a panel for each quantity that was measured; they share the sparsity axis.
     """
@@ -67,7 +68,7 @@ def draw_trade_off(result: Mapping[str, Any]) -> bytes:
         for axis, draw in zip(axes, panels, strict=True):
             draw(axis)
         _mark_operating_points(axes, result)
-        return png_bytes(figure)
+        return picture(figure)
 
 
 Panel = Callable[[Axes], None]
@@ -211,6 +212,8 @@ def _draw_lines(
                 linestyle='-' if nested else '',
             )
             names.append((float(ys[-1]), label, colour))
+            texts = [f'{label}, {x:.1f} % skipped: {y:.1f}' for x, y in zip(xs, ys, strict=True)]
+            add_hover(axis, xs, ys, texts)
     for level, label in levels:
         axis.axhline(level, color=GREY, linestyle=DASHED, linewidth=1.3, zorder=1)
         names.append((level, label, GREY))
@@ -261,23 +264,39 @@ def _mark_operating_points(axes: Sequence[Axes], result: Mapping[str, Any]) -> N
         axes[0].set_title(axes[0].get_title(loc='left'), pad=34)
 
 
-def draw_heat_map(result: Mapping[str, Any]) -> bytes | None:
-    """Return a PNG: the score without each block (x) in each round (y); None without any round.
+def draw_heat_map(result: Mapping[str, Any]) -> Picture | None:
+    """Return a picture: the score without each block (x) per round (y); None without any round.
 
-    A ring marks the removed block, hatching a bound in place of a score; a block that was removed
-    in an earlier round is empty.
+    A ring marks the removed block; a pruned block, of which only a bound is known, is grey; a block
+    that was removed in an earlier round is empty. The colours are for scores around the least one
+    that is allowed: those far below it are all the darkest.
     """
     rounds = [each for each in result['rounds'] if each['cells']]
     if not rounds:
         return None
-    scores = np.full((len(rounds), result['num_blocks']), np.nan)  # x100
-    bounds = []
+    scores = np.full((len(rounds), result['num_blocks']), np.nan)  # x100, of exact cells
+    pruned = np.full_like(scores, np.nan)
+    texts = []
     for row, each in enumerate(rounds):
         for cell in each['cells']:
-            if fmt.is_known(cell['score']):
-                scores[row, cell['block']] = 100 * cell['score']
-            if not cell['exact']:
-                bounds.append((cell['block'], row))
+            if not fmt.is_known(cell['score']):
+                continue
+            (scores if cell['exact'] else pruned)[row, cell['block']] = 100 * cell['score']
+            bound = '' if cell['exact'] else 'at most '
+            texts.append(
+                f'round {each["round"]}, without block {cell["block"]}: '
+                f'{bound}{fmt.hundredths(cell["score"])}'
+            )
+    where = [
+        (cell['block'], row)
+        for row, each in enumerate(rounds)
+        for cell in each['cells']
+        if fmt.is_known(cell['score'])
+    ]
+    least = None
+    if fmt.is_known(result['min_score_ratio']):
+        least = 100 * result['min_score_ratio'] * result['full_score']
+    low, high = _colour_range(scores, least)
     removed = [
         (each['removed'], row) for row, each in enumerate(rounds) if each['removed'] is not None
     ]
@@ -289,7 +308,9 @@ def draw_heat_map(result: Mapping[str, Any]) -> bytes | None:
             max(2.6, 1.5 + cell_inch * num_rounds), max(9.0, 2.2 + cell_inch * num_blocks)
         )
         axis = figure.subplots()
-        image = axis.imshow(scores, cmap='viridis', interpolation='nearest', aspect='auto')
+        grid: dict[str, Any] = {'interpolation': 'nearest', 'aspect': 'auto'}
+        axis.imshow(np.where(np.isnan(pruned), np.nan, 0), cmap=ListedColormap([PALE]), **grid)
+        image = axis.imshow(scores, cmap='viridis', vmin=low, vmax=high, **grid)
         _draw_cell_borders(axis, num_rounds, num_blocks)
         step = 5 if is_wide else 1
         axis.set_xticks(range(0, num_blocks, step))
@@ -298,8 +319,6 @@ def draw_heat_map(result: Mapping[str, Any]) -> bytes | None:
         axis.tick_params(labelsize=8)
         axis.set_xlabel('block skipped in addition to those removed in earlier rounds')
         axis.set_ylabel('round')
-        low, high = image.get_clim()
-        _hatch(axis, bounds, scores, bright_above=(low + high) / 2)
         axis.scatter(
             [block for block, _ in removed],
             [row for _, row in removed],
@@ -308,12 +327,22 @@ def draw_heat_map(result: Mapping[str, Any]) -> bytes | None:
             edgecolors='black',
             linewidths=1.4,
         )
-        bar = figure.colorbar(image, ax=axis, pad=0.01, fraction=0.03, aspect=18)
+        side = 0.9 * 72 * cell_inch
+        add_hover(
+            axis,
+            [block for block, _ in where],
+            [row for _, row in where],
+            texts,
+            marker='s',
+            size_points=side,
+        )
+        is_clipped = bool(np.nanmin(scores, initial=high) < low)
+        extend = 'min' if is_clipped else 'neither'
+        bar = figure.colorbar(image, ax=axis, pad=0.01, fraction=0.03, aspect=18, extend=extend)
         bar.set_label(literal(fmt.score_label(result)))
         set_heading(figure, f'Score without each block, round by round: {fmt.subject(result)}')
         legend = _heat_map_legend()
-        if fmt.is_known(result['min_score_ratio']):
-            least = 100 * result['min_score_ratio'] * result['full_score']
+        if least is not None:
             label = f'min_score_ratio {result["min_score_ratio"]:g} x full: {least:.1f}'
             if low <= least <= high:
                 bar.ax.axhline(least, color='black', linewidth=3)
@@ -329,7 +358,7 @@ def draw_heat_map(result: Mapping[str, Any]) -> bytes | None:
             fontsize=9,
             borderaxespad=0.4,
         )
-        return png_bytes(figure)
+        return picture(figure)
 
 
 def _draw_cell_borders(axis: Axes, num_rounds: int, num_blocks: int) -> None:
@@ -341,18 +370,19 @@ def _draw_cell_borders(axis: Axes, num_rounds: int, num_blocks: int) -> None:
     axis.spines[:].set_visible(False)
 
 
-def _hatch(
-    axis: Axes, cells: Sequence[tuple[int, int]], scores: np.ndarray, bright_above: float
-) -> None:
-    """Hatch cells (x, y): black on bright colours, white on dark ones."""
-    for colour, on_bright in (('white', False), ('black', True)):
-        stripes = [
-            [(x - 0.5 + left, y + 0.5 - bottom), (x - 0.5 + right, y + 0.5 - top)]
-            for x, y in cells
-            if (scores[y, x] > bright_above) == on_bright
-            for (left, bottom), (right, top) in _HATCH
-        ]
-        axis.add_collection(LineCollection(stripes, colors=colour, linewidths=0.9))
+def _colour_range(scores: np.ndarray, least: float | None) -> tuple[float, float]:
+    """Return the scores of the darkest and the brightest colour.
+
+    They are as far below the least score allowed as the best is above it, so that what matters for
+    the choice of a block has most of the colours.
+    """
+    known = scores[~np.isnan(scores)]
+    if not known.size:
+        return 0.0, 100.0
+    low, high = float(known.min()), float(known.max())
+    if least is not None and low < least < high:
+        low = max(low, least - (high - least))
+    return low, high
 
 
 def _heat_map_legend() -> list[Line2D | Patch]:
@@ -368,10 +398,5 @@ def _heat_map_legend() -> list[Line2D | Patch]:
             label='removed in this round',
         ),
         Patch(facecolor='white', edgecolor=GREY, label='removed in an earlier round'),
-        Patch(
-            facecolor='#3b528b',
-            edgecolor='white',
-            hatch='////',
-            label='upper bound of a pruned block',
-        ),
+        Patch(facecolor=PALE, edgecolor=GREY, label='pruned: only an upper bound is known'),
     ]

@@ -23,7 +23,8 @@ from gmskip_ros.report.calibration_pictures import (
     scores_are_comparable,
 )
 from gmskip_ros.report.columns import Column
-from gmskip_ros.report.plotting import data_uri
+from gmskip_ros.report.headlines import calibration_headline
+from gmskip_ros.report.plotting import Picture
 from gmskip_ros.report.writing import render_html, write_files
 
 NOT_TESTED_NOTE = 'No test images: test score, visual gain and latency were not measured.'
@@ -40,11 +41,11 @@ def write_calibration_report(result: Mapping[str, Any], folder: Path) -> list[Pa
     heat map; one left by an earlier run is removed. Raises OSError.
     """
     trade_off, heat_map = draw_trade_off(result), draw_heat_map(result)
-    contents = {'trajectory.csv': _trajectory_csv(result), 'trade_off.png': trade_off}
+    contents = {'trajectory.csv': _trajectory_csv(result), 'trade_off.png': trade_off.png}
     if heat_map is None:
         (folder / 'heat_map.png').unlink(missing_ok=True)
     else:
-        contents['heat_map.png'] = heat_map
+        contents['heat_map.png'] = heat_map.png
     contents['report.html'] = _page(result, trade_off, heat_map)
     return write_files(folder, contents)
 
@@ -52,7 +53,8 @@ def write_calibration_report(result: Mapping[str, Any], folder: Path) -> list[Pa
 def calibration_table(result: Mapping[str, Any]) -> Table:
     """Return the trajectory for the terminal: a row per prefix, operating points in bold."""
     rows = _rows(result)
-    notes = [f'Stopped: {fmt.one_line(result["stopped_by"])}', *baseline_lines(result)]
+    notes = [calibration_headline(result)] if result['operating_points'] else []
+    notes += [f'Stopped: {fmt.one_line(result["stopped_by"])}', *baseline_lines(result)]
     if col.any_timed(rows):
         notes.append(f'Latency: median of the test images on {fmt.machine_name(result)}')
     if not any(row['evaluation'] for row in rows):
@@ -157,11 +159,13 @@ def _trajectory_csv(result: Mapping[str, Any]) -> bytes:
     return col.csv_table(records)
 
 
-def _page(result: Mapping[str, Any], trade_off: bytes, heat_map: bytes | None) -> bytes:
+def _page(result: Mapping[str, Any], trade_off: Picture, heat_map: Picture | None) -> bytes:
     rows = _rows(result)
     points = [row for row in rows if row['point'] or row['length'] == 0]
+    speed_up = col.speed_up(rows)
     summary = [
         col.NAME,
+        speed_up,
         col.SPARSITY,
         CALIBRATION_SCORE,
         TEST_SCORE,
@@ -172,7 +176,8 @@ def _page(result: Mapping[str, Any], trade_off: bytes, heat_map: bytes | None) -
         col.AGAINST_FULL[-1],
     ]
     trajectory = [
-        *_trajectory_columns(result),
+        *_trajectory_columns(result)[:2],
+        speed_up,
         col.SPARSITY,
         CALIBRATION_SCORE,
         TEST_SCORE,
@@ -199,6 +204,7 @@ def _page(result: Mapping[str, Any], trade_off: bytes, heat_map: bytes | None) -
         result=result,
         score_label=fmt.score_label(result),
         machine=fmt.machine_name(result),
+        headline=calibration_headline(result),
         alerts=_alerts(result, rows),
         baselines=baseline_lines(result),
         notes=result['dataset']['notes'],
@@ -208,15 +214,22 @@ def _page(result: Mapping[str, Any], trade_off: bytes, heat_map: bytes | None) -
         against_full=col.html_table(against_full, points),
         controls=col.html_table(controls, points),
         all_controls=col.html_table(controls, rows),
-        explanations=[GAP, *col.match_columns(rows), *col.AGAINST_FULL, *col.CONTROLS, *col.COST],
+        explanations=[
+            speed_up,
+            GAP,
+            *col.match_columns(rows),
+            *col.AGAINST_FULL,
+            *col.CONTROLS,
+            *col.COST,
+        ],
         balanced_explanation=col.BALANCED_EXPLANATION,
         stability=_stability(result),
         ranking=_ranking(result),
         objective=_objective(result),
         cider_note=CIDER_NOTE if uses_cider else '',
         facts=_facts(result),
-        trade_off=data_uri(trade_off),
-        heat_map=data_uri(heat_map) if heat_map else None,
+        trade_off=trade_off.element,
+        heat_map=heat_map and heat_map.element,
         shorter_note=col.SHORTER_NOTE if col.any_shorter(rows) else '',
     )
 

@@ -114,6 +114,28 @@ LATENCY = Column(
     'Median time of a single answer (batch size 1), from the image to the last token.',
 )
 
+
+def speed_up_of(evaluation: Row | None, full: Row | None) -> float | None:
+    """Return full's time / the skip set's, of whole answers; None where one was not measured."""
+    if not (evaluation and full):
+        return None
+    skip_ms, full_ms = evaluation.get('latency_ms'), full.get('latency_ms')
+    if not (fmt.is_known(skip_ms) and fmt.is_known(full_ms)) or not skip_ms:
+        return None
+    return full_ms / skip_ms
+
+
+def speed_up(rows: Sequence[Row]) -> Column:
+    """Return the column of the speed-up over the row without skipped blocks."""
+    full = next((row['evaluation'] for row in rows if not row['blocks']), None)
+    return Column(
+        'Speed-up',
+        lambda row: fmt.number(speed_up_of(row['evaluation'], full), 2) + shorter_mark(row),
+        "The full model's median time of a whole answer / the skip set's. A * marks savings that "
+        'shorter answers explain in part.',
+    )
+
+
 COST = (
     Column(
         'Parameters run',

@@ -20,18 +20,18 @@ from gmskip_ros.report.plotting import (
     ORANGE,
     PURPLE,
     SKY,
+    Picture,
+    add_hover,
     literal,
     new_figure,
-    png_bytes,
+    picture,
     report_style,
     set_heading,
-    svg_bytes,
 )
 
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, '#E69F00', DARK)
 MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X', '*', '<', '>')  # no period common with COLOURS
 LINES = ('-', '--', ':')  # with each repetition of COLOURS
-Pictures = dict[str, bytes]  # 'png' and 'svg'
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class _Point:
     is_marked: bool  # answers are long or repeat
 
 
-def draw_score_over_sparsity(result: Mapping[str, Any]) -> Pictures:
+def draw_score_over_sparsity(result: Mapping[str, Any]) -> Picture:
     """Return the scores of all methods over the share of skipped blocks.
 
     Of a method with several lists the mean, and the range as a shaded band.
@@ -75,10 +75,10 @@ def draw_score_over_sparsity(result: Mapping[str, Any]) -> Pictures:
         axis.set_xlabel(f'skipped blocks, % of {num_blocks}{_hollow_note(result)}')
         axis.set_ylabel(literal(fmt.score_label(result)))
         _add_legend(figure, axis)
-        return _both(figure)
+        return picture(figure)
 
 
-def draw_score_over_speed(result: Mapping[str, Any]) -> Pictures | None:
+def draw_score_over_speed(result: Mapping[str, Any]) -> Picture | None:
     """Return the scores over tokens and answers per second; None if no times were measured.
 
     A line connects the sets of a method in the order of their size.
@@ -126,7 +126,7 @@ def draw_score_over_speed(result: Mapping[str, Any]) -> Pictures | None:
         note = f'on {fmt.machine_name(result)}{_hollow_note(result)}'
         figure.supxlabel(literal(note), fontsize=9, color=GREY)
         _add_legend(figure, axes[0])
-        return _both(figure)
+        return picture(figure)
 
 
 def _points(result: Mapping[str, Any], method: Mapping[str, Any]) -> list[_Point]:
@@ -195,6 +195,11 @@ def _draw_line(
         'linestyle': LINES[number // len(COLOURS) % len(LINES)],
     }
     axis.plot(xs, ys, label=literal(name), **style)
+    texts = [
+        f'{name}, {point.num_skipped:g} blocks skipped: {x:.1f}, score {y:.1f}'
+        for point, x, y in zip(points, xs, ys, strict=True)
+    ]
+    add_hover(axis, xs, ys, texts)
     marked = [i for i, point in enumerate(points) if point.is_marked]
     axis.plot(
         [xs[i] for i in marked],
@@ -211,7 +216,3 @@ def _add_legend(figure: Figure, axis: Axes) -> None:
 def _hollow_note(result: Mapping[str, Any]) -> str:
     is_used = any(found['marks'] for found in result['sets'][1:])
     return '\nhollow: answers are more than twice as long as the references, or repeat' * is_used
-
-
-def _both(figure: Figure) -> Pictures:
-    return {'png': png_bytes(figure), 'svg': svg_bytes(figure)}

@@ -21,7 +21,8 @@ from gmskip_ros.report import formatting as fmt
 from gmskip_ros.report.baselines import baseline_alerts, baseline_lines
 from gmskip_ros.report.columns import Column, Row
 from gmskip_ros.report.compare_pictures import draw_score_over_sparsity, draw_score_over_speed
-from gmskip_ros.report.plotting import data_uri
+from gmskip_ros.report.headlines import compare_headline
+from gmskip_ros.report.plotting import Picture
 from gmskip_ros.report.writing import render_html, write_files
 
 FULL_NAME = 'Full model'
@@ -55,15 +56,12 @@ def write_compare_report(result: Mapping[str, Any], folder: Path) -> list[Path]:
         'score_over_speed': draw_score_over_speed(result),
     }
     for name, picture in pictures.items():
-        for suffix in ('png', 'svg'):
-            if picture is None:
+        if picture is None:
+            for suffix in ('png', 'svg'):
                 (folder / f'{name}.{suffix}').unlink(missing_ok=True)
-            else:
-                contents[f'{name}.{suffix}'] = picture[suffix]
-    contents['report.html'] = _page(
-        result,
-        {name: picture['png'] if picture else None for name, picture in pictures.items()},
-    )
+        else:
+            contents[f'{name}.png'], contents[f'{name}.svg'] = picture.png, picture.svg
+    contents['report.html'] = _page(result, pictures)
     return write_files(folder, contents)
 
 
@@ -78,7 +76,8 @@ def compare_tables(result: Mapping[str, Any]) -> list[Table]:
         DIFFERENCE[1],
         Column('Marks', lambda row: ''.join(MARK_LETTERS[mark] for mark in row['marks']) or '-'),
     ]
-    score_notes = [*_notes(result, rows, MARK_LETTERS), *fmt.demo_alert(result)]
+    headline = [line for line in [compare_headline(result)] if line]
+    score_notes = [*headline, *_notes(result, rows, MARK_LETTERS), *fmt.demo_alert(result)]
     if any(' ' in _saved_text(row) for row in rows):
         score_notes.insert(0, 'Saved: block multiplications in prefill / decode.')
     sections: list[tuple[str, Sequence[Column], Sequence[str]]] = [
@@ -277,6 +276,11 @@ TOKENS = Column(
     col.measured('tokens_per_answer', fmt.number),
     'Mean over the answers about all test images, without the end-of-sequence token.',
 )
+SPEED_UP = Column(
+    'Speed-up',
+    _timed('speed_up', 2),
+    "The full model's time of prefill and decode / this set's, on the same questions.",
+)
 SPEED = (
     Column('Prefill ms', _timed('prefill_ms'), 'Median time of the pass over image and prompt.'),
     Column(
@@ -296,11 +300,7 @@ SPEED = (
         'tokens, so this rises with length alone.',
     ),
     Column('Answers/s', _timed('answers_per_s', 2), 'Answers / all time of prefill and decode.'),
-    Column(
-        'Speed-up',
-        _timed('speed_up', 2),
-        "The full model's time of prefill and decode / this set's, on the same questions.",
-    ),
+    SPEED_UP,
     Column(
         'Speed-up, 95 % interval',
         _speed_up_interval,
@@ -515,9 +515,10 @@ def _latex(result: Mapping[str, Any]) -> bytes:
 # --- the page ---
 
 
-def _page(result: Mapping[str, Any], pictures: Mapping[str, bytes | None]) -> bytes:
+def _page(result: Mapping[str, Any], pictures: Mapping[str, Picture | None]) -> bytes:
     rows = table_rows(result)
-    scores = [*PLACE, SCORE, *DIFFERENCE, col.VISUAL_GAIN, MARKS]
+    speed_up = [SPEED_UP] if _any_timed(result) else []
+    scores = [*PLACE[:2], *speed_up, *PLACE[2:], SCORE, *DIFFERENCE, col.VISUAL_GAIN, MARKS]
     controls = [
         SPARSITY,
         METHOD,
@@ -535,6 +536,7 @@ def _page(result: Mapping[str, Any], pictures: Mapping[str, bytes | None]) -> by
         title=f'Methods compared: {fmt.subject(result)}',
         result=result,
         score_label=fmt.score_label(result),
+        headline=compare_headline(result),
         alerts=_alerts(result),
         score_notes=_notes(result, rows),
         scores=col.html_table(scores, rows),
@@ -544,7 +546,7 @@ def _page(result: Mapping[str, Any], pictures: Mapping[str, bytes | None]) -> by
         speed_note=_speed_note(result) if _any_timed(result) else '',
         methods=_methods_table(result),
         sets=_sets_table(result),
-        pictures={name: picture and data_uri(picture) for name, picture in pictures.items()},
+        pictures={name: picture and picture.element for name, picture in pictures.items()},
         explanations=[column for column in explained if column.explanation],
         balanced_explanation=col.BALANCED_EXPLANATION,
         notes=result['dataset']['notes'],

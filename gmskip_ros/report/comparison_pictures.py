@@ -15,18 +15,20 @@ from gmskip_ros.report.plotting import (
     ORANGE,
     PALE,
     SKY,
+    Picture,
+    add_hover,
     add_label,
     name_rows,
     new_figure,
-    png_bytes,
+    picture,
     report_style,
 )
 
 Group = Mapping[str, Any]  # an entry of 'groups', see compare_runs
 
 
-def draw_comparison(groups: Sequence[Group]) -> bytes | None:
-    """Return a PNG with a row per group; None if no frames were compared."""
+def draw_comparison(groups: Sequence[Group]) -> Picture | None:
+    """Return a picture with a row per group; None if no frames were compared."""
     groups = [group for group in groups if group['compared']]
     if not groups:
         return None
@@ -44,7 +46,7 @@ def draw_comparison(groups: Sequence[Group]) -> bytes | None:
         same.set_title('A and B answer the same, %')
         agreement.set_title('Skip agrees with full, %')
         agreement.set_xlabel('ring: A, square: B')
-        return png_bytes(figure)
+        return picture(figure)
 
 
 def _name(group: Group) -> str:
@@ -57,6 +59,8 @@ def _draw_same_share(axis: Axes, height: int, group: Group) -> None:
     colour = PALE if group['branch'] == 'full' else SKY
     axis.barh(height, share, 0.6, color=colour, edgecolor=DARK, linewidth=0.8)
     add_label(axis, f'{share:.1f}', (share, height), (5, 0), fontsize=8)
+    text = f'{_name(group)}: {group["same"]} of {group["compared"]} answers are the same'
+    add_hover(axis, [share / 2], [height], [text], size_points=18)
 
 
 def _draw_agreement(axis: Axes, height: int, group: Group) -> None:

@@ -13,7 +13,7 @@ from gmskip_ros.report import columns as col
 from gmskip_ros.report import formatting as fmt
 from gmskip_ros.report.columns import Column, Row
 from gmskip_ros.report.comparison_pictures import draw_comparison
-from gmskip_ros.report.plotting import data_uri
+from gmskip_ros.report.headlines import comparison_headline
 from gmskip_ros.report.run_comparison import CHANGE_FIELDS, compare_runs
 from gmskip_ros.report.writing import render_html, write_files
 
@@ -209,10 +209,11 @@ def _page(result: Mapping[str, Any], names: Sequence[str]) -> bytes:
         runs=col.html_table(_RUNS, runs),
         machines=[run['machines'] for run in runs],
         frames=result['frames'],
+        headline=comparison_headline(groups),
         alerts=_alerts(result),
         differences=col.html_table(_SETTINGS, result['differences']),
         compares_skip=any(group['branch'] == 'skip' for group in groups),
-        picture=data_uri(picture) if picture else '',
+        picture=picture and picture.element,
         answers=col.html_table(_ANSWERS, groups),
         agreement=col.html_table(_AGREEMENT, _skips(groups)),
         time=col.html_table(_TIME, groups),

@@ -17,17 +17,26 @@ from gmskip_ros.report import columns as col
 from gmskip_ros.report import formatting as fmt
 from gmskip_ros.report.baselines import baseline_alerts, baseline_lines
 from gmskip_ros.report.columns import Column, Row
+from gmskip_ros.report.evaluation_pictures import draw_score_over_latency
+from gmskip_ros.report.headlines import evaluation_headline
+from gmskip_ros.report.plotting import Picture
 from gmskip_ros.report.writing import render_html, write_files
 
 
 def write_evaluation_report(result: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write evaluation.csv and report.html, which needs no other file and no network.
+    """Write evaluation.csv, score_over_latency.png and report.html; return their paths.
 
-    Return their paths. Raises OSError.
+    The page needs no other file and no network. Without measured times there is no picture; one
+    left by an earlier run is removed. Raises OSError.
     """
-    return write_files(
-        folder, {'evaluation.csv': _evaluation_csv(result), 'report.html': _page(result)}
-    )
+    drawn = draw_score_over_latency(result)
+    contents = {'evaluation.csv': _evaluation_csv(result)}
+    if drawn is None:
+        (folder / 'score_over_latency.png').unlink(missing_ok=True)
+    else:
+        contents['score_over_latency.png'] = drawn.png
+    contents['report.html'] = _page(result, drawn)
+    return write_files(folder, contents)
 
 
 def evaluation_tables(result: Mapping[str, Any]) -> list[Table]:
@@ -46,9 +55,14 @@ def _sections(result: Mapping[str, Any]) -> list[tuple[str, Sequence[Column], li
     rows: list[Row] = result['rows']
     latency = [f'Latency: median, on {fmt.machine_name(result)}'] if col.any_timed(rows) else []
     score = Column(fmt.score_label(result), col.measured('score', fmt.hundredths))
-    paper = (col.NAME, *col.sparsity_columns(rows), score, *col.COST)
+    paper = (col.NAME, col.speed_up(rows), *col.sparsity_columns(rows), score, *col.COST)
+    headline = [line for line in [evaluation_headline(result)] if line]
     sections: list[tuple[str, Sequence[Column], list[str]]] = [
-        (f'Score and cost: {fmt.subject(result)}', paper, [*baseline_lines(result), *latency])
+        (
+            f'Score and cost: {fmt.subject(result)}',
+            paper,
+            [*headline, *baseline_lines(result), *latency],
+        )
     ]
     for task, metrics in col.score_columns_by_task(rows).items():
         if not task:
@@ -85,7 +99,7 @@ def _evaluation_csv(result: Mapping[str, Any]) -> bytes:
     )
 
 
-def _page(result: Mapping[str, Any]) -> bytes:
+def _page(result: Mapping[str, Any], drawn: Picture | None) -> bytes:
     rows = result['rows']
     alerts = fmt.demo_alert(result)
     alerts += [fmt.one_line(warning) for warning in result['dataset']['warnings']]
@@ -97,6 +111,7 @@ def _page(result: Mapping[str, Any]) -> bytes:
         'evaluation.html',
         title=f'Evaluation: {fmt.subject(result)}',
         result=result,
+        headline=evaluation_headline(result),
         alerts=alerts + fmt.unreadable_alert(unreadable),
         notes=result['dataset']['notes'],
         unreadable=unreadable,
@@ -104,8 +119,9 @@ def _page(result: Mapping[str, Any]) -> bytes:
             (title, col.html_table(columns, rows), notes)
             for title, columns, notes in _sections(result)
         ],
+        picture=drawn and drawn.element,
         sets=col.html_table(sets, rows),
-        explanations=[*col.COST, *col.AGAINST_FULL, *col.CONTROLS],
+        explanations=[col.speed_up(rows), *col.COST, *col.AGAINST_FULL, *col.CONTROLS],
         balanced_explanation=col.BALANCED_EXPLANATION,
         facts=_facts(result),
     )

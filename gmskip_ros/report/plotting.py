@@ -8,16 +8,23 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
 import matplotlib.style
+import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from gmskip_ros.report import formatting as fmt
 
 BLUE, ORANGE, GREEN, PURPLE = '#0072B2', '#D55E00', '#009E73', '#CC79A7'  # Okabe-Ito
 SKY = '#56B4E9'
@@ -25,6 +32,11 @@ GREY, DARK, PALE = '#767676', '#222222', '#CFCFCF'
 DPI = 130
 WIDTH_INCH = 9.5
 DASHED = (0, (5, 3))
+_HOVER = 'hover:'  # what marks a text of `add_hover` among the links of an SVG
+_HOVER_LINK = re.compile(
+    rf"""<a xlink:href=(["']){_HOVER}(.*?)\1[^>]*>(.*?)</a>""",
+    re.DOTALL,
+)
 _STYLE = {
     'font.size': 10,
     'axes.titlesize': 11,
@@ -93,12 +105,56 @@ def png_bytes(figure: Figure) -> bytes:
     return content.getvalue()
 
 
-def svg_bytes(figure: Figure) -> bytes:
-    """Return the figure as an SVG, the same bytes for the same figure."""
+def _svg_bytes(figure: Figure) -> bytes:
+    """Return the figure as an SVG that shows the texts of `add_hover`."""
     content = io.BytesIO()
-    with matplotlib.rc_context({'svg.hashsalt': 'gmskip'}):
+    # Text stays text, to be found and copied.
+    with matplotlib.rc_context({'svg.hashsalt': 'gmskip', 'svg.fonttype': 'none'}):
         FigureCanvasSVG(figure).print_svg(content, metadata={'Date': None})
-    return content.getvalue()
+    text = re.sub(r'<metadata>.*?</metadata>', '', content.getvalue().decode(), flags=re.DOTALL)
+    return _HOVER_LINK.sub(r'<g><title>\2</title>\3</g>', text).encode()
+
+
+def add_hover(
+    axis: Axes,
+    xs: ArrayLike,
+    ys: ArrayLike,
+    texts: Sequence[str],
+    *,
+    marker: str = 'o',
+    size_points: float = 12,
+) -> None:
+    """Show a text where the pointer is over a point, in an SVG."""
+    axis.scatter(
+        np.asarray(xs),
+        np.asarray(ys),
+        s=size_points**2,
+        marker=marker,
+        color='white',
+        alpha=0.004,  # of 0, a backend draws nothing that a pointer can be over
+        linewidths=0,
+        zorder=10,
+        urls=[_HOVER + fmt.one_line(text) for text in texts],
+    )
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure as the content of two files, PNG and SVG."""
+
+    png: bytes
+    svg: bytes
+
+    @property
+    def element(self) -> Markup:
+        """The SVG as an element of a page, which may hold several."""
+        text = self.svg.decode('utf-8')
+        return Markup(re.sub(r'<g id="[^"]*"', '<g', text[text.index('<svg') :]))
+
+
+def picture(figure: Figure) -> Picture:
+    """Return the figure, drawn; the same bytes for the same figure."""
+    return Picture(png_bytes(figure), _svg_bytes(figure))
 
 
 def data_uri(content: bytes, media_type: str = 'image/png') -> str:

@@ -24,10 +24,11 @@ from gmskip_ros.report.plotting import (
     GREEN,
     ORANGE,
     PURPLE,
-    data_uri,
+    Picture,
+    add_hover,
     literal,
     new_figure,
-    png_bytes,
+    picture,
     report_style,
     set_heading,
 )
@@ -51,12 +52,12 @@ def write_redundancy_report(result: Mapping[str, Any], folder: Path) -> list[Pat
 
     The page needs no other file and no network. Raises OSError.
     """
-    picture = _draw(result)
+    drawn = _draw(result)
     contents = {
         'blocks.csv': col.csv_table(result['blocks']),
         'correlations.csv': _correlations_csv(result),
-        'redundancy.png': picture,
-        'report.html': _page(result, picture),
+        'redundancy.png': drawn.png,
+        'report.html': _page(result, drawn),
     }
     return write_files(folder, contents)
 
@@ -120,8 +121,8 @@ def _correlations_csv(result: Mapping[str, Any]) -> bytes:
     return col.csv_table(records)
 
 
-def _draw(result: Mapping[str, Any]) -> bytes:
-    """Return a PNG with a panel per measure over the blocks."""
+def _draw(result: Mapping[str, Any]) -> Picture:
+    """Return a picture with a panel per measure over the blocks."""
     blocks = [row['block'] for row in result['blocks']]
     with report_style():
         figure = new_figure(14.5)
@@ -151,7 +152,7 @@ def _draw(result: Mapping[str, Any]) -> bytes:
             _line(axes[5], firsts, values, colour, label)
         axes[5].legend(loc='best', fontsize=8)
         axes[5].set_xlabel(literal(f'block, of {result["num_blocks"]}'))
-        return png_bytes(figure)
+        return picture(figure)
 
 
 def _line(
@@ -159,12 +160,15 @@ def _line(
 ) -> None:
     known = [(x, value) for x, value in zip(xs, values, strict=True) if value is not None]
     if known:
-        axis.plot(*zip(*known, strict=True), marker='o', markersize=3, color=colour, label=label)
+        at, shown = zip(*known, strict=True)
+        axis.plot(at, shown, marker='o', markersize=3, color=colour, label=label)
+        texts = [f'{label}, block {x}: {value:.4g}' for x, value in known]
+        add_hover(axis, at, shown, texts, size_points=8)
     else:
         axis.plot([], [], color=colour, label=f'{label}: none')
 
 
-def _page(result: Mapping[str, Any], picture: bytes) -> bytes:
+def _page(result: Mapping[str, Any], drawn: Picture) -> bytes:
     image_columns = [
         col.field('From block', 'from_block'),
         col.field('KL, not processed', 'kl_frozen', _number),
@@ -187,7 +191,7 @@ def _page(result: Mapping[str, Any], picture: bytes) -> bytes:
         correlations=col.html_table(_correlation_columns(), result['correlations']),
         blocks=col.html_table(_block_columns(result), result['blocks']),
         image_tokens=col.html_table(image_columns, result['image_tokens']),
-        picture=data_uri(picture),
+        picture=drawn.element,
         facts=_facts(result),
     )
 

@@ -1,29 +1,37 @@
 """The pictures of a run: where the time goes, the speed-up, agreement along the drive.
 
-Every series is named beside it; grey boxes are full, blue ones skip. A panel with times holds a
+Every series is named beside it; grey boxes are full, coloured ones skip, a colour per operating
+point. A panel with times holds a
 single task on a single machine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 
+from gmskip_ros.pipeline.rows import FrameRow
 from gmskip_ros.report import formatting as fmt
 from gmskip_ros.report.plotting import (
     BLUE,
     DARK,
     DASHED,
+    GREEN,
     ORANGE,
     PALE,
+    PURPLE,
     SKY,
+    Picture,
+    add_hover,
     add_label,
     literal,
     name_rows,
     new_figure,
-    png_bytes,
+    picture,
     report_style,
 )
 from gmskip_ros.report.replay_figures import PHASES, Series, point_name
@@ -31,12 +39,15 @@ from gmskip_ros.report.replay_figures import PHASES, Series, point_name
 _BOX_INCH = 0.24  # from one box to the next
 _PHASE_GAP = 0.6  # between two phases, in boxes
 _POINTS_PER_SERIES = 2000  # more would merge into a black bar
+_MAX_HOVERS = 500  # per strip
 _MARKS_PER_STRIP = 80  # more are drawn as ticks above the strip
+_POINT_COLOURS = (SKY, GREEN, PURPLE, ORANGE, BLUE)  # of operating points, in their order
+_LINE_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, DARK)
 _AXIS_MARGIN = 1.12  # length of an axis, relative to the longest whisker
 
 
-def draw_latency(series: Sequence[Series]) -> bytes | None:
-    """Return a PNG: times per phase and branch, a panel per task and machine; None without rows.
+def draw_latency(series: Sequence[Series]) -> Picture | None:
+    """Return a picture of the times per phase and branch, a panel per task and machine; or None.
 
     A box is the middle half of the frames, its line the median, its whiskers end at 5 and 95 %.
     """
@@ -51,17 +62,24 @@ def draw_latency(series: Sequence[Series]) -> bytes | None:
         axes = figure.subplots(
             len(panels), 1, squeeze=False, gridspec_kw={'height_ratios': [2 + n for n in boxes]}
         )[:, 0]
+        colours = _point_colours(series)
         for axis, ((task, place), group) in zip(axes, panels.items(), strict=True):
-            _draw_phases(axis, group)
+            _draw_phases(axis, group, colours)
             axis.set_title(literal(f'{fmt.one_line(task)}, on {fmt.one_line(place)}'))
-        return png_bytes(figure)
+        return picture(figure)
 
 
 def _num_boxes(group: Sequence[Series]) -> float:
     return len(PHASES) * (len(group) + _PHASE_GAP)
 
 
-def _draw_phases(axis: Axes, group: Sequence[Series]) -> None:
+def _point_colours(series: Sequence[Series]) -> dict[str, str]:
+    """Return a colour for each operating point of a run, for full pale grey."""
+    points = dict.fromkeys(each.operating_point for each in series if each.branch != 'full')
+    return dict(zip(points, itertools.cycle(_POINT_COLOURS), strict=False))
+
+
+def _draw_phases(axis: Axes, group: Sequence[Series], colours: Mapping[str, str]) -> None:
     """Draw a group of boxes per phase, from top to bottom, with the medians as text."""
     heights: list[float] = []
     names: list[str] = []
@@ -75,8 +93,15 @@ def _draw_phases(axis: Axes, group: Sequence[Series]) -> None:
             axis.axhline(top - 0.5 - _PHASE_GAP / 2, color='#D0D0D0', linewidth=0.8)
         for offset, each in enumerate(group):
             values = each.times_ms(phase)
-            end = _draw_box(axis, top + offset, values, PALE if each.branch == 'full' else SKY)
+            colour = PALE if each.branch == 'full' else colours[each.operating_point]
+            end = _draw_box(axis, top + offset, values, colour)
             median = f'{np.median(values):.1f} ms'
+            low, first, middle, third, high = np.percentile(values, [5, 25, 50, 75, 95])
+            text = (
+                f'{each.name}, {phase}: median {middle:.1f} ms, middle half {first:.1f} to '
+                f'{third:.1f}, 5 to 95 % {low:.1f} to {high:.1f}, {values.size} frames'
+            )
+            add_hover(axis, [middle], [top + offset], [text])
             add_label(axis, median, (end, top + offset), (5, 0), fontsize=8)
             heights.append(top + offset)
             names.append(fmt.one_line(each.name))
@@ -107,8 +132,8 @@ def _draw_box(
     return float(high)
 
 
-def draw_speedup(series: Sequence[Series]) -> bytes | None:
-    """Return a PNG: total time of full / skip, a point per frame; None without any pair.
+def draw_speedup(series: Sequence[Series]) -> Picture | None:
+    """Return a picture: total time of full / skip, a point per frame; None without any pair.
 
     Outliers do not stretch the axis: they are counted at its edge.
     """
@@ -123,14 +148,19 @@ def draw_speedup(series: Sequence[Series]) -> bytes | None:
         axis = figure.subplots()
         reach = max(1.0, *(float(np.percentile(values, 95)) for _, values in known)) * _AXIS_MARGIN
         axis.set_xlim(0, reach)
-        for height, (_, values) in enumerate(known):
+        colours = _point_colours(series)
+        for height, (each, values) in enumerate(known):
             shown = values
             if values.size > _POINTS_PER_SERIES:
                 shown = values[np.linspace(0, values.size - 1, _POINTS_PER_SERIES, dtype=int)]
             jitter = height + rng.uniform(0.1, 0.4, shown.size)
             alpha = 0.7 if shown.size < 200 else 0.25
             axis.scatter(shown, jitter, s=8, color=DARK, alpha=alpha, linewidths=0)
-            _draw_box(axis, height - 0.15, values, SKY, 0.34)
+            _draw_box(axis, height - 0.15, values, colours[each.operating_point], 0.34)
+            text = (
+                f'{_strip_name(each, False)}: median {np.median(values):.2f}, {values.size} frames'
+            )
+            add_hover(axis, [float(np.median(values))], [height - 0.15], [text])
             beside = ('axes fraction', 'data')
             median = f'{np.median(values):.2f} x'
             add_label(axis, median, (1.0, height), xycoords=beside, weight='bold')
@@ -142,7 +172,43 @@ def draw_speedup(series: Sequence[Series]) -> bytes | None:
         names = [_strip_name(each, several_places) for each, _ in known]
         name_rows(axis, range(len(known)), names)
         axis.set_xlabel("speed-up: full's total time / skip's (dashed: equal)")
-        return png_bytes(figure)
+        return picture(figure)
+
+
+def draw_agreement_over_speedup(summary: Sequence[Mapping[str, Any]]) -> Picture | None:
+    """Return a picture: a task's agreement over its speed-up, a point per operating point.
+
+    `summary` is that of `replay_figures`. None unless a task on a machine has several points.
+    """
+    lines: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in summary:
+        if row['agreement'] is not None and row['speedup']['median'] is not None:
+            lines.setdefault((row['machine'], row['task']), []).append(row)
+    if all(len(rows) < 2 for rows in lines.values()):
+        return None
+    several_places = len({machine for machine, _ in lines}) > 1
+    with report_style():
+        figure = new_figure(4.4)
+        axis = figure.subplots()
+        marks = zip(itertools.cycle('os^Dv'), itertools.cycle(_LINE_COLOURS), strict=False)
+        for ((machine, task), rows), (marker, colour) in zip(lines.items(), marks, strict=False):
+            rows = sorted(rows, key=lambda row: row['sparsity'])
+            xs = [row['speedup']['median'] for row in rows]
+            ys = [100 * row['agreement'] for row in rows]
+            name = fmt.one_line(f'{task}, {machine}' if several_places else task)
+            axis.plot(xs, ys, color=colour, marker=marker, label=literal(name))
+            texts = [
+                f'{name}, {point_name(row["operating_point"])}: {x:.2f} x, {y:.1f} % agree'
+                for row, x, y in zip(rows, xs, ys, strict=True)
+            ]
+            add_hover(axis, xs, ys, texts)
+            for row, x, y in zip(rows, xs, ys, strict=True):
+                point = fmt.one_line(point_name(row['operating_point']))
+                add_label(axis, point, (x, y), (6, 6), fontsize=8, color=colour)
+        axis.set_xlabel("speed-up: median of full's total time / skip's")
+        axis.set_ylabel('frames on which skip and full agree, %')
+        axis.legend(frameon=False, fontsize=9)
+        return picture(figure)
 
 
 def _strip_name(series: Series, with_place: bool) -> str:
@@ -150,8 +216,8 @@ def _strip_name(series: Series, with_place: bool) -> str:
     return f'{name}\n{fmt.one_line(series.place)}' if with_place else name
 
 
-def draw_agreement(series: Sequence[Series]) -> bytes | None:
-    """Return a PNG: a strip with the disagreements of each task and operating point; None if empty.
+def draw_agreement(series: Sequence[Series]) -> Picture | None:
+    """Return a picture: the disagreements of each task and operating point; None without any pair.
 
     The x axis is the time of the drive, or the frame number if the time stamps jump.
     """
@@ -168,13 +234,18 @@ def draw_agreement(series: Sequence[Series]) -> bytes | None:
         unit, divisor = ('min', 60.0) if last > 600 else ('s', 1.0)
         for axis, each in zip(axes, strips, strict=True):
             rows = each.compared()
+            differing = [row for row in rows if row.agree is False]
             xs = np.array(
                 [
                     (row.stamp_ns - start_ns) / 1e9 / divisor if by_time else row.frame
                     for row in rows
                 ]
             )
-            _draw_strip(axis, xs, np.array([row.agree is True for row in rows]))
+            agree = np.array([row.agree is True for row in rows])
+            _draw_strip(axis, xs, agree)
+            texts = [f'frame {row.frame}: {_one_answer(row)}' for row in differing]
+            differs = xs[~agree][:_MAX_HOVERS]
+            add_hover(axis, differs, [119.0] * len(differs), texts[:_MAX_HOVERS], size_points=9)
             axis.set_ylabel(
                 literal(_strip_name(each, several_places).replace(', ', '\n', 1)),
                 rotation=0,
@@ -185,7 +256,11 @@ def draw_agreement(series: Sequence[Series]) -> bytes | None:
         axes[-1].set_xlabel(
             f'time into the drive, {unit}' if by_time else 'frame number (the time stamps jump)'
         )
-        return png_bytes(figure)
+        return picture(figure)
+
+
+def _one_answer(row: FrameRow) -> str:
+    return f'skip says "{fmt.one_line(row.answer, 80)}"'
 
 
 def _is_steady(stamps_ns: Sequence[int]) -> bool:

@@ -19,10 +19,12 @@ from gmskip_ros.pipeline.rows import FrameRow
 from gmskip_ros.report import columns as col
 from gmskip_ros.report import formatting as fmt
 from gmskip_ros.report.columns import Column, Row
-from gmskip_ros.report.plotting import data_uri
+from gmskip_ros.report.headlines import replay_headlines
+from gmskip_ros.report.plotting import Picture, data_uri
 from gmskip_ros.report.replay_figures import PHASES, point_name, replay_figures, series_of
 from gmskip_ros.report.replay_pictures import (
     draw_agreement,
+    draw_agreement_over_speedup,
     draw_latency,
     draw_speedup,
     rolling_window,
@@ -88,7 +90,7 @@ def write_replay_report(
     removed. Raises OSError.
     """
     latency = draw_latency(series_of(rows))
-    contents = {} if latency is None else {'latency.png': latency}
+    contents = {} if latency is None else {'latency.png': latency.png}
     if latency is None:
         (folder / 'latency.png').unlink(missing_ok=True)
     contents['report.html'] = _page(run, rows, gallery, latency)
@@ -100,8 +102,9 @@ def replay_tables(run: Mapping[str, Any], rows: Sequence[FrameRow]) -> list[Tabl
     figures = replay_figures(rows)
     tables = []
     for machine, summary in _by_machine(figures['summary']).items():
+        notes = replay_headlines(summary)
         frames = max(row['frames'] for row in summary)
-        notes = [f'Frames: {frames}. ms: median of the total time, on {fmt.one_line(machine)}']
+        notes += [f'Frames: {frames}. ms: median of the total time, on {fmt.one_line(machine)}']
         least = run.get('caption_agreement', 1.0)
         if least < 1 and any(row['task'] == 'captioning' for row in summary):
             notes.append(f'Captions agree if their ROUGE-L is at least {least:g}')
@@ -144,6 +147,7 @@ _TERMINAL = (  # fits 80 columns
 _SUMMARY = (
     col.TASK,
     _POINT,
+    Column('Speed-up', _speedup),
     col.SPARSITY,
     _FRAMES,
     _AGREE,
@@ -153,7 +157,6 @@ _SUMMARY = (
     _quantile('Skip, p95 ms', 'skip_total_ms', 'p95'),
     _quantile('Full, median ms', 'full_total_ms', 'median'),
     _quantile('Full, p95 ms', 'full_total_ms', 'p95'),
-    Column('Speed-up', _speedup),
 )
 _LATENCY = (
     col.TASK,
@@ -198,11 +201,12 @@ def _page(
     run: Mapping[str, Any],
     rows: Sequence[FrameRow],
     gallery: Sequence[GalleryFrame],
-    latency: bytes | None,
+    latency: Picture | None,
 ) -> bytes:
     series = series_of(rows)
     figures = replay_figures(rows)
     speedup, agreement = draw_speedup(series), draw_agreement(series)
+    trade_off = draw_agreement_over_speedup(figures['summary'])
     summary = _by_machine(figures['summary'])
     compared = [entry['compared'] for entry in figures['summary']]
     shorter = any(entry['answers_got_shorter'] for entry in figures['summary'])
@@ -213,6 +217,7 @@ def _page(
         title=f'Skip against full: {fmt.short_name(source)}',
         run=run,
         what=_what(run, rows, source_name, source),
+        headlines=replay_headlines(figures['summary']),
         alerts=_alerts(run, figures['summary']),
         summary=[(where, col.html_table(_SUMMARY, group)) for where, group in summary.items()],
         latencies=[
@@ -220,13 +225,14 @@ def _page(
             for where, group in _by_machine(figures['latency']).items()
         ],
         speedups=[(where, col.html_table(_SPEEDUPS, group)) for where, group in summary.items()],
-        latency_picture=data_uri(latency) if latency else '',
-        speedup_picture=data_uri(speedup) if speedup else '',
-        agreement_picture=data_uri(agreement) if agreement else '',
+        latency_picture=latency and latency.element,
+        speedup_picture=speedup and speedup.element,
+        trade_off_picture=trade_off and trade_off.element,
+        agreement_picture=agreement and agreement.element,
         window=rolling_window(max(compared, default=0)),
         shorter_note=col.SHORTER_NOTE if shorter else '',
         definitions=_definitions(run),
-        gallery=_gallery(rows, gallery),
+        **_gallery(rows, gallery),
         gallery_note=_gallery_note(run, gallery),
         skip_sets=_skip_set_table(run),
         block_map=_block_map(run),
@@ -322,8 +328,12 @@ def _gallery_note(run: Mapping[str, Any], gallery: Sequence[GalleryFrame]) -> st
     return f'The branches disagree on {frames}.{shown}'
 
 
-def _gallery(rows: Sequence[FrameRow], gallery: Sequence[GalleryFrame]) -> list[dict[str, Any]]:
-    """Return each frame's caption, image and answers by task and operating point."""
+def _gallery(rows: Sequence[FrameRow], gallery: Sequence[GalleryFrame]) -> dict[str, Any]:
+    """Return 'gallery', the frames to show, and 'gallery_filters', the names to choose them by.
+
+    A frame has its caption, image and answers by task and operating point; `filters`: of which of
+    the names it is, by index, and the places of the frame before and after it there.
+    """
     start_ns = min((row.stamp_ns for row in rows), default=0)
     rows_of: dict[tuple[int, int], list[FrameRow]] = {
         (each.frame, each.stamp_ns): [] for each in gallery
@@ -331,16 +341,31 @@ def _gallery(rows: Sequence[FrameRow], gallery: Sequence[GalleryFrame]) -> list[
     for row in rows:
         if (row.frame, row.stamp_ns) in rows_of:
             rows_of[row.frame, row.stamp_ns].append(row)
-    return [
+    frames: list[dict[str, Any]] = [
         {
             'frame': each.frame,
             'seconds': fmt.number((each.stamp_ns - start_ns) / 1e9),
             'utc': fmt.utc(each.stamp_ns),
             'picture': data_uri(each.jpeg, 'image/jpeg'),
             'answers': _answers(rows_of[each.frame, each.stamp_ns]),
+            'filters': [],
         }
         for each in gallery
     ]
+    places: dict[str, list[int]] = {'all': list(range(len(frames)))}
+    for place, frame in enumerate(frames):
+        for answer in frame['answers']:
+            if answer['differs']:
+                in_name = places.setdefault(f'{answer["task"]} at {answer["point"]}', [])
+                if place not in in_name:
+                    in_name.append(place)
+    for index, of_name in enumerate(places.values()):
+        for before, place, after in zip(
+            [None, *of_name], of_name, [*of_name[1:], None], strict=False
+        ):
+            frames[place]['filters'].append({'index': index, 'before': before, 'after': after})
+    names = [f'{name} ({len(of_name)})' for name, of_name in places.items()]
+    return {'gallery': frames, 'gallery_filters': names}
 
 
 def _answers(rows: Sequence[FrameRow]) -> list[dict[str, Any]]:

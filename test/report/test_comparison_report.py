@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import html
 import json
@@ -12,8 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import pytest
 import synthetic_replay as made_up
 from html_page import HtmlPage
@@ -309,10 +306,7 @@ def test_a_bag_played_twice_is_paired_in_its_order():
 
 def test_page_holds_its_picture_and_loads_nothing(tmp_path):
     page = write(tmp_path, compare_runs(made_up.rows(6), changed(made_up.rows(6))))
-    [link] = page.links
-    assert link.startswith('data:image/png;base64,')
-    content = np.frombuffer(base64.b64decode(link.partition(',')[2]), np.uint8)
-    assert cv2.imdecode(content, cv2.IMREAD_COLOR).std() > 10
+    assert page.tags.count('svg') == 1 and page.links == []
     assert not {'script', 'link', 'iframe', 'object', 'embed'} & set(page.tags)
     assert not re.search(r'url\(|@import', page.styles)
     for name in NAMES:

@@ -22,7 +22,11 @@ def test_writes_a_csv_and_a_page_that_loads_nothing(tmp_path):
     result = made_up.evaluated()
     before = copy.deepcopy(result)
     paths = write_evaluation_report(result, tmp_path / 'out')
-    assert [path.name for path in paths] == ['evaluation.csv', 'report.html']
+    assert [path.name for path in paths] == [
+        'evaluation.csv',
+        'score_over_latency.png',
+        'report.html',
+    ]
     assert sorted((tmp_path / 'out').iterdir()) == sorted(paths)
     page = HtmlPage(tmp_path / 'out' / 'report.html')
     assert page.links == []

@@ -43,18 +43,24 @@ HEADINGS = {
     'comparison': ['What differs', 'Answers', 'Time', 'Changed answers'],
     'methods': ['Methods compared', 'Score at equal sparsity', 'Speed', 'Skip sets'],
 }
-PICTURES = {
+FIGURES = {
     'calibration': 2,
-    'evaluation': 0,
-    'replay': 3 + 2,
+    'evaluation': 1,
+    'replay': 4,
     'replay, nothing answered': 0,
     'comparison': 1,
     'methods': 2,
 }
+IMAGES = {'replay': 2}
 FACTS = """({
     headings: [...document.querySelectorAll('h1, h2')].map(each => each.textContent),
     rows: [...document.querySelectorAll('tbody tr')].filter(each => each.offsetHeight > 8).length,
     pictures: [...document.images].map(each => [each.naturalWidth, each.width, each.height]),
+    figures: [...document.querySelectorAll('figure svg')].map(each => {
+        const box = each.getBoundingClientRect();
+        const hovered = each.querySelector('title')?.parentElement.getBoundingClientRect();
+        return [box.width, box.height, hovered?.width ?? 0];
+    }),
     overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
     shown: document.body.innerText,
     ran: window.ran === true,
@@ -125,10 +131,14 @@ def test_page_renders(pages, name, width):
     for heading in HEADINGS[name]:
         assert any(heading in shown for shown in page.facts['headings']), heading
     assert page.facts['rows'] >= 5, 'tables are laid out'
-    assert len(page.facts['pictures']) == PICTURES[name]
+    assert len(page.facts['pictures']) == IMAGES.get(name, 0)
     for natural_width, shown_width, shown_height in page.facts['pictures']:
         assert natural_width > 0, 'a picture was not decoded'
         assert 0 < shown_width <= width and shown_height > 0
+    assert len(page.facts['figures']) == FIGURES[name]
+    for figure_width, figure_height, hovered_width in page.facts['figures']:
+        assert figure_width >= 720 or width > 720, 'its text is too small to read'
+        assert figure_height > 80 and hovered_width > 3, 'no value is shown on hover'
     assert page.facts['overflow'] <= 0, 'the page is wider than its window'
     shot = cv2.imdecode(np.frombuffer(page.screenshot, np.uint8), cv2.IMREAD_COLOR)
     assert shot.shape[1] == width and shot.shape[0] > 600
@@ -140,7 +150,7 @@ def test_page_renders(pages, name, width):
 def test_page_requests_nothing_but_itself(pages, name, width):
     page = pages[name, width]
     assert page.requests[0] == page.url
-    assert len(page.requests) >= 1 + PICTURES[name]
+    assert len(page.requests) >= 1 + IMAGES.get(name, 0)
     assert {url.partition(':')[0] for url in page.requests[1:]} <= {'data'}
 
 

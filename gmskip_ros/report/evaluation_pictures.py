@@ -1,0 +1,58 @@
+"""The picture of an evaluation: score against latency, as the papers print it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from gmskip_ros.report import formatting as fmt
+from gmskip_ros.report.plotting import (
+    BLUE,
+    DARK,
+    GREY,
+    Picture,
+    add_hover,
+    add_label,
+    literal,
+    new_figure,
+    picture,
+    report_style,
+    set_heading,
+)
+
+
+def draw_score_over_latency(result: Mapping[str, Any]) -> Picture | None:
+    """Return the score of every skip set over its latency; None if no times were measured.
+
+    Bars are the intervals of the difference from full, around full's score.
+    """
+    rows = [
+        row
+        for row in result['rows']
+        if fmt.is_known(row['evaluation']['score'])
+        and fmt.is_known(row['evaluation'].get('latency_ms'))
+    ]
+    if not rows:
+        return None
+    full = next((row['evaluation']['score'] for row in rows if not row['blocks']), None)
+    with report_style():
+        figure = new_figure(4.6)
+        axis = figure.subplots()
+        set_heading(figure, f'Score against latency: {fmt.subject(result)}')
+        for row in rows:
+            evaluation, name = row['evaluation'], fmt.one_line(row['name'])
+            at = (evaluation['latency_ms'], 100 * evaluation['score'])
+            colour = BLUE if row['blocks'] else DARK
+            interval = evaluation.get('interval')
+            if interval and full is not None:
+                ends = [100 * (full + end) for end in interval]
+                axis.vlines(at[0], *ends, color=GREY, linewidth=3, alpha=0.4)
+            axis.plot(*at, marker='o' if row['blocks'] else '*', color=colour, markersize=8)
+            add_label(axis, literal(name), at, (7, 5), fontsize=8)
+            text = f'{name}: {at[0]:.1f} ms, score {at[1]:.1f}, {len(row["blocks"])} blocks skipped'
+            add_hover(axis, [at[0]], [at[1]], [text])
+        axis.margins(x=0.18, y=0.15)
+        axis.set_xlim(left=0)
+        axis.set_xlabel(literal(f'median latency of an answer, ms, on {fmt.machine_name(result)}'))
+        axis.set_ylabel(literal(fmt.score_label(result)))
+        return picture(figure)

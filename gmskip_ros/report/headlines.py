@@ -1,0 +1,138 @@
+"""One sentence for each report: what skipping gains and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gmskip_ros.report import columns as col
+from gmskip_ros.report import formatting as fmt
+from gmskip_ros.report.columns import Row
+from gmskip_ros.report.replay_figures import point_name
+
+
+def calibration_headline(result: Mapping[str, Any]) -> str:
+    """Return what the high-performance point of a calibration does; '' without one."""
+    points = result['operating_points']
+    if not points:
+        return ''
+    of_length = {prefix['length']: prefix for prefix in result['prefixes']}
+    prefix, full = of_length[points['high_performance']], of_length.get(0)
+    name = f'high_performance ({_blocks(prefix)})'
+    if prefix['test'] and full and full['test']:
+        return _headline(name, prefix['test'], full['test'], result) + ', on held-out images'
+    scores = (
+        {'score': result['full_score']},
+        {'score': prefix['calibration_score']},
+    )
+    score = _score(*scores, result)
+    return f'{name}: {score}, on the images of the search' if score else ''
+
+
+def evaluation_headline(result: Mapping[str, Any]) -> str:
+    """Return what the first skip list of an evaluation does, else the first set; '' without any."""
+    rows = result['rows']
+    skipping = [row for row in rows if row['blocks']]
+    full = next((row for row in rows if not row['blocks']), None)
+    if not skipping or full is None:
+        return ''
+    first = next((row for row in skipping if row['source']), skipping[0])
+    name = f'{fmt.one_line(first["name"])} ({_blocks(first)})'
+    return _headline(name, first['evaluation'], full['evaluation'], result)
+
+
+def compare_headline(result: Mapping[str, Any]) -> str:
+    """Return the best method at the largest sparsity at which one still keeps the full score.
+
+    It keeps it unless the interval of its difference is all below zero. '' without scores.
+    """
+    sets, full = result['sets'], result['sets'][0]['evaluation']
+    if not fmt.is_known(full['score']):
+        return ''
+    names = fmt.method_names(result)
+    sizes = sorted({row['asked_blocks'] for row in result['rows']}, reverse=True)
+    for size in sizes:
+        found = [
+            (sets[row['set']]['evaluation'], row)
+            for row in result['rows']
+            if row['asked_blocks'] == size and sets[row['set']]['num_skipped'] == size
+        ]
+        found = [each for each in found if fmt.is_known(each[0]['score'])]
+        if not found:
+            continue
+        evaluation, row = max(found, key=lambda each: each[0]['score'])
+        interval = evaluation.get('interval')
+        if (interval and interval[1] < 0) or (not interval and evaluation['score'] < full['score']):
+            continue
+        speed = (sets[row['set']]['speed'] or {}).get('speed_up')
+        name = f'{names[row["method"]]}, {size} of {result["num_blocks"]} blocks skipped'
+        return _sentence(name, [_faster(speed), _score(full, evaluation, result)])
+    return 'No method keeps the score of the full model at any sparsity that was asked for'
+
+
+def replay_headlines(summary: Sequence[Row]) -> list[str]:
+    """Return a sentence per machine and operating point, over all tasks."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in summary:
+        groups.setdefault((row['machine'], row['operating_point']), []).append(row)
+    several = len({machine for machine, _ in groups}) > 1
+    return [
+        _sentence(
+            f'{fmt.one_line(point_name(point))}{f" on {fmt.one_line(machine)}" if several else ""}',
+            [_faster(*(row['speedup']['median'] for row in rows)), _agreeing(rows)],
+        )
+        for (machine, point), rows in groups.items()
+    ]
+
+
+def comparison_headline(groups: Sequence[Row]) -> str:
+    """Return how many answers two runs share; '' without a frame in both."""
+    same, compared = (sum(group[key] for group in groups) for key in ('same', 'compared'))
+    return f'A and B: {same} of {compared} answers the same' if compared else ''
+
+
+def _headline(name: str, evaluation: Row, full: Row, result: Mapping[str, Any]) -> str:
+    same = evaluation.get('token_agreement')
+    count = evaluation['images']
+    parts = [
+        _faster(col.speed_up_of(evaluation, full)),
+        f'{round(same * count)} of {count} answers the same' if fmt.is_known(same) else '',
+        _score(full, evaluation, result),
+    ]
+    return _sentence(name, parts)
+
+
+def _sentence(name: str, parts: Sequence[str]) -> str:
+    return f'{name}: {", ".join(part for part in parts if part)}'
+
+
+def _faster(*speed_ups: Any) -> str:
+    """Return '2.5x faster', '1.9x to 2.6x faster'; '' if nothing was measured."""
+    known = [value for value in speed_ups if fmt.is_known(value)]
+    if not known:
+        return ''
+    ends = dict.fromkeys(f'{value:.1f}x' for value in (min(known), max(known)))
+    return f'{" to ".join(ends)} {"faster" if min(known) >= 1 else "as fast"}'
+
+
+def _score(full: Row, evaluation: Row, result: Mapping[str, Any]) -> str:
+    """Return 'accuracy 97.5 -> 96.7 (not significant)'; '' without both scores."""
+    if not (fmt.is_known(full.get('score')) and fmt.is_known(evaluation.get('score'))):
+        return ''
+    name = fmt.score_label(result).removesuffix(', %').removesuffix(' x100')
+    change = f'{fmt.hundredths(full["score"])} -> {fmt.hundredths(evaluation["score"])}'
+    interval = evaluation.get('interval')
+    if not interval:
+        return f'{name} {change}'
+    verdict = 'significant' if interval[0] > 0 or interval[1] < 0 else 'not significant'
+    return f'{name} {change} ({verdict})'
+
+
+def _agreeing(rows: Sequence[Row]) -> str:
+    agreeing, compared = (sum(row[key] for row in rows) for key in ('agreeing', 'compared'))
+    return f'{agreeing} of {compared} answers agree' if compared else ''
+
+
+def _blocks(row: Row) -> str:
+    count = fmt.count_of(len(row['blocks']))
+    return f'{count} skipped, {fmt.hundredths(row["sparsity"])} %'

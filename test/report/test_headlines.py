@@ -1,0 +1,99 @@
+"""The sentence on top of a report says what its figures say."""
+
+from __future__ import annotations
+
+import pytest
+import synthetic_results as made_up
+
+from gmskip_ros.report.headlines import (
+    calibration_headline,
+    compare_headline,
+    comparison_headline,
+    evaluation_headline,
+    replay_headlines,
+)
+
+
+def measured(score: float, **changes):
+    return {'images': 60, 'score': score, 'interval': None, 'latency_ms': None, **changes}
+
+
+def evaluated(skip: dict) -> dict:
+    full = measured(0.975, latency_ms=250.0)
+    rows = [
+        {'name': 'Full', 'blocks': [], 'sparsity': 0.0, 'source': None, 'evaluation': full},
+        {'name': 'mine', 'blocks': [3, 4], 'sparsity': 0.25, 'source': None, 'evaluation': skip},
+    ]
+    return {'task': 'single_object', 'metric': 'accuracy', 'rows': rows}
+
+
+def test_gain_and_cost_stand_in_one_sentence():
+    skip = measured(0.967, latency_ms=100.0, token_agreement=58 / 60, interval=[-0.03, 0.01])
+    assert evaluation_headline(evaluated(skip)) == (
+        'mine (2 blocks skipped, 25.0 %): 2.5x faster, 58 of 60 answers the same, '
+        'accuracy 97.5 -> 96.7 (not significant)'
+    )
+
+
+@pytest.mark.parametrize(
+    'changes, expected',
+    [
+        ({'interval': [-0.05, -0.01]}, 'accuracy 97.5 -> 96.7 (significant)'),
+        ({'interval': [0.01, 0.02]}, 'accuracy 97.5 -> 96.7 (significant)'),
+        ({'latency_ms': 500.0}, '0.5x as fast, accuracy 97.5 -> 96.7'),
+        ({}, 'accuracy 97.5 -> 96.7'),
+    ],
+)
+def test_only_what_was_measured_is_said(changes, expected):
+    assert evaluation_headline(evaluated(measured(0.967, **changes))).endswith(f': {expected}')
+
+
+def test_without_a_skip_set_there_is_nothing_to_say():
+    result = evaluated(measured(0.9))
+    assert evaluation_headline({**result, 'rows': result['rows'][:1]}) == ''
+    assert calibration_headline(made_up.calibration(operating_points=None)) == ''
+    assert comparison_headline([]) == ''
+
+
+def test_a_calibration_without_test_images_has_the_scores_of_the_search():
+    line = calibration_headline(made_up.calibration(test=False))
+    assert line.startswith('high_performance (') and line.endswith('on the images of the search')
+
+
+def test_the_largest_sparsity_that_keeps_the_score_is_named():
+    def result(intervals):
+        sets = [{'num_skipped': 0, 'evaluation': measured(0.9), 'speed': None}]
+        for size, interval in enumerate(intervals, 1):
+            evaluation = measured(0.9 - 0.1 * size, interval=interval)
+            sets.append({'num_skipped': size, 'evaluation': evaluation, 'speed': {'speed_up': 2.0}})
+        rows = [{'method': 'x', 'asked_blocks': size, 'set': size} for size in range(1, len(sets))]
+        methods = [{'name': 'x', 'title': 'Method X', 'phases': ['prefill', 'decode']}]
+        return {
+            'task': 'captioning',
+            'metric': 'cider',
+            'num_blocks': 4,
+            'sets': sets,
+            'rows': rows,
+            'methods': methods,
+        }
+
+    line = compare_headline(result([[-0.2, 0.1], [-0.3, -0.1]]))
+    assert line == (
+        'Method X, 1 of 4 blocks skipped: 2.0x faster, CIDEr 90.0 -> 80.0 (not significant)'
+    )
+    assert 'No method keeps' in compare_headline(result([[-0.3, -0.1]]))
+
+
+def test_all_tasks_of_an_operating_point_are_in_its_sentence():
+    def row(task, median, agreeing):
+        return {
+            'machine': 'm',
+            'operating_point': '8',
+            'task': task,
+            'speedup': {'median': median},
+            'agreeing': agreeing,
+            'compared': 20,
+        }
+
+    rows = [row('a', 1.9, 20), row('b', 2.6, 18), row('c', None, 20)]
+    assert replay_headlines(rows) == ['8 blocks: 1.9x to 2.6x faster, 58 of 60 answers agree']
