@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gmskip_ros.cli.options import add_load_options, add_match_option, load_options
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
     from gmskip_ros.tasks import Task
     from gmskip_ros.vlm import Answer, SkipSet, Vlm
 
+SAMPLE = Path(__file__).parents[1] / 'assets' / 'demo' / 'sample.jpg'
+DEMO_WARNING = (
+    'the model demo only knows the driving scenes that this package renders: its answer about any '
+    'other image means nothing; give a model with --model'
+)
 DEFAULT_TASK = 'captioning'
 DEFAULT_MAX_NEW_TOKENS = 64  # for --prompt
 
@@ -28,7 +34,12 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         'ask', help='ask a model about one image, with and without skipped blocks'
     )
-    parser.add_argument('photo', help='image file (JPEG, PNG, ...)')
+    parser.add_argument(
+        'photo',
+        nargs='?',
+        default=str(SAMPLE),
+        help='image file (JPEG, PNG, ...; default: the rendered driving scene that ships)',
+    )
     add_load_options(parser)
     question = parser.add_mutually_exclusive_group()
     question.add_argument('--task', choices=TASK_NAMES, help=f'default: {DEFAULT_TASK}')
@@ -74,6 +85,8 @@ def run(args: argparse.Namespace) -> int:
 
         vlm = load_vlm(args.model, args.device, args.dtype, show_step, **load_options(args))
         warnings = list(vlm.warnings)
+        if vlm.name == 'demo' and Path(args.photo) != SAMPLE:
+            warnings.append(DEMO_WARNING)
         if skip_list is not None:
             warnings += skip_list.warnings_for(
                 **settings_in_use(vlm),
@@ -231,6 +244,8 @@ def print_report(report: dict[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from gmskip_ros.report.formatting import demo_alert
+
     console = Console()
     console.print(
         f'{report["model"]}, {report["num_blocks"]} blocks, '
@@ -258,3 +273,5 @@ def print_report(report: dict[str, Any]) -> None:
         '(vision is counted in both)',
         highlight=False,
     )
+    for line in demo_alert(report):
+        console.print(line, highlight=False)

@@ -70,6 +70,11 @@ def add_parser(subparsers: Any) -> None:
         help='folder for the report, the answers and the logs (default out/demo)',
     )
     parser.add_argument(
+        '--record',
+        action='store_true',
+        help='record the camera and the answers as a bag in --out; images travel as JPEG then',
+    )
+    parser.add_argument(
         '--deadline-sec',
         type=positive_float,
         default=120.0,
@@ -101,6 +106,7 @@ def run(args: argparse.Namespace) -> int:
             source=args.source,
             out=args.out,
             deadline_s=args.deadline_sec,
+            record=args.record,
             command='gmskip ' + shlex.join(args.arguments),
         )
         screen = Screen(show_progress=not args.no_progress)
@@ -114,7 +120,8 @@ def run(args: argparse.Namespace) -> int:
             print(f'gmskip demo: stopped by {stop.name}', file=sys.stderr)
             return stop.exit_code
         screen.summary(frames)
-        screen.files(args.out)
+        screen.notes(args.model)
+        screen.files(args.out, recorded=args.record)
         return 0
 
 
@@ -217,13 +224,22 @@ class Screen:
             )
         self._print(table)
 
-    def files(self, out: Path) -> None:
+    def notes(self, model: str) -> None:
+        """Print what a reader of the figures has to know."""
+        from gmskip_ros.report.formatting import demo_alert
+
+        for line in demo_alert({'model': model}):
+            self._print(line)
+
+    def files(self, out: Path, *, recorded: bool) -> None:
         """Print where the files are."""
         self._print('')
         self._print(f'report, for a browser:         {out / "report.html"}')
         self._print(f'last frame with both answers:  {out / "overlay.png"}')
         self._print(f'all answers:                   {out / "frames.csv"}, {out / "frames.jsonl"}')
         self._print(f'logs of node and camera:       {out / "node.log"}, {out / "camera.log"}')
+        if recorded:
+            self._print(f'bag of camera and answers:     {out / "bag"}')
 
     def _grid(self, *widths: int | None, right: Sequence[int]) -> Any:
         from rich.table import Table

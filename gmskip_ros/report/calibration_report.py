@@ -63,6 +63,7 @@ def calibration_table(result: Mapping[str, Any]) -> Table:
         notes.append(CIDER_NOTE)
     if col.any_shorter(rows):
         notes.append(col.SHORTER_NOTE)
+    notes += fmt.demo_alert(result)
     title = f'{fmt.subject(result)}: {fmt.score_label(result)}'
     return col.rich_table(title, _terminal_columns(result, rows), rows, '\n'.join(notes))
 

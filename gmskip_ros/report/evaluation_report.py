@@ -61,7 +61,7 @@ def _sections(result: Mapping[str, Any]) -> list[tuple[str, Sequence[Column], li
         (
             f'Score and cost: {fmt.subject(result)}',
             paper,
-            [*headline, *baseline_lines(result), *latency],
+            [*headline, *baseline_lines(result), *latency, *fmt.demo_alert(result)],
         )
     ]
     for task, metrics in col.score_columns_by_task(rows).items():

@@ -110,6 +110,7 @@ def replay_tables(run: Mapping[str, Any], rows: Sequence[FrameRow]) -> list[Tabl
             notes.append(f'Captions agree if their ROUGE-L is at least {least:g}')
         if any(row['answers_got_shorter'] for row in summary):
             notes.append(col.SHORTER_NOTE)
+        notes += fmt.demo_alert(run)
         title = f'Skip against full: {fmt.short_name(run["model"])}'
         tables.append(col.rich_table(title, _TERMINAL, summary, '\n'.join(notes)))
     return tables

@@ -11,7 +11,7 @@ import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.qos import QoSProfile
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
@@ -23,6 +23,8 @@ from gmskip_ros.ros.conversions import image_to_rgb
 
 COMPARISON = 'comparison'
 QUEUE = 100  # messages; more than arrive while the observer draws or writes
+# Receives topic, type ('std_msgs/msg/String'), time of arrival (ns) and a serialized message.
+Record = Callable[[str, str, int, bytes], None]
 LEVELS = {DiagnosticStatus.OK: OK, DiagnosticStatus.WARN: WARN}
 
 
@@ -41,15 +43,23 @@ class Observer(Protocol):
 
 @contextmanager
 def listening(
-    name: str, observer: Observer, *, jpeg: bool = False
+    name: str,
+    observer: Observer,
+    *,
+    jpeg: bool = False,
+    record: Record | None = None,
+    camera_topic: str = '',
 ) -> Iterator[Callable[[float], None]]:
     """Yield a function that hands on the next message, or returns after so many seconds.
 
     The ROS node `name` lives in a context of its own, in the environment's domain. jpeg: subscribe
-    to the overlay as JPEG, not as raw image.
+    to the overlay as JPEG, not as raw image. record: receives every message of the node, but for
+    the raw overlay, and of the camera on `camera_topic` (compressed images) as it came.
     """
     with ros_node(name) as (node, executor):
         _subscribe(node, observer, jpeg)
+        if record is not None:
+            _subscribe_raw(node, record, camera_topic)
 
         def spin_once(timeout_s: float) -> None:
             executor.spin_once(timeout_sec=max(0.0, timeout_s))
@@ -108,6 +118,31 @@ def _subscribe(node: Node, observer: Observer, jpeg: bool) -> None:
         subscribe(CompressedImage, records.JPEG_TOPIC, receive_overlay)
     else:
         subscribe(Image, records.PICTURE_TOPIC, receive_overlay)
+
+
+def _subscribe_raw(node: Node, record: Record, camera_topic: str) -> None:
+    """Hand on the camera's messages and the node's, serialized, with the time of their arrival."""
+
+    def subscribe(message_type: Any, name: str, topic: str, qos: QoSProfile) -> None:
+        def receive(content: bytes) -> None:
+            record(topic, name, node.get_clock().now().nanoseconds, content)
+
+        node.create_subscription(message_type, topic, receive, qos, raw=True)
+
+    best_effort = QoSProfile(depth=QUEUE, reliability=ReliabilityPolicy.BEST_EFFORT)
+    subscribe(CompressedImage, 'sensor_msgs/msg/CompressedImage', camera_topic, best_effort)
+    topics: list[tuple[Any, str, str]] = [
+        (DiagnosticArray, 'diagnostic_msgs/msg/DiagnosticArray', topic)
+        for topic in (
+            *(records.RESULT_TOPIC.format(branch=branch) for branch in BRANCHES),
+            records.COMPARISON_TOPIC,
+            '/diagnostics',
+        )
+    ]
+    topics.append((CompressedImage, 'sensor_msgs/msg/CompressedImage', records.JPEG_TOPIC))
+    for message_type, name, topic in topics:
+        full_name = topic.replace('~', f'/{records.NODE_NAME}', 1)
+        subscribe(message_type, name, full_name, QoSProfile(depth=QUEUE))
 
 
 def _stamp_ns(header: Header) -> int:

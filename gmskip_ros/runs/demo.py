@@ -5,6 +5,8 @@ The node and the camera are processes of their own; this one sees only what is o
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -12,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from gmskip_ros.bags.writing import NewBag
 from gmskip_ros.files import write_atomically
 from gmskip_ros.machine import describe_run
 from gmskip_ros.pipeline.records import NODE_NAME
@@ -49,6 +52,7 @@ class DemoOptions:
     source: Path | None  # folder of images for the camera; None: rendered scenes
     out: Path
     deadline_s: float  # without any news from the node
+    record: bool  # the camera and the node's topics, as a bag
     command: str  # for the report
 
 
@@ -83,22 +87,35 @@ class _Demo:
         self._parameters: dict[str, object] = {'model': options.model}
         if options.model == 'demo':
             self._parameters['labels'] = ['scenes']
+        if options.record:  # of raw images, a minute would take half a gigabyte
+            self._parameters['image_transport'] = 'compressed'
 
     def run(self) -> list[Frame]:
         from gmskip_ros.ros.listener import listening
 
         results = ('overlay.png', 'frames.jsonl', *WRITTEN_AT_THE_END)
         prepare_output(self._options.out, results, ('node.log', 'camera.log'))
+        bag = self._options.out / 'bag'
+        if (bag / 'metadata.yaml').is_file():  # an earlier demo's
+            shutil.rmtree(bag, ignore_errors=True)
+        if self._options.record and bag.exists():
+            raise LiveRunError(f'{bag}: exists and is not a bag: choose a different --out')
         set_ros_environment()
         description: dict[str, Any] = {}
         rows: list[FrameRow] = []
         with (
             tempfile.TemporaryDirectory(prefix='gmskip_demo_') as scratch,
             no_shared_memory_left(),
+            NewBag(bag) if self._options.record else contextlib.nullcontext() as new_bag,
         ):
             try:
                 self._children.append(self._start_node())
-                with listening('gmskip_demo', self._collector) as spin_once:
+                with listening(
+                    'gmskip_demo',
+                    self._collector,
+                    record=None if new_bag is None else _recorder(new_bag),
+                    camera_topic=f'{CAMERA_TOPIC}/compressed',
+                ) as spin_once:
                     source = self._options.source or self._render_scenes(Path(scratch))
                     self._children.append(self._start_camera(source))
                     self._collect(spin_once)
@@ -119,6 +136,8 @@ class _Demo:
 
     def _start_camera(self, source: Path) -> Child:
         parameters = {'source': str(source), 'rate_hz': self._options.camera_rate_hz}
+        if self._options.record:
+            parameters['image_transport'] = 'compressed'
         return start_camera(parameters, self._options.out / 'camera.log')
 
     def _render_scenes(self, folder: Path) -> Path:
@@ -231,6 +250,14 @@ class _Demo:
             )
         except OSError as error:
             raise _not_written(error.filename or out, error) from None
+
+
+def _recorder(bag: NewBag) -> Callable[[str, str, int, bytes], None]:
+    def record(topic: str, message_type: str, time_ns: int, content: bytes) -> None:
+        with bag.whole():
+            bag.write_serialized(topic, message_type, time_ns, content)
+
+    return record
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -241,7 +241,7 @@ class _Run:
                     replay.counts.subtract(('in_bag', 'due', 'answered'))
                     raise
                 self._rows += rows
-                self._result_bag.write(answered, self._overlays(answered))
+                self._result_bag.write_frame(answered, self._overlays(answered))
             num_answered = replay.counts['answered']
             self._listener.answered(num_answered, self._share_done(frame, num_answered))
             if num_answered == options.limit:

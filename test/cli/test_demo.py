@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import pytest
 from live_command import LiveCommand
+from rosbags.highlevel import AnyReader
 
 from gmskip_ros.datasets.scenes import render_scene
 from gmskip_ros.pipeline.overlay import AGREES_RGB, DIFFERS_RGB, MAX_PANEL_FRACTION, RAN_RGB
@@ -121,8 +122,8 @@ def test_three_frames(demo, tmp_path):
 
 
 @pytest.mark.parametrize(('signum', 'expected'), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_stops_everything(demo, one_image, signum, expected):
-    running = demo('--frames', '50', '--source', one_image)
+def test_a_signal_stops_everything(demo, one_image, tmp_path, signum, expected):
+    running = demo('--frames', '50', '--source', one_image, '--record')
     running.wait_for_line(NODE_REPORTS)
     assert len(running.processes()) >= 2
     running.send_signal(signum)
@@ -130,6 +131,8 @@ def test_a_signal_stops_everything(demo, one_image, signum, expected):
     assert status == expected
     assert stderr == f'gmskip demo: stopped by {signal.Signals(signum).name}\n'
     assert not running.processes()
+    with AnyReader([tmp_path / 'out' / 'bag']) as recorded:
+        assert '/diagnostics' in recorded.topics
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='the parent-death signal is of Linux')
