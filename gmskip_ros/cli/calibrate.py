@@ -24,6 +24,7 @@ from gmskip_ros.cli.options import (
     add_model_options,
     add_task_options,
     given_method_options,
+    open_dataset_of,
     parse_phases,
     parse_protect,
     parse_sparsities,
@@ -149,12 +150,11 @@ def calibrate_all(
     """Open the data, load the model, calibrate, and report each target's calibration."""
     from gmskip_ros.calibration.run import check
     from gmskip_ros.calibration.series import calibrate_targets
-    from gmskip_ros.datasets import open_dataset
 
-    dataset = open_dataset(args.dataset, split=args.split, captions=args.captions)
+    dataset = open_dataset_of(args)
     test_dataset = None
     if args.test_split is not None:
-        test_dataset = open_dataset(args.dataset, split=args.test_split, captions=args.captions)
+        test_dataset = open_dataset_of(args, args.test_split)
     run.open_folder()
     run.show_notes(dataset, test_dataset)
     for target in targets:  # check all of them before spending hours on the first

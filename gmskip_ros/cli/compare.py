@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from gmskip_ros.calibration.methods.registry import METHODS, get_method
 from gmskip_ros.calibration.settings import CompareSettings
 from gmskip_ros.cli.options import (
+    DATASET_HELP,
     add_captions_option,
+    add_images_dir_option,
     add_images_options,
     add_method_options,
     add_model_options,
@@ -59,12 +61,12 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         '--calibrate-on',
         required=True,
-        metavar='DIR[:SPLIT]',
-        help="COCO's or CODA's folder, or a .jsonl file of questions; its split, if it has several",
+        metavar='PATH[:SPLIT]',
+        help=f'{DATASET_HELP}; its split, if it has several',
     )
     parser.add_argument(
         '--evaluate-on',
-        metavar='DIR[:SPLIT]',
+        metavar='PATH[:SPLIT]',
         help='likewise (default: different images of --calibrate-on)',
     )
     add_captions_option(parser)
@@ -72,6 +74,12 @@ def add_parser(subparsers: Any) -> None:
         '--evaluate-captions',
         metavar='FILE',
         help='likewise, for --evaluate-on (default: the same as --captions)',
+    )
+    add_images_dir_option(parser)
+    parser.add_argument(
+        '--evaluate-images-dir',
+        metavar='DIR',
+        help='likewise, for --evaluate-on (default: the same as --images-dir)',
     )
     add_images_options(parser)
     parser.add_argument(
@@ -172,14 +180,17 @@ def open_datasets(args: argparse.Namespace) -> tuple[Dataset, Dataset | None]:
     from gmskip_ros.datasets import open_dataset
 
     place, split = place_and_split(args.calibrate_on)
-    dataset = open_dataset(place, split=split, captions=args.captions)
+    dataset = open_dataset(place, split=split, captions=args.captions, images_dir=args.images_dir)
     if args.evaluate_on is None:
-        if args.evaluate_captions is not None:
-            raise UserError('--evaluate-captions has no effect without --evaluate-on: remove it')
+        for option in ('captions', 'images_dir'):
+            if getattr(args, f'evaluate_{option}') is not None:
+                flag = option.replace('_', '-')
+                raise UserError(f'--evaluate-{flag} has no effect without --evaluate-on: remove it')
         return dataset, None
     place, split = place_and_split(args.evaluate_on)
     captions = args.captions if args.evaluate_captions is None else args.evaluate_captions
-    test_dataset = open_dataset(place, split=split, captions=captions)
+    images_dir = args.images_dir if args.evaluate_images_dir is None else args.evaluate_images_dir
+    test_dataset = open_dataset(place, split=split, captions=captions, images_dir=images_dir)
     is_same = test_dataset.samples == dataset.samples
     return dataset, None if is_same else test_dataset
 

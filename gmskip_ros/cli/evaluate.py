@@ -16,6 +16,7 @@ from gmskip_ros.cli.options import (
     load_model,
     lock_folder,
     make_folder,
+    open_dataset_of,
     shared_settings,
     split_list,
 )
@@ -86,14 +87,13 @@ def run(args: argparse.Namespace) -> int:
     from gmskip_ros.calibration.distributed import Ranks
     from gmskip_ros.calibration.evaluate import evaluate_all, without_calibration_images
     from gmskip_ros.cli.progress import ProgressBars
-    from gmskip_ros.datasets import open_dataset
 
     ranks = Ranks()
     is_shown = ranks.rank == 0 and not args.no_progress
     with FolderLock() as lock, ProgressBars(is_shown) as bars:
         if folder is not None and ranks.rank == 0:
             lock_folder(folder, lock)
-        dataset = open_dataset(args.dataset, split=args.split, captions=args.captions)
+        dataset = open_dataset_of(args)
 
         def print_line(line: str) -> None:
             if ranks.rank == 0:

@@ -20,6 +20,7 @@ from gmskip_ros.tasks import DEFAULT_MATCH, MATCHES, TASK_NAMES
 
 if TYPE_CHECKING:
     from gmskip_ros.calibration.distributed import Ranks
+    from gmskip_ros.datasets import Dataset
     from gmskip_ros.vlm import CalibrationEngine
 
 TASKS = (*TASK_NAMES, 'generic', 'joint')
@@ -133,12 +134,40 @@ def add_dataset_options(parser: argparse.ArgumentParser, images: int = 1000) -> 
     parser.add_argument(
         '--dataset',
         required=True,
-        metavar='DIR',
-        help="COCO's or CODA's folder, or a .jsonl file of questions",
+        metavar='PATH',
+        help=f'{DATASET_HELP} (docs/calibrate.md lists them)',
     )
-    parser.add_argument('--split', help='split of the dataset, if it has several')
+    parser.add_argument(
+        '--split',
+        help="split of the dataset, if it has several; Karpathy's may be joined: train+restval",
+    )
     add_captions_option(parser)
+    add_images_dir_option(parser)
     add_images_options(parser, images)
+
+
+DATASET_HELP = "COCO's or CODA's folder, a .json file in COCO's format, or a file of questions"
+
+
+def add_images_dir_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option for images that are not where the dataset's layout has them."""
+    parser.add_argument(
+        '--images-dir',
+        metavar='DIR',
+        help='the folder that the images are in (default: found beside the file)',
+    )
+
+
+def open_dataset_of(args: argparse.Namespace, split: str | None = None) -> Dataset:
+    """Return the dataset of the options of add_dataset_options; `split` in place of --split."""
+    from gmskip_ros.datasets import open_dataset
+
+    return open_dataset(
+        args.dataset,
+        split=args.split if split is None else split,
+        captions=args.captions,
+        images_dir=args.images_dir,
+    )
 
 
 def add_captions_option(parser: argparse.ArgumentParser) -> None:

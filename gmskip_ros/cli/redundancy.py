@@ -12,6 +12,7 @@ from gmskip_ros.cli.options import (
     add_dataset_options,
     add_model_options,
     add_task_options,
+    open_dataset_of,
     shared_settings,
 )
 from gmskip_ros.cli.resumable import LongRun, run_resumable, write_results
@@ -51,9 +52,8 @@ def measure_and_report(
 ) -> None:
     """Open the data, load the model, measure, and write and print the figures."""
     from gmskip_ros.calibration.redundancy import check, measure_redundancy
-    from gmskip_ros.datasets import open_dataset
 
-    dataset = open_dataset(args.dataset, split=args.split, captions=args.captions)
+    dataset = open_dataset_of(args)
     check(dataset, settings)
     run.open_folder()
     run.show_notes(dataset)

@@ -1,29 +1,31 @@
-"""COCO's folders (2014, 2017 and others in the same layout), and Karpathy's splits."""
+"""COCO's folders (2014, 2017 and others in the same layout), and single files in its format."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from gmskip_ros.datasets.coco_format import (
     Id,
     ImageEntry,
     make_samples,
-    note_about_blank,
     read_captions,
     read_images,
     read_labels,
 )
 from gmskip_ros.datasets.errors import DatasetError
-from gmskip_ros.datasets.json_file import note, read_object, records
+from gmskip_ros.datasets.image_finder import ImageFinder
 from gmskip_ros.datasets.sample import Dataset
 from gmskip_ros.datasets.scenes_writer import scenes_name
+from gmskip_ros.datasets.wrong_files import read_annotations
 
 _ANNOTATIONS = re.compile(r'(?:instances|captions)_(.+)\.json')
+_NAMED_AFTER_SPLIT = re.compile(r'(?:instances|captions|person_keypoints|stuff)_(.+)\.json')
+_ROBOFLOW = '_annotations.coco.json'  # in the folder of its split
 _OFFICIAL = re.compile(r'(?:train|val)20(?:14|17)')
-_KARPATHY = 'karpathy-'
 _TRAINED_ON = (
     'are in the training data of LLaVA models: scores on them overstate those on new images'
 )
@@ -35,7 +37,9 @@ def coco_splits(folder: Path) -> list[str]:
     return sorted({match[1] for name in names if (match := _ANNOTATIONS.fullmatch(name))})
 
 
-def open_coco(folder: Path, split: str, captions: Path | None) -> Dataset:
+def open_coco(
+    folder: Path, split: str, captions: Path | None, images_dir: Path | None = None
+) -> Dataset:
     """Return one split: labels from instances_<split>.json, captions from captions_<split>.json.
 
     `captions` is a different captions file in the same format. An image without annotations is a
@@ -49,107 +53,98 @@ def open_coco(folder: Path, split: str, captions: Path | None) -> Dataset:
     # A broken link exists: it must not count as a split without labels.
     has_instances = os.path.lexists(instances)
     if has_instances:
-        content = read_object(instances)
+        content = read_annotations(instances)
         images = read_images(content, instances, split, notes)
         labels = read_labels(content, instances, images, notes)
+        del content  # most of the memory, before the captions take some
     if captions is not None or os.path.lexists(own_captions):
         path = captions or own_captions
-        content = read_object(path)
+        content = read_annotations(path)
         if not has_instances:
             images = read_images(content, path, split, notes)
         read_captions(content, path, images, notes)
         _check_captions(captions, images)
-
-    folders = _image_folders(folder, split)
-
-    def find(number: Id, image: ImageEntry) -> Path | None:
-        return _first_file(at / image.file_name for at in folders)
-
-    samples = make_samples(images, labels, find, ' or '.join(map(str, folders)), notes)
-    official = _OFFICIAL.fullmatch(split)
-    name = f'coco-{split}' if official else scenes_name(folder, split) or split
-    return Dataset(name, samples, labels, tuple(notes), _warnings([split] if official else []))
+    finder = ImageFinder(image_folders(images_dir or folder, split))
+    name = scenes_name(folder, split) or split
+    return _make_dataset(name, split, images, labels, finder, notes, ())
 
 
-def is_karpathy(content: dict[str, object]) -> bool:
-    """Return whether a file's content is in Karpathy's format: its images have sentences."""
-    images = content.get('images')
-    return isinstance(images, list) and any(
-        isinstance(image, dict) and 'sentences' in image for image in images[:1]
-    )
+def open_coco_file(
+    path: Path, content: dict[str, Any], captions: Path | None, images_dir: Path | None
+) -> Dataset:
+    """Return what a file in COCO's format holds, whatever its name: boxes, captions or both.
 
-
-def karpathy_splits(content: dict[str, object], path: Path) -> list[str]:
-    """Return the names of the file's splits ('karpathy-train', ...), sorted."""
-    return sorted({_KARPATHY + record.text('split') for record in records(content, 'images', path)})
-
-
-def open_karpathy(folder: Path, split: str, content: dict[str, object], path: Path) -> Dataset:
-    """Return one of Karpathy's splits, for example 'karpathy-test', of a COCO folder.
-
-    Captions come from his file, labels from the instances of 2014 or 2017 if the folder has them.
-    Images are found under the names of both years.
+    The split is what its name says; images are looked for in `images_dir`, or beside the file.
     """
+    name, split, root = _name_split_and_root(path)
     notes: list[str] = []
-    images: dict[Id, ImageEntry] = {}
-    repeated: list[str] = []
-    blank: list[str] = []
-    parts: dict[str, None] = {}
-    for record in records(content, 'images', path):
-        if _KARPATHY + record.text('split') != split:
-            continue
-        number, part, file_name = (
-            record.identity('cocoid'),
-            record.text('filepath'),
-            record.text('filename'),
-        )
-        if number in images:
-            repeated.append(file_name)
-            continue
-        texts = []
-        for sentence in record.objects('sentences'):
-            if sentence.is_blank('raw'):
-                blank.append(file_name)
-            else:
-                texts.append(sentence.text('raw'))
-        images[number] = ImageEntry(f'{part}/{file_name}', file_name, captions=texts)
-        parts[part] = None
-    notes += note(
-        repeated, 'image is listed twice, used once', 'images are listed twice, used once'
-    )
-    notes += note_about_blank(blank)
-
+    warnings: list[str] = []
     labels: tuple[str, ...] = ()
-    annotations = folder / 'annotations'
-    files = [annotations / f'instances_{part}.json' for part in parts]
-    if not all(file.exists() for file in files):
-        files = [annotations / f'instances_{part}.json' for part in ('train2017', 'val2017')]
-    for file in filter(Path.exists, files):
-        instances = read_object(file)
-        for number, listed in read_images(instances, file, split, []).items():
-            if number in images:
-                images[number].size = listed.size
-        found = read_labels(instances, file, images, notes, only_given=True)
-        labels = tuple(dict.fromkeys(labels + found))
+    images = read_images(content, path, split, notes)
+    if _has_captions(content):
+        read_captions(content, path, images, notes)
+    else:
+        labels = read_labels(content, path, images, notes)
+        if any('keypoints' in category for category in content['categories']):
+            warnings.append(
+                f'{path.name} labels only {" and ".join(labels)}: an image may show classes that '
+                'are not among its labels'
+            )
+    if captions is not None:
+        read_captions(read_annotations(captions), captions, images, notes)
+        _check_captions(captions, images)
+    beside = [*image_folders(root, split), *image_folders(path.parent, split)]
+    finder = ImageFinder(beside if images_dir is None else image_folders(images_dir, split))
+    return _make_dataset(name, split, images, labels, finder, notes, warnings)
+
+
+def _name_split_and_root(path: Path) -> tuple[str, str, Path]:
+    """Return a dataset's name, the split that its file is about, and the folder above it."""
+    parent = path.absolute().parent
+    root = parent.parent if parent.name == 'annotations' else parent
+    if match := _NAMED_AFTER_SPLIT.fullmatch(path.name):
+        return scenes_name(root, match[1]) or match[1], match[1], root
+    split = path.stem
+    if path.name == _ROBOFLOW:
+        split, root = parent.name, parent.parent
+    return f'{root.name}/{split}', split, root  # 'train' alone would name many datasets
+
+
+def _has_captions(content: dict[str, Any]) -> bool:
+    annotations = content.get('annotations')
+    first = annotations[0] if isinstance(annotations, list) and annotations else None
+    return isinstance(first, dict) and 'caption' in first
+
+
+def _make_dataset(
+    name: str,
+    split: str,
+    images: dict[Id, ImageEntry],
+    labels: tuple[str, ...],
+    finder: ImageFinder,
+    notes: list[str],
+    warnings: Sequence[str],
+) -> Dataset:
+    # Ids of two folders may share a file name; a name in coco_url has its folder before it.
+    last = [image.file_name.rpartition('/')[2] for image in images.values()]
+    are_unique = len(set(last)) == len(last)
 
     def find(number: Id, image: ImageEntry) -> Path | None:
-        new_name = f'{number:012d}.jpg' if isinstance(number, int) else f'{number}.jpg'
-        part = image.key.partition('/')[0]
-        named = [at / image.file_name for at in _image_folders(folder, part)]
-        for year in ('val2017', 'train2017'):
-            named += [at / new_name for at in _image_folders(folder, year)]
-        return _first_file(named)
+        names = [image.file_name]
+        if are_unique and '/' in image.file_name:
+            names.append(image.file_name.rpartition('/')[2])
+        return finder.find(names)
 
-    samples = make_samples(images, labels, find, str(folder), notes)
-    return Dataset(f'coco-{split}', samples, labels, tuple(notes), _warnings(list(parts)))
-
-
-def _image_folders(folder: Path, split: str) -> list[Path]:
-    return [folder / split, folder / 'images' / split, folder / 'images']
+    samples = make_samples(images, labels, find, str(finder), notes)
+    if _OFFICIAL.fullmatch(split):
+        name, warnings = f'coco-{split}', [*warnings, *training_warnings([split])]
+    return Dataset(name, samples, labels, tuple(notes), tuple(warnings))
 
 
-def _first_file(paths: Iterable[Path]) -> Path | None:
-    return next((path for path in paths if path.is_file()), None)
+def image_folders(folder: Path, *splits: str) -> list[Path]:
+    """Return where the images of these splits may be, the most specific place first."""
+    own = [at for split in splits for at in (folder / split, folder / 'images' / split)]
+    return [*own, folder / 'images', folder]
 
 
 def _check_captions(path: Path | None, images: dict[Id, ImageEntry]) -> None:
@@ -157,7 +152,8 @@ def _check_captions(path: Path | None, images: dict[Id, ImageEntry]) -> None:
         raise DatasetError(f'{path}: has no captions for this split; give the file of this split')
 
 
-def _warnings(parts: list[str]) -> tuple[str, ...]:
+def training_warnings(parts: Sequence[str]) -> tuple[str, ...]:
+    """Return what is known of these splits of COCO and the training of LLaVA."""
     warnings = []
     if any(part.startswith('train') for part in parts):
         warnings.append(f'COCO train images {_TRAINED_ON}')

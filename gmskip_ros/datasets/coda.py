@@ -17,6 +17,7 @@ from gmskip_ros.datasets.coco_format import (
     read_labels,
 )
 from gmskip_ros.datasets.errors import DatasetError
+from gmskip_ros.datasets.image_finder import ImageFinder
 from gmskip_ros.datasets.json_file import Record, note, read_object
 from gmskip_ros.datasets.sample import Dataset
 
@@ -44,7 +45,7 @@ def name_of(folder: Path) -> str:
     return Path(os.path.abspath(folder)).name
 
 
-def open_coda(folder: Path, captions: Path | None) -> Dataset:
+def open_coda(folder: Path, captions: Path | None, images_dir: Path | None = None) -> Dataset:
     """Return the split in `folder`: CODA's base-val-1500, CODA2022's val, test or sample.
 
     The split is named after the folder. Corner cases and common classes are both labels.
@@ -58,11 +59,12 @@ def open_coda(folder: Path, captions: Path | None) -> Dataset:
     if captions is not None:
         _read_coda_lm(captions, split, images, notes)
 
-    def find(number: Id, image: ImageEntry) -> Path | None:
-        file = folder / 'images' / image.file_name
-        return file if file.is_file() else None
+    finder = ImageFinder([images_dir or folder / 'images'])
 
-    samples = make_samples(images, labels, find, str(folder / 'images'), notes)
+    def find(number: Id, image: ImageEntry) -> Path | None:
+        return finder.find([image.file_name])
+
+    samples = make_samples(images, labels, find, str(finder), notes)
     warnings = []
     if path.name == _CORNER_CASES:
         warnings.append(

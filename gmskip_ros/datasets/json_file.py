@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,26 +13,69 @@ from gmskip_ros.datasets.errors import DatasetError, one_line
 from gmskip_ros.numbers import is_number, is_whole_number
 
 _SHOWN = 5  # names in a note
+_UNUSED = ('segmentation', 'tokens')  # most of COCO's and Karpathy's files, read by nothing
+_LFS_POINTER = b'version https://git-lfs.github.com/spec/'
+_DECIMAL = re.compile(r'0|-?[1-9][0-9]*')
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a UTF-8 file. Raises DatasetError for others and for git-LFS pointers."""
+    with open(path, 'rb') as file:
+        head = file.read(len(_LFS_POINTER))
+    if head == _LFS_POINTER:
+        raise DatasetError(
+            f'{path}: is a git-LFS pointer, not the file itself; fetch the file with git lfs pull'
+        )
+    try:
+        return path.read_text('utf-8-sig')
+    except UnicodeDecodeError as error:
+        raise DatasetError(f'{path}: is not UTF-8 text; save the file as UTF-8') from error
+
+
+def parse_json(text: str) -> Any:
+    """Return the JSON value without the fields in _UNUSED. Raises ValueError, RecursionError.
+
+    They are dropped while reading, so that a large file needs little more memory than its text.
+    """
+    return json.loads(text, object_hook=_without_unused)
+
+
+def read_json(path: Path) -> Any:
+    """Return the JSON value in the file, as parse_json does. Raises DatasetError."""
+    try:
+        return parse_json(read_text(path))
+    except DatasetError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(f'{path}: is not JSON ({error}); fetch the file again') from error
 
 
 def read_object(path: Path) -> dict[str, Any]:
     """Return the JSON object in the file; raise DatasetError if it contains anything else."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8
-        raise DatasetError(f'{path}: is not JSON ({error}); fetch the file again') from error
+    content = read_json(path)
     if not isinstance(content, dict):
         raise DatasetError(f'{path}: contains {kind_of(content)}; it must contain an object')
     return content
 
 
-def records(content: dict[str, Any], name: str, path: Path) -> Iterator[Record]:
-    """Yield the entries of the list `name` as Records; raise DatasetError if it is not a list."""
+def _without_unused(values: dict[str, Any]) -> dict[str, Any]:
+    for name in _UNUSED:
+        values.pop(name, None)
+    return values
+
+
+def entries(content: dict[str, Any], name: str, path: Path) -> list[Any]:
+    """Return the list `name`, its entries unchecked; raise DatasetError if it is not a list."""
     if name not in content:
         raise DatasetError(f'{path}: {name} is missing; it must be a list of objects')
     if not isinstance(content[name], list):
         raise DatasetError(f'{path}: {name} is {kind_of(content[name])}; it must be a list')
-    for index, values in enumerate(content[name]):
+    return content[name]
+
+
+def records(content: dict[str, Any], name: str, path: Path) -> Iterator[Record]:
+    """Yield the entries of the list `name` as Records; raise DatasetError if it is not a list."""
+    for index, values in enumerate(entries(content, name, path)):
         yield Record(values, path, f'{name}[{index}]')
 
 
@@ -66,10 +110,12 @@ class Record:
         return self._values[name]
 
     def identity(self, name: str) -> int | str:
-        """Return an id: a whole number or a text."""
+        """Return an id: a whole number or a text. "7" is 7: files mix them; "007" is a text."""
         value = self.value(name, 'a whole number')
         if not (is_whole_number(value) or isinstance(value, str)):
             raise self.error(name, f'is {short(value)}; it must be a whole number or a text')
+        if isinstance(value, str) and len(value) < 30 and _DECIMAL.fullmatch(value):
+            return int(value)
         return value
 
     def text(self, name: str) -> str:

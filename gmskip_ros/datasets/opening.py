@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from gmskip_ros.datasets.coco import (
-    coco_splits,
-    is_karpathy,
-    karpathy_splits,
-    open_coco,
-    open_karpathy,
-)
+from gmskip_ros.datasets.coco import coco_splits, open_coco, open_coco_file
 from gmskip_ros.datasets.coda import coda_splits, is_coda_split, name_of, open_coda
 from gmskip_ros.datasets.errors import DatasetError
-from gmskip_ros.datasets.json_file import read_object
+from gmskip_ros.datasets.json_file import read_json
+from gmskip_ros.datasets.karpathy import PREFIX, is_karpathy, karpathy_splits, open_karpathy
 from gmskip_ros.datasets.questions import open_questions
 from gmskip_ros.datasets.sample import Dataset
+from gmskip_ros.datasets.wrong_files import explain_folder, refuse_content, refuse_file
 
 _LAYOUTS = (
     'supported are: a folder with annotations/instances_<split>.json or captions_<split>.json '
-    '(COCO), a folder with <split>/annotations.json or <split>/corner_case.json (CODA), a .jsonl '
-    'file'
+    '(COCO), a folder with <split>/annotations.json or <split>/corner_case.json (CODA), a .json '
+    "file in COCO's or Karpathy's format, a .jsonl file of questions"
 )
 _CAPTIONS = (
     "captions are a file such as captions_val2017.json, Karpathy's dataset_coco.json, or the "
     'folder CODA-LM'
 )
+_IMAGES_DIR = 'give the folder that the images are in'
 
 
 def open_dataset(
@@ -35,48 +34,89 @@ def open_dataset(
     *,
     split: str | None = None,
     captions: str | os.PathLike[str] | None = None,
+    images_dir: str | os.PathLike[str] | None = None,
 ) -> Dataset:
     """Return the dataset at `path`, whose layout is detected:
 
     - a COCO folder; `captions` may be a file such as captions_val2017.json, or Karpathy's
       dataset_coco.json, whose splits are then 'karpathy-test' and so on;
     - a CODA folder, or the folder of one of its splits; `captions` may be the folder CODA-LM;
-    - a .jsonl file of questions (see open_questions).
+    - any .json file in COCO's format (instances, captions, keypoints of people, LVIS, NoCaps,
+      Roboflow's _annotations.coco.json), or one of Karpathy's;
+    - a file of questions (see open_questions).
 
-    `split` is optional if there is only one. Raises DatasetError: one line with the file, the
-    field and the remedy.
+    `split` is optional if there is only one; Karpathy's may be joined: 'train+restval'.
+    `images_dir`: where the images are, if not where each layout has them. Raises DatasetError: one
+    line with the file, the field and the remedy.
     """
     try:
         place = _existing(path, _LAYOUTS)
         captions_path = None if captions is None else _existing(captions, _CAPTIONS)
-        return _open(place, split, captions_path)
+        images_path = None if images_dir is None else _existing(images_dir, _IMAGES_DIR)
+        if images_path is not None and not images_path.is_dir():
+            raise DatasetError(f'{images_path}: is not a folder; {_IMAGES_DIR}')
+        with _without_garbage_collection():
+            if place.is_dir():
+                return _open_folder(place, split, captions_path, images_path)
+            return _open_file(place, split, captions_path, images_path)
     except OSError as error:
         raise DatasetError(
             f'{error.filename}: cannot be read ({error.strerror}); check it and its permissions'
         ) from error
 
 
-def _open(place: Path, split: str | None, captions: Path | None) -> Dataset:
-    if place.is_file() and place.suffix == '.jsonl':
-        if split is not None or captions is not None:
-            raise DatasetError(
-                f'{place}: a .jsonl file has neither splits nor captions; remove both options'
-            )
-        return open_questions(place)
-    if not place.is_dir():
-        raise DatasetError(f'{place}: is not a supported dataset; {_LAYOUTS}')
+@contextlib.contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Pause it: it would look at millions of new objects again and again, a third of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _open_folder(
+    place: Path, split: str | None, captions: Path | None, images_dir: Path | None
+) -> Dataset:
     if captions is not None and captions.is_file():
-        content = read_object(captions)
+        refuse_file(captions)
+        content = read_json(captions)
         if is_karpathy(content):
-            splits = karpathy_splits(content, captions)
-            return open_karpathy(place, _choose(split, splits, captions), content, captions)
+            splits = _choose_karpathy(split, karpathy_splits(content, captions), captions)
+            return open_karpathy(place, splits, content, captions, images_dir)
+        del content  # it may be large, and is read again where it belongs
     if splits := coco_splits(place):
-        return open_coco(place, _choose(split, splits, place), captions)
+        return open_coco(place, _choose(split, splits, place), captions, images_dir)
     if is_coda_split(place):
         _choose(split, [name_of(place)], place)
-        return open_coda(place, captions)
+        return open_coda(place, captions, images_dir)
     if splits := coda_splits(place):
-        return open_coda(place / _choose(split, splits, place), captions)
+        return open_coda(place / _choose(split, splits, place), captions, images_dir)
+    problem = explain_folder(place) or f'is not a supported dataset; {_LAYOUTS}'
+    raise DatasetError(f'{place}: {problem}')
+
+
+def _open_file(
+    place: Path, split: str | None, captions: Path | None, images_dir: Path | None
+) -> Dataset:
+    refuse_file(place)
+    if place.suffix == '.jsonl':
+        _refuse_split(place, split)
+        if captions is not None:
+            raise DatasetError(f'{place}: a file of questions has no captions; remove the option')
+        return open_questions(place)
+    if place.suffix != '.json':
+        raise DatasetError(f'{place}: is not a supported dataset; {_LAYOUTS}')
+    content = read_json(place)
+    refuse_content(content, place)
+    if is_karpathy(content):
+        splits = _choose_karpathy(split, karpathy_splits(content, place), place)
+        return open_karpathy(place.parent, splits, content, place, images_dir)
+    _refuse_split(place, split)
+    if isinstance(content, dict) and 'images' in content:
+        return open_coco_file(place, content, captions, images_dir)
     raise DatasetError(f'{place}: is not a supported dataset; {_LAYOUTS}')
 
 
@@ -88,6 +128,20 @@ def _choose(split: str | None, splits: Sequence[str], place: Path) -> str:
     if split not in splits:
         raise DatasetError(f'{place}: has no split {split!r}; choose one of {", ".join(splits)}')
     return split
+
+
+def _choose_karpathy(split: str | None, splits: Sequence[str], place: Path) -> list[str]:
+    """Return the splits of 'train+restval', or 'karpathy-train+karpathy-restval'."""
+    chosen = []
+    for part in [split] if split is None else dict.fromkeys(split.split('+')):
+        name = None if part is None else PREFIX + part.removeprefix(PREFIX)
+        chosen.append(_choose(name if name in splits else part, splits, place))
+    return chosen
+
+
+def _refuse_split(place: Path, split: str | None) -> None:
+    if split is not None:
+        raise DatasetError(f'{place}: is the file of one split; remove the split {split!r}')
 
 
 def _existing(path: str | os.PathLike[str], remedy: str) -> Path:

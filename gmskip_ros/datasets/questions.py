@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from gmskip_ros.datasets.errors import DatasetError
-from gmskip_ros.datasets.json_file import Record, has_word, note
+from gmskip_ros.datasets.json_file import Record, has_word, note, read_text
 from gmskip_ros.datasets.sample import Dataset, Sample
 
 
@@ -17,10 +17,7 @@ def open_questions(path: Path) -> Dataset:
     texts) and optionally `id` and `formula` (true: the references are formulae, whose spaces do
     not count in the metric `contains`). Without an id the key is '<image>:<line number>'.
     """
-    try:
-        text = path.read_bytes().decode('utf-8-sig')
-    except UnicodeDecodeError as error:
-        raise DatasetError(f'{path}: is not UTF-8 text; save the file as UTF-8') from error
+    text = read_text(path)
     samples: dict[str, Sample] = {}
     lines: dict[str, int] = {}
     missing: list[str] = []

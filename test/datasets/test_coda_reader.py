@@ -197,10 +197,15 @@ def test_a_broken_file_of_coda_lm_is_one_line(tmp_path, content, problem):
     assert str(path) in str(error.value) and '\n' not in str(error.value)
 
 
-def test_a_broken_annotation_names_its_place(tmp_path):
+def test_broken_annotations_name_their_place(tmp_path):
     folder = write_split(tmp_path, 'val')
     content = json.loads((folder / 'annotations.json').read_text())
     content['annotations'][2]['iscrowd'] = 'no'
     write_json(folder / 'annotations.json', content)
-    with pytest.raises(DatasetError, match=r'val/annotations\.json: annotations\[2\]\.iscrowd'):
+    note = note_about(open_dataset(folder).notes, 'cannot be used')
+    assert note == '1 annotation cannot be used, skipped: annotations[2].iscrowd is "no"'
+    content['annotations'] = content['annotations'][2:3]
+    content['annotations'] *= 3
+    write_json(folder / 'annotations.json', content)
+    with pytest.raises(DatasetError, match=r'val/annotations\.json: annotations\[0\]\.iscrowd'):
         open_dataset(folder)

@@ -97,9 +97,7 @@ def test_a_file_without_questions_is_refused(tmp_path):
         open_dataset(path)
 
 
-def test_question_files_have_neither_splits_nor_captions(tmp_path):
+def test_question_files_have_no_splits(tmp_path):
     path = write_lines(tmp_path, question())
-    with pytest.raises(DatasetError, match='neither splits nor captions'):
+    with pytest.raises(DatasetError, match="is the file of one split; remove the split 'val'"):
         open_dataset(path, split='val')
-    with pytest.raises(DatasetError, match='neither splits nor captions'):
-        open_dataset(path, captions=path)
