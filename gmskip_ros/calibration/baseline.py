@@ -16,11 +16,12 @@ import numpy as np
 from gmskip_ros.calibration.objective import VISUAL_GAIN, Objective, base_metric, make_objective
 from gmskip_ros.calibration.questions import Questions
 from gmskip_ros.skipping import Baselines, ConstantBaseline
-from gmskip_ros.tasks import Cider, Task, caption_tokens
+from gmskip_ros.tasks import PRESENCE, Cider, Task, caption_tokens
 from gmskip_ros.tasks.benchmark_forms import exact_form
 from gmskip_ros.tasks.normalisation import normalise
 from gmskip_ros.tasks.rouge_totals import RougeTotals
 from gmskip_ros.tasks.scoring import Absent, Score
+from gmskip_ros.tasks.task import NO, YES
 
 EMPTY = ''
 # Some 10 to 15 s of work at most on one core: texts for CIDEr; texts x references for ROUGE-L, and
@@ -47,6 +48,7 @@ def best_constant_answer(questions: Questions, metric: str) -> ConstantAnswer | 
 
     - single_object (accuracy, balanced_accuracy): of all labels and the empty answer. Exact: a text
       is read as at most one label.
+    - presence: yes or no. Exact: no text is read as anything else.
     - multi_object: the best set of labels. Exact: for set_precision, set_recall and set_f1 a set of
       k labels scores the sum of what each of its labels adds given k, so the best set of every k
       is known; for set_exact_match it is the most frequent set among the references. For set_recall
@@ -71,6 +73,8 @@ def best_constant_answer(questions: Questions, metric: str) -> ConstantAnswer | 
     task = questions.task
     if task is not None and questions.name == 'single_object':
         answer = _best(objective, groups, [*_labels_by_frequency(questions, task), EMPTY])
+    elif questions.name == PRESENCE:
+        answer = _best(objective, groups, [YES, NO, EMPTY])
     elif task is not None and questions.name == 'multi_object':
         answer = _best_label_set(questions, task, base_metric(questions.name, metric))
     else:

@@ -534,13 +534,13 @@ def _dataset_record(
         'labels_outside_view': sum(one.labels_outside_view for one in datasets),
         'calibration': {
             'name': dataset.name,
-            'images': data.questions[0].num_scored,
+            'images': data.questions[0].num_images,
             'sha256': data.sha256,
             'seed': settings.seed,
         },
         'test': {
             'name': tested.name,
-            'images': data.test_questions[0].num_scored,
+            'images': data.test_questions[0].num_images,
             'sha256': data.test_sha256,
         },
     }

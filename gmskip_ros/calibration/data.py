@@ -79,7 +79,7 @@ def load_data(
         if not of_list:
             return []
         questions = [
-            make_questions(readable(of_list), task, task.make_task(dataset.labels))
+            make_questions(readable(of_list), task, task.make_task(dataset.labels), settings.seed)
             for task in settings.tasks()
         ]
         if not min(of_task.num_scored for of_task in questions):

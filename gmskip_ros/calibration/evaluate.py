@@ -246,12 +246,11 @@ def _record(
     data: Data,
     rows: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    prompts = {prompt for questions in data.test_questions for prompt in questions.prompts}
     first = rows[0]['evaluation']
     samples = data.test_questions[0].samples
     return {
         **record_header(FORMAT, vlm, settings, metrics),
-        'prompt': prompts.pop() if len(prompts) == 1 else None,
+        'prompt': _common_prompt(data.test_questions),
         'dataset': {
             'name': dataset.name,
             'notes': list(dataset.notes),
@@ -270,6 +269,12 @@ def _record(
     }
 
 
+def _common_prompt(questions: Sequence[Questions]) -> str | None:
+    """Return the prompt of all questions (for presence with {label}); None where they differ."""
+    prompts = {of_task.common_prompt for of_task in questions}
+    return prompts.pop() if len(prompts) == 1 else None
+
+
 def score_note(evaluation: Mapping[str, Any]) -> str | None:
     """Return the note about CIDEr among the scores of an evaluation (see Evaluator.evaluate)."""
     if not any(name.endswith('cider') for name in evaluation['scores']):
@@ -285,12 +290,11 @@ def list_warnings(
 ) -> list[str]:
     """Return one line for each way in which a list was calibrated for something else."""
     stated = skip_list.prompt
-    prompts = {prompt for of_task in questions for prompt in of_task.prompts}
     lengths = {of_task.max_new_tokens for of_task in questions}
     warnings = skip_list.warnings_for(
         **settings_in_use(vlm),
         # Several questions have no single prompt to compare: the list's own gives no warning.
-        prompt=prompts.pop() if len(prompts) == 1 else stated.text or '',
+        prompt=_common_prompt(questions) or stated.text or '',
         max_new_tokens=lengths.pop() if len(lengths) == 1 else stated.max_new_tokens or 0,
         task=settings.task,
         match=settings.used_match,

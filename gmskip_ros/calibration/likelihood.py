@@ -16,6 +16,7 @@ from gmskip_ros.calibration.errors import CalibrationError
 from gmskip_ros.calibration.questions import Questions
 from gmskip_ros.calibration.scoring import Scorer
 from gmskip_ros.skipping import SkipSet
+from gmskip_ros.tasks import PRESENCE
 from gmskip_ros.tasks.scoring import Absent
 
 if TYPE_CHECKING:  # `gmskip --help` loads this file, and torch takes seconds
@@ -272,7 +273,7 @@ def reference_text(questions: Questions, question: int) -> str:
 def reference_texts(questions: Questions, question: int) -> list[str]:
     """Return all that is right, as answers: the label, the labels joined by ', ', the texts."""
     reference = questions.references[question]
-    if questions.name == 'single_object':
+    if questions.name in ('single_object', PRESENCE):
         return [_as_words(reference)]
     if questions.name == 'multi_object':
         return [', '.join(map(_as_words, reference))]

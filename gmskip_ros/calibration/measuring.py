@@ -24,7 +24,8 @@ from gmskip_ros.calibration.objective import (
 from gmskip_ros.calibration.questions import Questions, reread
 from gmskip_ros.calibration.repetition import repeats
 from gmskip_ros.skipping import SkipSet
-from gmskip_ros.tasks import TaskError
+from gmskip_ros.tasks import PRESENCE, TaskError
+from gmskip_ros.tasks.metrics import yes_no_figures
 from gmskip_ros.tasks.normalisation import normalise
 from gmskip_ros.tasks.scoring import METRICS, Score
 from gmskip_ros.tasks.statistics import auroc, mcnemar_p, paired_bootstrap_interval
@@ -80,9 +81,10 @@ class Evaluator:
         - images: number of different images in the score.
         - score: in the given metric; joint: the least of score / full score over the tasks, None
           where a full score is not above 0. scores: every metric of the task that these
-          references allow, else None; joint: 'single_object.accuracy' and so on. match_scores: the
-          score if the same answers were read as STRICTER (for visual_gain: of the metric it is
-          computed from); empty for tasks without labels and joint evaluations.
+          references allow, else None; joint: 'single_object.accuracy' and so on; presence: the
+          means of `yes_no_figures` over the splits, and 'random.accuracy' and so on.
+          match_scores: the score if the same answers were read as STRICTER (for visual_gain: of
+          the metric it is computed from); empty for tasks without labels and joint evaluations.
         - shuffled_score: the same score (for visual_gain: the metric it is computed from) with each
           question paired with a different question's image; all images are shuffled, with the
           target or not. visual_gain = score - shuffled_score. None for a single image, and for a
@@ -203,6 +205,9 @@ class Evaluator:
                 scores[prefix + metric] = (
                     None if objective is None else float(_score(objective, answers.texts))
                 )
+            if part.questions.name == PRESENCE:
+                figures = _presence_figures(part.questions, answers)
+                scores.update({prefix + name: value for name, value in figures.items()})
         return scores
 
     def _match_scores(self, found: Sequence[_Answers]) -> dict[str, float]:
@@ -398,6 +403,32 @@ class _Timed:
         self.tokens = len(answer.token_ids)
         # Prefill gives the first token; token_ids do not include one that ends the answer.
         self.passes = min(self.tokens, max_new_tokens - 1)
+
+
+def _presence_figures(questions: Questions, answers: _Answers) -> dict[str, float | None]:
+    """Return the means of yes_no_figures over the splits, then those of each split."""
+    assert questions.task is not None
+    read = [questions.task.parse(answer.text).text for answer in answers.real]
+    if not questions.splits:
+        return yes_no_figures(read, questions.references)
+    places: dict[str, list[int]] = {}
+    for i, splits in enumerate(questions.splits):
+        for split in splits:
+            places.setdefault(split, []).append(i)
+    of_splits = {
+        split: yes_no_figures(
+            [read[i] for i in of_split], [questions.references[i] for i in of_split]
+        )
+        for split, of_split in places.items()
+    }
+    figures: dict[str, float | None] = {}
+    for name in next(iter(of_splits.values())):
+        values = [value for each in of_splits.values() if (value := each[name]) is not None]
+        figures[name] = statistics.fmean(values) if len(values) == len(of_splits) else None
+    if len(of_splits) > 1:
+        for split, each in of_splits.items():
+            figures.update({f'{split}.{name}': value for name, value in each.items()})
+    return figures
 
 
 def _against_full(part: _Part, answers: _Answers, full: _Answers) -> dict[str, Any]:

@@ -106,16 +106,16 @@ def make_objective(
         scorer = make_scorer(base_metric(of_task.name, metric), of_task.references, of_task.task)
         images = [image_of[sample.image_path] for sample in of_task.samples]
         scored = range(of_task.num_scored)
+        weights, denominator = [1] * of_task.num_scored, of_task.num_scored
         if metric == BALANCED_ACCURACY:
             weights, denominator = _balanced_weights(of_task)
-            items = [Item(index, images[i], i, weight) for i, weight in enumerate(weights)]
-        else:
-            items = [Item(index, images[i], i, 1) for i in scored]
-            denominator = len(items)
+        elif of_task.splits:
+            weights, denominator = _split_weights(of_task)
+        items = [Item(index, images[i], i, weight) for i, weight in enumerate(weights)]
         if metric == VISUAL_GAIN:
             # Shuffled among all images: those that show a target would replace one another.
             others = shuffled_images(images, seed)
-            items += [Item(index, others[i], i, -1) for i in scored]
+            items += [Item(index, others[i], i, -weights[i]) for i in scored]
         parts.append(Part(of_task, metric, scorer, tuple(items), denominator))
     return Objective(parts)
 
@@ -183,6 +183,14 @@ def _balanced_weights(questions: Questions) -> tuple[list[int], int]:
         )
     common = math.lcm(*counts.values())
     return [common // counts[name] for name in classes], common * len(counts)
+
+
+def _split_weights(questions: Questions) -> tuple[list[int], int]:
+    """Return the same for the mean over splits of the share of right answers in each."""
+    sizes = Counter(split for splits in questions.splits for split in splits)
+    common = math.lcm(*sizes.values())
+    weights = [sum(common // sizes[split] for split in splits) for splits in questions.splits]
+    return weights, common * len(sizes)
 
 
 def _exact_sum(counts: Iterable[Any]) -> Fraction:

@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gmskip_ros.calibration.errors import CalibrationError
+from gmskip_ros.calibration.presence import label_of, make_presence_questions, present_labels
 from gmskip_ros.calibration.settings import GENERIC, TaskSettings
-from gmskip_ros.datasets import Dataset, Sample, choose_samples
-from gmskip_ros.tasks import Task, make_task
+from gmskip_ros.datasets import Dataset, PresenceQuestion, Sample, choose_samples
+from gmskip_ros.tasks import PRESENCE, Task, make_task
 from gmskip_ros.tasks.scoring import Absent, Formula
+from gmskip_ros.tasks.task import NO, YES, Presence
 
 GENERIC_MAX_NEW_TOKENS = 32
 
@@ -20,7 +22,9 @@ class Questions:
     """One task's questions about images; entry i of samples, prompts and references is question i.
 
     The first `num_scored` are scored. With a target, as many images that do not show it follow,
-    with the same question and the reference Absent(target).
+    with the same question and the reference Absent(target); in the task presence these are scored,
+    too. `num_images`: how many samples were chosen to be scored, without such others. `splits`, of
+    presence: for each question the split of each time that it counts; () without splits.
     """
 
     name: str
@@ -31,10 +35,15 @@ class Questions:
     prompts: tuple[str, ...]
     references: tuple[Any, ...]
     num_scored: int
+    num_images: int
+    template: str | None = None
+    splits: tuple[tuple[str, ...], ...] = ()
 
     @property
     def common_prompt(self) -> str | None:
-        """The prompt of every question; None where they differ."""
+        """The prompt of every question, for presence with {label}; None where they differ."""
+        if self.template is not None:
+            return self.template
         prompts = set(self.prompts)
         return prompts.pop() if len(prompts) == 1 else None
 
@@ -54,7 +63,7 @@ def reread(questions: Questions, match: str) -> Questions | None:
     name are replaced by what that task calls them.
     """
     task = questions.task
-    if task is None or task.name == 'captioning':
+    if task is None or task.name in ('captioning', PRESENCE):
         return None
     other = make_task(
         task.name,
@@ -68,7 +77,7 @@ def reread(questions: Questions, match: str) -> Questions | None:
         if isinstance(reference, Absent):
             return Absent(renamed(reference.label))
         if isinstance(reference, str):
-            return _label(reference, task) or reference
+            return label_of(reference, task) or reference
         return tuple(renamed(name) for name in reference)
 
     return replace(questions, task=other, references=tuple(map(renamed, questions.references)))
@@ -83,9 +92,11 @@ def can_be_asked(sample: Sample, settings: TaskSettings, task: Task | None) -> b
     if settings.name == 'multi_object':
         return bool(sample.labels)
     assert task is not None
+    if settings.name == PRESENCE and settings.target is None:
+        return bool(sample.presence or present_labels(sample, task))
     if settings.target is not None:
         return _shows(sample, settings.target, task)
-    return sample.main_object is not None and _label(sample.main_object, task) is not None
+    return sample.main_object is not None and label_of(sample.main_object, task) is not None
 
 
 def choose_question_samples(
@@ -99,8 +110,9 @@ def choose_question_samples(
     """Return the samples to calibrate on and different ones to test on, usable for every task.
 
     With a target, images that show it come first, then as many (or all there are) that do not.
-    A `test_dataset` supplies the test samples. Raises CalibrationError if no sample is usable,
-    DatasetError if there are too few.
+    For presence these are as many as show it, else there are fewer of both. A `test_dataset`
+    supplies the test samples. Raises CalibrationError if no sample is usable, DatasetError if there
+    are too few.
     """
     if test_dataset is not None and test_count:
         return _choose_from_both(dataset, test_dataset, settings, count, test_count, seed)
@@ -124,9 +136,17 @@ def choose_question_samples(
         return chosen, test
     assert tasks[0] is not None
     without = [sample for sample in dataset.samples if not _shows(sample, target, tasks[0])]
-    if len(without) < 2:
+    is_presence = settings[0].name == PRESENCE
+    if len(without) < (bool(chosen) + bool(test) if is_presence else 2):
+        if is_presence:
+            raise CalibrationError(
+                f'{dataset.name} has {len(without)} images without {target!r}, too few to ask '
+                'whether it is there: choose a different target or split'
+            )
         return chosen, test
     other, other_test = choose_samples(without, len(chosen), len(test), seed)
+    if is_presence:
+        chosen, test = chosen[: len(other)], test[: len(other_test)]
     return chosen + other, test + other_test
 
 
@@ -154,7 +174,7 @@ def _choose_from_both(
 
 def _check_target(target: str, task: Task | None) -> None:
     assert task is not None
-    if _label(target, task) is None:
+    if label_of(target, task) is None:
         raise CalibrationError(
             f'target {target!r} is not in the label set ({", ".join(task.labels)}): '
             'choose one of them, or set the labels'
@@ -162,9 +182,14 @@ def _check_target(target: str, task: Task | None) -> None:
 
 
 def make_questions(
-    samples: Sequence[Sample], settings: TaskSettings, task: Task | None
+    samples: Sequence[Sample], settings: TaskSettings, task: Task | None, seed: int = 0
 ) -> Questions:
-    """Return the questions of one task about these samples (those of choose_question_samples)."""
+    """Return the questions of one task about these samples (those of choose_question_samples).
+
+    The seed draws labels for presence. Raises CalibrationError for presence without questions.
+    """
+    if isinstance(task, Presence):
+        return _ask_presence(samples, settings, task, seed)
     references: list[Any] = []
     num_scored = 0
     for sample in samples:
@@ -197,13 +222,67 @@ def make_questions(
         prompts=prompts,
         references=tuple(references),
         num_scored=len(samples) if settings.target is None else num_scored,
+        num_images=len(samples) if settings.target is None else num_scored,
     )
 
 
-def _label(name: str, task: Task) -> str | None:
-    return task.vocabulary.label_named(name)
+def _ask_presence(
+    samples: Sequence[Sample], settings: TaskSettings, task: Presence, seed: int
+) -> Questions:
+    asked: list[tuple[PresenceQuestion, ...]]
+    if settings.target is not None:
+        target = label_of(settings.target, task) or settings.target
+        answers = [YES if _shows(sample, target, task) else NO for sample in samples]
+        asked = [(PresenceQuestion(target, answer),) for answer in answers]
+    elif any(sample.presence for sample in samples):
+        asked = [sample.presence for sample in samples]
+        if settings.labels is not None:
+            raise CalibrationError(
+                'labels have no effect where a file has the questions of presence: remove them'
+            )
+    else:
+        asked = make_presence_questions(samples, task, seed)
+    pairs = [
+        (sample, question)
+        for sample, of_sample in zip(samples, asked, strict=True)
+        for question in of_sample
+    ]
+    own_prompt = settings.prompt is not None
+    prompts, templates = [], set()
+    for sample, question in pairs:
+        prompt, template = _presence_prompt(sample, question, task, own_prompt)
+        prompts.append(prompt)
+        templates.add(template)
+    return Questions(
+        name=settings.name,
+        task=task,
+        target=settings.target,
+        max_new_tokens=task.max_new_tokens,
+        samples=tuple(sample for sample, _ in pairs),
+        prompts=tuple(prompts),
+        references=tuple(question.answer for _, question in pairs),
+        num_scored=len(pairs),
+        num_images=sum(map(bool, asked)) if settings.target is None else answers.count(YES),
+        template=templates.pop() if len(templates) == 1 else None,
+        splits=() if settings.target is not None else tuple(q.splits for _, q in pairs),
+    )
+
+
+def _presence_prompt(
+    sample: Sample, question: PresenceQuestion, task: Presence, own_prompt: bool
+) -> tuple[str, str | None]:
+    """Return the question to ask and its template, None if the label is not known."""
+    label = question.label
+    if question.text is not None and not own_prompt:
+        return question.text, None if label is None else task.template_of(question.text, label)
+    if label is None:
+        raise CalibrationError(
+            f'{sample.image_path}: the label is not known that {question.text!r} asks about: '
+            'remove the prompt'
+        )
+    return task.question(label), task.prompt
 
 
 def _shows(sample: Sample, target: str, task: Task) -> bool:
-    wanted = _label(target, task)
-    return any(_label(label, task) == wanted for label in sample.labels)
+    wanted = label_of(target, task)
+    return any(label_of(label, task) == wanted for label in sample.labels)

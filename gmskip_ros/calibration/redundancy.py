@@ -147,7 +147,7 @@ def measure_redundancy(
             'name': dataset.name,
             'notes': list(dataset.notes),
             'warnings': list(dataset.warnings),
-            'images': data.questions[0].num_scored,
+            'images': data.questions[0].num_images,
             'sha256': data.sha256,
             'seed': settings.seed,
         },

@@ -280,7 +280,7 @@ def _facts(
     if data.test_questions:
         test = {
             'name': datasets[-1].name,
-            'images': data.test_questions[0].num_scored,
+            'images': data.test_questions[0].num_images,
             'sha256': data.test_sha256,
         }
     first, *others = data.questions
@@ -299,7 +299,7 @@ def _facts(
             'warnings': [warning for dataset in datasets for warning in dataset.warnings],
             'labels_outside_view': sum(dataset.labels_outside_view for dataset in datasets),
             'calibration': {
-                'images': first.num_scored,
+                'images': first.num_images,
                 'sha256': data.sha256,
                 'seed': settings.seed,
             },

@@ -9,7 +9,7 @@ from typing import Any
 from gmskip_ros.calibration.errors import CalibrationError
 from gmskip_ros.numbers import percent_hint, score_ratio_problem
 from gmskip_ros.skipping import JOINT, KV_POLICIES, PHASES, meets_ratio
-from gmskip_ros.tasks import DEFAULT_MATCH, TASK_NAMES, Task, make_task
+from gmskip_ros.tasks import DEFAULT_MATCH, PRESENCE, TASK_NAMES, Task, make_task
 
 GENERIC = 'generic'
 GIB = 1 << 30
@@ -19,8 +19,8 @@ GIB = 1 << 30
 class TaskSettings:
     """One task as the user configured it; None stands for the task's (or the dataset's) default."""
 
-    name: str  # one of TASK_NAMES, or 'generic'
-    target: str | None = None  # single_object only
+    name: str  # one of TASK_NAMES, 'presence' or 'generic'
+    target: str | None = None  # single_object and presence
     prompt: str | None = None
     labels: tuple[str, ...] | None = None
     match: str = DEFAULT_MATCH  # how answers are read
@@ -42,9 +42,11 @@ class TaskSettings:
         )
 
 
-def task_settings(name: str, **options: Any) -> list[TaskSettings]:
-    """Return the settings of a task, or of all three tasks for 'joint'."""
-    names = TASK_NAMES if name == JOINT else (name,)
+def task_settings(
+    name: str, joint_tasks: Sequence[str] = TASK_NAMES, **options: Any
+) -> list[TaskSettings]:
+    """Return the settings of a task, or of all `joint_tasks` for 'joint'."""
+    names = joint_tasks if name == JOINT else (name,)
     return [TaskSettings(task_name, **options) for task_name in names]
 
 
@@ -160,7 +162,8 @@ def less_than_one_block(sparsity: float, num_blocks: int) -> CalibrationError:
 class SharedSettings:
     """What calibration and evaluation both need; None is the task's or the dataset's default."""
 
-    task: str  # one of TASK_NAMES, 'generic' or 'joint'
+    task: str  # one of TASK_NAMES, 'presence', 'generic' or 'joint'
+    joint_tasks: tuple[str, ...] = TASK_NAMES  # those of 'joint'
     target: str | None = None
     metric: str | None = None
     prompt: str | None = None
@@ -182,12 +185,13 @@ class SharedSettings:
     @property
     def used_match(self) -> str | None:
         """How answers are read; None for tasks whose scores do not depend on it."""
-        return None if self.task in (GENERIC, 'captioning') else self.match
+        return None if self.task in (GENERIC, 'captioning', PRESENCE) else self.match
 
     def tasks(self) -> list[TaskSettings]:
         """Return the settings of the task, or of each task of a joint run."""
         return task_settings(
             self.task,
+            self.joint_tasks,
             target=self.target,
             prompt=self.prompt,
             labels=self.labels,

@@ -49,7 +49,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         '--target',
         metavar='person,car',
-        help='for single_object: use images that show it; several targets give one list each',
+        help='for single_object and presence: use images that show it; several targets give one '
+        'list each',
     )
     add_dataset_options(parser)
     parser.add_argument(

@@ -38,7 +38,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         '--target',
         metavar='person',
-        help='for single_object: use images that show it, and as many that do not',
+        help='for single_object and presence: use images that show it, and as many that do not',
     )
     add_dataset_options(parser)
     parser.add_argument(

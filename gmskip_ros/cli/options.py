@@ -16,14 +16,17 @@ from gmskip_ros.errors import UserError
 from gmskip_ros.files import FolderLock
 from gmskip_ros.numbers import percent_hint
 from gmskip_ros.skipping import PHASES
-from gmskip_ros.tasks import DEFAULT_MATCH, MATCHES, TASK_NAMES
+from gmskip_ros.tasks import DEFAULT_MATCH, MATCHES, PRESENCE, TASK_NAMES
 
 if TYPE_CHECKING:
     from gmskip_ros.calibration.distributed import Ranks
     from gmskip_ros.datasets import Dataset
     from gmskip_ros.vlm import CalibrationEngine
 
-TASKS = (*TASK_NAMES, 'generic', 'joint')
+SCORED_TASKS = (*TASK_NAMES, PRESENCE)
+TASKS = (*SCORED_TASKS, 'generic', 'joint')
+TARGET_TASKS = ('single_object', PRESENCE)
+LABEL_OPTIONS = ('labels', 'match', 'synonyms')
 MOST_SPARSITIES = 1000
 
 
@@ -146,7 +149,9 @@ def add_dataset_options(parser: argparse.ArgumentParser, images: int = 1000) -> 
     add_images_options(parser, images)
 
 
-DATASET_HELP = "COCO's or CODA's folder, a .json file in COCO's format, or a file of questions"
+DATASET_HELP = (
+    "COCO's, CODA's or POPE's folder, a .json file in COCO's format, or a file of questions"
+)
 
 
 def add_images_dir_option(parser: argparse.ArgumentParser) -> None:
@@ -231,7 +236,14 @@ def add_task_options(parser: argparse.ArgumentParser) -> None:
         '--task',
         required=True,
         choices=TASKS,
-        help="'generic': the questions of a .jsonl file; 'joint': all three tasks at once",
+        help="'presence': is a label in the image, yes or no; 'generic': the questions of a .jsonl "
+        "file; 'joint': the tasks of --joint-tasks at once",
+    )
+    parser.add_argument(
+        '--joint-tasks',
+        metavar='TASK,TASK',
+        help=f'with --task joint: which tasks, of {", ".join(SCORED_TASKS)} (default: the first '
+        'three)',
     )
     parser.add_argument(
         '--metric',
@@ -285,24 +297,28 @@ def shared_settings(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError(
             '--prompt and --max-new-tokens need a single task: remove them with --task joint'
         )
-    if args.task in ('generic', 'captioning'):
-        for option in ('labels', 'match', 'synonyms'):
+    if args.task in ('generic', 'captioning', PRESENCE):
+        for option in ('match', 'synonyms') if args.task == PRESENCE else LABEL_OPTIONS:
             if getattr(args, option) not in (None, False):
                 raise UserError(
-                    f'--{option} needs a task with labels: remove it with --task {args.task}'
+                    f'--{option} needs a task that is answered with labels: remove it with --task '
+                    f'{args.task}'
                 )
     for name, value in (('--images', args.images), ('--batch-size', args.batch_size)):
         if value < 1:
             raise UserError(f'{name} {value} must be at least 1')
     if not 0 < args.memory_gib < float('inf'):
         raise UserError(f'--memory-gib {args.memory_gib:g} must be a number above 0')
-    if args.target is not None and args.task != 'single_object':
-        raise UserError(f'--target is for --task single_object: remove it with {args.task}')
+    if args.target is not None and args.task not in TARGET_TASKS:
+        raise UserError(
+            f'--target is for --task {" and ".join(TARGET_TASKS)}: remove it with {args.task}'
+        )
     if args.max_new_tokens is not None and args.max_new_tokens < 1:
         raise UserError(f'--max-new-tokens {args.max_new_tokens} must be at least 1')
     labels = None if args.labels is None else args.labels.split(',')
     return {
         'task': args.task,
+        'joint_tasks': joint_tasks(args),
         'metric': args.metric,
         'prompt': args.prompt,
         'labels': labels and tuple(label.strip() for label in labels),
@@ -314,6 +330,20 @@ def shared_settings(args: argparse.Namespace) -> dict[str, Any]:
         'memory_gib': args.memory_gib,
         'command': 'gmskip ' + shlex.join(args.arguments),
     }
+
+
+def joint_tasks(args: argparse.Namespace) -> tuple[str, ...]:
+    """Return the tasks of a joint run. Raises UserError."""
+    if args.joint_tasks is None:
+        return TASK_NAMES
+    if args.task != 'joint':
+        raise UserError(f'--joint-tasks is for --task joint: remove it with --task {args.task}')
+    names = split_list('--joint-tasks', args.joint_tasks)
+    if len(names) < 2 or not set(names) <= set(SCORED_TASKS):
+        raise UserError(
+            f'--joint-tasks {args.joint_tasks!r}: give two or more of {",".join(SCORED_TASKS)}'
+        )
+    return tuple(name for name in SCORED_TASKS if name in names)
 
 
 def make_folder(folder: Path) -> Path:

@@ -28,7 +28,7 @@ def add_parser(subparsers: Any) -> None:
     )
     add_task_options(parser)
     parser.add_argument(
-        '--target', metavar='person', help='for single_object: use images that show it'
+        '--target', metavar='person', help='for single_object and presence: use images that show it'
     )
     add_dataset_options(parser, DEFAULT_IMAGES)
     parser.add_argument('--out', required=True, metavar='DIR', help='folder for the results')

@@ -13,6 +13,7 @@ from gmskip_ros.datasets.coda import coda_splits, is_coda_split, name_of, open_c
 from gmskip_ros.datasets.errors import DatasetError
 from gmskip_ros.datasets.json_file import read_json
 from gmskip_ros.datasets.karpathy import PREFIX, is_karpathy, karpathy_splits, open_karpathy
+from gmskip_ros.datasets.pope import is_pope, open_pope, pope_files
 from gmskip_ros.datasets.questions import open_questions
 from gmskip_ros.datasets.sample import Dataset
 from gmskip_ros.datasets.wrong_files import explain_folder, refuse_content, refuse_file
@@ -20,7 +21,8 @@ from gmskip_ros.datasets.wrong_files import explain_folder, refuse_content, refu
 _LAYOUTS = (
     'supported are: a folder with annotations/instances_<split>.json or captions_<split>.json '
     '(COCO), a folder with <split>/annotations.json or <split>/corner_case.json (CODA), a .json '
-    "file in COCO's or Karpathy's format, a .jsonl file of questions"
+    "file in COCO's or Karpathy's format, a .jsonl file of questions, POPE's files "
+    '<name>_pope_<split>.json or the folder with them'
 )
 _CAPTIONS = (
     "captions are a file such as captions_val2017.json, Karpathy's dataset_coco.json, or the "
@@ -43,7 +45,8 @@ def open_dataset(
     - a CODA folder, or the folder of one of its splits; `captions` may be the folder CODA-LM;
     - any .json file in COCO's format (instances, captions, keypoints of people, LVIS, NoCaps,
       Roboflow's _annotations.coco.json), or one of Karpathy's;
-    - a file of questions (see open_questions).
+    - a file of questions (see open_questions);
+    - a file of POPE, or the folder with its three (see open_pope), all of them without `split`.
 
     `split` is optional if there is only one; Karpathy's may be joined: 'train+restval'.
     `images_dir`: where the images are, if not where each layout has them. Raises DatasetError: one
@@ -94,6 +97,11 @@ def _open_folder(
         return open_coda(place, captions, images_dir)
     if splits := coda_splits(place):
         return open_coda(place / _choose(split, splits, place), captions, images_dir)
+    if files := pope_files(place):
+        if captions is not None:
+            raise DatasetError(f'{place}: POPE has no captions; remove the option')
+        chosen = files.values() if split is None else [files[_choose(split, [*files], place)]]
+        return open_pope(chosen, images_dir)
     problem = explain_folder(place) or f'is not a supported dataset; {_LAYOUTS}'
     raise DatasetError(f'{place}: {problem}')
 
@@ -102,6 +110,11 @@ def _open_file(
     place: Path, split: str | None, captions: Path | None, images_dir: Path | None
 ) -> Dataset:
     refuse_file(place)
+    if is_pope(place):
+        _refuse_split(place, split)
+        if captions is not None:
+            raise DatasetError(f'{place}: POPE has no captions; remove the option')
+        return open_pope([place], images_dir)
     if place.suffix == '.jsonl':
         _refuse_split(place, split)
         if captions is not None:

@@ -9,6 +9,7 @@ _COCO = re.compile(r'coco-(?:train|val|(karpathy)-.*)(2014|2017|)')
 _KARPATHY = re.compile(r'(.+)-karpathy-(.+)')  # whose file, splits joined by +
 _LVIS = 'lvis'
 _CODA = 'coda-'
+_POPE, _COCO_TOO = 'pope-', ('pope-', 'coco-')  # POPE asks about COCO's images
 _DISJOINT = {'coda-val', 'coda-test'}
 
 
@@ -17,7 +18,8 @@ def may_share_pictures(one: str, other: str) -> bool:
 
     Scenes are compared by their seeds. COCO's splits of one year are disjoint, and so are
     Karpathy's; between those and between the years, the same images were split differently. LVIS
-    splits COCO's images once more. Of CODA, only val and test are known to be disjoint.
+    splits COCO's images once more, and POPE asks about some. Of CODA, only val and test are known
+    to be disjoint.
     """
     if one == other:
         return True
@@ -29,4 +31,6 @@ def may_share_pictures(one: str, other: str) -> bool:
         return all(_LVIS in name or _COCO.fullmatch(name) for name in (one, other))
     if (a := _COCO.fullmatch(one)) and (b := _COCO.fullmatch(other)):
         return a.groups() != b.groups()
+    if one.startswith(_POPE) or other.startswith(_POPE):
+        return one.startswith(_COCO_TOO) and other.startswith(_COCO_TOO)
     return one.startswith(_CODA) and other.startswith(_CODA) and {one, other} != _DISJOINT

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from gmskip_ros.datasets.errors import DatasetError
@@ -43,6 +43,20 @@ def labels_and_main_object(
     return tuple(ranked), single
 
 
+@dataclass(frozen=True, slots=True)
+class PresenceQuestion:
+    """Whether an image shows something: yes or no.
+
+    `splits` has the name of a split (POPE's: random, popular, adversarial) for each time that the
+    question counts in it.
+    """
+
+    label: str | None  # what is asked about, if it is known
+    answer: str  # the right one: 'yes' or 'no'
+    splits: tuple[str, ...] = ()
+    text: str | None = None  # the question; None: made from the task's prompt and the label
+
+
 @dataclass(frozen=True)
 class Sample:
     """One image and its annotations; unknown ones are empty or None."""
@@ -55,6 +69,7 @@ class Sample:
     question: str | None = None  # generic task only
     references: tuple[str, ...] = ()  # generic task only
     is_formula: bool = False  # the references are formulae, whose spaces do not count
+    presence: tuple[PresenceQuestion, ...] = ()  # as published; none: made from labels
     instances: tuple[Instance, ...] = ()  # what labels and main_object follow from
     size: tuple[float, float] | None = None  # width, height of the image, in pixels
 
@@ -132,6 +147,7 @@ def sample_hash(samples: Sequence[Sample]) -> str:
             sample.question,
             sample.references,
             *(['formula'] if sample.is_formula else []),
+            *map(astuple, sample.presence),
         ]
         total.update(json.dumps(content).encode() + b'\n')
     return total.hexdigest()

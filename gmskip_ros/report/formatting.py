@@ -28,6 +28,10 @@ _METRIC_LABELS = {
     'vqa': 'VQA accuracy, %',
     'relaxed': 'relaxed accuracy, %',
     'contains': 'contains, %',
+    'precision': 'precision, %',
+    'recall': 'recall, %',
+    'f1': 'F1, %',
+    'yes_share': 'answered yes, %',
     'visual_gain': 'visual gain x100',
 }
 

@@ -20,6 +20,7 @@ from gmskip_ros.tasks.scoring import METRICS, Absent, Score, Scorer, make_scorer
 from gmskip_ros.tasks.task import (
     DEFAULT_MAX_NEW_TOKENS,
     DEFAULT_PROMPTS,
+    PRESENCE,
     TASK_NAMES,
     Agreement,
     ParsedAnswer,
@@ -36,6 +37,7 @@ __all__ = [
     'LABEL_SETS',
     'MATCHES',
     'METRICS',
+    'PRESENCE',
     'TASK_NAMES',
     'Absent',
     'Agreement',

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from fractions import Fraction
@@ -43,6 +44,24 @@ def set_f1(answer: AbstractSet[str], truth: AbstractSet[str]) -> float:
 def set_exact_match(answer: AbstractSet[str], truth: AbstractSet[str]) -> float:
     """Return 1.0 if the two sets are equal (both empty included), else 0.0."""
     return float(SET_METRICS['set_exact_match'](answer, truth))
+
+
+def yes_no_figures(answers: Sequence[str], truths: Sequence[str]) -> dict[str, float | None]:
+    """Return accuracy, precision, recall and F1 of 'yes', and the share of 'yes', as POPE does.
+
+    `answers` and `truths` are 'yes' or 'no', as many of each. None for a precision without an
+    answer 'yes', and a recall without a right 'yes'; F1 is 2 TP / (2 TP + FP + FN).
+    """
+    pairs = Counter(zip(answers, truths, strict=True))
+    hits, false_alarms, misses = pairs['yes', 'yes'], pairs['yes', 'no'], pairs['no', 'yes']
+    total, said, true = len(answers), hits + false_alarms, hits + misses
+    return {
+        'accuracy': (hits + pairs['no', 'no']) / total,
+        'precision': hits / said if said else None,
+        'recall': hits / true if true else None,
+        'f1': 2 * hits / (said + true) if said + true else None,
+        'yes_share': said / total,
+    }
 
 
 def jaccard(a: AbstractSet[str], b: AbstractSet[str]) -> float:

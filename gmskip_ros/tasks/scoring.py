@@ -21,7 +21,7 @@ from gmskip_ros.tasks.cider import Cider
 from gmskip_ros.tasks.errors import TaskError
 from gmskip_ros.tasks.metrics import SET_METRICS, rouge_l
 from gmskip_ros.tasks.normalisation import ARTICLES, normalise, words
-from gmskip_ros.tasks.task import Task
+from gmskip_ros.tasks.task import NO, PRESENCE, YES, Presence, Task
 from gmskip_ros.tasks.tokenizer import caption_tokens
 
 # Counts and ratios of counts are Fractions, so that ties are exact; CIDEr and ROUGE-L are floats.
@@ -33,6 +33,7 @@ METRICS: dict[str, tuple[str, ...]] = {
     # Not precision, the paper's: the least an answer may name is what scores best.
     'multi_object': ('set_f1', 'set_precision', 'set_recall', 'set_exact_match'),
     'captioning': ('cider', 'rouge_l'),
+    PRESENCE: ('accuracy',),
     'generic': ('exact', 'vqa', 'relaxed', 'contains', 'rouge_l', 'cider'),
 }
 
@@ -77,10 +78,11 @@ def make_scorer(metric: str, references: Sequence[Any], task: Task | None = None
     """Return the scorer of a metric of a task (None: the generic task) for these references.
 
     references[i], of image i, is the right label for single_object, or Absent(label) if any
-    answer except that label is right; the labels in the image for multi_object; the right texts
-    for captioning and generic. A list of one label or text may be given as the label or text.
+    answer except that label is right; the labels in the image for multi_object; 'yes' or 'no' for
+    presence; the right texts for captioning and generic. A list of one label or text may be given
+    as the label or text.
 
-    - accuracy: 1 if the answer is the label, else 0.
+    - accuracy: 1 if the answer is the label, or yes or no as it is right, else 0.
     - set_precision, set_recall, set_f1, set_exact_match: see gmskip_ros.tasks.metrics. A label
       outside the task's label set remains among the references, and no answer can match it.
     - cider: CIDEr-D, 0..10 (see Cider); rouge_l: see there; both on caption_tokens.
@@ -105,6 +107,8 @@ def make_scorer(metric: str, references: Sequence[Any], task: Task | None = None
         raise TaskError(f'metric: {name} has no {metric!r}; use one of {", ".join(METRICS[name])}')
     if not references:
         raise TaskError('references: the list is empty; give at least one image')
+    if isinstance(task, Presence):
+        return _presence(references, task)
     if task is not None and metric == 'accuracy':
         return _accuracy(references, task)
     if task is not None and metric in SET_METRICS:
@@ -182,6 +186,18 @@ def _accuracy(references: Sequence[str | Absent], task: Task) -> Scorer:
 
     return _Scorer(
         'accuracy', score, [Fraction(1)] * len(truths), _decided_label(task, [t[0] for t in truths])
+    )
+
+
+def _presence(references: Sequence[str], task: Presence) -> Scorer:
+    for index, reference in enumerate(references):
+        if reference not in (YES, NO):
+            raise TaskError(f"reference of question {index}: {reference!r} is not 'yes' or 'no'")
+    return _Scorer(
+        'accuracy',
+        lambda index, raw_text: Fraction(task.parse(raw_text).text == references[index]),
+        [Fraction(1)] * len(references),
+        lambda _, text: task.is_settled(text),
     )
 
 

@@ -1,4 +1,4 @@
-"""The three tasks: their prompts, and how answers are read and compared."""
+"""The tasks: their prompts, and how answers are read and compared."""
 
 from __future__ import annotations
 
@@ -14,14 +14,18 @@ from gmskip_ros.tasks.metrics import jaccard, rouge_l
 from gmskip_ros.tasks.normalisation import normalise, words
 from gmskip_ros.tasks.vocabulary import Vocabulary
 
-TASK_NAMES = ('single_object', 'multi_object', 'captioning')
+TASK_NAMES = ('single_object', 'multi_object', 'captioning')  # of the node
+PRESENCE = 'presence'  # offline only
 DEFAULT_PROMPTS = {
     'single_object': 'What is the main object in this image? Answer with one word.',
     'multi_object': 'List all the objects in this image, separated by commas.',
     'captioning': 'Provide a one-sentence caption for the provided image.',
+    PRESENCE: 'Is there a {label} in the image? Answer yes or no.',
 }
-DEFAULT_MAX_NEW_TOKENS = {'single_object': 8, 'multi_object': 32, 'captioning': 64}
+DEFAULT_MAX_NEW_TOKENS = {'single_object': 8, 'multi_object': 32, 'captioning': 64, PRESENCE: 4}
 UNKNOWN = 'unknown'
+LABEL_FIELD = '{label}'  # in the prompt of presence
+YES, NO = 'yes', 'no'
 
 
 @dataclass(frozen=True)
@@ -161,6 +165,67 @@ class Captioning(Task):
         return Agreement(tuple(skip_token_ids) == tuple(full_token_ids), {'rouge_l': value})
 
 
+class Presence(Task):
+    """Whether the image shows a label: yes or no, read as POPE's evaluation script reads answers.
+
+    Its prompt is a template with {label}. Not a task of the node.
+    """
+
+    name = PRESENCE
+    _ARTICLE = re.compile(r'\b([Aa])n?(?=\s+' + re.escape(LABEL_FIELD) + ')')
+
+    def __init__(
+        self, prompt: str, max_new_tokens: int, labels: tuple[str, ...], match: str
+    ) -> None:
+        if LABEL_FIELD not in prompt:
+            raise TaskError(
+                f'prompt of presence: {prompt!r} has no {LABEL_FIELD}; write it where the label is '
+                'asked about'
+            )
+        super().__init__(prompt, max_new_tokens, labels, match)
+
+    def question(self, label: str) -> str:
+        """Return the question about a label, with 'an' before a, e, i, o and u, as in POPE."""
+        article = r'\1n' if label[:1].lower() in tuple('aeiou') else r'\1'
+        template = self._ARTICLE.sub(article, self.prompt)
+        return template.replace(LABEL_FIELD, label.replace('_', ' '))
+
+    def template_of(self, question: str, label: str) -> str:
+        """Return the template of a question about a label, with {label} in its place."""
+        template = re.sub(rf'\b{re.escape(label)}\b', LABEL_FIELD, question, count=1)
+        return self._ARTICLE.sub(r'\1', template)
+
+    def parse(self, raw_text: str) -> ParsedAnswer:
+        """Read 'yes' or 'no'; `in_vocabulary` says whether the answer has such a word.
+
+        No if the words of the first sentence, without commas, contain 'No', 'no' or 'not'; anything
+        else, an empty answer included, is yes. Source: RUCAIBox/POPE, evaluate.py.
+        """
+        first_words = raw_text.strip().split('.')[0].replace(',', '').split(' ')
+        is_no = not _NEGATIONS.isdisjoint(first_words)
+        text = NO if is_no else YES
+        return ParsedAnswer(text, frozenset((text,)), is_no or YES in words(raw_text), raw_text)
+
+    def is_settled(self, text_so_far: str) -> bool:
+        """Return whether every answer that begins like this is read alike."""
+        sentence, period, _ = text_so_far.lstrip().partition('.')
+        complete = sentence.replace(',', '').split(' ')[:-1]  # the last word may become longer
+        return bool(period) or not _NEGATIONS.isdisjoint(complete)
+
+    def agreement(
+        self,
+        skip: ParsedAnswer,
+        full: ParsedAnswer,
+        skip_token_ids: Sequence[int],
+        full_token_ids: Sequence[int],
+    ) -> Agreement:
+        """Agree if both are yes or both are no."""
+        return Agreement(skip.text == full.text)
+
+
+_NEGATIONS = frozenset(('No', 'no', 'not'))
+
+
 def _have_same_answer(skip: ParsedAnswer, full: ParsedAnswer) -> bool:
     if skip.labels or full.labels:
         return skip.labels == full.labels
@@ -171,6 +236,7 @@ _TASKS: dict[str, type[Task]] = {
     'single_object': SingleObject,
     'multi_object': MultiObject,
     'captioning': Captioning,
+    PRESENCE: Presence,
 }
 
 
@@ -199,7 +265,7 @@ def make_task(
     settings.
     """
     if name not in _TASKS:
-        raise TaskError(f'task: {name!r} is unknown; use one of {", ".join(TASK_NAMES)}')
+        raise TaskError(f'task: {name!r} is unknown; use one of {", ".join(_TASKS)}')
     if prompt is None:
         prompt = DEFAULT_PROMPTS[name]
     if not isinstance(prompt, str) or not prompt.strip():

@@ -57,6 +57,7 @@ def every_scorer() -> Iterator[Scorer]:
         'single_object': ['car', Absent('bus')],
         'multi_object': [['car', 'bus'], []],
         'captioning': [['A red car.', ''], ['Two dogs']],
+        'presence': ['yes', 'no'],
         'generic': [['42', 'forty two'], ['a bus']],
     }
     for name, metrics in METRICS.items():
@@ -66,11 +67,12 @@ def every_scorer() -> Iterator[Scorer]:
 
 
 def test_every_task_has_its_metrics() -> None:
-    assert tuple(METRICS) == (*TASK_NAMES, 'generic')
+    assert tuple(METRICS) == (*TASK_NAMES, 'presence', 'generic')
     assert [metrics[0] for metrics in METRICS.values()] == [
         'accuracy',
         'set_f1',
         'cider',
+        'accuracy',
         'exact',
     ]
     made = [scorer.metric for scorer in every_scorer()]

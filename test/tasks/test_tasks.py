@@ -25,7 +25,7 @@ def test_defaults_are_those_of_the_design() -> None:
         'List all the objects in this image, separated by commas.',
         'Provide a one-sentence caption for the provided image.',
     ]
-    assert set(DEFAULT_PROMPTS) == set(DEFAULT_MAX_NEW_TOKENS) == set(TASK_NAMES)
+    assert set(DEFAULT_PROMPTS) == set(DEFAULT_MAX_NEW_TOKENS) == {*TASK_NAMES, 'presence'}
     assert make_task('captioning').labels == LABEL_SETS['coda']
 
 

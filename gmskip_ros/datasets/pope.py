@@ -1,0 +1,137 @@
+"""POPE's question files (RUCAIBox/POPE): is an object in the image, yes or no?"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from gmskip_ros.datasets.coco import image_folders, training_warnings
+from gmskip_ros.datasets.errors import DatasetError
+from gmskip_ros.datasets.image_finder import ImageFinder
+from gmskip_ros.datasets.json_file import Record, note, read_text
+from gmskip_ros.datasets.sample import Dataset, PresenceQuestion, Sample
+
+POPE_SPLITS = ('random', 'popular', 'adversarial')
+_FILE = re.compile(rf'(.+)_pope_(?:seem_)?({"|".join(POPE_SPLITS)})\.jsonl?')
+_LABEL = re.compile(r'Is there an? (.+?) in the ')
+_FIELDS = {'image', 'text', 'label'}
+_ANSWERS = ('yes', 'no')
+_HEAD = 1 << 16  # bytes; a question is far shorter
+_COCO_2014 = re.compile(r'COCO_(?:train|val)2014_(\d{12}\.jpg)')
+_COCO_SPLITS = ('val2014', 'val2017', 'train2017')
+
+
+def pope_files(folder: Path) -> dict[str, Path]:
+    """Return the files <name>_pope_<split>.json in a folder, by split.
+
+    Raises DatasetError for files of several names.
+    """
+    found: dict[str, dict[str, Path]] = {}
+    for path in sorted(folder.iterdir()):
+        if match := _FILE.fullmatch(path.name):
+            found.setdefault(match[1], {})[match[2]] = path
+    if len(found) > 1:
+        raise DatasetError(
+            f'{folder}: has POPE files of {" and ".join(found)}; put those of one into a folder, '
+            'or give one file'
+        )
+    of_name = next(iter(found.values()), {})
+    return {split: of_name[split] for split in POPE_SPLITS if split in of_name}
+
+
+def is_pope(path: Path) -> bool:
+    """Return whether the first record of the file, a list or lines of JSON, is a POPE question."""
+    with path.open('rb') as file:
+        head = file.read(_HEAD).decode('utf-8-sig', 'replace')
+    try:
+        first, _ = json.JSONDecoder().raw_decode(head.lstrip().removeprefix('[').lstrip())
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(first, dict) and first.keys() >= _FIELDS and first['label'] in _ANSWERS
+
+
+def open_pope(files: Iterable[Path], images_dir: Path | None = None) -> Dataset:
+    """Return the questions in these files, one for each split: a sample is an image with them all.
+
+    A question that several splits (or one of them several times) ask is one question, whose splits
+    say how often it counts in which. The dataset is called pope-<name>, or pope-<name>-<split> for
+    one split. Images are searched in `images_dir` or beside the files, and there in images and the
+    folders of COCO's splits; those of 2017 have shorter names.
+    """
+    files = tuple(files)
+    asked: dict[str, dict[tuple[str, str], list[str]]] = {}  # image -> (text, answer) -> splits
+    for path in files:
+        for record in _records(path):
+            image, text, answer = (record.text(name) for name in ('image', 'text', 'label'))
+            if answer not in _ANSWERS:
+                raise record.error('label', f"is {answer!r}; it must be 'yes' or 'no'")
+            splits = asked.setdefault(image, {}).setdefault((text, answer), [])
+            splits.append(_name_and_split(path)[1])
+    if not asked:
+        raise DatasetError(f'{files[0]}: has no questions')
+    name = f'pope-{_name_and_split(files[0])[0]}'
+    if len(files) == 1 and (split := _name_and_split(files[0])[1]) != name.removeprefix('pope-'):
+        name += f'-{split}'
+    finder = ImageFinder(image_folders(images_dir or files[0].parent, *_COCO_SPLITS))
+    samples: list[Sample] = []
+    missing: list[str] = []
+    for image, questions in sorted(asked.items()):
+        found = finder.find(_names(image))
+        if found is None:
+            missing.append(image)
+            continue
+        samples.append(Sample(f'{name}/{image}', found, presence=_questions(questions)))
+    if not samples:
+        raise DatasetError(
+            f'{files[0]}: none of {len(asked):,} images was found; give the folder that they are '
+            f'in (searched: {finder})'
+        )
+    notes = note(missing, 'image is missing, ignored', 'images are missing, ignored')
+    labels = dict.fromkeys(
+        question.label for sample in samples for question in sample.presence if question.label
+    )
+    parts = ['val2014'] if any(image.startswith('COCO_val2014_') for image in asked) else []
+    return Dataset(name, tuple(samples), tuple(labels), tuple(notes), training_warnings(parts))
+
+
+def _questions(of_image: Mapping[tuple[str, str], list[str]]) -> tuple[PresenceQuestion, ...]:
+    questions = []
+    for (text, answer), splits in of_image.items():
+        match = _LABEL.search(text)
+        questions.append(PresenceQuestion(match[1] if match else None, answer, tuple(splits), text))
+    return tuple(questions)
+
+
+def _name_and_split(path: Path) -> tuple[str, str]:
+    match = _FILE.fullmatch(path.name)
+    return (match[1], match[2]) if match else (path.stem, path.stem)
+
+
+def _records(path: Path) -> Iterable[Record]:
+    text = read_text(path)
+    if text.lstrip().startswith('['):
+        for index, values in enumerate(_decoded(text, path, 'the file')):
+            yield Record(values, path, f'[{index}]')
+        return
+    for number, line in enumerate(text.split('\n'), start=1):
+        if line.strip():
+            place = f'line {number}'
+            yield Record(_decoded(line, path, place), path, place)
+
+
+def _decoded(text: str, path: Path, place: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(
+            f'{path}: {place} is not JSON ({error}); fetch the file again'
+        ) from error
+
+
+def _names(image: str) -> list[str]:
+    """Return the names that an image may have: COCO's of 2014 are shorter in its later splits."""
+    match = _COCO_2014.fullmatch(image)
+    return [image, match[1]] if match else [image]
