@@ -133,6 +133,9 @@ def choose_question_samples(
         )
     chosen, test = choose_samples(usable, count, test_count, seed)
     if target is None:
+        for of_task, task in zip(settings, tasks, strict=True):
+            for of_list in filter(None, (chosen, test) if isinstance(task, Presence) else ()):
+                make_questions(of_list, of_task, task, seed)  # refused now, not after hours
         return chosen, test
     assert tasks[0] is not None
     without = [sample for sample in dataset.samples if not _shows(sample, target, tasks[0])]

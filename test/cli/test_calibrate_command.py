@@ -28,6 +28,7 @@ from gmskip_ros.vlm import load_vlm
 
 COCO_MINI = Path(__file__).parents[3] / 'shared' / 'data' / 'coco-mini'
 NUM_BLOCKS = 32
+NO_SEARCH = '--method random --sparsity 0.05'
 QUICK = {'--images': 3, '--test-images': 2, '--rounds': 2, '--latency-images': 0}
 REPORT = ['calibration.json', 'heat_map.png', 'report.html', 'trade_off.png', 'trajectory.csv']
 
@@ -249,6 +250,58 @@ def test_one_list_for_all_tasks(gmskip, tmp_path, vlm):
         )
         == []
     )
+
+
+def test_presence(gmskip, tmp_path, vlm):
+    options = {'task': 'presence', 'rounds': None, 'images': 3, 'test_images': 2}
+    assert gmskip(NO_SEARCH, **options)[0] == 0
+    skip_list = load_skip_list(tmp_path / 'out' / 'presence.skip.yaml')
+    assert (skip_list.metric, skip_list.match, skip_list.calibration['images']) == (
+        'accuracy',
+        None,
+        3,
+    )
+    assert (skip_list.prompt.text, skip_list.prompt.max_new_tokens) == (
+        'Is there a {label} in the image? Answer yes or no.',
+        4,
+    )
+    # The demo model, trained on other questions, answers with a label: POPE reads that as yes.
+    assert (skip_list.full_score, skip_list.baselines.constant.score) == (0.5, 0.5)
+    result = read_json(tmp_path / 'out' / 'calibration.json')
+    scores = result['prefixes'][0]['test']['scores']
+    assert scores['recall'] == scores['adversarial.yes_share'] == 1
+    assert result['dataset']['test']['images'] == result['prefixes'][0]['test']['images'] == 2
+    task = make_task('captioning')
+    warnings = skip_list.warnings_for(
+        num_blocks=32,
+        text_model_type='llama',
+        prompt=task.prompt,
+        template_sha256=vlm.template_sha256,
+        dtype='float32',
+        max_new_tokens=task.max_new_tokens,
+        task='captioning',
+    )
+    assert any("task 'presence', running with 'captioning'" in line for line in warnings)
+    again = gmskip(NO_SEARCH, **options, seed=1)  # other images, other questions
+    assert is_refused(again, 'checkpoint.json')
+
+
+def test_a_joint_list_of_chosen_tasks(gmskip, tmp_path):
+    status, _, errors = gmskip(
+        NO_SEARCH,
+        task='joint',
+        joint_tasks='presence,captioning',
+        rounds=None,
+        images=2,
+        test_images=2,
+    )
+    assert (status, errors) == (0, '')
+    skip_list = load_skip_list(tmp_path / 'out' / 'joint.skip.yaml')
+    assert (skip_list.task, skip_list.metric) == ('joint', 'cider, accuracy')
+    result = read_json(tmp_path / 'out' / 'calibration.json')
+    scores = result['prefixes'][0]['test']['scores']
+    assert scores['presence.accuracy'] == scores['presence.popular.accuracy'] == 0.5
+    assert 'captioning.cider' in scores and 'multi_object.set_f1' not in scores
 
 
 def write_questions(scenes: Path, path: Path, reference: str | None = None) -> None:
@@ -542,6 +595,13 @@ def test_another_split_is_tested_on(gmskip, scenes, tmp_path):
         ('--synonyms --match forms', ('--match forms', '--synonyms')),
         ('--task captioning --target car', ('--target', 'captioning')),
         ('--task joint --prompt What?', ('--prompt', 'joint')),
+        ('--joint-tasks captioning,presence', ('--joint-tasks', '--task joint')),
+        ('--task joint --joint-tasks captioning', ('--joint-tasks', 'two or more')),
+        ('--task joint --joint-tasks captioning,generic', ('--joint-tasks', 'presence')),
+        ('--task presence --match forms', ('--match', 'presence')),
+        ('--task presence --prompt What?', ('presence', "'What?'", '{label}')),
+        ('--task presence --labels car', ('presence', 'no image lacks a label')),
+        ('--task presence --metric f1', ("metric 'f1'", 'presence', 'accuracy')),
         ('--task generic', ('scenes', 'generic', 'choose a different split')),
         ('--split nowhere', ('nowhere',)),
         ('--dataset /nowhere', ('/nowhere',)),

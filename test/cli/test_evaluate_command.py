@@ -255,6 +255,41 @@ def test_bad_input_is_one_line(gmskip, scenes, options, message):
     assert message in errors
 
 
+def test_presence_on_pope_and_on_scenes(gmskip, scenes, tmp_path):
+    """Whatever the demo model answers, it names a label: POPE's script reads that as yes."""
+    images = sorted((scenes / 'scenes').glob('*.jpg')) or sorted(scenes.rglob('*.jpg'))
+    answers = {'random': ('yes', 'no', 'no', 'no'), 'popular': ('yes', 'no')}
+    for split, of_split in answers.items():
+        lines = [
+            {'question_id': n, 'image': images[n].name, 'text': f'Is there a {n} in the image?'}
+            for n in range(len(of_split))
+        ]
+        path = tmp_path / f'mine_pope_{split}.json'
+        path.write_text(
+            '\n'.join(
+                json.dumps({**line, 'label': label})
+                for line, label in zip(lines, of_split, strict=True)
+            )
+        )
+    (tmp_path / 'images').symlink_to(images[0].parent)
+    arguments = ('--task', 'presence', '--dataset', tmp_path, *QUICK, '--json')
+    status, output, _ = gmskip(*arguments)
+    assert status == 0
+    result = json.loads(output)
+    evaluation = result['rows'][0]['evaluation']
+    assert result['prompt'] == 'Is there a {label} in the image?'
+    assert (result['dataset']['name'], evaluation['images']) == ('pope-mine', 4)
+    assert evaluation['score'] == evaluation['scores']['accuracy'] == (1 / 4 + 1 / 2) / 2
+    assert evaluation['scores']['random.precision'] == 1 / 4
+    assert evaluation['scores']['popular.f1'] == pytest.approx(2 / 3)
+    assert evaluation['scores']['yes_share'] == 1 and evaluation['in_vocabulary_share'] == 0
+    assert result['baselines']['constant'] == {'answer': 'no', 'score': (3 / 4 + 1 / 2) / 2}
+
+    status, output, _ = gmskip('--task', 'presence', '--dataset', scenes, *QUICK, '--images', 2)
+    assert status == 0
+    assert 'All scores: adversarial' in output and 'answered' in output
+
+
 def test_lists_skip_in_their_phases(gmskip, scenes, tmp_path):
     """Of two lists with the same blocks; the figures are those of answers one at a time."""
     blocks = list(range(8, 24))
