@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
 
 from gmskip_ros.vlm import Answer, Confidence, Engine, ImageFeatures, SkipSet, Stopped, Timing
-from gmskip_ros.vlm.answer import Box
+from gmskip_ros.vlm.answer import Box, FrameQuestion
 
 TOKENS = {'dog': (7,), 'car': (8, 9)}
 
@@ -81,3 +81,44 @@ class FakeVlm(Engine):
             confidence=self.confidence,
             first_probabilities=tuple(self.probabilities.get(id, 0.0) for id in first_token_ids),
         )
+
+    def share_frame(
+        self,
+        features: ImageFeatures,
+        questions: Sequence[FrameQuestion],
+        *,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> FakeSharedFrame:
+        self.calls.append(('share_frame', *questions))
+        return FakeSharedFrame(self, features, questions)
+
+
+class FakeSharedFrame:
+    """Answers as the stand-in does alone; four milliseconds of each call are shared."""
+
+    def __init__(
+        self, vlm: FakeVlm, features: ImageFeatures, questions: Sequence[FrameQuestion]
+    ) -> None:
+        self._vlm, self._features, self._questions = vlm, features, questions
+        self.shared_ms = 0.0
+
+    def answer(
+        self,
+        indices: Sequence[int],
+        *,
+        drafts: Mapping[int, Sequence[Sequence[int]]] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> list[Answer]:
+        self._vlm.calls.append(('shared answer', *indices, dict(drafts or {})))
+        self.shared_ms += 4.0
+        return [
+            self._vlm.answer(
+                self._features,
+                question.prompt,
+                question.skip,
+                question.max_new_tokens,
+                first_token_ids=question.first_token_ids,
+                should_stop=should_stop,
+            )
+            for question in (self._questions[index] for index in indices)
+        ]

@@ -254,15 +254,16 @@ def documented_keys(start: str, end: str) -> set[str]:
 
 def test_the_keys_of_results_and_comparisons_are_documented() -> None:
     vlm = FakeVlm()
-    plan = plan_frame(vlm, [make_task(name) for name in TASK_NAMES], {})
-    image = np.zeros((8, 8, 3), np.uint8)
-    skip, full, comparison = FramePipeline(vlm, plan).run(image)
-    results = [*records.result_statuses(skip, ''), *records.result_statuses(full, '')]
-    compared = records.comparison_statuses(comparison, '')
-    question = plan_question(vlm, 'What?', settings_from({}), None, is_own=False)
-    skip, full, comparison = FramePipeline(vlm, question).run(image)
-    results += [*records.result_statuses(skip, ''), *records.result_statuses(full, '')]
-    compared += records.comparison_statuses(comparison, '')
+    tasks = [make_task(name) for name in TASK_NAMES]
+    results, compared = [], []
+    for plan in (
+        plan_frame(vlm, tasks, {}),
+        plan_frame(vlm, tasks, {}, timing='shared'),
+        plan_question(vlm, 'What?', settings_from({}), None, is_own=False),
+    ):
+        skip, full, comparison = FramePipeline(vlm, plan).run(np.zeros((8, 8, 3), np.uint8))
+        results += [*records.result_statuses(skip, ''), *records.result_statuses(full, '')]
+        compared += records.comparison_statuses(comparison, '')
     assert documented_keys('**Result.**', '**Comparison.**') == {
         key for status in results for key in status.values
     }

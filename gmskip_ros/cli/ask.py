@@ -9,8 +9,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gmskip_ros.cli.options import add_load_options, add_match_option, load_options
+from gmskip_ros.cli.options import (
+    add_load_options,
+    add_match_option,
+    add_timing_option,
+    load_options,
+)
 from gmskip_ros.errors import UserError
+from gmskip_ros.pipeline.timing import ISOLATED, SHARED
 from gmskip_ros.tasks import DEFAULT_MATCH, TASK_NAMES
 
 if TYPE_CHECKING:
@@ -18,7 +24,7 @@ if TYPE_CHECKING:
 
     from gmskip_ros.skipping import SkipList
     from gmskip_ros.tasks import Task
-    from gmskip_ros.vlm import Answer, SkipSet, Vlm
+    from gmskip_ros.vlm import Answer, ImageFeatures, SkipSet, Vlm
 
 SAMPLE = Path(__file__).parents[1] / 'assets' / 'demo' / 'sample.jpg'
 DEMO_WARNING = (
@@ -62,6 +68,7 @@ def add_parser(subparsers: Any) -> None:
         help='of the skip list: high_performance (default), high_sparsity or a number of blocks',
     )
     parser.add_argument('--max-new-tokens', type=int, help="default: the task's")
+    add_timing_option(parser)
     parser.add_argument('--json', action='store_true', help='print one JSON object')
     parser.set_defaults(func=run)
 
@@ -99,19 +106,48 @@ def run(args: argparse.Namespace) -> int:
             print(f'gmskip: warning: {warning}', file=sys.stderr)
         skip.check(vlm.num_blocks)
         status.update('warming up')  # the first pass includes the start of the libraries
-        vlm.answer(image, prompt, skip, min(2, max_new_tokens))
+        features = vlm.encode(image)
+        if args.timing == SHARED:
+            answer_shared(vlm, features, prompt, skip, min(2, max_new_tokens))
+        else:
+            vlm.answer(features, prompt, skip, min(2, max_new_tokens))
         status.update('answering')
         features = vlm.encode(image)
-        answers = {
-            'skip': vlm.answer(features, prompt, skip, max_new_tokens),
-            'full': vlm.answer(features, prompt, (), max_new_tokens),
-        }
-    report = make_report(args, vlm, task, prompt, skip, answers, features.num_tokens)
+        shared_ms: dict[str, float] = {}
+        if args.timing == SHARED:
+            answers, shared_ms = answer_shared(vlm, features, prompt, skip, max_new_tokens)
+        else:
+            answers = {
+                'skip': vlm.answer(features, prompt, skip, max_new_tokens),
+                'full': vlm.answer(features, prompt, (), max_new_tokens),
+            }
+    report = make_report(args, vlm, task, prompt, skip, answers, shared_ms, features.num_tokens)
     if args.json:
         print(json.dumps(report, indent=2, ensure_ascii=False))
     else:
         print_report(report)
     return 0
+
+
+def answer_shared(
+    vlm: Vlm, features: ImageFeatures, prompt: str, skip: SkipSet, max_new_tokens: int
+) -> tuple[dict[str, Answer], dict[str, float]]:
+    """Return both branches' answers with the least time, and what is in none of their times.
+
+    The latter (ms) by branch, as its part of the frame. The skip answer is a draft of full's.
+    """
+    from gmskip_ros.vlm import FrameQuestion
+
+    questions = [
+        FrameQuestion(prompt, skip, max_new_tokens),
+        FrameQuestion(prompt, max_new_tokens=max_new_tokens),
+    ]
+    frame = vlm.share_frame(features, questions)
+    [skip_answer] = frame.answer([0])
+    skip_ms = frame.shared_ms
+    [full_answer] = frame.answer([1], drafts={1: [skip_answer.token_ids]})
+    answers = {'skip': skip_answer, 'full': full_answer}
+    return answers, {'skip': skip_ms, 'full': frame.shared_ms - skip_ms}
 
 
 def read_photo(path: str) -> np.ndarray:
@@ -190,9 +226,13 @@ def make_report(
     prompt: str,
     skip: SkipSet,
     answers: dict[str, Answer],
+    shared_ms: dict[str, float],
     image_tokens: int,
 ) -> dict[str, Any]:
-    """Return the report of one image as JSON values; times in milliseconds."""
+    """Return the report of one image as JSON values; times in milliseconds.
+
+    `shared_ms`: by branch, with the timing `shared`; there is no speed-up then.
+    """
     from gmskip_ros.vlm import SkipSet
 
     parsed = {branch: task.parse(answer.text) for branch, answer in answers.items()} if task else {}
@@ -210,6 +250,8 @@ def make_report(
             'sparsity': len(skip_set.blocks) / vlm.num_blocks,
             **asdict(answer.timing),
         }
+        if args.timing == SHARED:
+            branches[branch]['shared_ms'] = shared_ms[branch]
     report: dict[str, Any] = {
         'photo': args.photo,
         'model': vlm.name,
@@ -222,10 +264,12 @@ def make_report(
         'match': task.match if task else None,
         'prompt': prompt,
         'rendered_prompt': vlm.render_prompt(prompt),
+        'timing': args.timing,
         'branches': branches,
-        'speed_up': answers['full'].timing.total_ms / answers['skip'].timing.total_ms,
         'agree': answers['skip'].token_ids == answers['full'].token_ids,
     }
+    if args.timing == ISOLATED:
+        report['speed_up'] = answers['full'].timing.total_ms / answers['skip'].timing.total_ms
     if task:
         agreement = task.agreement(
             parsed['skip'],
@@ -263,15 +307,16 @@ def print_report(report: dict[str, Any]) -> None:
     if any(result['skipped_in'] for result in results):
         table.add_row('skipped in', *(result['skipped_in'] for result in results))
     table.add_row('tokens', *(str(result['tokens']) for result in results))
-    for phase in ('preprocess', 'vision', 'prefill', 'decode', 'total'):
+    is_shared = report['timing'] == SHARED
+    phases = ('preprocess', 'vision', 'prefill', 'decode', 'total')
+    for phase in (*phases, 'shared') if is_shared else phases:
         table.add_row(f'{phase} (ms)', *(f'{result[f"{phase}_ms"]:.1f}' for result in results))
     console.print(table)
     values = ''.join(f', {name} {value:.2f}' for name, value in report.get('agreement', {}).items())
     verdict = 'agree' if report['agree'] else 'differ'
-    console.print(
-        f'the answers {verdict}{values}; skipping is {report["speed_up"]:.2f} times as fast '
-        '(vision is counted in both)',
-        highlight=False,
-    )
+    speed = 'no speed-up with --timing shared: full starts from what skip has computed'
+    if not is_shared:
+        speed = f'skipping is {report["speed_up"]:.2f} times as fast (vision is counted in both)'
+    console.print(f'the answers {verdict}{values}; {speed}', highlight=False)
     for line in demo_alert(report):
         console.print(line, highlight=False)

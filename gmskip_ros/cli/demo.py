@@ -17,7 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gmskip_ros.cli.options import positive_float, positive_int
+from gmskip_ros.cli.options import add_timing_option, positive_float, positive_int
+from gmskip_ros.pipeline.timing import ISOLATED, SHARED, TIMINGS
 from gmskip_ros.signals import StopSignals
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def add_parser(subparsers: Any) -> None:
         default='demo',
         help='demo, a folder in Hugging Face format, or a hub id (default demo)',
     )
+    add_timing_option(parser)
     parser.add_argument(
         '--source',
         type=_folder,
@@ -103,6 +105,7 @@ def run(args: argparse.Namespace) -> int:
             num_frames=args.frames,
             camera_rate_hz=args.rate_hz,
             model=args.model,
+            timing=args.timing,
             source=args.source,
             out=args.out,
             deadline_s=args.deadline_sec,
@@ -199,30 +202,49 @@ class Screen:
         self._print(table)
 
     def summary(self, frames: Sequence[Frame]) -> None:
-        """Print agreement, medians, speed-up and sparsity of each task over all frames."""
-        from rich.text import Text
+        """Print agreement, medians, speed-up and sparsity of each task over all frames.
 
+        A table per timing: no figure mixes the two, and with `shared` there is no speed-up.
+        """
         self._print('')
         span_s = (frames[-1].stamp_ns - frames[0].stamp_ns) / 1e9
         rate = f', {(len(frames) - 1) / span_s:.2f} Hz' if span_s > 0 else ''
         self._print(f'{len(frames)} frames answered by both branches{rate}; medians:')
-        table = self._grid(13, 9, 8, 8, 8, 8, right=(1, 2, 3, 4, 5))
-        titles = ('task', 'agreement', 'skip ms', 'full ms', 'speed-up', 'sparsity')
+        for timing in TIMINGS:
+            of_timing = [frame for frame in frames if frame.timing == timing]
+            if of_timing:
+                self._print(self._medians(of_timing, has_speedup=timing == ISOLATED))
+            if of_timing and timing == SHARED:
+                self._print(
+                    'no speed-up with timing: shared: the times leave out what the answers share'
+                )
+
+    def _medians(self, frames: Sequence[Frame], has_speedup: bool) -> Any:
+        from rich.text import Text
+
+        widths = (13, 9, 8, 8, *([8] if has_speedup else []), 8)
+        table = self._grid(*widths, right=range(1, len(widths)))
+        titles = ['task', 'agreement', 'skip ms', 'full ms', 'sparsity']
+        if has_speedup:
+            titles.insert(4, 'speed-up')
         table.add_row(*(Text(title, style='bold') for title in titles))
         for task in frames[-1].comparison:
             of_task = [frame for frame in frames if task in frame.comparison]
             skip_ms = [float(frame.skip[task]['total_ms']) for frame in of_task]
             full_ms = [float(frame.full[task]['total_ms']) for frame in of_task]
-            speedups = [full / max(skip, 1e-9) for skip, full in zip(skip_ms, full_ms, strict=True)]
-            table.add_row(
+            cells = [
                 task,
                 f'{sum(frame.agrees(task) for frame in of_task)}/{len(of_task)}',
                 f'{statistics.median(skip_ms):.0f}',
                 f'{statistics.median(full_ms):.0f}',
-                f'{statistics.median(speedups):.2f}x',
                 f'{100 * float(of_task[-1].skip[task]["sparsity"]):.0f} %',
-            )
-        self._print(table)
+            ]
+            if has_speedup:
+                pairs = zip(skip_ms, full_ms, strict=True)
+                speedup = statistics.median(full / max(skip, 1e-9) for skip, full in pairs)
+                cells.insert(4, f'{speedup:.2f}x')
+            table.add_row(*cells)
+        return table
 
     def notes(self, model: str) -> None:
         """Print what a reader of the figures has to know."""

@@ -15,6 +15,7 @@ from gmskip_ros.calibration.methods.registry import all_options
 from gmskip_ros.errors import UserError
 from gmskip_ros.files import FolderLock
 from gmskip_ros.numbers import percent_hint
+from gmskip_ros.pipeline.timing import ISOLATED, TIMINGS
 from gmskip_ros.skipping import PHASES
 from gmskip_ros.tasks import DEFAULT_MATCH, MATCHES, PRESENCE, TASK_NAMES
 
@@ -275,6 +276,17 @@ def add_match_option(parser: argparse._ActionsContainer) -> None:
         help='how an answer is read: strict: it is the label; forms: or its plural or singular; '
         'synonyms: or a synonym; content: it mentions the label or a synonym and does not negate '
         f'it (default: {DEFAULT_MATCH})',
+    )
+
+
+def add_timing_option(parser: argparse._ActionsContainer) -> None:
+    """Add the option for what the two branches' answers may share."""
+    parser.add_argument(
+        '--timing',
+        choices=TIMINGS,
+        default=ISOLATED,
+        help='isolated (default): every answer is made, and timed, as if alone; shared: least time '
+        'for the frame, with the same answers and no speed-up, since they share work',
     )
 
 

@@ -154,7 +154,7 @@ def print_result(result: Mapping[str, Any], out: Path) -> None:
     lines = [
         f'{fmt.one_line(result["model"])} on {result["device"]}, {minutes:.1f} min, camera at '
         f'{result["camera"]["rate_hz"]:g} Hz, answers at '
-        f'{fmt.number(result["achieved_rate_hz"], 2)} Hz'
+        f'{fmt.number(result["achieved_rate_hz"], 2)} Hz, timing: {result["timing"]}'
     ]
     if not result['complete']:
         lines.append(

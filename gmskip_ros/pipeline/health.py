@@ -171,6 +171,11 @@ class Health:
         with self._lock:
             self._frames[outcome] += 1
 
+    def forget_latencies(self) -> None:
+        """Start the latencies anew: the next ones cannot be compared with those so far."""
+        with self._lock:
+            self._latency_ms.clear()
+
     def branch_done(self, branch: str, elapsed_ms: float) -> None:
         """Note that a branch has published its result for a frame."""
         with self._lock:

@@ -25,6 +25,7 @@ from gmskip_ros.pipeline.parameter_kinds import (
     text,
 )
 from gmskip_ros.pipeline.pipeline import BRANCHES, QUESTION
+from gmskip_ros.pipeline.timing import ISOLATED, TIMINGS
 from gmskip_ros.skipping import OPERATING_POINTS
 from gmskip_ros.tasks import (
     DEFAULT_MATCH,
@@ -258,6 +259,15 @@ _TABLE = (
         'that takes longer is still answered, and counted. 0 = off.',
         read_only=False,
     ),
+    Spec(
+        'timing',
+        ISOLATED,
+        one_of(TIMINGS),
+        'isolated: every answer is made, and timed, as if alone, so that times can be compared. '
+        'shared: least time for the frame; answers share the image, and the full branch checks the '
+        "skip branch's answers in one pass. The answers are the same; there is no speed-up.",
+        read_only=False,
+    ),
     *_per_task('prompt', DEFAULT_PROMPTS, PROMPT, 'The question of the task.', read_only=False),
     Spec(
         'labels',
@@ -298,9 +308,9 @@ _TABLE = (
         'auto',
         one_of(['auto', 'std_msgs', *AUTOWARE_DEBUG_MSGS]),
         'Package of the messages on ~/debug/processing_time_ms, '
-        '~/debug/{skip,full}/processing_time_ms and ~/debug/pipeline_latency_ms. std_msgs: '
-        "Float64; the others: Autoware's Float64Stamped; auto: the first of these that can be "
-        'imported, else std_msgs.',
+        '~/debug/{skip,full}/{,shared_}processing_time_ms and ~/debug/pipeline_latency_ms. '
+        "std_msgs: Float64; the others: Autoware's Float64Stamped; auto: the first of these that "
+        'can be imported, else std_msgs.',
     ),
 )
 

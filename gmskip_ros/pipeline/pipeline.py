@@ -14,13 +14,16 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from gmskip_ros.pipeline.confidence import FirstTokens, first_tokens, margin
+from gmskip_ros.pipeline.timing import ISOLATED, SHARED
 from gmskip_ros.skipping import SkipList
 from gmskip_ros.tasks import Agreement, ParsedAnswer, Task
 from gmskip_ros.vlm import SkipSet, VlmOutOfMemoryError
+from gmskip_ros.vlm.answer import FrameQuestion
 from gmskip_ros.vlm.engine import settings_in_use
 
 if TYPE_CHECKING:
     from gmskip_ros.vlm import Answer, Engine, ImageFeatures
+    from gmskip_ros.vlm.engine import SharedFrame
 
 QUESTION = 'question'  # the task that is asked live, on ~/input/question
 BRANCHES = ('skip', 'full')  # in the order in which they run
@@ -47,6 +50,7 @@ class FramePlan:
     branches: tuple[str, ...]
     warnings: tuple[str, ...] = ()
     caption_agreement: float = 1.0  # the least ROUGE-L of captions that agree; 1.0: equal tokens
+    timing: str = ISOLATED  # one of TIMINGS
 
     @property
     def schedule(self) -> str:
@@ -83,13 +87,17 @@ class BranchResult:
     """One branch's answers to all tasks on one frame.
 
     `elapsed_ms` is the time that the branch takes on its own: it includes what the branches share
-    (preprocessing and vision features), but not the time spent on the other branch.
+    (preprocessing and vision features), but not the time spent on the other branch. With the timing
+    `shared`, that is also the work which the branch takes over from the one before it; `shared_ms`
+    is the part of `elapsed_ms` that its answers share and that none of their own times counts.
     """
 
     branch: str
     schedule: str
     tasks: tuple[TaskResult, ...]
     elapsed_ms: float
+    timing: str = ISOLATED
+    shared_ms: float = 0.0  # always 0 with the timing `isolated`
 
     @property
     def is_question(self) -> bool:
@@ -113,9 +121,10 @@ class TaskComparison:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Both branches on one frame."""
+    """Both branches on one frame. Only with the timing `isolated` is there a speed-up."""
 
     tasks: tuple[TaskComparison, ...]
+    timing: str = ISOLATED
 
 
 def plan_frame(
@@ -125,6 +134,7 @@ def plan_frame(
     operating_point: str | int = 'high_performance',
     branches: Sequence[str] = BRANCHES,
     caption_agreement: float = 1.0,
+    timing: str = ISOLATED,
 ) -> FramePlan:
     """Return the plan for these tasks and this model.
 
@@ -153,7 +163,7 @@ def plan_frame(
         blocks = skip_list.blocks_at(operating_point)
         plans.append(TaskPlan(task, skip_set, blocks, str(operating_point), first))
     ordered = tuple(branch for branch in BRANCHES if branch in branches)
-    return FramePlan(tuple(plans), ordered, tuple(warnings), caption_agreement)
+    return FramePlan(tuple(plans), ordered, tuple(warnings), caption_agreement, timing)
 
 
 def plan_at(
@@ -177,20 +187,47 @@ def plan_at(
     return replace(plan, tasks=tuple(tasks))
 
 
-@dataclass(frozen=True)
+@dataclass
 class EncodedFrame:
-    """What all answers about one frame share, and the time it took to compute."""
+    """What all answers about one frame share, and the time it took to compute.
+
+    The rest is there with the timing `shared` only: what the answers to its questions have in
+    common, the part of that time which a branch has counted already, and the skip branch's answers,
+    which are drafts of the full branch's.
+    """
 
     features: ImageFeatures
     encode_ms: float
+    shared: SharedFrame | None = None
+    counted_ms: float = 0.0
+    skip_answers: tuple[Answer, ...] = ()
+
+
+class PreviousAnswers:
+    """The full branch's answers to the frame before, by task: drafts of those to the next."""
+
+    def __init__(self) -> None:
+        self._token_ids: dict[str, tuple[int, ...]] = {}
+
+    def draft(self, task: str) -> tuple[int, ...]:
+        """Return the tokens of the task's newest answer; empty without one."""
+        return self._token_ids.get(task, ())
+
+    def note(self, task: str, answer: Answer) -> None:
+        """Keep an answer."""
+        self._token_ids[task] = answer.token_ids
 
 
 class FramePipeline:
     """Takes frames through a model according to a plan."""
 
-    def __init__(self, engine: Engine, plan: FramePlan) -> None:
+    def __init__(
+        self, engine: Engine, plan: FramePlan, previous: PreviousAnswers | None = None
+    ) -> None:
+        """`previous`: of the frames before, which a plan with the timing `shared` makes use of."""
         self.engine = engine
         self.plan = plan
+        self._previous = previous or PreviousAnswers()
 
     def run(
         self, rgb: np.ndarray, should_stop: Callable[[str], bool] | None = None
@@ -220,24 +257,27 @@ class FramePipeline:
         branch: str,
         should_stop: Callable[[str], bool] | None = None,
     ) -> BranchResult:
-        """Return one branch's answers to all tasks; for `should_stop` see `run`."""
-        start = time.perf_counter()
-        tasks = tuple(
-            self._with_memory(
-                functools.partial(self._answer, frame.features, plan, branch, should_stop)
-            )
-            for plan in self.plan.tasks
-        )
-        return BranchResult(branch, self.plan.schedule, tasks, frame.encode_ms + _ms_since(start))
+        """Return one branch's answers to all tasks; for `should_stop` see `run`.
 
-    def _with_memory(self, work: Callable[[], Result]) -> Result:
-        """Do the work; if memory runs out, free unused memory and try once more."""
-        try:
-            return work()
-        except VlmOutOfMemoryError:
-            pass  # in this clause the exception still holds the tensors of the failed try
-        self.engine.free_memory()
-        return work()
+        With the timing `shared`, the branches of one frame are to be answered in their order.
+        """
+        start = time.perf_counter()
+        stops = None if should_stop is None else functools.partial(should_stop, branch)
+        answers = self._answers(frame, branch, stops)
+        tasks = tuple(
+            self._result(frame.features, plan, branch, answer)
+            for plan, answer in zip(self.plan.tasks, answers, strict=True)
+        )
+        shared_ms = 0.0
+        if frame.shared is not None:
+            shared_ms = frame.shared.shared_ms - frame.counted_ms
+            frame.counted_ms += shared_ms
+        if branch == 'full':
+            for result in tasks:
+                self._previous.note(result.task, result.answer)
+        elapsed_ms = frame.encode_ms + _ms_since(start)
+        timing = self.plan.timing
+        return BranchResult(branch, self.plan.schedule, tasks, elapsed_ms, timing, shared_ms)
 
     def compare(self, skip: BranchResult, full: BranchResult) -> Comparison:
         """Return how the two branches' answers to the same frame agree."""
@@ -248,37 +288,118 @@ class FramePipeline:
             )
             agreement = _with_caption_agreement(agreement, self.plan.caption_agreement)
             comparisons.append(TaskComparison(a, b, agreement))
-        return Comparison(tuple(comparisons))
+        return Comparison(tuple(comparisons), self.plan.timing)
 
     def warm_up(self, should_stop: Callable[[], bool] | None = None) -> None:
-        """Answer every task once on a grey image, two tokens each: first runs are the slowest."""
-        features = self.engine.encode(np.full(WARM_UP_SHAPE, 128, dtype=np.uint8))
-        for branch in self.plan.branches:
-            for plan in self.plan.tasks:
-                self.engine.answer(
-                    features,
-                    plan.task.prompt,
-                    skip=plan.skip_set if branch == 'skip' else SkipSet(),
-                    max_new_tokens=min(2, plan.task.max_new_tokens),
-                    should_stop=should_stop,
-                )
+        """Answer every task once on a grey image, two tokens each: first runs are the slowest.
 
-    def _answer(
+        With the timing of the plan.
+        """
+        features = self.engine.encode(np.full(WARM_UP_SHAPE, 128, dtype=np.uint8))
+        frame = EncodedFrame(features, 0.0)
+        for branch in self.plan.branches:
+            self._answers(frame, branch, should_stop, most_tokens=2)
+
+    def _answers(
         self,
-        features: ImageFeatures,
-        plan: TaskPlan,
+        frame: EncodedFrame,
         branch: str,
-        should_stop: Callable[[str], bool] | None,
+        should_stop: Callable[[], bool] | None,
+        most_tokens: int | None = None,
+    ) -> list[Answer]:
+        """Return one branch's answers, with the timing of the plan."""
+        if self.plan.timing == SHARED:
+            return self._shared_answers(frame, branch, should_stop, most_tokens)
+
+        def answer(question: FrameQuestion) -> Answer:
+            return self.engine.answer(
+                frame.features,
+                question.prompt,
+                skip=question.skip,
+                max_new_tokens=question.max_new_tokens,
+                first_token_ids=question.first_token_ids,
+                should_stop=should_stop,
+            )
+
+        return [
+            self._with_memory(functools.partial(answer, question))
+            for question in self._questions(branch, most_tokens)
+        ]
+
+    def _shared_answers(
+        self,
+        frame: EncodedFrame,
+        branch: str,
+        should_stop: Callable[[], bool] | None,
+        most_tokens: int | None,
+    ) -> list[Answer]:
+        """Return one branch's answers, made from what the questions of both have in common.
+
+        The skip branch's answers to this frame and the full branch's to the frame before are drafts
+        of the full branch's answers.
+        """
+        first = self.plan.branches.index(branch) * len(self.plan.tasks)
+        indices = range(first, first + len(self.plan.tasks))
+        drafts = dict(zip(indices, self._drafts(frame, branch), strict=True))
+
+        def answer() -> list[Answer]:
+            if frame.shared is None:
+                questions = [
+                    question
+                    for each in self.plan.branches
+                    for question in self._questions(each, most_tokens)
+                ]
+                frame.shared = self.engine.share_frame(
+                    frame.features, questions, should_stop=should_stop
+                )
+            return frame.shared.answer(indices, drafts=drafts, should_stop=should_stop)
+
+        def start_over() -> None:
+            frame.shared, frame.counted_ms = None, 0.0
+
+        answers = self._with_memory(answer, start_over)
+        if branch == 'skip':
+            frame.skip_answers = tuple(answers)
+        return answers
+
+    def _drafts(self, frame: EncodedFrame, branch: str) -> list[list[tuple[int, ...]]]:
+        """Return guesses of each answer of a branch; the likelier ones first."""
+        guesses: list[list[tuple[int, ...]]] = [[] for _ in self.plan.tasks]
+        if branch == 'full':
+            for of_task, answer in zip(guesses, frame.skip_answers, strict=False):
+                of_task.append(answer.token_ids)
+            for of_task, plan in zip(guesses, self.plan.tasks, strict=True):
+                of_task.append(self._previous.draft(plan.task.name))
+        return [[draft for draft in dict.fromkeys(of_task) if draft] for of_task in guesses]
+
+    def _questions(self, branch: str, most_tokens: int | None) -> list[FrameQuestion]:
+        """Return what a branch is asked about a frame, a question per task."""
+        return [
+            FrameQuestion(
+                plan.task.prompt,
+                plan.skip_set if branch == 'skip' else SkipSet(),
+                min(plan.task.max_new_tokens, most_tokens or plan.task.max_new_tokens),
+                plan.first_tokens.all_ids if plan.first_tokens else (),
+            )
+            for plan in self.plan.tasks
+        ]
+
+    def _with_memory(
+        self, work: Callable[[], Result], start_over: Callable[[], None] = lambda: None
+    ) -> Result:
+        """Do the work; if memory runs out, start over, free unused memory and try once more."""
+        try:
+            return work()
+        except VlmOutOfMemoryError:
+            pass  # in this clause the exception still holds the tensors of the failed try
+        start_over()
+        self.engine.free_memory()
+        return work()
+
+    def _result(
+        self, features: ImageFeatures, plan: TaskPlan, branch: str, answer: Answer
     ) -> TaskResult:
         skips = branch == 'skip'
-        answer = self.engine.answer(
-            features,
-            plan.task.prompt,
-            skip=plan.skip_set if skips else SkipSet(),
-            max_new_tokens=plan.task.max_new_tokens,
-            first_token_ids=plan.first_tokens.all_ids if plan.first_tokens else (),
-            should_stop=None if should_stop is None else lambda: should_stop(branch),
-        )
         parsed = plan.task.parse(answer.text)
         return TaskResult(
             task=plan.task.name,

@@ -147,4 +147,4 @@ def plan_question(
             skip_set = skip_list.skip_set_at(settings.operating_point)
             plan = TaskPlan(task, skip_set, blocks, str(settings.operating_point))
     ordered = tuple(branch for branch in BRANCHES if branch in settings.branches)
-    return FramePlan((plan,), ordered, tuple(warnings), settings.caption_agreement)
+    return FramePlan((plan,), ordered, tuple(warnings), settings.caption_agreement, settings.timing)

@@ -20,6 +20,7 @@ from gmskip_ros.pipeline.pipeline import (
     TaskComparison,
     TaskResult,
 )
+from gmskip_ros.pipeline.timing import ISOLATED, SHARED
 
 NODE_NAME = 'dual_vlm'
 # Relative to the node.
@@ -30,13 +31,16 @@ TEXT_TOPIC = '~/debug/{branch}/{task}/text'
 LATENCY_TOPIC = '~/debug/{branch}/{task}/latency_ms'
 PIPELINE_LATENCY_TOPIC = '~/debug/pipeline_latency_ms'
 PROCESSING_TIME_TOPIC = '~/debug/processing_time_ms'  # of a frame
-BRANCH_PROCESSING_TIME_TOPIC = '~/debug/{branch}/processing_time_ms'
+BRANCH_PROCESSING_TIME_TOPIC = '~/debug/{branch}/processing_time_ms'  # timing: isolated
+SHARED_PROCESSING_TIME_TOPIC = '~/debug/{branch}/shared_processing_time_ms'  # timing: shared
 PICTURE_TOPIC = '~/debug/image'
 JPEG_TOPIC = '~/debug/image/compressed'
 
 RESULT_FORMAT = 'gmskip/result/1'
 COMPARISON_FORMAT = 'gmskip/comparison/1'
-FULL_BRANCH = 'isolated'  # the full branch is a run of its own
+# By timing. isolated: the full branch is a run of its own; verified: it checks guesses of its
+# answer in one pass and goes on from there, to the answer that it would have given by itself.
+FULL_BRANCH = {ISOLATED: 'isolated', SHARED: 'verified'}
 LATENCY_PARTS = ('preprocess_ms', 'vision_ms', 'prefill_ms', 'decode_ms', 'total_ms')
 # The one dimension of a latency message's layout: fields of std_msgs/MultiArrayDimension.
 LATENCY_DIMENSION: dict[str, Any] = {
@@ -87,11 +91,20 @@ def diagnostic_array(types: DiagnosticTypes, header: Any, statuses: Sequence[Sta
 
 
 def result_statuses(result: BranchResult, hardware_id: str) -> list[Status]:
-    """Return one branch's answers on one frame: a status per task."""
-    return [_result_status(task, result.schedule, hardware_id) for task in result.tasks]
+    """Return one branch's answers on one frame: a status per task.
+
+    What the answers share (`shared_ms`) is in the first one only, so that the times of all of them
+    can be added up.
+    """
+    statuses = [
+        _result_status(task, result.schedule, result.timing, hardware_id) for task in result.tasks
+    ]
+    if result.timing == SHARED:
+        statuses[0].values['shared_ms'] = _text(result.shared_ms)
+    return statuses
 
 
-def _result_status(result: TaskResult, schedule: str, hardware_id: str) -> Status:
+def _result_status(result: TaskResult, schedule: str, timing: str, hardware_id: str) -> Status:
     return Status(
         level=OK if result.parsed.in_vocabulary else WARN,
         name=f'{result.task}/{result.branch}',
@@ -108,7 +121,8 @@ def _result_status(result: TaskResult, schedule: str, hardware_id: str) -> Statu
                 'sparsity': result.sparsity,
                 'skipped_blocks': ','.join(str(block) for block in result.removed_blocks),
                 'operating_point': result.operating_point,
-                'full_branch': FULL_BRANCH,
+                'full_branch': FULL_BRANCH[timing],
+                'timing': timing,
                 'schedule': schedule,
                 'image_fit': result.image_fit,
                 'image_tokens': result.image_tokens,
@@ -139,12 +153,19 @@ def _question(result: TaskResult) -> dict[str, str]:
 
 
 def comparison_statuses(comparison: Comparison, hardware_id: str) -> list[Status]:
-    """Return agreement and speed-up on one frame: a status per task."""
-    return [_comparison_status(task, hardware_id) for task in comparison.tasks]
+    """Return agreement on one frame, with the timing `isolated` also the speed-up, per task."""
+    return [_comparison_status(task, comparison.timing, hardware_id) for task in comparison.tasks]
 
 
-def _comparison_status(comparison: TaskComparison, hardware_id: str) -> Status:
+def _comparison_status(comparison: TaskComparison, timing: str, hardware_id: str) -> Status:
     skip, full = comparison.skip, comparison.full
+    times: dict[str, float] = {}
+    if timing == ISOLATED:
+        times = {
+            'skip_total_ms': skip.answer.timing.total_ms,
+            'full_total_ms': full.answer.timing.total_ms,
+            'speedup': comparison.speedup,
+        }
     return Status(
         level=OK,  # a difference is a finding, not a fault of the node
         name=f'{skip.task}/comparison',
@@ -157,9 +178,8 @@ def _comparison_status(comparison: TaskComparison, hardware_id: str) -> Status:
                 **comparison.agreement.values,  # jaccard, or rouge_l
                 'skip_answer': skip.parsed.text,
                 'full_answer': full.parsed.text,
-                'skip_total_ms': skip.answer.timing.total_ms,
-                'full_total_ms': full.answer.timing.total_ms,
-                'speedup': comparison.speedup,
+                'timing': timing,
+                **times,
                 'sparsity': skip.sparsity,
                 **_question(skip),
             }
@@ -204,10 +224,15 @@ def health_status(
     )
 
 
-def overlay_title(name: str, stamp_ns: int) -> str:
-    """Return the overlay's title: name and the frame's time of day (UTC), 'x  12:03:04.5'."""
+def overlay_title(name: str, stamp_ns: int, timing: str = ISOLATED) -> str:
+    """Return the overlay's title: name and the frame's time of day (UTC), 'x  12:03:04.5'.
+
+    With the timing `shared` that is said, because the times of the answers then leave out a part.
+    """
     seconds, rest_ns = divmod(stamp_ns, 1_000_000_000)
-    return f'{name}  {time.strftime("%H:%M:%S", time.gmtime(seconds))}.{rest_ns // 100_000_000}'
+    time_of_day = time.strftime('%H:%M:%S', time.gmtime(seconds))
+    note = '' if timing == ISOLATED else f'  timing: {timing}'
+    return f'{name}  {time_of_day}.{rest_ns // 100_000_000}{note}'
 
 
 def overlay_tasks(

@@ -16,6 +16,7 @@ from typing import Any
 from gmskip_ros import files
 from gmskip_ros.errors import UserError
 from gmskip_ros.numbers import is_number, is_whole_number
+from gmskip_ros.pipeline.timing import ISOLATED, SHARED
 
 
 class ReportError(UserError):
@@ -60,6 +61,13 @@ class FrameRow:
     match: str | None = None  # how the answer was read
     image_fit: str | None = None  # how the frame became the model's square
     image_tokens: int | None = None  # that the frame made
+    timing: str = ISOLATED  # 'shared': the times leave out what the answers of the branch share
+    shared_ms: float | None = None  # that time, in the first row of each branch on a frame
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether the times leave out what answers share: they do not make a speed-up."""
+        return self.timing == SHARED
 
 
 COLUMNS: tuple[str, ...] = tuple(field.name for field in dataclasses.fields(FrameRow))
@@ -113,6 +121,8 @@ def row_from_values(
         match=values.get('match'),
         image_fit=values.get('image_fit'),
         image_tokens=int(values['image_tokens']) if 'image_tokens' in values else None,
+        timing=values.get('timing', ISOLATED),
+        shared_ms=_optional_number(values, 'shared_ms'),
     )
 
 

@@ -40,6 +40,7 @@ class Settings:
     skip_list: Mapping[str, str]  # by task; '' = none
     operating_point: str | int
     latency_budget_ms: float  # of the skip branch's whole frame; 0 = none
+    timing: str  # one of TIMINGS
     prompt: Mapping[str, str]  # by task
     labels: tuple[str, ...]
     match: str

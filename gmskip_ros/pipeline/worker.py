@@ -28,6 +28,7 @@ from gmskip_ros.pipeline.pipeline import (
     Comparison,
     FramePipeline,
     FramePlan,
+    PreviousAnswers,
     plan_at,
     plan_frame,
 )
@@ -151,6 +152,7 @@ class InferenceWorker:
         self.plan: FramePlan | None = None  # the one in use; None until the model is loaded
         self.engine: Engine | None = None
         self.budget = LatencyBudget()
+        self._previous = PreviousAnswers()
         self._planned: Settings | None = None  # the settings that self.plan was made from
         self._planned_rung: Rung | None = None  # what the budget made of them
         self._was_paused = False  # since the last frame
@@ -168,6 +170,12 @@ class InferenceWorker:
         self._logged: set[str] = set()  # reasons since all was well
         self._frame_size = (0, 0)  # of the newest answered frame, pixels
         self._warned: set[str] = set()
+
+    @property
+    def timing(self) -> str:
+        """The timing of the plan in use; before there is one, as configured."""
+        plan = self.plan
+        return self._settings().timing if plan is None else plan.timing
 
     @property
     def is_loading(self) -> bool:
@@ -396,6 +404,7 @@ class InferenceWorker:
         """Forget all that holds the model, and give its memory back but for the CUDA context."""
         with self._lock:  # not while `engine_facts` looks at it: it would outlive release_memory
             self.engine = self.plan = self._planned = self._planned_rung = None
+            self._previous = PreviousAnswers()  # a repaired checkpoint may have other tokens
         self._publishing_error = None  # its traceback
         release_memory()
 
@@ -484,7 +493,11 @@ class InferenceWorker:
                 settings.operating_point,
                 settings.branches,
                 settings.caption_agreement,
+                settings.timing,
             )
+            if self.plan is not None and plan.timing != self.plan.timing:
+                self.health.forget_latencies()
+                self.budget.restart()
             self._planned, self._planned_rung = settings, None
             self._warn_once(plan.warnings)
             self.budget.use(settings.latency_budget_ms, self._ladder(settings))
@@ -496,7 +509,7 @@ class InferenceWorker:
             plan = plan_at(plan, self._skip_lists, rung.points)
             self._planned_rung = rung
         self.plan = plan
-        return FramePipeline(self.engine, plan)
+        return FramePipeline(self.engine, plan, self._previous)
 
     def _ladder(self, settings: Settings) -> Ladder | None:
         """Return the choices of the latency budget; None without one."""
@@ -662,13 +675,17 @@ class InferenceWorker:
     def _note_times(self, skip: BranchResult, total_ms: float) -> None:
         """Let the latency budget choose for the next frame; log what it changes."""
         before = self.budget.rung
+        if before is None:
+            return
+        total_work = sum(work.prefill for work in before.work)
         tasks = tuple(
             TaskTimes(
-                task.answer.timing.prefill_ms,
+                # What the answers share is the pass of the blocks over the image.
+                task.answer.timing.prefill_ms + skip.shared_ms * work.prefill / total_work,
                 task.answer.timing.decode_ms,
                 len(task.answer.token_ids),
             )
-            for task in skip.tasks
+            for task, work in zip(skip.tasks, before.work, strict=True)
         )
         self.budget.note(FrameTimes(total_ms, tasks))
         rung = self.budget.rung

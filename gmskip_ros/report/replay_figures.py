@@ -1,7 +1,8 @@
 """The figures of a run, from its rows: plain values for tables, pictures and programs.
 
-A *series* is one task's answers by one branch at one operating point, by one model on one machine.
-Series are never pooled: GPU and CPU times stay apart.
+A *series* is one task's answers by one branch at one operating point, by one model on one machine,
+with one timing. Series are never pooled: GPU and CPU times stay apart, and so do isolated and
+shared ones.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gmskip_ros.pipeline.rows import FrameRow
+from gmskip_ros.pipeline.rows import SHARED, FrameRow
 from gmskip_ros.report.formatting import count_of
 
 PHASES = ('preprocess', 'vision', 'prefill', 'decode', 'total')
@@ -31,8 +32,14 @@ class Series:
     task: str
     branch: str
     operating_point: str
+    timing: str
     rows: list[FrameRow] = field(default_factory=list)
     full: list[FrameRow | None] = field(default_factory=list)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether the times leave out what answers share: they do not make a speed-up."""
+        return self.rows[0].is_shared
 
     @property
     def name(self) -> str:
@@ -46,7 +53,12 @@ class Series:
         return np.array([getattr(row, f'{phase}_ms') for row in self.rows], dtype=float)
 
     def speedups(self) -> np.ndarray:
-        """Return full's / skip's total time for the frames that both branches answered."""
+        """Return full's / skip's total time for the frames that both branches answered.
+
+        Empty with the timing `shared`.
+        """
+        if self.is_shared:
+            return np.array([])
         return np.array(
             [
                 full.total_ms / max(row.total_ms, 1e-9)
@@ -73,7 +85,7 @@ def series_of(rows: Iterable[FrameRow]) -> list[Series]:
     full_of: dict[tuple[object, ...], FrameRow] = {}
     for row in rows:
         place = f'{row.model}, {row.machine}' if several_models else row.machine
-        key = (place, row.task, row.branch, row.operating_point)
+        key = (place, row.task, row.branch, row.operating_point, row.timing)
         found.setdefault(key, Series(*key)).rows.append(row)
         if row.branch == 'full':
             full_of[_question(row)] = row
@@ -84,7 +96,12 @@ def series_of(rows: Iterable[FrameRow]) -> list[Series]:
     tasks = list(dict.fromkeys(series.task for series in found.values()))
     return sorted(  # stable: operating points keep their order
         found.values(),
-        key=lambda each: (places.index(each.place), tasks.index(each.task), each.branch != 'full'),
+        key=lambda each: (
+            places.index(each.place),
+            each.timing,
+            tasks.index(each.task),
+            each.branch != 'full',
+        ),
     )
 
 
@@ -97,10 +114,13 @@ def replay_figures(rows: Sequence[FrameRow]) -> dict[str, Any]:
     """Return the figures of a run, as plain values: 'summary' and 'latency'.
 
     'summary' has an entry per place, task and operating point, 'latency' one per place, task,
-    branch and operating point. Shares are in 0..1; a figure without any frame is None.
+    branch and operating point, each per timing. 'shared' has an entry per place and branch of the
+    frames with the timing `shared`: what the branch's answers share, and the whole branch. Shares
+    are in 0..1; a figure without any frame is None.
     """
     all_series = series_of(rows)
     return {
+        'shared': _shared(all_series),
         'summary': [_summary(s, all_series) for s in all_series if s.branch != 'full'],
         'latency': [_latency(series) for series in all_series],
     }
@@ -111,13 +131,15 @@ def _summary(series: Series, all_series: Sequence[Series]) -> dict[str, Any]:
     full = [
         other
         for other in all_series
-        if (other.place, other.task, other.branch) == (series.place, series.task, 'full')
+        if (other.place, other.task, other.branch, other.timing)
+        == (series.place, series.task, 'full', series.timing)
     ]
     full_ms = full[0].times_ms('total') if full else np.array([])
     speedups = series.speedups()
     agreeing = sum(row.agree is True for row in compared)
     return {
         'machine': series.place,
+        'timing': series.timing,
         'task': series.task,
         'operating_point': series.operating_point,
         'sparsity': series.rows[0].sparsity,
@@ -144,6 +166,7 @@ def _summary(series: Series, all_series: Sequence[Series]) -> dict[str, Any]:
 def _latency(series: Series) -> dict[str, Any]:
     return {
         'machine': series.place,
+        'timing': series.timing,
         'task': series.task,
         'branch': series.branch,
         'operating_point': series.operating_point,
@@ -153,12 +176,49 @@ def _latency(series: Series) -> dict[str, Any]:
     }
 
 
+def _shared(all_series: Sequence[Series]) -> list[dict[str, Any]]:
+    """Return the times of whole branches on the frames with the timing `shared`."""
+    branches: dict[tuple[str, str], dict[tuple[int, int], list[FrameRow]]] = {}
+    for series in all_series:
+        for row in series.rows if series.is_shared else ():
+            frames = branches.setdefault((series.place, series.branch), {})
+            frames.setdefault((row.frame, row.stamp_ns), []).append(row)
+    entries = []
+    for (place, branch), frames in branches.items():
+        shared_ms = np.array([_shared_ms(answers) for answers in frames.values()])
+        own_ms = np.array(
+            [
+                max(row.preprocess_ms + row.vision_ms for row in answers)
+                + sum(row.prefill_ms + row.decode_ms for row in answers)
+                for answers in frames.values()
+            ]
+        )
+        entries.append(
+            {
+                'machine': place,
+                'timing': SHARED,
+                'branch': branch,
+                'frames': len(frames),
+                'shared_ms': _quantiles(shared_ms, p95=95),
+                'branch_ms': _quantiles(own_ms + shared_ms, p95=95),
+            }
+        )
+    return entries
+
+
+def _shared_ms(answers: Sequence[FrameRow]) -> float:
+    """Return what one branch's answers to one frame share; it is said once."""
+    return sum(row.shared_ms or 0.0 for row in answers)
+
+
 def _got_shorter(series: Series) -> bool:
     """Return whether part of the time saved is due to shorter answers and not to skipping.
 
     That is the case if the answers have clearly fewer tokens than full's (SHORTER_RATIO), and the
-    time of prefill and decode fell by more than the sparsity.
+    time of prefill and decode fell by more than the sparsity. Never with the timing `shared`.
     """
+    if series.is_shared:
+        return False
     pairs = [
         (row, full) for row, full in zip(series.rows, series.full, strict=True) if full is not None
     ]

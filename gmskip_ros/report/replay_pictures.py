@@ -43,17 +43,20 @@ _MAX_HOVERS = 500  # per strip
 _MARKS_PER_STRIP = 80  # more are drawn as ticks above the strip
 _POINT_COLOURS = (SKY, GREEN, PURPLE, ORANGE, BLUE)  # of operating points, in their order
 _LINE_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, DARK)
+SHARED_MARK = ', timing: shared'
 _AXIS_MARGIN = 1.12  # length of an axis, relative to the longest whisker
 
 
 def draw_latency(series: Sequence[Series]) -> Picture | None:
-    """Return a picture of the times per phase and branch, a panel per task and machine; or None.
+    """Return a picture of the times per phase and branch; None without rows.
+
+    A panel holds one task on one machine, with one timing.
 
     A box is the middle half of the frames, its line the median, its whiskers end at 5 and 95 %.
     """
-    panels: dict[tuple[str, str], list[Series]] = {}
+    panels: dict[tuple[str, str, str], list[Series]] = {}
     for each in series:
-        panels.setdefault((each.task, each.place), []).append(each)
+        panels.setdefault((each.task, each.place, each.timing), []).append(each)
     if not panels:
         return None
     boxes = [_num_boxes(group) for group in panels.values()]
@@ -63,9 +66,10 @@ def draw_latency(series: Sequence[Series]) -> Picture | None:
             len(panels), 1, squeeze=False, gridspec_kw={'height_ratios': [2 + n for n in boxes]}
         )[:, 0]
         colours = _point_colours(series)
-        for axis, ((task, place), group) in zip(axes, panels.items(), strict=True):
+        for axis, ((task, place, _), group) in zip(axes, panels.items(), strict=True):
             _draw_phases(axis, group, colours)
-            axis.set_title(literal(f'{fmt.one_line(task)}, on {fmt.one_line(place)}'))
+            note = SHARED_MARK if group[0].is_shared else ''
+            axis.set_title(literal(f'{fmt.one_line(task)}, on {fmt.one_line(place)}{note}'))
         return picture(figure)
 
 
@@ -135,7 +139,8 @@ def _draw_box(
 def draw_speedup(series: Sequence[Series]) -> Picture | None:
     """Return a picture: total time of full / skip, a point per frame; None without any pair.
 
-    Outliers do not stretch the axis: they are counted at its edge.
+    Frames with the timing `shared` have no speed-up. Outliers do not stretch the axis: they are
+    counted at its edge.
     """
     known = [(each, each.speedups()) for each in series if each.branch != 'full']
     known = [(each, values) for each, values in known if values.size]
@@ -213,6 +218,7 @@ def draw_agreement_over_speedup(summary: Sequence[Mapping[str, Any]]) -> Picture
 
 def _strip_name(series: Series, with_place: bool) -> str:
     name = f'{fmt.one_line(series.task)}, {fmt.one_line(point_name(series.operating_point))}'
+    name += SHARED_MARK if series.is_shared else ''
     return f'{name}\n{fmt.one_line(series.place)}' if with_place else name
 
 

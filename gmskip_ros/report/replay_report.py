@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.table import Table
 
-from gmskip_ros.pipeline.rows import FrameRow
+from gmskip_ros.pipeline.rows import SHARED, FrameRow
 from gmskip_ros.report import columns as col
 from gmskip_ros.report import formatting as fmt
 from gmskip_ros.report.columns import Column, Row
@@ -23,6 +23,7 @@ from gmskip_ros.report.headlines import replay_headlines
 from gmskip_ros.report.plotting import Picture, data_uri
 from gmskip_ros.report.replay_figures import PHASES, point_name, replay_figures, series_of
 from gmskip_ros.report.replay_pictures import (
+    SHARED_MARK,
     draw_agreement,
     draw_agreement_over_speedup,
     draw_latency,
@@ -32,6 +33,10 @@ from gmskip_ros.report.replay_pictures import (
 from gmskip_ros.report.writing import render_html, write_files
 
 GALLERY_FRAMES = 40
+NO_SPEEDUP = (
+    'No speed-up with timing: shared: the times leave out what the answers share, and full starts '
+    "from skip's answers."
+)
 
 FIGURES_FORMAT = 'gmskip/replay-figures/1'
 MAX_ANSWER_CHARS = 4000  # of one answer in the gallery
@@ -53,7 +58,8 @@ DEFINITIONS = (  # {captions}: see _definitions
     ),
     (
         'Speed-up',
-        "Full's total time divided by skip's on the same frame; median over the frames.",
+        "Full's total time divided by skip's on the same frame; median over the frames. Not with "
+        'timing: shared, where the answers share work that no time of an answer counts.',
     ),
     (
         'Agree, %',
@@ -98,13 +104,17 @@ def write_replay_report(
 
 
 def replay_tables(run: Mapping[str, Any], rows: Sequence[FrameRow]) -> list[Table]:
-    """Return the summary for the terminal: a table per machine, ASCII but for the answers."""
+    """Return the summary for the terminal: a table per machine and timing.
+
+    ASCII but for the answers.
+    """
     figures = replay_figures(rows)
     tables = []
-    for machine, summary in _by_machine(figures['summary']).items():
+    for where, summary in _by_place(figures['summary']).items():
         notes = replay_headlines(summary)
         frames = max(row['frames'] for row in summary)
-        notes += [f'Frames: {frames}. ms: median of the total time, on {fmt.one_line(machine)}']
+        notes += [f'Frames: {frames}. ms: median of the total time, on {fmt.one_line(where)}']
+        notes += _shared_notes(summary)
         least = run.get('caption_agreement', 1.0)
         if least < 1 and any(row['task'] == 'captioning' for row in summary):
             notes.append(f'Captions agree if their ROUGE-L is at least {least:g}')
@@ -116,11 +126,18 @@ def replay_tables(run: Mapping[str, Any], rows: Sequence[FrameRow]) -> list[Tabl
     return tables
 
 
-def _by_machine(entries: Sequence[Row]) -> dict[str, list[Row]]:
+def _by_place(entries: Sequence[Row]) -> dict[str, list[Row]]:
+    """Return the entries by where and how their times were measured, in words."""
     found: dict[str, list[Row]] = {}
     for entry in entries:
-        found.setdefault(entry['machine'], []).append(entry)
+        mark = SHARED_MARK if entry['timing'] == SHARED else ''
+        found.setdefault(f'{entry["machine"]}{mark}', []).append(entry)
     return found
+
+
+def _shared_notes(summary: Sequence[Row]) -> list[str]:
+    """Return why frames have no speed-up; nothing if all have one."""
+    return [NO_SPEEDUP] if any(row['timing'] == SHARED for row in summary) else []
 
 
 def _speedup(row: Row) -> str:
@@ -188,6 +205,14 @@ _SPEEDUPS = (
 )
 
 
+_SHARED = (
+    col.BRANCH,
+    _FRAMES,
+    _quantile('Shared, median', 'shared_ms', 'median'),
+    _quantile('Shared, p95', 'shared_ms', 'p95'),
+    _quantile('Branch, median', 'branch_ms', 'median'),
+    _quantile('Branch, p95', 'branch_ms', 'p95'),
+)
 _SKIP_SETS = (
     col.TASK,
     _POINT,
@@ -208,7 +233,7 @@ def _page(
     figures = replay_figures(rows)
     speedup, agreement = draw_speedup(series), draw_agreement(series)
     trade_off = draw_agreement_over_speedup(figures['summary'])
-    summary = _by_machine(figures['summary'])
+    summary = _by_place(figures['summary'])
     compared = [entry['compared'] for entry in figures['summary']]
     shorter = any(entry['answers_got_shorter'] for entry in figures['summary'])
     source_name, source = _source(run)
@@ -223,9 +248,17 @@ def _page(
         summary=[(where, col.html_table(_SUMMARY, group)) for where, group in summary.items()],
         latencies=[
             (where, col.html_table(_LATENCY, group))
-            for where, group in _by_machine(figures['latency']).items()
+            for where, group in _by_place(figures['latency']).items()
         ],
-        speedups=[(where, col.html_table(_SPEEDUPS, group)) for where, group in summary.items()],
+        shared=[
+            (where, col.html_table(_SHARED, group))
+            for where, group in _by_place(figures['shared']).items()
+        ],
+        speedups=[
+            (where, col.html_table(_SPEEDUPS, group))
+            for where, group in summary.items()
+            if group[0]['timing'] != SHARED
+        ],
         latency_picture=latency and latency.element,
         speedup_picture=speedup and speedup.element,
         trade_off_picture=trade_off and trade_off.element,
@@ -306,6 +339,11 @@ def _alerts(run: Mapping[str, Any], summary: Sequence[Row]) -> list[str]:
             )
         elif not each['blocks']:
             alerts.append(f'{name} skips no blocks: its speed-up is noise.')
+    num_shared = sum(row['timing'] == SHARED for row in summary)
+    if num_shared:
+        alerts.append(NO_SPEEDUP)
+    if 0 < num_shared < len(summary):
+        alerts.append('The timing was changed during the run: no figure mixes the two.')
     machines = list(dict.fromkeys(fmt.one_line(row['machine']) for row in summary))
     if len(machines) > 1:
         alerts.append(f'The answers come from {"; ".join(machines)}: no figure mixes them.')

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gmskip_ros.pipeline.rows import FrameRow
+from gmskip_ros.pipeline.rows import SHARED, FrameRow
 from gmskip_ros.tasks import caption_tokens, jaccard, rouge_l
 from gmskip_ros.tasks.normalisation import normalise
 
@@ -49,9 +49,9 @@ def compare_runs(a: Sequence[FrameRow], b: Sequence[FrameRow]) -> dict[str, Any]
         'agreement_b'; 'agreement_frames', their number; 'gained' and 'lost', on how many of them
         only b, or only a, agrees.
       - 'skipped_blocks_a', 'skipped_blocks_b', 'machine_a', 'machine_b' (None: several).
-      - 'total_ms_a', 'total_ms_b': medians over the compared frames; None for several machines.
-        'time_ratio': median over the frames of a's / b's total time. If the machines differ it is
-        None and 'no_time_ratio' gives the reason.
+      - 'total_ms_a', 'total_ms_b': medians over the compared frames; None for several machines or
+        timings. 'time_ratio': median over the frames of a's / b's total time. If machines or
+        timings differ, or the timing is shared, it is None and 'no_time_ratio' gives the reason.
     - 'changes': every answer that differs, by stamp (CHANGE_FIELDS).
     """
     groups_a, groups_b = _groups(a), _groups(b)
@@ -197,11 +197,13 @@ def _labels(row: FrameRow) -> frozenset[str]:
 
 
 def _times(pairs: Sequence[tuple[FrameRow, FrameRow]]) -> dict[str, Any]:
-    """Return each run's median total time, and their ratio if both ran on the same machine."""
-    machine_a, machine_b = (
-        machines.pop() if len(machines := {row.machine for row in side}) == 1 else None
-        for side in ([row_a for row_a, _ in pairs], [row_b for _, row_b in pairs])
-    )
+    """Return each run's median total time, and their ratio if the two can be compared.
+
+    That is, if both ran on the same machine, with the timing `isolated`.
+    """
+    sides = [row_a for row_a, _ in pairs], [row_b for _, row_b in pairs]
+    machine_a, machine_b = (_only_one(row.machine for row in side) for side in sides)
+    timing_a, timing_b = (_only_one(row.timing for row in side) for side in sides)
     total_a, total_b = (
         np.array([[row_a.total_ms, row_b.total_ms] for row_a, row_b in pairs]).reshape(-1, 2).T
     )
@@ -212,12 +214,16 @@ def _times(pairs: Sequence[tuple[FrameRow, FrameRow]]) -> dict[str, Any]:
         reason = 'a run has rows from several machines'
     elif machine_a != machine_b:
         reason = f'different machines: {machine_a}; {machine_b}'
+    elif timing_a != timing_b or timing_a is None:
+        reason = f'different timing: {timing_a or "both"}; {timing_b or "both"}'
+    elif timing_a == SHARED:
+        reason = 'timing: shared, where the times leave out what the answers share'
     return {
         'machine_a': machine_a,
         'machine_b': machine_b,
-        'total_ms_a': float(np.median(total_a)) if machine_a is not None else None,
-        'total_ms_b': float(np.median(total_b)) if machine_b is not None else None,
-        'time_ratio': None if reason else float(np.median(total_a / np.maximum(total_b, 1e-9))),
+        'total_ms_a': _median(total_a) if None not in (machine_a, timing_a) else None,
+        'total_ms_b': _median(total_b) if None not in (machine_b, timing_b) else None,
+        'time_ratio': None if reason else _median(total_a / np.maximum(total_b, 1e-9)),
         'no_time_ratio': reason,
     }
 
@@ -227,7 +233,7 @@ def _differences(
 ) -> list[dict[str, str]]:
     """Return the settings in which the runs differ, as text."""
     differences = []
-    for what in ('model', 'machine'):
+    for what in ('model', 'machine', 'timing'):
         values = [', '.join(sorted({getattr(row, what) for row in rows})) for rows in (a, b)]
         if values[0] != values[1] and all(values):
             differences.append({'what': what, 'a': values[0], 'b': values[1]})
@@ -243,6 +249,16 @@ def _differences(
             texts = [', '.join(map(str, each)) or 'none' for each in blocks]
             differences.append({'what': what, 'a': texts[0], 'b': texts[1]})
     return differences
+
+
+def _median(values: np.ndarray) -> float:
+    return float(np.median(values))
+
+
+def _only_one(values: Iterable[str]) -> str | None:
+    """Return the value that all are; None if there are several, or none."""
+    different = set(values)
+    return different.pop() if len(different) == 1 else None
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -374,6 +374,7 @@ class DualVlmNode(Node):
             'input_age_ms': age_ms,
             'stamp_check': self._stamp_check,
             'rate_hz': self._settings.rate_hz,
+            'timing': self._worker.timing,
             'debug_time_type': self._debug_times.name,
             'memory_mib': resident_mib(),
         }

@@ -23,6 +23,7 @@ from gmskip_ros.pipeline.pipeline import (
     TaskResult,
 )
 from gmskip_ros.pipeline.records import Status
+from gmskip_ros.pipeline.timing import SHARED
 from gmskip_ros.pipeline.worker import FinishedFrame, FrameResult
 from gmskip_ros.ros.conversions import rgb_to_compressed, rgb_to_image
 from gmskip_ros.ros.debug_times import DebugTimes
@@ -66,10 +67,13 @@ class Publishing:
         time_type = debug_times.message_type
         self._pipeline_latency = self._publisher(time_type, records.PIPELINE_LATENCY_TOPIC)
         self._processing_time = self._publisher(time_type, records.PROCESSING_TIME_TOPIC)
-        self._branch_times = {
-            branch: self._publisher(time_type, records.BRANCH_PROCESSING_TIME_TOPIC, branch=branch)
-            for branch in running
-        }
+        self._branch_times, self._shared_branch_times = (
+            {branch: self._publisher(time_type, topic, branch=branch) for branch in running}
+            for topic in (
+                records.BRANCH_PROCESSING_TIME_TOPIC,
+                records.SHARED_PROCESSING_TIME_TOPIC,
+            )
+        )
         self._image = self._publisher(Image, records.PICTURE_TOPIC)
         self._image_jpeg = self._publisher(CompressedImage, records.JPEG_TOPIC)
         self._image_error = ''
@@ -106,7 +110,9 @@ class Publishing:
         if result.branch == self._first_branch and now_ns:
             latency_ms = (now_ns - frame.stamp_ns) / 1e6
             self._publish_time(self._pipeline_latency, latency_ms)
-        self._publish_time(self._branch_times[result.branch], result.elapsed_ms)
+        is_shared = result.timing == SHARED
+        publishers = self._shared_branch_times if is_shared else self._branch_times
+        self._publish_time(publishers[result.branch], result.elapsed_ms)
 
     def _publish_overlay(self, frame: Frame, finished: FinishedFrame) -> None:
         """Draw and publish the overlay image if it has subscribers."""
@@ -115,7 +121,9 @@ class Publishing:
             return
         header = frame.message.header
         try:
-            title = records.overlay_title(self._node.get_name(), frame.stamp_ns)
+            title = records.overlay_title(
+                self._node.get_name(), frame.stamp_ns, finished.branches[0].timing
+            )
             tasks = records.overlay_tasks(finished.branches, finished.comparison)
             image = draw_overlay(finished.rgb, tasks, title=title)
             if raw:

@@ -49,6 +49,7 @@ class DemoOptions:
     num_frames: int  # answered by both branches
     camera_rate_hz: float
     model: str
+    timing: str
     source: Path | None  # folder of images for the camera; None: rendered scenes
     out: Path
     deadline_s: float  # without any news from the node
@@ -84,7 +85,7 @@ class _Demo:
         self._children: list[Child] = []
         self._collector = FrameCollector()
         self._frames: list[Frame] = []
-        self._parameters: dict[str, object] = {'model': options.model}
+        self._parameters: dict[str, object] = {'model': options.model, 'timing': options.timing}
         if options.model == 'demo':
             self._parameters['labels'] = ['scenes']
         if options.record:  # of raw images, a minute would take half a gigabyte
@@ -222,6 +223,7 @@ class _Demo:
                 int(facts['num_blocks']),
                 facts['image_fit'],
             ),
+            'timing': self._options.timing,
             **describe_questions(settings_from(self._parameters), skip_sets),
         }
 

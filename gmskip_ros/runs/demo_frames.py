@@ -32,6 +32,11 @@ class Frame:
         """Return whether the node reports that the branches agree on this task."""
         return self.comparison[task]['agree'] == 'true'
 
+    @property
+    def timing(self) -> str:
+        """How the frame's answers were timed: 'isolated' or 'shared'."""
+        return next(iter(self.comparison.values()))['timing']
+
     def rows(self, number: int, model: str, machine: str) -> list[FrameRow]:
         """Return the frame's rows of frames.csv; `number` counts from 1."""
         rows = []

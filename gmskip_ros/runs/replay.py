@@ -22,6 +22,7 @@ from gmskip_ros.pipeline.pipeline import FramePlan, plan_frame
 from gmskip_ros.pipeline.pixels import rgb_to_jpeg
 from gmskip_ros.pipeline.replay import AnsweredFrame, Replay, ReplayError
 from gmskip_ros.pipeline.rows import FrameRow, json_line, row_from_values
+from gmskip_ros.pipeline.timing import ISOLATED
 from gmskip_ros.report.formatting import machine_name
 from gmskip_ros.report.replay_report import Gallery, GalleryFrame
 from gmskip_ros.runs.output import (
@@ -173,6 +174,7 @@ class _Run:
                 'rate_hz': self._settings.rate_hz,
             },
             **describe_run(vlm.name, vlm.device, vlm.dtype, vlm.num_blocks, vlm.image_fit),
+            'timing': ISOLATED,  # whatever the parameter file says: a replay compares times
             **describe_questions(
                 self._settings,
                 [

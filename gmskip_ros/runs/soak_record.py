@@ -11,6 +11,7 @@ import psutil
 
 from gmskip_ros.pipeline.health import FRAME_COUNTERS
 from gmskip_ros.pipeline.records import Status
+from gmskip_ros.pipeline.timing import ISOLATED
 
 COMPARISON = 'comparison'
 MIB = 2**20
@@ -25,6 +26,7 @@ class Answer:
     arrived_s: float  # steady clock
     age_ms: float  # arrival minus stamp
     busy_ms: float  # that this branch took for the frame, by its own account; 0 for a comparison
+    timing: str = ISOLATED
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Recorder:
                 arrived_s=time.monotonic(),
                 age_ms=(time.time_ns() - stamp_ns) / 1e6,
                 busy_ms=0.0 if topic == COMPARISON else _busy_ms(statuses),
+                timing=statuses[0].values.get('timing', ISOLATED),
             )
         )
 
@@ -86,7 +89,8 @@ def _busy_ms(statuses: list[Status]) -> float:
     tasks = [status.values for status in statuses]
     image_ms = [float(task['preprocess_ms']) + float(task['vision_ms']) for task in tasks]
     language_ms = [float(task['prefill_ms']) + float(task['decode_ms']) for task in tasks]
-    return max(image_ms, default=0.0) + sum(language_ms)
+    shared_ms = [float(task['shared_ms']) for task in tasks if 'shared_ms' in task]
+    return max(image_ms, default=0.0) + sum(language_ms) + sum(shared_ms)
 
 
 @dataclass(frozen=True)

@@ -143,10 +143,11 @@ def make_result(options: SoakOptions, settings: Settings, seen: Seen) -> dict[st
             facts['image_fit'],
         ),
         'rate_hz': settings.rate_hz,
+        'timing': settings.timing,
         'branches': branches,
         'verdicts': [asdict(verdict) for verdict in verdicts],
         'use': use,
-        'latency_ms': _latencies(seen, branches, with_age=not options.plays_bag),
+        'latency_ms': _latencies(seen, branches, settings.timing, with_age=not options.plays_bag),
         'achieved_rate_hz': _rate_hz([a.arrived_s for a in seen.answers(branches[0])]),
         'frames': last.counters,
         'messages': {topic: len(seen.answers(topic)) for topic in (*branches, COMPARISON)},
@@ -189,16 +190,21 @@ def _flat_verdicts(use: Mapping[str, Mapping[str, float | None]]) -> list[Verdic
     return verdicts
 
 
-def _latencies(seen: Seen, branches: Sequence[str], with_age: bool) -> dict[str, Any]:
-    """Return p50 and p95 in the two windows, of each branch and of the first answer's age."""
-    points = {
-        branch: [
-            (answer.arrived_s - seen.start_s, answer.busy_ms) for answer in seen.answers(branch)
-        ]
+def _latencies(seen: Seen, branches: Sequence[str], timing: str, with_age: bool) -> dict[str, Any]:
+    """Return p50 and p95 in the two windows, of each branch and of the first answer's age.
+
+    Only answers with this timing count: no figure mixes the two.
+    """
+    answers = {
+        branch: [answer for answer in seen.answers(branch) if answer.timing == timing]
         for branch in branches
     }
+    points = {
+        branch: [(answer.arrived_s - seen.start_s, answer.busy_ms) for answer in of_branch]
+        for branch, of_branch in answers.items()
+    }
     if with_age:
-        first = seen.answers(branches[0])
+        first = answers[branches[0]]
         points['age'] = [(answer.arrived_s - seen.start_s, answer.age_ms) for answer in first]
     latencies: dict[str, Any] = {}
     for name, of_name in points.items():

@@ -435,6 +435,38 @@ def test_a_pause_keeps_the_choice(bench: Callable[..., Bench]) -> None:
     assert {result.operating_point for result in b.run(MIN_FRAMES + 2)} == {'0'}
 
 
+def test_tasks_bear_what_their_answers_share_by_their_blocks(
+    bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted: list[FrameTimes] = []
+    note = LatencyBudget.note
+
+    def keep(budget: LatencyBudget, times: FrameTimes) -> None:
+        noted.append(times)
+        note(budget, times)
+
+    monkeypatch.setattr(LatencyBudget, 'note', keep)
+    b = bench(
+        timing='shared',
+        tasks=['single_object', 'captioning'],
+        operating_point='high_sparsity',
+        latency_budget_ms=1e-3,
+    ).start()
+    b.wait(lambda: b.state() == 'ready')
+    b.send(1.0)
+    b.wait_for_answers()
+    [times] = noted
+    own_ms = [1.0, 1.0]  # the stand-in's prefill; it claims 4 ms of sharing
+    shared = [task.prefill_ms - own for task, own in zip(times.tasks, own_ms, strict=True)]
+    assert sum(shared) == pytest.approx(4.0)
+    work = [
+        Work.of(load_skip_list(f'gmskip_{task}').skip_set_at('high_sparsity'), 32).prefill
+        for task in ('single_object', 'captioning')
+    ]
+    assert work[0] < work[1]
+    assert shared[0] / shared[1] == pytest.approx(work[0] / work[1])
+
+
 def test_without_the_skip_branch_a_budget_has_no_effect(
     bench: Callable[..., Bench], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -17,6 +17,7 @@ from gmskip_ros.pipeline.pipeline import (
     Comparison,
     FramePipeline,
     FramePlan,
+    PreviousAnswers,
     plan_frame,
 )
 from gmskip_ros.skipping import (
@@ -27,7 +28,14 @@ from gmskip_ros.skipping import (
     load_skip_list,
 )
 from gmskip_ros.tasks import TASK_NAMES, make_task
-from gmskip_ros.vlm import Answer, ImageFeatures, SkipSet, Stopped, load_vlm
+from gmskip_ros.vlm import (
+    Answer,
+    ImageFeatures,
+    SkipSet,
+    Stopped,
+    VlmOutOfMemoryError,
+    load_vlm,
+)
 
 GREY = np.full((48, 64, 3), 128, dtype=np.uint8)
 TASKS = [make_task(name) for name in TASK_NAMES]
@@ -266,3 +274,149 @@ def test_the_demo_model_answers_as_when_asked_directly() -> None:
         complete = vlm.answer(scene, task.prompt, (), task.max_new_tokens)
         assert full.tasks[index].answer.token_ids == complete.token_ids
         assert skip.tasks[index].parsed == task.parse(alone.text)
+
+
+# --- timing: shared
+
+
+def shared_calls(vlm: FakeVlm) -> list[tuple[Any, ...]]:
+    """Return the calls without the answers that the stand-in makes for the shared ones."""
+    return [call for call in vlm.calls if call[0] != 'answer']
+
+
+def test_shared_full_answers_start_from_skip_answers_and_those_of_the_frame_before() -> None:
+    vlm = FakeVlm()
+    planned = plan(vlm, timing='shared')
+    previous = PreviousAnswers()
+    for drafts_before in ([], [(8, 9)]):
+        vlm.calls.clear()
+        results = FramePipeline(vlm, planned, previous).run(GREY)
+        skip = next(results)
+        assert isinstance(skip, BranchResult) and skip.branch == 'skip'
+        encode, share, skip_call = shared_calls(vlm)
+        assert encode[0] == 'encode' and share[0] == 'share_frame'
+        asked = [(question.prompt, question.max_new_tokens) for question in share[1:]]
+        assert asked == 2 * [(task.prompt, task.max_new_tokens) for task in TASKS]
+        assert [bool(question.skip) for question in share[1:]] == 3 * [True] + 3 * [False]
+        assert share[1].first_token_ids and share[1].first_token_ids == share[4].first_token_ids
+        # Yielded before the full branch starts.
+        assert skip_call == ('shared answer', 0, 1, 2, {0: [], 1: [], 2: []})
+        full, comparison = results
+        drafts = [(7,), *drafts_before]  # 'dog', then 'car' of the frame before
+        expected = ('shared answer', 3, 4, 5, dict.fromkeys((3, 4, 5), drafts))
+        assert shared_calls(vlm)[3:] == [expected]
+        assert isinstance(full, BranchResult) and isinstance(comparison, Comparison)
+        assert full.tasks[0].parsed.text == 'car' and not comparison.tasks[0].agreement.agree
+        assert skip.timing == full.timing == comparison.timing == 'shared'
+
+
+@pytest.mark.parametrize('branch', ['skip', 'full'])
+def test_a_shared_branch_alone(branch: str) -> None:
+    vlm = FakeVlm()
+    previous = PreviousAnswers()
+    planned = plan(vlm, branches=[branch], timing='shared')
+    for _ in range(2):
+        (result,) = FramePipeline(vlm, planned, previous).run(GREY)
+        assert result.branch == branch and result.shared_ms == 4.0
+    (_, share, answer) = shared_calls(vlm)[3:]
+    assert len(share) == 1 + len(TASKS)
+    drafts = [(8, 9)] if branch == 'full' else []  # its own of the frame before
+    assert answer == ('shared answer', 0, 1, 2, dict.fromkeys((0, 1, 2), drafts))
+
+
+def test_what_answers_share_is_said_once_per_branch_and_has_no_speedup() -> None:
+    vlm = FakeVlm()
+    skip, full, comparison = FramePipeline(vlm, plan(vlm, timing='shared')).run(GREY)
+    for result in (skip, full):
+        assert isinstance(result, BranchResult)
+        statuses = records.result_statuses(result, 'x')
+        assert [status.values.get('shared_ms') for status in statuses] == ['4.000', None, None]
+        assert {status.values['timing'] for status in statuses} == {'shared'}
+        assert {status.values['full_branch'] for status in statuses} == {'verified'}
+    assert isinstance(comparison, Comparison)
+    for status in records.comparison_statuses(comparison, 'x'):
+        assert status.values['timing'] == 'shared' and status.values['agree'] == 'false'
+        assert not {'speedup', 'skip_total_ms', 'full_total_ms'} & set(status.values)
+    assert records.overlay_title('n', 0, 'shared') == 'n  00:00:00.0  timing: shared'
+
+
+def test_memory_that_runs_out_once_in_a_shared_answer_starts_the_frame_over() -> None:
+    vlm = FakeVlm()
+    failing = iter([False, True])  # the first token of the second branch
+
+    def on_token(skips: bool) -> None:
+        if not skips and next(failing, False):
+            raise VlmOutOfMemoryError('no memory')
+
+    vlm.on_token = on_token
+    skip, full, _ = FramePipeline(vlm, plan(vlm, timing='shared')).run(GREY)
+    names = [call[0] for call in shared_calls(vlm)]
+    assert names == [
+        'encode',
+        *('share_frame', 'shared answer'),
+        *('shared answer', 'free_memory', 'share_frame', 'shared answer'),
+    ]
+    assert isinstance(skip, BranchResult) and isinstance(full, BranchResult)
+    assert (skip.shared_ms, full.shared_ms) == (4.0, 4.0)
+    assert [task.parsed.text for task in full.tasks] == ['car', 'car', 'car']
+
+
+def test_stopping_a_shared_full_branch_keeps_the_skip_result() -> None:
+    vlm = FakeVlm()
+    results = FramePipeline(vlm, plan(vlm, timing='shared')).run(GREY, lambda b: b == 'full')
+    assert isinstance(next(results), BranchResult)
+    with pytest.raises(Stopped):
+        next(results)
+
+
+def test_warming_up_shares_when_frames_do() -> None:
+    vlm = FakeVlm()
+    FramePipeline(vlm, plan(vlm, timing='shared')).warm_up()
+    _, share, skip, full = shared_calls(vlm)
+    assert {question.max_new_tokens for question in share[1:]} == {2}
+    assert (skip[1:4], full[1:4]) == ((0, 1, 2), (3, 4, 5))
+
+
+def test_a_model_answers_shared_frames_as_isolated_ones(tmp_path: Any) -> None:
+    """Through changes of the operating point, and with lists for different tasks."""
+    vlm = load_vlm(str(make_tiny_model(tmp_path)), device='cpu')
+    dice = np.random.default_rng(0)
+    tasks = [make_task(name, max_new_tokens=6) for name in TASK_NAMES]
+    lists = {
+        task: own_list(
+            task=task,
+            removed=tuple(map(Removal, blocks)),
+            operating_points=dict.fromkeys(('high_performance', 'high_sparsity'), 2),
+            phases=('prefill', 'decode'),
+        )
+        for task, blocks in zip(TASK_NAMES, ((2, 1), (2, 3), (1, 2)), strict=True)
+    }
+    previous = PreviousAnswers()
+    disagreed = False
+    for point in (1, 2, 0, 2):
+        scene = dice.integers(0, 256, (90, 160, 3), dtype=np.uint8)
+        isolated, shared = (
+            list(FramePipeline(vlm, planned, previous).run(scene))
+            for planned in (
+                plan_frame(vlm, tasks, lists, point, timing=timing)
+                for timing in ('isolated', 'shared')
+            )
+        )
+        for one, other in zip(isolated[:2], shared[:2], strict=True):
+            assert isinstance(one, BranchResult) and isinstance(other, BranchResult)
+            assert one.branch == other.branch and one.shared_ms == 0
+            for alone, together in zip(one.tasks, other.tasks, strict=True):
+                assert alone.answer.token_ids == together.answer.token_ids
+                assert alone.removed_blocks == together.removed_blocks
+                assert alone.parsed == together.parsed
+                assert together.answer.confidence == pytest.approx(
+                    alone.answer.confidence, abs=1e-4
+                )
+                assert together.answer.first_probabilities == pytest.approx(
+                    alone.answer.first_probabilities, abs=1e-4
+                )
+        assert isinstance(shared[0], BranchResult) and shared[0].shared_ms > 0
+        agreements = [[each.agreement for each in c.tasks] for c in (isolated[2], shared[2])]
+        assert agreements[0] == agreements[1]
+        disagreed |= not all(agreement.agree for agreement in agreements[0])
+    assert disagreed

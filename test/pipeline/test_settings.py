@@ -85,7 +85,7 @@ def test_the_schema_says_which_parameters_can_be_changed_at_run_time() -> None:
         assert ('Read-only.' in description) == spec.read_only, name
         assert ('May be changed at run time.' in description) != spec.read_only, name
     changeable = {name for name, spec in SPECS.items() if not spec.read_only}
-    own = {'rate_hz', 'operating_point', 'latency_budget_ms', 'caption_agreement'}
+    own = {'rate_hz', 'operating_point', 'latency_budget_ms', 'timing', 'caption_agreement'}
     assert changeable == own | {f'prompt.{task}' for task in TASK_NAMES}
 
 
@@ -100,6 +100,7 @@ GOOD = [
     ('operating_point', 0),
     ('latency_budget_ms', 0),
     ('latency_budget_ms', 62.5),
+    ('timing', 'shared'),
     ('tasks', ['captioning']),
     ('branches', ['full']),
     ('device', 'cuda:1'),
@@ -124,6 +125,8 @@ BAD = [
     ('latency_budget_ms', -1.0),
     ('latency_budget_ms', True),
     ('latency_budget_ms', 'fast'),
+    ('timing', 'fast'),
+    ('timing', True),
     ('tasks', []),
     ('tasks', ['walking']),
     ('tasks', ['captioning', 'captioning']),

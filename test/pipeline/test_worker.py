@@ -310,6 +310,54 @@ def test_new_settings_hold_from_the_next_frame(bench: Callable[..., Bench]) -> N
     assert b.vlm.calls[-1][1] == 'Which?'
 
 
+def test_the_timing_can_be_changed_between_frames(bench: Callable[..., Bench]) -> None:
+    b = bench()
+    timings: list[str] = []
+    keep = b.publish
+
+    def publish(frame: Frame, result: FrameResult) -> None:
+        if not isinstance(result, FinishedFrame):
+            timings.append(result.timing)
+        keep(frame, result)
+
+    b.publish = publish
+    b.start()
+    b.wait(lambda: b.state() == 'ready')
+    assert b.worker.timing == 'isolated'
+    windows = b.worker.health.report(time.monotonic()).latency_ms
+    assert not windows
+    for number, timing in enumerate(('isolated', 'isolated', 'shared', 'shared'), start=1):
+        if timing == 'shared' and number == 3:
+            b.vlm.on_token = lambda skips: time.sleep(0.01)  # 30 ms an answer
+        b.settings = replace(b.settings, timing=timing)
+        b.send(float(number))
+        b.wait_for_answers(number)
+    assert timings == 6 * ['isolated'] + 6 * ['shared'] and b.worker.timing == 'shared'
+    assert b.outputs.done() == [1, 2, 3, 4]
+    shared = [call for call in b.vlm.calls if call[0] == 'shared answer']
+    assert [call[1] for call in shared] == [0, 1, 0, 1]
+    # The full answer of the frame before is a draft, however that one was made.
+    assert [call[2] for call in shared] == 2 * [{0: []}, {1: [(7,), (8, 9)]}]
+    # Medians of the latency do not mix the two.
+    for p50, _ in b.worker.health.report(time.monotonic()).latency_ms.values():
+        assert p50 >= 30.0
+
+
+def test_questions_share_within_themselves(bench: Callable[..., Bench]) -> None:
+    b = bench(timing='shared').start()
+    b.wait(lambda: b.state() == 'ready')
+    shared = [call for call in b.vlm.calls if call[0] == 'share_frame']
+    assert len(shared) == 1  # to warm up
+    b.send(1.0)
+    b.wait_for_answers()
+    b.worker.ask('Is it wet?')
+    b.wait(lambda: b.worker.questions.facts()['questions_answered'] == 1)
+    asked = [call[1:] for call in b.vlm.calls if call[0] == 'share_frame'][-1]
+    assert [question.prompt for question in asked] == 2 * ['Is it wet?']
+    drafts = [call[2] for call in b.vlm.calls if call[0] == 'shared answer'][-1]
+    assert drafts == {1: [(7,)]}  # the skip branch's answer to this question alone
+
+
 def test_pausing_abandons_the_frame_and_publishes_nothing_more(
     bench: Callable[..., Bench],
 ) -> None:

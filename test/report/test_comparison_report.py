@@ -211,6 +211,24 @@ def test_times_of_two_machines_are_not_divided(tmp_path):
     assert f'A on {made_up.GPU} B on {made_up.CPU} No A / B' in text
 
 
+def test_times_of_two_timings_are_not_divided(tmp_path):
+    a = made_up.rows(4, ('captioning',), POINT)
+    shared = [replace(row, timing='shared') for row in a]
+    result = compare_runs(a, shared)
+    assert result['differences'] == [{'what': 'timing', 'a': 'isolated', 'b': 'shared'}]
+    for group in result['groups']:
+        assert group['time_ratio'] is None and group['total_ms_b'] == group['total_ms_a']
+        assert group['no_time_ratio'] == 'different timing: isolated; shared'
+    page = write(tmp_path, result)
+    assert {row['A / B'] for row in page.table('A, ms', 'A / B')} == {'-'}
+    for group in compare_runs(shared, shared)['groups']:
+        assert group['no_time_ratio'].startswith('timing: shared, where the times leave out')
+    mixed = [replace(row, timing='shared') if row.frame > 2 else row for row in a]
+    for group in compare_runs(a, mixed)['groups']:
+        assert (group['total_ms_b'], group['time_ratio']) == (None, None)
+        assert group['no_time_ratio'] == 'different timing: isolated; both'
+
+
 def test_rows_of_several_machines_in_one_run_give_no_median():
     a = made_up.rows(4, ('captioning',), POINT)
     b = [replace(row, machine=made_up.CPU) if row.frame > 2 else row for row in a]

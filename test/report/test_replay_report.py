@@ -248,6 +248,78 @@ def test_times_of_two_machines_are_never_in_one_figure(tmp_path):
     assert made_up.GPU in text and made_up.CPU in text
 
 
+def as_shared(rows: list[FrameRow], after: int = 0) -> list[FrameRow]:
+    """Return the rows, with the timing `shared` from the frame after this one on.
+
+    5 ms are shared by the answers of a branch.
+    """
+    seen: set[tuple[int, str]] = set()
+    made = []
+    for row in rows:
+        if row.frame > after:
+            key = (row.frame, row.branch)
+            row = replace(row, timing='shared', shared_ms=None if key in seen else 5.0)
+            seen.add(key)
+        made.append(row)
+    return made
+
+
+def test_shared_frames_have_times_and_no_speed_up(tmp_path):
+    rows = as_shared(made_up.rows(4, TWO, ('high_sparsity',)))
+    page = write(tmp_path, rows)
+    figures = embedded(tmp_path)
+    assert {entry['timing'] for entry in figures['summary']} == {'shared'}
+    for entry in figures['summary']:
+        assert entry['speedup']['frames'] == 0 and entry['speedup']['median'] is None
+        assert entry['skip_total_ms']['median'] > 0 and not entry['answers_got_shorter']
+    assert {row['Speed-up'] for row in page.table('Speed-up')} == {'-'}
+    top, _, rest = page.text.partition('Result')
+    assert top.count('No speed-up with timing: shared: the times leave out what') == 1
+    assert 'None with timing: shared.' in rest and len(page.links) == 2  # latency, agreement
+    skip, full = sorted(page.table('Shared, median'), key=lambda row: row['Branch'] != 'skip')
+    assert (skip['Frames'], skip['Shared, median'], full['Shared, p95']) == ('4', '5.0', '5.0')
+    branch_ms = [
+        5.0
+        + mine[0].preprocess_ms
+        + mine[0].vision_ms
+        + sum(row.prefill_ms + row.decode_ms for row in mine)
+        for frame in range(1, 5)
+        if (mine := [row for row in rows if (row.frame, row.branch) == (frame, 'full')])
+    ]
+    assert full['Branch, median'] == f'{statistics.median(branch_ms):.1f}'
+    text = summary_text(rows, 80)
+    assert ' '.join(text.split()).count('No speed-up with timing: shared') == 1
+    assert 'timing: shared' not in summary_text(made_up.rows(4), 80)
+
+
+def test_a_run_in_which_the_timing_was_changed_is_in_two_parts(tmp_path):
+    rows = as_shared(few(9), after=5)
+    page = write(tmp_path, rows)
+    figures = embedded(tmp_path)
+    isolated, shared = figures['summary']
+    assert [(e['timing'], e['frames'], e['speedup']['frames']) for e in (isolated, shared)] == [
+        ('isolated', 5, 5),
+        ('shared', 4, 0),
+    ]
+    for kind, branch in (('full_total_ms', 'full'), ('skip_total_ms', 'skip')):
+        for entry, frames in ((isolated, range(1, 6)), (shared, range(6, 10))):
+            times = [r.total_ms for r in rows if r.branch == branch and r.frame in frames]
+            assert entry[kind]['median'] == pytest.approx(statistics.median(times))
+    assert [(e['timing'], e['frames']) for e in figures['latency']] == [
+        (timing, frames) for timing, frames in (('isolated', 5), ('shared', 4)) for _ in 'ab'
+    ]
+    assert [row['Frames with both'] for row in page.table('Frames with both')] == ['5']
+    assert 'The timing was changed during the run: no figure mixes the two.' in page.text
+    captions = re.findall(r'Times of one answer, on ([^\n]*)', page.text)
+    assert captions == [made_up.GPU, f'{made_up.GPU}, timing: shared']
+    heights = []
+    for each in (few(), rows):
+        write(tmp_path, each)
+        heights.append(cv2.imread(str(tmp_path / 'latency.png')).shape[0])
+    assert heights[1] > 1.8 * heights[0], 'each timing has a panel of its own'
+    assert summary_text(rows, 100).count('Skip against full') == 2
+
+
 def test_rows_of_two_models_are_not_pooled(tmp_path):
     write(tmp_path, [*few(3), *few(4, model='demo')])
     frames = {entry['machine']: entry['frames'] for entry in embedded(tmp_path)['summary']}

@@ -376,6 +376,7 @@ def test_subscriber_that_hangs(probe: FaultProbe, reader: RosProcess) -> None:
         pytest.param('rate_hz', 1e9, ['1000000000.0', 'Min: 0.01, Max: 60.0'], id='out_of_range'),
         pytest.param('operating_point', 31, ['31', '0..26'], id='operating_point'),
         pytest.param('latency_budget_ms', -1.0, ['-1.0', 'Min: 0.0'], id='latency_budget'),
+        pytest.param('timing', 'fast', ["'fast'", 'isolated, shared'], id='timing'),
         pytest.param('model', 'other', ['read-only', 'model'], id='read_only'),
         pytest.param('rate', 2.0, ['undeclared'], id='unknown_name'),
     ],

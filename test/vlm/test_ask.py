@@ -73,6 +73,25 @@ def test_json_holds_both_branches(gmskip, folder, photo) -> None:
     )
 
 
+def test_shared_answers_are_those_of_isolated_ones_without_a_speed_up(gmskip, photo) -> None:
+    options = (photo, '--prompt', 'What is it?', '--skip', '29,16', '--max-new-tokens', 5)
+    reports = {}
+    for timing in ('isolated', 'shared'):
+        status, output, _ = gmskip(*options, '--timing', timing, '--json')
+        assert status == 0
+        reports[timing] = json.loads(output)
+        assert reports[timing]['timing'] == timing
+    isolated, shared = reports['isolated'], reports['shared']
+    assert 'speed_up' in isolated and 'speed_up' not in shared
+    assert shared['agree'] == isolated['agree']
+    for branch in ('skip', 'full'):
+        one, other = (report['branches'][branch] for report in (isolated, shared))
+        assert other['raw_text'] == one['raw_text'] and other['tokens'] == one['tokens']
+        assert other['shared_ms'] > 0 and 'shared_ms' not in one
+    _, output, _ = gmskip(*options, '--timing', 'shared')
+    assert 'shared (ms)' in output and 'no speed-up with --timing shared' in output
+
+
 def test_json_shows_what_the_model_saw_and_read(gmskip, folder, photo, tmp_path) -> None:
     template = tmp_path / 'chat.jinja'
     template.write_text("Q: <image> {{ messages[0]['content'][1]['text'] }} A:")
