@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import cv2
@@ -17,10 +18,14 @@ import pytest
 from live_command import LiveCommand
 from rosbags.highlevel import AnyReader
 
+from gmskip_ros.cli.demo import Screen
+from gmskip_ros.cli.main import main
 from gmskip_ros.datasets.scenes import render_scene
 from gmskip_ros.pipeline.overlay import AGREES_RGB, DIFFERS_RGB, MAX_PANEL_FRACTION, RAN_RGB
 from gmskip_ros.pipeline.rows import csv_bytes, read_json_lines
+from gmskip_ros.runs import demo as demo_run
 from gmskip_ros.runs.demo import _write
+from gmskip_ros.runs.demo_frames import Frame
 from gmskip_ros.runs.live import END_WITH_PARENT, FIRST_SCENE_SEED, LiveRunError
 from gmskip_ros.tasks import TASK_NAMES
 
@@ -119,6 +124,38 @@ def test_three_frames(demo, tmp_path):
     ]
     assert int(np.diff(np.array(stripe, int), prepend=0).clip(min=0).sum()) == 3
     assert (picture[:below] == RAN_RGB).all(axis=2).any()
+
+
+def test_the_timing_reaches_the_node(monkeypatch, capsys, tmp_path):
+    def start_node(parameters, log):
+        raise LiveRunError(f'the node was started with {parameters}')
+
+    monkeypatch.setattr(demo_run, 'start_node', start_node)
+    monkeypatch.setattr(demo_run, 'set_ros_environment', lambda: None)
+    monkeypatch.setattr(demo_run, 'no_shared_memory_left', nullcontext)
+    for options, timing in (((), 'isolated'), (('--timing', 'shared'), 'shared')):
+        assert main(['demo', '--out', str(tmp_path), *options]) == 1
+        assert f"'timing': '{timing}'" in capsys.readouterr().err
+
+
+def test_the_summary_has_no_speed_up_of_shared_frames(capsys):
+    def frame(timing: str, full_ms: float) -> Frame:
+        def values(total_ms: float) -> dict[str, dict[str, str]]:
+            return {'captioning': {'total_ms': str(total_ms), 'sparsity': '0.5'}}
+
+        compared = {'captioning': {'agree': 'true', 'timing': timing}}
+        return Frame(0, values(10.0), values(full_ms), compared)
+
+    frames = [frame('isolated', 20.0), frame('isolated', 20.0), frame('shared', 4.0)]
+    Screen(show_progress=False).summary(frames)
+    isolated, shared = re.split(
+        r'(?=^task.*(?<!\w)skip ms +full ms +spars)', capsys.readouterr().out, flags=re.M
+    )
+    assert re.search(r'^captioning +2/2 +10 +20 +2\.00x +50 %$', isolated, re.MULTILINE)
+    assert re.search(r'^captioning +1/1 +10 +4 +50 %$', shared, re.MULTILINE)
+    assert (
+        'no speed-up with timing: shared' in shared and 'speed-up' not in shared.split('no sp')[0]
+    )
 
 
 @pytest.mark.parametrize(('signum', 'expected'), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -71,7 +71,7 @@ class Probe:
                 self.read(f'{name}/debug/{branch}/{task}/text', String)
                 self.read(f'{name}/debug/{branch}/{task}/latency_ms', Float64MultiArray)
         self.read(f'{name}/output/comparison', DiagnosticArray)
-        for time_topic in ('', 'skip/', 'full/'):
+        for time_topic in ('', 'skip/', 'full/', 'skip/shared_', 'full/shared_'):
             self.read(f'{name}/debug/{time_topic}processing_time_ms', Float64)
         self.read(f'{name}/debug/pipeline_latency_ms', Float64)
 

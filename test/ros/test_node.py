@@ -16,6 +16,7 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from node_probe import PARAMETERS, Probe, keys, picture, quick_command
 from ros_process import RosProcess, ros_command, ros_node
 from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import Header
 
 from gmskip_ros.pipeline.overlay import OverlayTask, draw_overlay
 from gmskip_ros.ros.conversions import image_to_rgb, rgb_to_image
@@ -38,6 +39,7 @@ RESULT_KEYS = [
     'skipped_blocks',
     'operating_point',
     'full_branch',
+    'timing',
     'schedule',
     'image_fit',
     'image_tokens',
@@ -100,7 +102,7 @@ def test_a_frame_gets_both_branches_and_a_comparison_under_its_own_header(probe:
             total_ms = sum(float(values[phase]) for phase in PHASES)
             assert float(values['total_ms']) == pytest.approx(total_ms, rel=0.02)
             assert values['vision_shared'] == 'true'
-            assert values['full_branch'] == 'isolated'
+            assert values['full_branch'] == values['timing'] == 'isolated'
             assert values['schedule'] == 'skip_then_full'
             assert values['match'] == 'content'
             assert int(values['tokens']) >= 0
@@ -159,6 +161,50 @@ def test_processing_times_are_published_per_frame_and_per_branch(probe: Probe) -
         assert own_ms + float(values[0]['vision_ms']) < elapsed_ms
     assert probe.health()['debug_time_type'] == 'std_msgs/msg/Float64'
     assert 'debug times are published as std_msgs/msg/Float64' in probe.process.output()
+
+
+def test_shared_timing_gives_the_same_answers_and_no_speedup(probe: Probe) -> None:
+    def answers(header: Header) -> list[tuple[str, str]]:
+        topics = ('output/skip/result', 'output/full/result', 'output/comparison')
+        messages = [message for topic in topics for message in probe.results_of(header, topic)]
+        assert len(messages) == 3
+        return [(s.name, keys(s).get('raw_text', s.message)) for m in messages for s in m.status]
+
+    isolated = probe.ask()
+    assert probe.set_parameter('timing', 'shared').successful
+    topics = [f'debug/{branch}processing_time_ms' for branch in ('', 'skip/', 'full/')]
+    topics += [f'debug/{branch}/shared_processing_time_ms' for branch in ('skip', 'full')]
+    probe.wait(lambda: len(probe.on(topics[0])) == len(probe.on('output/comparison')), 'the times')
+    before = [len(probe.on(topic)) for topic in topics]
+    shared = probe.ask()
+    probe.wait(lambda: len(probe.on(topics[0])) > before[0], 'the time of the frame')
+    assert answers(shared) == answers(isolated)
+    # Times of whole branches have a topic of their own.
+    assert [len(probe.on(topic)) - count for topic, count in zip(topics, before, strict=True)] == [
+        *(1, 0, 0),
+        *(1, 1),
+    ]
+    frame_ms, skip_ms, full_ms = (probe.on(topics[index])[-1].data for index in (0, 3, 4))
+    assert max(skip_ms, full_ms) < frame_ms
+    for branch, elapsed_ms in (('skip', skip_ms), ('full', full_ms)):
+        (result,) = probe.results_of(shared, f'output/{branch}/result')
+        values = [keys(status) for status in result.status]
+        assert {each['timing'] for each in values} == {'shared'}
+        assert {each['full_branch'] for each in values} == {'verified'}
+        assert ['shared_ms' in each for each in values] == [True, False, False]
+        own_ms = sum(float(v['prefill_ms']) + float(v['decode_ms']) for v in values)
+        shared_ms = float(values[0]['shared_ms'])
+        assert shared_ms > 0 and own_ms + shared_ms + float(values[0]['vision_ms']) < elapsed_ms
+        for each in values:
+            assert float(each['total_ms']) == pytest.approx(
+                sum(float(each[phase]) for phase in PHASES), rel=0.02
+            )
+    (comparison,) = probe.results_of(shared, 'output/comparison')
+    for status in comparison.status:
+        assert keys(status)['timing'] == 'shared'
+        assert not {'speedup', 'skip_total_ms', 'full_total_ms'} & set(keys(status))
+    assert probe.health()['timing'] == 'shared'
+    assert probe.set_parameter('timing', 'isolated').successful
 
 
 def test_caption_agreement_can_be_changed_at_run_time(probe: Probe) -> None:
