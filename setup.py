@@ -42,6 +42,8 @@ setup(
             'torch',
             'transformers',
         ],
+        # Datasets of the Hugging Face hub.
+        'parquet': ['pyarrow'],
         'ros': [
             'cv-bridge',
             'ros-jazzy-rclpy[fastrtps]',
@@ -57,6 +59,7 @@ setup(
             'import-linter',
             'jsonschema',
             'mypy',
+            'pyarrow',
             'pycocotools',
             'pytest',
             'pytest-timeout',

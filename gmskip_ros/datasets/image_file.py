@@ -23,7 +23,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
 
     remedy = 'use a complete JPEG or PNG file with 8 bits per channel'
     try:
-        content = Path(path).read_bytes()
+        content = image_content(Path(path))
     except (OSError, ValueError) as error:
         reason = getattr(error, 'strerror', None) or str(error)
         raise DatasetError(f'{path}: cannot be read ({reason}); {remedy}') from error
@@ -40,6 +40,18 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     if image.dtype != np.uint8:
         raise DatasetError(f'{path}: has {image.dtype} values; {remedy}')
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def image_content(path: Path) -> bytes:
+    """Return the bytes of an image file, which may be inside a .parquet file: <file>/<row>.
+
+    Raises OSError; DatasetError for a row without an image.
+    """
+    if path.parent.suffix == '.parquet' and path.parent.is_file():
+        from gmskip_ros.datasets.parquet import image_bytes  # it needs what imports this file
+
+        return image_bytes(path.parent, int(path.name))
+    return path.read_bytes()
 
 
 def _jpeg_is_whole(content: bytes) -> bool:

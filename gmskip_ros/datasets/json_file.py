@@ -14,18 +14,11 @@ from gmskip_ros.numbers import is_number, is_whole_number
 
 _SHOWN = 5  # names in a note
 _UNUSED = ('segmentation', 'tokens')  # most of COCO's and Karpathy's files, read by nothing
-_LFS_POINTER = b'version https://git-lfs.github.com/spec/'
 _DECIMAL = re.compile(r'0|-?[1-9][0-9]*')
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a UTF-8 file. Raises DatasetError for others and for git-LFS pointers."""
-    with open(path, 'rb') as file:
-        head = file.read(len(_LFS_POINTER))
-    if head == _LFS_POINTER:
-        raise DatasetError(
-            f'{path}: is a git-LFS pointer, not the file itself; fetch the file with git lfs pull'
-        )
+    """Return the text of a UTF-8 file. Raises DatasetError."""
     try:
         return path.read_text('utf-8-sig')
     except UnicodeDecodeError as error:
@@ -94,9 +87,26 @@ class Record:
         """Return the error about one field."""
         return DatasetError(f'{self._path}: {self._place}.{name} {what}')
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._values
+
+    @property
+    def number_in_file(self) -> int | None:
+        """The number of the line, if the record is one."""
+        line = self._place.removeprefix('line ')
+        return int(line) if line.isdecimal() else None
+
     def has(self, name: str) -> bool:
         """Return whether the field exists and is not null."""
         return self._values.get(name) is not None
+
+    def has_any(self, names: Sequence[str]) -> bool:
+        """Return whether one of the fields exists and is not null."""
+        return any(map(self.has, names))
+
+    def first_of(self, names: Sequence[str]) -> str:
+        """Return the first of the names whose field exists and is not null, else the first one."""
+        return next(filter(self.has, names), names[0])
 
     def is_blank(self, name: str) -> bool:
         """Return whether the field is a text without a letter or digit, useless to any metric."""
@@ -124,6 +134,23 @@ class Record:
         if not isinstance(value, str) or not value.strip():
             raise self.error(name, f'is {short(value)}; it must be a text')
         return value.strip()
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        """Return a text, or a list of them, without blank ones.
+
+        A number counts as a text, and so does an object with the field `answer` (VQA).
+        """
+        value = self.value(name, 'a text or a list of texts')
+        entries = value if isinstance(value, list) else [value]
+        texts = []
+        for entry in entries:
+            text = entry.get('answer') if isinstance(entry, dict) else entry
+            if is_number(text):
+                text = str(text)
+            if not isinstance(text, str):
+                raise self.error(name, f'is {short(value)}; it must be a text or a list of texts')
+            texts.append(text.strip())
+        return tuple(filter(None, texts))
 
     def number(self, name: str) -> float:
         """Return a finite number."""

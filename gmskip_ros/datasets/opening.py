@@ -13,16 +13,17 @@ from gmskip_ros.datasets.coda import coda_splits, is_coda_split, name_of, open_c
 from gmskip_ros.datasets.errors import DatasetError
 from gmskip_ros.datasets.json_file import read_json
 from gmskip_ros.datasets.karpathy import PREFIX, is_karpathy, karpathy_splits, open_karpathy
+from gmskip_ros.datasets.parquet import PARQUET, open_parquet, parquet_splits
 from gmskip_ros.datasets.pope import is_pope, open_pope, pope_files
-from gmskip_ros.datasets.questions import open_questions
+from gmskip_ros.datasets.questions import entries_of, is_lines, lines_of, open_questions
 from gmskip_ros.datasets.sample import Dataset
 from gmskip_ros.datasets.wrong_files import explain_folder, refuse_content, refuse_file
 
 _LAYOUTS = (
     'supported are: a folder with annotations/instances_<split>.json or captions_<split>.json '
     '(COCO), a folder with <split>/annotations.json or <split>/corner_case.json (CODA), a .json '
-    "file in COCO's or Karpathy's format, a .jsonl file of questions, POPE's files "
-    '<name>_pope_<split>.json or the folder with them'
+    "file in COCO's or Karpathy's format, a .jsonl, .json or .parquet file of questions, POPE's "
+    'files <name>_pope_<split>.json or the folder with them'
 )
 _CAPTIONS = (
     "captions are a file such as captions_val2017.json, Karpathy's dataset_coco.json, or the "
@@ -45,7 +46,8 @@ def open_dataset(
     - a CODA folder, or the folder of one of its splits; `captions` may be the folder CODA-LM;
     - any .json file in COCO's format (instances, captions, keypoints of people, LVIS, NoCaps,
       Roboflow's _annotations.coco.json), or one of Karpathy's;
-    - a file of questions (see open_questions);
+    - a .jsonl or .json file of questions (see open_questions), for which `captions` may be a file
+      with their answers; a .parquet file of the hub, or a folder with them;
     - a file of POPE, or the folder with its three (see open_pope), all of them without `split`.
 
     `split` is optional if there is only one; Karpathy's may be joined: 'train+restval'.
@@ -102,6 +104,9 @@ def _open_folder(
             raise DatasetError(f'{place}: POPE has no captions; remove the option')
         chosen = files.values() if split is None else [files[_choose(split, [*files], place)]]
         return open_pope(chosen, images_dir)
+    if parts := parquet_splits(place):
+        part = _choose(split, list(parts), place)
+        return open_parquet(parts[part], f'{name_of(place)}/{part}')
     problem = explain_folder(place) or f'is not a supported dataset; {_LAYOUTS}'
     raise DatasetError(f'{place}: {problem}')
 
@@ -115,11 +120,12 @@ def _open_file(
         if captions is not None:
             raise DatasetError(f'{place}: POPE has no captions; remove the option')
         return open_pope([place], images_dir)
-    if place.suffix == '.jsonl':
+    if place.suffix == PARQUET:
         _refuse_split(place, split)
-        if captions is not None:
-            raise DatasetError(f'{place}: a file of questions has no captions; remove the option')
-        return open_questions(place)
+        return open_parquet([place], place.stem)
+    if place.suffix in ('.jsonl', '.json') and (place.suffix == '.jsonl' or is_lines(place)):
+        _refuse_split(place, split)
+        return open_questions(place, lines_of(place), images_dir, captions)
     if place.suffix != '.json':
         raise DatasetError(f'{place}: is not a supported dataset; {_LAYOUTS}')
     content = read_json(place)
@@ -130,6 +136,8 @@ def _open_file(
     _refuse_split(place, split)
     if isinstance(content, dict) and 'images' in content:
         return open_coco_file(place, content, captions, images_dir)
+    if questions := entries_of(content, place):
+        return open_questions(place, questions, images_dir, captions)
     raise DatasetError(f'{place}: is not a supported dataset; {_LAYOUTS}')
 
 

@@ -9,6 +9,7 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from gmskip_ros.datasets.errors import DatasetError
+from gmskip_ros.datasets.image_file import image_content
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,8 @@ class Sample:
     references: tuple[str, ...] = ()  # generic task only
     is_formula: bool = False  # the references are formulae, whose spaces do not count
     presence: tuple[PresenceQuestion, ...] = ()  # as published; none: made from labels
+    question_id: int | str | None = None  # as the file of questions has it
+    image_name: str = ''  # likewise
     instances: tuple[Instance, ...] = ()  # what labels and main_object follow from
     size: tuple[float, float] | None = None  # width, height of the image, in pixels
 
@@ -133,7 +136,7 @@ def sample_hash(samples: Sequence[Sample]) -> str:
     total = hashlib.sha256()
     for sample in samples:
         try:
-            image = hashlib.sha256(sample.image_path.read_bytes()).hexdigest()
+            image = hashlib.sha256(image_content(sample.image_path)).hexdigest()
         except OSError as error:
             raise DatasetError(
                 f'{sample.image_path}: cannot be read ({error.strerror}); restore it'

@@ -259,6 +259,7 @@ POINTER = 'version https://git-lfs.github.com/spec/v1\noid sha256:c879\nsize 263
         ('Flickr8k.token.txt', TOKENS, "Flickr's token file"),
         ('dataset_flickr8k.json', POINTER, 'is a git-LFS pointer.*git lfs pull'),
         ('llava_bench.jsonl', POINTER, 'is a git-LFS pointer'),
+        ('train-00000-of-00001.parquet', POINTER, 'is a git-LFS pointer'),
         ('image_info_test2017.json', {'images': [image(1, 'a.jpg')]}, 'has no annotations'),
         (
             'v2_OpenEnded_mscoco_val2014_questions.json',
