@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gmskip_ros.datasets.errors import DatasetError
+from gmskip_ros.datasets.parquet_file import image_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,8 +49,6 @@ def image_content(path: Path) -> bytes:
     Raises OSError; DatasetError for a row without an image.
     """
     if path.parent.suffix == '.parquet' and path.parent.is_file():
-        from gmskip_ros.datasets.parquet import image_bytes  # it needs what imports this file
-
         return image_bytes(path.parent, int(path.name))
     return path.read_bytes()
 
