@@ -252,7 +252,7 @@ def _log_probabilities(sample: Sample, skip: SkipSet) -> Tensor:
         skip,
         should_stop=answerer.should_stop,
     )
-    return logits.log_softmax(dim=-1)
+    return logits.double().log_softmax(dim=-1)  # a divergence is second order in their rounding
 
 
 def _divergence(full: Tensor, other: Tensor) -> float:

@@ -179,7 +179,7 @@ class CandidateWalk:
 
         first, end = 0, 1  # the groups that are under way
         group_of: dict[Candidate, int] = {None: 0}
-        rotary = self.decoder.rotary_emb(hidden, positions)  # cos, sin: (B, C, D)
+        rotary = self.decoder.rotary_emb(hidden, positions)  # (B, C, D) each
         stored: dict[int, tuple[int, Tensor, Tensor]] = {}
         for block in self.retained:
             self._poll()

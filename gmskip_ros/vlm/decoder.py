@@ -18,10 +18,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
 from gmskip_ros.skipping import SkipSet
+from gmskip_ros.vlm.block import Block, Rotary, attend
 from gmskip_ros.vlm.errors import Stopped
+from gmskip_ros.vlm.rotary import RotaryTable
 
 TEXT_MODEL_TYPES = ('llama', 'mistral', 'qwen2')
 NONE, TEXT, ALL = 'none', 'text', 'all'  # which tokens of a pass
@@ -169,15 +170,15 @@ def _as_tensor(columns: Sequence[int]) -> Tensor:
 
 
 class Decoder:
-    """A view of a Llama, Mistral or Qwen2 decoder and its output head; owns no weights."""
+    """A Llama, Mistral or Qwen2 decoder and its output head, over Hugging Face's weights."""
 
     def __init__(self, language_model: nn.Module, lm_head: nn.Module) -> None:
         # Any: the attributes below belong to the three decoders' own classes.
         model: Any = language_model
         self.config: Any = model.config
         self.embed_tokens: Any = model.embed_tokens
-        self.blocks: list[Any] = list(model.layers)
-        self.rotary_emb: nn.Module = model.rotary_emb
+        self.blocks = [Block(layer) for layer in model.layers]
+        self.rotary_emb = RotaryTable(model.rotary_emb, self.config.max_position_embeddings)
         self.norm: nn.Module = model.norm
         self.lm_head = lm_head
         self.windows = sliding_windows(model.config)
@@ -211,7 +212,7 @@ class Decoder:
         The last block that does anything runs only for these.
         """
         num_tokens = hidden.shape[1]
-        angles = self.rotary_emb(hidden, store.advance(num_tokens))  # cos, sin: (B, T, D)
+        angles = self.rotary_emb(hidden, store.advance(num_tokens))  # (B, T, D) each
         plan = _plan(skip_set, phase, len(self.blocks))
         newest = {which: store.newest(which, num_tokens) for which in set().union(*plan)}
         rotary = {which: _by_token(angles, tokens.at) for which, tokens in newest.items()}
@@ -222,22 +223,27 @@ class Decoder:
                 raise Stopped('stopped before the answer was complete')
             if not newest[stores].columns:
                 continue
-            attention, window = self.blocks[index].self_attn, self.windows[index]
-            normed = self.blocks[index].input_layernorm(hidden)  # (B, T, H)
-            key, value = _project_stored(attention, normed[:, newest[stores].at], rotary[stores])
+            block, window = self.blocks[index], self.windows[index]
+            normed = block.input_norm(hidden)  # (B, T, H)
+            queries = newest[runs]
+            is_cut = index == last and num_wanted < num_tokens
+            if is_cut:  # nothing needs the earlier tokens further
+                queries, hidden = store.newest(runs, num_wanted), hidden[:, -num_wanted:]
+            is_whole = runs == stores == ALL and not is_cut
+            if is_whole:
+                query, key, value = block.project(normed, rotary[ALL])
+            else:
+                key, value = block.project_stored(normed[:, newest[stores].at], rotary[stores])
             keys, values = store.append(index, stores, key, value)  # (B, K, S, D)
-            queries, rotary_of_queries = newest[runs], rotary[runs]
-            if index == last and num_wanted < num_tokens:  # nothing needs the earlier ones further
-                queries = store.newest(runs, num_wanted)
-                rotary_of_queries = _by_token(angles, queries.at)
-                hidden = hidden[:, -num_wanted:]
             if not queries.columns:
                 continue
-            query = _project_query(attention, normed[:, queries.at], rotary_of_queries)
+            if not is_whole:
+                rotary_of_queries = _by_token(angles, queries.at)
+                query = block.project_query(normed[:, queries.at], rotary_of_queries)
             seen = (len(queries.columns), store.stored[index], window)
             if seen not in masks:
                 masks[seen] = store.mask(queries.columns, store.stored[index], window)
-            before = hidden[:, queries.at]  # (B, Q, H)
+            before = hidden if runs == ALL else hidden[:, queries.at]  # (B, Q, H)
             after = self.finish_block(index, before, query, keys, values, masks[seen])
             if runs == ALL:
                 hidden = after
@@ -251,11 +257,8 @@ class Decoder:
         self, index: int, hidden: Tensor, rotary: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run a block's first half: rotated query (B, N, T, D), key, value (both (B, K, T, D))."""
-        attention = self.blocks[index].self_attn
-        normed = self.blocks[index].input_layernorm(hidden)
-        rotary = _by_token(rotary, slice(None))
-        query = _project_query(attention, normed, rotary)
-        return query, *_project_stored(attention, normed, rotary)
+        block = self.blocks[index]
+        return block.project(block.input_norm(hidden), _by_token(rotary, slice(None)))
 
     def finish_block(
         self,
@@ -276,18 +279,16 @@ class Decoder:
         self, index: int, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
     ) -> Tensor:
         """Return what query (B, N, T, D) finds in keys and values, for `finish_attended`."""
-        return _attend(query, keys, values, mask, self.blocks[index].self_attn.scaling)
+        return attend(query, keys, values, mask, self.blocks[index].scale)
 
     def finish_attended(self, index: int, hidden: Tensor, attended: Tensor) -> Tensor:
         """Run what follows attention in `finish_block`, attended being (B, T, N D)."""
         self.token_blocks += hidden.shape[0] * hidden.shape[1]
-        block = self.blocks[index]
-        hidden = hidden + block.self_attn.o_proj(attended)
-        return hidden + block.mlp(block.post_attention_layernorm(hidden))
+        return self.blocks[index].finish(hidden, attended)
 
     def multiplications(self) -> tuple[int, int]:
         """Return how many a token takes in a block's linear layers, and for key and value alone."""
-        hidden_size, head_size = self.config.hidden_size, self.blocks[0].self_attn.head_dim
+        hidden_size, head_size = self.config.hidden_size, self.blocks[0].head_size
         of_query = hidden_size * self.config.num_attention_heads * head_size
         of_stored = 2 * hidden_size * self.config.num_key_value_heads * head_size
         of_feed_forward = 3 * hidden_size * self.config.intermediate_size
@@ -308,54 +309,7 @@ def sliding_windows(config: Any) -> list[int | None]:
     return [None] * config.num_hidden_layers
 
 
-def _by_token(angles: tuple[Tensor, Tensor], at: slice | Tensor) -> tuple[Tensor, Tensor]:
-    """Return cos, sin (B, T, D) of the tokens at `at`, for all heads: (B, 1, tokens, D)."""
-    cos, sin = angles
-    return cos[:, None, at], sin[:, None, at]
-
-
-def _project_query(attention: Any, normed: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Return the rotated query (B, N, Q, D) of normed (B, Q, H)."""
-    return _rotate(_by_head(attention, attention.q_proj(normed)), rotary)
-
-
-def _project_stored(
-    attention: Any, normed: Tensor, rotary: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Return the rotated key and the value, both (B, K, T, D), of normed (B, T, H)."""
-    key = _rotate(_by_head(attention, attention.k_proj(normed)), rotary)
-    return key, _by_head(attention, attention.v_proj(normed))
-
-
-def _by_head(attention: Any, projected: Tensor) -> Tensor:
-    """Return projected (B, T, heads D) as (B, heads, T, D)."""
-    batch_size, num_tokens, _ = projected.shape
-    return projected.view(batch_size, num_tokens, -1, attention.head_dim).transpose(1, 2)
-
-
-def _rotate(states: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotary position embedding, in the half-split layout of Hugging Face's Llama weights."""
-    cos, sin = rotary  # (B, 1, T, D)
-    first, second = states.chunk(2, dim=-1)
-    return states * cos + torch.cat((-second, first), dim=-1) * sin
-
-
-def _attend(
-    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float
-) -> Tensor:
-    """Grouped-query attention of query (B, N, T, D) over keys, values (B, K, S, D): (B, T, N D)."""
-    groups = query.shape[1] // keys.shape[1]
-    if mask is not None and groups > 1:  # with a mask, torch's fast kernels need equal heads
-        keys = keys.repeat_interleave(groups, dim=1)
-        values = values.repeat_interleave(groups, dim=1)
-        groups = 1
-    attended = scaled_dot_product_attention(
-        query,
-        keys,
-        values,
-        attn_mask=mask,
-        is_causal=mask is None and query.shape[2] > 1,
-        scale=scale,
-        enable_gqa=groups > 1,
-    )
-    return attended.transpose(1, 2).flatten(2)
+def _by_token(angles: tuple[Tensor, Tensor], at: slice | Tensor) -> Rotary:
+    """Return both (B, T, D) of the tokens at `at`, for all heads: (B, tokens, 1, D)."""
+    cos, signed_sin = angles
+    return cos[:, at, None], signed_sin[:, at, None]

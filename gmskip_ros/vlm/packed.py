@@ -221,7 +221,7 @@ class PackedQuestions:
     ) -> Tensor:
         """Return the states (1, T, H) of all tokens after the blocks, of each question its own."""
         hidden = self._embed(passes)
-        rotary = self.decoder.rotary_emb(hidden, newest.positions[None])  # cos, sin: (1, T, D)
+        rotary = self.decoder.rotary_emb(hidden, newest.positions[None])  # (1, T, D) each
         columns = self.columns.followed_by(newest)
         before, num_columns = len(self.columns.owners), len(columns.owners)
         rows = _starts(passes)

@@ -93,7 +93,7 @@ def _run_block(
     if num_queries is not None:
         to_image = hidden.new_zeros(num_queries, dtype=torch.float32)
     if runs.any():
-        rotary = decoder.rotary_emb(hidden, tokens[None])  # cos, sin: (1, T, D)
+        rotary = decoder.rotary_emb(hidden, tokens[None])  # (1, T, D) each
         query, key, value = decoder.project(index, hidden, rotary)
         window = decoder.windows[index]
         mask = _mask(tokens, window, stores)
@@ -104,7 +104,7 @@ def _run_block(
             # The position before each token.
             predicting = slice(prompt_length - 1, prompt_length - 1 + len(to_image))
             visible = _visible(tokens[predicting], window, stores)  # (A, T)
-            scale = decoder.blocks[index].self_attn.scaling
+            scale = decoder.blocks[index].scale
             paid = _attention_paid(query[0, :, predicting], key[0], visible, scale, is_image)
             to_image = torch.where(runs[predicting], paid, to_image)
     return BlockStates(index, hidden[0], leaving[0], is_image, prompt_length, to_image)

@@ -492,9 +492,8 @@ class Vlm:
         """Return how many parameters remain without the blocks that both phases skip."""
         skip_set = self._checked(skip)
         return self.num_parameters - sum(
-            parameter.numel()
+            self.decoder.blocks[block].num_parameters
             for block in skip_set.prefill & skip_set.decode
-            for parameter in self.decoder.blocks[block].parameters()
         )
 
     def sparsity(

@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from calibration_helpers import as_dataset, make_all_questions, results_of_two_ranks
 from PIL import Image
 from references import HfReference
 from tiny_models import make_tiny_model
+from weight_edits import edit_weights, make_identity
 
 from gmskip_ros.calibration.answering import Answerer
 from gmskip_ros.calibration.distributed import Ranks
@@ -70,6 +72,12 @@ def checkpoint(request, tmp_path_factory) -> Path:
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp('tiny'), num_blocks=NUM_BLOCKS)
+
+
+@pytest.fixture
+def own_folder(tmp_path) -> Path:
+    """A checkpoint that the test may change."""
+    return make_tiny_model(tmp_path / 'model', num_blocks=NUM_BLOCKS)
 
 
 @pytest.fixture
@@ -133,19 +141,20 @@ def values_of(chosen) -> list[float]:
     ]
 
 
-def make_identity(vlm, *blocks: int) -> None:
-    """Let the blocks add exactly nothing."""
-    for block in blocks:
-        vlm.decoder.blocks[block].self_attn.o_proj.weight.zero_()
-        vlm.decoder.blocks[block].mlp.down_proj.weight.zero_()
+def answering_in_letters(folder: Path):
+    """Return a model that answers in letters only, of the checkpoint, which is changed to that."""
+
+    def edit(weights) -> None:
+        [head] = [weights[name] for name in weights if name.endswith('lm_head.weight')]
+        kept = [tokenizer.convert_tokens_to_ids(letter) for letter in LETTERS]
+        head[[i for i in range(len(head)) if i not in kept]] = 0.0
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    return load_vlm(edit_weights(folder, edit), device='cpu')
 
 
 def answering_itself(vlm, samples: list[Sample]) -> list[Sample]:
-    """Let the model answer in letters only; return samples with its answers as references."""
-    others = [i for i in range(vlm.decoder.embed_tokens.weight.shape[0])]
-    for letter in LETTERS:
-        others.remove(vlm.token_ids(letter)[0])
-    vlm.decoder.lm_head.weight[others] = 0.0
+    """Return samples with what a model that answers in letters says as references."""
     prompt = make_all_questions(samples, 'captioning')[0].common_prompt
     references = []
     for sample in samples:
@@ -261,8 +270,9 @@ def test_absent_targets_have_no_reference_and_empty_ones_are_one_line(vlm, sampl
 
 
 @pytest.mark.parametrize('phases', [('prefill', 'decode'), ('decode',)], ids='+'.join)
-def test_of_identities_sleb_removes_the_shallowest_first(vlm, samples, phases) -> None:
-    make_identity(vlm, 0, 2, 4, 5)  # 0 and 5 are protected by default
+def test_of_identities_sleb_removes_the_shallowest_first(own_folder, samples, phases) -> None:
+    make_identity(own_folder, 0, 2, 4, 5)  # 0 and 5 are protected by default
+    vlm = answering_in_letters(own_folder)
     references = answering_itself(vlm, samples)
     for method in ('sleb', 'self-nll'):
         chosen = choose(vlm, references, method, phases=phases, rounds=3)
@@ -281,8 +291,9 @@ def test_of_identities_sleb_removes_the_shallowest_first(vlm, samples, phases) -
     assert everything.sets[-1].blocks == (0, 2, 4, 5)
 
 
-def test_the_tasks_score_ends_the_search(vlm, samples) -> None:
-    make_identity(vlm, 2, 4)
+def test_the_tasks_score_ends_the_search(own_folder, samples) -> None:
+    make_identity(own_folder, 2, 4)
+    vlm = answering_in_letters(own_folder)
     references = answering_itself(vlm, samples)
     chosen = choose(vlm, references, 'sleb', min_score_ratio=1.0, rounds=None)
     assert blocks_of(chosen) == [(), (2,), (2, 4)]
@@ -306,8 +317,9 @@ def test_a_round_in_which_all_candidates_tie_is_a_warning(vlm, samples) -> None:
 
 
 @pytest.mark.parametrize('fitness', ['kl', 'score'])
-def test_evopress_finds_the_identities(vlm, samples, fitness) -> None:
-    make_identity(vlm, 1, 4)
+def test_evopress_finds_the_identities(own_folder, samples, fitness) -> None:
+    make_identity(own_folder, 1, 4)
+    vlm = answering_in_letters(own_folder)
     references = answering_itself(vlm, samples)
     chosen = choose(vlm, references, 'evopress', fitness=fitness, sparsities=(1 / 3, 1 / 2, 0.1))
     assert not chosen.nested and chosen.ranking is None
@@ -339,7 +351,8 @@ def test_evopress_finds_the_best_of_all_sets(tmp_path, samples, seed) -> None:
         assert record['generations'] == sorted(record['generations'], reverse=True)
 
 
-def test_evopress_by_score_finds_the_best_score_of_all_sets(vlm, samples) -> None:
+def test_evopress_by_score_finds_the_best_score_of_all_sets(own_folder, samples) -> None:
+    vlm = answering_in_letters(own_folder)
     references = answering_itself(vlm, samples)
     chosen = choose(vlm, references, 'evopress', fitness='score', generations=30, offspring=4)
     scorer = make_scorer(vlm, references, 'evopress', sparsities=SIZE_2)

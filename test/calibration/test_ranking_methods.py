@@ -21,7 +21,8 @@ import torch
 from calibration_helpers import as_dataset, make_all_questions, results_of_two_ranks
 from PIL import Image
 from references import HfReference
-from tiny_models import make_tiny_model
+from tiny_models import HIDDEN_SIZE, make_tiny_model
+from weight_edits import edit_weights, make_identity, of_decoder
 
 from gmskip_ros.calibration.answering import Answerer
 from gmskip_ros.calibration.distributed import Ranks
@@ -70,9 +71,15 @@ def vlm(folder):
 
 
 @pytest.fixture
-def own_vlm(tmp_path):
+def own_folder(tmp_path) -> Path:
+    """A checkpoint that the test may change."""
+    return make_tiny_model(tmp_path, num_blocks=NUM_BLOCKS)
+
+
+@pytest.fixture
+def own_vlm(own_folder):
     """A model that the test may change."""
-    return load_vlm(str(make_tiny_model(tmp_path, num_blocks=NUM_BLOCKS)), device='cpu')
+    return load_vlm(str(own_folder), device='cpu')
 
 
 def make_scorer(
@@ -108,22 +115,15 @@ def choose(vlm, samples, method: str, **values: Any):
     return get_method(method).choose(make_scorer(vlm, samples, method, **values))
 
 
-def make_identity(vlm, *blocks: int) -> None:
-    """Let the blocks add exactly nothing."""
-    for block in blocks:
-        vlm.decoder.blocks[block].self_attn.o_proj.weight.zero_()
-        vlm.decoder.blocks[block].mlp.down_proj.weight.zero_()
-
-
 # ---- orders that are known by construction -----------------------------------------------------
 
 
 @pytest.mark.parametrize('phases', [('prefill',), ('decode',), ('prefill', 'decode')], ids='+'.join)
 @pytest.mark.parametrize('method', ['shortgpt', 'l2-norm'])
 def test_identities_go_first_and_the_deepest_of_them_before(
-    own_vlm, samples, method, phases
+    own_folder, samples, method, phases
 ) -> None:
-    make_identity(own_vlm, 1, 3)
+    own_vlm = load_vlm(make_identity(own_folder, 1, 3), device='cpu')
     chosen = choose(own_vlm, samples, method, phases=phases, sparsities=(0.4,))
     assert chosen.nested
     assert [scored.blocks for scored in chosen.sets] == [(), (3,), (3, 1)]
@@ -135,8 +135,8 @@ def test_identities_go_first_and_the_deepest_of_them_before(
     assert protected.sets[1].blocks == (1,)
 
 
-def test_a_run_of_identities_is_the_closest(own_vlm, samples) -> None:
-    make_identity(own_vlm, 0, 2, 3)
+def test_a_run_of_identities_is_the_closest(own_folder, samples) -> None:
+    own_vlm = load_vlm(make_identity(own_folder, 0, 2, 3), device='cpu')
     chosen = choose(own_vlm, samples, 'uidl', sparsities=(0.2, 0.4))
     assert not chosen.nested and chosen.ranking is None
     assert [scored.blocks for scored in chosen.sets] == [(), (0,), (2, 3)]  # of equals, the first
@@ -156,7 +156,7 @@ def test_windows_that_end_before_the_image_make_a_block_blind(tmp_path, samples)
     assert chosen.ranking[2][1] > 1e-3
 
 
-def test_a_block_that_does_not_look_at_the_image_goes_first(own_vlm, samples) -> None:
+def test_a_block_that_does_not_look_at_the_image_goes_first(own_folder, own_vlm, samples) -> None:
     """Keys of image tokens point away from every query of a text token, in block 0.
 
     Image features have a large first component and text embeddings a large second one. Block 0
@@ -164,17 +164,21 @@ def test_a_block_that_does_not_look_at_the_image_goes_first(own_vlm, samples) ->
     """
     before = dict(choose(own_vlm, samples, 'visual-attention').ranking)
     assert before[0] > 1e-3
-    embedding = own_vlm.decoder.embed_tokens.weight
-    projector = own_vlm._model.model.multi_modal_projector
-    embedding[:, 0], embedding[:, 1] = 0.0, 8.0
-    projector.linear_2.weight[:2] = 0.0
-    projector.linear_2.bias[0], projector.linear_2.bias[1] = 8.0, 0.0
-    attention = own_vlm.decoder.blocks[0].self_attn
-    for projection, component, sign in [(attention.q_proj, 1, 4.0), (attention.k_proj, 0, -4.0)]:
-        by_head = projection.weight.view(-1, attention.head_dim, projection.in_features)
-        by_head[:, [3, 7]] = 0.0
-        by_head[:, 3, component] = sign
-    after = choose(own_vlm, samples, 'visual-attention').ranking
+
+    def edit(weights) -> None:
+        embedding = of_decoder(weights, 'embed_tokens')
+        embedding[:, 0], embedding[:, 1] = 0.0, 8.0
+        weights['multi_modal_projector.linear_2.weight'][:2] = 0.0
+        bias = weights['multi_modal_projector.linear_2.bias']
+        bias[0], bias[1] = 8.0, 0.0
+        for name, component, sign in [('q_proj', 1, 4.0), ('k_proj', 0, -4.0)]:
+            projection = of_decoder(weights, f'layers.0.self_attn.{name}')
+            by_head = projection.view(-1, own_vlm.decoder.blocks[0].head_size, HIDDEN_SIZE)
+            by_head[:, [3, 7]] = 0.0
+            by_head[:, 3, component] = sign
+
+    edited = load_vlm(edit_weights(own_folder, edit), device='cpu')
+    after = choose(edited, samples, 'visual-attention').ranking
     assert after[0][0] == 0
     assert after[0][1] < 1e-6 and after[1][1] > 1e-3
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 from calibrate_process import (
     CalibrateProcess,
     command_line,
@@ -27,6 +26,7 @@ from calibrate_process import (
     start,
 )
 from tiny_models import make_tiny_model
+from weight_edits import edit_weights, of_decoder
 
 from gmskip_ros.calibration import checkpoint as checkpoint_module
 from gmskip_ros.calibration.errors import CalibrationError
@@ -36,6 +36,7 @@ from gmskip_ros.cli import main
 from gmskip_ros.datasets import open_dataset, write_scenes
 from gmskip_ros.files import write_atomically
 from gmskip_ros.vlm import Stopped, load_vlm
+from gmskip_ros.vlm.hub import find_local_folder
 
 OPTIONS = [
     '--task',
@@ -254,11 +255,14 @@ def test_a_checkpoint_of_different_settings_is_refused(
 
 
 def test_a_checkpoint_of_the_model_before_more_training_is_refused(
-    root, uninterrupted, monkeypatch, capsys
+    root, uninterrupted, monkeypatch, capsys, tmp_path
 ):
-    trained = load_vlm('demo', 'cpu')
-    with torch.no_grad():
-        trained.decoder.blocks[-1].mlp.down_proj.weight.mul_(1.001)
+    def train(weights) -> None:
+        of_decoder(weights, 'layers.31.mlp.down_proj').mul_(1.001)
+
+    folder = shutil.copytree(find_local_folder('demo'), tmp_path / 'trained')
+    trained = load_vlm(edit_weights(folder, train), 'cpu')
+    trained.name = 'demo'
     monkeypatch.chdir(root / 'uninterrupted')
     monkeypatch.setattr('gmskip_ros.cli.resumable.load_model', lambda *_: trained)
     assert main.main(['calibrate', *OPTIONS]) == 2

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from scipy.stats import spearmanr
 from tiny_models import make_tiny_model
+from weight_edits import make_identity
 
 from gmskip_ros.calibration.redundancy import (
     CHEAP_MEASURES,
@@ -37,12 +37,7 @@ def scenes(tmp_path_factory) -> Path:
 @pytest.fixture(scope='module')
 def vlm(tmp_path_factory):
     folder = make_tiny_model(tmp_path_factory.mktemp('tiny') / 'model', num_blocks=NUM_BLOCKS)
-    vlm = load_vlm(str(folder), 'cpu')
-    with torch.no_grad():
-        for index in IDENTITIES:
-            vlm.decoder.blocks[index].self_attn.o_proj.weight.zero_()
-            vlm.decoder.blocks[index].mlp.down_proj.weight.zero_()
-    return vlm
+    return load_vlm(make_identity(folder, *IDENTITIES), 'cpu')
 
 
 @pytest.fixture

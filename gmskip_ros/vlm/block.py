@@ -1,0 +1,94 @@
+"""One Transformer block of a Llama, Mistral or Qwen2 decoder, over fused weights.
+
+Shapes: B rows (batch), T tokens, H hidden size, N query heads, K key/value heads, D head size, S
+entries stored by the block.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from gmskip_ros.vlm.linear import Linear, fuse
+from gmskip_ros.vlm.rotary import rotate
+
+Rotary = tuple[Tensor, Tensor]  # cosines and signed sines, (B, T, 1, D): for all heads
+
+
+class Block:
+    """Both norms and the linear layers of one block: qkv, o, gate_up and down.
+
+    Attributes besides these: head_size (D), scale (of the attention's scores), num_parameters.
+    """
+
+    def __init__(self, layer: Any) -> None:
+        """layer: Hugging Face's module, whose parameters become views of this block's."""
+        attention, mlp = layer.self_attn, layer.mlp
+        self.num_parameters = sum(parameter.numel() for parameter in layer.parameters())
+        self.head_size: int = attention.head_dim
+        self.scale: float = attention.scaling
+        self.input_norm: nn.Module = layer.input_layernorm
+        self.post_attention_norm: nn.Module = layer.post_attention_layernorm
+        of_query, of_stored = len(attention.q_proj.weight), 2 * len(attention.k_proj.weight)
+        self.qkv: Linear = fuse((attention.q_proj, attention.k_proj, attention.v_proj))
+        self._query = self.qkv.part(0, of_query)
+        self._stored = self.qkv.part(of_query, of_query + of_stored)
+        self._heads = of_query // self.head_size  # N
+        self._stored_heads = of_stored // self.head_size // 2  # K
+        self.o: Linear = fuse((attention.o_proj,))
+        self.gate_up: Linear = fuse((mlp.gate_proj, mlp.up_proj))
+        self.down: Linear = fuse((mlp.down_proj,))
+        self._activation: nn.Module = mlp.act_fn
+
+    def project(self, normed: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the rotated query (B, N, T, D), the rotated key and the value (both (B, K, T, D)).
+
+        normed: (B, T, H).
+        """
+        heads = self._by_head(self.qkv(normed))
+        rotating, value = heads.tensor_split((self._heads + self._stored_heads,), dim=2)
+        query, key = rotate(rotating, rotary).tensor_split((self._heads,), dim=2)
+        return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+
+    def project_query(self, normed: Tensor, rotary: Rotary) -> Tensor:
+        """Return the rotated query (B, N, T, D) of normed (B, T, H)."""
+        return rotate(self._by_head(self._query(normed)), rotary).transpose(1, 2)
+
+    def project_stored(self, normed: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
+        """Return the rotated key and the value, both (B, K, T, D), of normed (B, T, H)."""
+        heads = self._by_head(self._stored(normed))
+        key, value = heads.tensor_split((self._stored_heads,), dim=2)
+        return rotate(key, rotary).transpose(1, 2), value.transpose(1, 2)
+
+    def finish(self, hidden: Tensor, attended: Tensor) -> Tensor:
+        """Return hidden (B, T, H) after what `attend` gave, (B, T, N D), and the feed-forward."""
+        hidden = hidden + self.o(attended)
+        gate, up = self.gate_up(self.post_attention_norm(hidden)).chunk(2, dim=-1)
+        return hidden + self.down(self._activation(gate).mul_(up))
+
+    def _by_head(self, projected: Tensor) -> Tensor:
+        """Return projected (B, T, heads D) as (B, T, heads, D)."""
+        return projected.unflatten(-1, (-1, self.head_size))
+
+
+def attend(
+    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float
+) -> Tensor:
+    """Grouped-query attention of query (B, N, T, D) over keys, values (B, K, S, D): (B, T, N D)."""
+    groups = query.shape[1] // keys.shape[1]
+    if mask is not None and groups > 1:  # with a mask, torch's fast kernels need equal heads
+        keys = keys.repeat_interleave(groups, dim=1)
+        values = values.repeat_interleave(groups, dim=1)
+        groups = 1
+    attended = scaled_dot_product_attention(
+        query,
+        keys,
+        values,
+        attn_mask=mask,
+        is_causal=mask is None and query.shape[2] > 1,
+        scale=scale,
+        enable_gqa=groups > 1,
+    )
+    return attended.transpose(1, 2).flatten(2)

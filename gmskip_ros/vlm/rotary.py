@@ -1,0 +1,54 @@
+"""Rotary position embedding, in the half-split layout of Hugging Face's Llama weights.
+
+Shapes: B rows (batch), T tokens, D head size.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHANGING = ('dynamic', 'longrope')  # rope types whose angles depend on the length so far
+
+
+class RotaryTable:
+    """Hugging Face's cosines and sines, computed once for every position of the context."""
+
+    def __init__(self, rotary_emb: Any, max_positions: int) -> None:
+        """rotary_emb: the decoder's own module, on its device."""
+        self._rotary_emb = rotary_emb
+        self._max_positions = max_positions
+        self._is_constant = rotary_emb.rope_type not in CHANGING
+        self._tables = functools.lru_cache(maxsize=1)(self._make_tables)
+
+    def __call__(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return cosines and signed sines, (B, T, D) each, of positions (B, T), long.
+
+        They are in the dtype and on the device of hidden. `rotate` takes them.
+        """
+        if self._is_constant:
+            cos, sin = self._tables(hidden.dtype, hidden.device)
+            return cos[positions], sin[positions]
+        return _with_sign(*self._rotary_emb(hidden, positions))
+
+    def _make_tables(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return both for every position, (positions, D) each."""
+        like = torch.empty(0, dtype=dtype, device=device)
+        positions = torch.arange(self._max_positions, device=device)
+        cos, sin = _with_sign(*self._rotary_emb(like, positions[None]))
+        return cos[0], sin[0]
+
+
+def _with_sign(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Negate the first half of the sines: what they multiply comes from the second half."""
+    half = sin.shape[-1] // 2
+    return cos, torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
+
+
+def rotate(states: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Return states (..., D) rotated by cosines and signed sines that broadcast to them."""
+    cos, signed_sin = rotary
+    return (states * cos).addcmul_(states.roll(states.shape[-1] // 2, dims=-1), signed_sin)
