@@ -120,6 +120,7 @@ class CheckpointFile:
         if not now and time.monotonic() - self._last_save_s < SAVE_EVERY_S:
             return
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path, json.dumps(checkpoint.to_json()).encode())
         except OSError as error:
             raise CalibrationError(

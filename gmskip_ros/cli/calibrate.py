@@ -149,8 +149,11 @@ def calibrate_all(
     run: LongRun,
 ) -> None:
     """Open the data, load the model, calibrate, and report each target's calibration."""
+    from rich.console import Console
+
     from gmskip_ros.calibration.run import check
     from gmskip_ros.calibration.series import calibrate_targets
+    from gmskip_ros.report.targets_report import targets_table, write_targets_report
 
     dataset = open_dataset_of(args)
     test_dataset = None
@@ -161,6 +164,7 @@ def calibrate_all(
     for target in targets:  # check all of them before spending hours on the first
         check(dataset, replace(settings, target=target), test_dataset)
     vlm = run.load_model(args)
+    results: list[dict[str, Any]] = []
     for calibration, target_folder in calibrate_targets(
         vlm,
         dataset,
@@ -174,8 +178,12 @@ def calibrate_all(
         should_stop=run.stop.is_set,
     ):
         run.bars.stop()
+        results.append(calibration.result)
         if run.is_first:
             write_and_print(calibration, target_folder)
+    if run.is_first and len(results) > 1:
+        write_targets_report(results, run.folder)
+        Console().print(targets_table(results))
 
 
 def write_and_print(calibration: Calibration, folder: Path) -> None:

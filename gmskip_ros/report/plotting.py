@@ -17,7 +17,6 @@ from typing import Any
 import matplotlib
 import matplotlib.style
 import numpy as np
-from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -146,10 +145,10 @@ class Picture:
     svg: bytes
 
     @property
-    def element(self) -> Markup:
+    def element(self) -> str:
         """The SVG as an element of a page, which may hold several."""
         text = self.svg.decode('utf-8')
-        return Markup(re.sub(r'<g id="[^"]*"', '<g', text[text.index('<svg') :]))
+        return re.sub(r'<g id="[^"]*"', '<g', text[text.index('<svg') :])
 
 
 def picture(figure: Figure) -> Picture:

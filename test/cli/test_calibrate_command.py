@@ -143,7 +143,7 @@ def test_what_is_written(gmskip, vlm, scenes, tmp_path):
     with open(out / 'trajectory.csv', newline='') as file:
         assert [row['block'] for row in csv.DictReader(file)] == ['', *map(str, removed)]
     page = (out / 'report.html').read_text()
-    assert page.count('data:image/png;base64,') == 2 and 'http://' not in page
+    assert page.count('<svg') == 2 and not re.search(r'(src|href)=.http', page)
     assert (out / 'trade_off.png').read_bytes().startswith(b'\x89PNG')
 
 
@@ -464,7 +464,7 @@ def test_a_method_without_a_search_goes_to_the_size_asked_for(gmskip, tmp_path, 
     """Whatever the score; the smaller sizes come with it, and protected blocks stay."""
     named = {'task': 'single_object', 'images': 2, 'test_images': 0, 'rounds': None}
     options = f'--method {method} --sparsity 0.1,0.25 --protect 1,2'
-    assert gmskip(options, min_score_ratio=5, **named)[0] == 0
+    assert gmskip(options, min_score_ratio=2, **named)[0] == 0
     skip_list = load_skip_list(tmp_path / 'out' / 'single_object.skip.yaml')
     removed = [removal.block for removal in skip_list.removed]
     assert len(removed) == 8 and not {0, 30, 31} & set(removed)
