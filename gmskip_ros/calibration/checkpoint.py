@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from fractions import Fraction
@@ -19,6 +19,7 @@ from gmskip_ros.tasks.scoring import Score
 FORMAT = 'gmskip/checkpoint/1'
 FILE_NAME = 'checkpoint.json'
 SAVE_EVERY_S = 10.0
+REMEDY = 'give a different --out, or remove the file to start over'
 
 
 @dataclass
@@ -56,6 +57,11 @@ class Checkpoint:
             'evaluations': self.evaluations,
         }
 
+    def forget(self, prefix: str) -> None:
+        """Forget the evaluations whose keys begin like this."""
+        for key in [key for key in self.evaluations if key.startswith(prefix)]:
+            del self.evaluations[key]
+
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Checkpoint:
         """Return the checkpoint; raises KeyError, TypeError or ValueError if it is not one."""
@@ -77,6 +83,11 @@ class Checkpoint:
         return cls(content['settings'], content['created'], state, content['evaluations'])
 
 
+def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as they come out of the file: lists for tuples."""
+    return dict(json.loads(json.dumps(dict(settings))))
+
+
 class CheckpointFile:
     """The file of a checkpoint in a folder."""
 
@@ -84,17 +95,17 @@ class CheckpointFile:
         self.path = folder / FILE_NAME
         self._last_save_s = time.monotonic()
 
-    def load(self, settings: Mapping[str, Any]) -> Checkpoint:
+    def load(self, settings: Mapping[str, Any], free: Collection[str] = ()) -> Checkpoint:
         """Return the state to resume from: a new one where there is no file.
 
-        Raises CalibrationError if the file is broken or was made with different settings. Settings
-        that only the file has are ignored: older versions recorded options of other methods.
+        Raises CalibrationError if the file is broken or was made with different settings, but for
+        those in `free`. Settings that only the file has are ignored: older versions recorded
+        options of other methods.
         """
-        plain = json.loads(json.dumps(dict(settings)))
+        plain = plain_settings(settings)
         if not self.path.exists():
             created = datetime.now(timezone.utc).strftime('%Y-%m-%dT%H:%M:%SZ')
             return Checkpoint(plain, created)
-        remedy = 'give a different --out, or remove the file to start over'
         try:
             content = json.loads(self.path.read_bytes())
             if content['format'] != FORMAT:
@@ -102,13 +113,13 @@ class CheckpointFile:
             checkpoint = Checkpoint.from_json(content)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CalibrationError(
-                f'{self.path}: is not a checkpoint ({type(error).__name__}: {error}): {remedy}'
+                f'{self.path}: is not a checkpoint ({type(error).__name__}: {error}): {REMEDY}'
             ) from error
         for name, now in sorted(plain.items()):
             then = checkpoint.settings.get(name)
-            if then != now:
+            if then != now and name not in free:
                 raise CalibrationError(
-                    f'{self.path}: was made with {name} {then!r}, this run has {now!r}: {remedy}'
+                    f'{self.path}: was made with {name} {then!r}, this run has {now!r}: {REMEDY}'
                 )
         return checkpoint
 

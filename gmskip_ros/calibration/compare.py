@@ -15,7 +15,7 @@ from typing import Any
 
 from gmskip_ros.calibration.answering import Answerer
 from gmskip_ros.calibration.baseline import baselines_of_evaluation
-from gmskip_ros.calibration.checkpoint import Checkpoint, CheckpointFile
+from gmskip_ros.calibration.checkpoint import Checkpoint, CheckpointFile, plain_settings
 from gmskip_ros.calibration.data import Data, in_view, load_data, record_header
 from gmskip_ros.calibration.distributed import Ranks
 from gmskip_ros.calibration.errors import CalibrationError
@@ -28,7 +28,12 @@ from gmskip_ros.calibration.methods.registry import check_settings, get_method, 
 from gmskip_ros.calibration.objective import choose_metrics
 from gmskip_ros.calibration.questions import Questions, choose_question_samples
 from gmskip_ros.calibration.result import Calibration
-from gmskip_ros.calibration.run import calibrate, data_fingerprint, load_checkpoint
+from gmskip_ros.calibration.run import (
+    TEST_IMAGES_NAME,
+    calibrate,
+    data_fingerprint,
+    load_checkpoint,
+)
 from gmskip_ros.calibration.series import prepare_folder, skip_list_path
 from gmskip_ros.calibration.settings import (
     CalibrationSettings,
@@ -177,7 +182,10 @@ def compare(
     names = [dataset.name, (test_dataset or dataset).name]
     fingerprint = data_fingerprint(vlm, ' and '.join(dict.fromkeys(names)), settings, data, metrics)
     file = CheckpointFile(folder)
-    checkpoint = load_checkpoint(file, fingerprint, ranks)
+    checkpoint = load_checkpoint(file, fingerprint, ranks, free=[TEST_IMAGES_NAME])
+    if checkpoint.settings.get(TEST_IMAGES_NAME) != fingerprint[TEST_IMAGES_NAME]:
+        checkpoint.forget('')  # all of it is about the test images
+    checkpoint.settings = plain_settings(fingerprint)
 
     def save() -> None:
         if ranks.rank == 0:

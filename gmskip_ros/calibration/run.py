@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from gmskip_ros.calibration.answering import Answerer
 from gmskip_ros.calibration.baseline import baselines, baselines_of_evaluation
-from gmskip_ros.calibration.checkpoint import Checkpoint, CheckpointFile
+from gmskip_ros.calibration.checkpoint import (
+    REMEDY,
+    Checkpoint,
+    CheckpointFile,
+    plain_settings,
+)
 from gmskip_ros.calibration.data import Data, choose_calibration_samples, in_view, load_data
 from gmskip_ros.calibration.distributed import Ranks
 from gmskip_ros.calibration.errors import CalibrationError
@@ -32,6 +37,11 @@ from gmskip_ros.datasets import Dataset
 from gmskip_ros.machine import software
 from gmskip_ros.skipping import Prompt
 from gmskip_ros.vlm import CalibrationEngine
+
+# Names in the `fingerprint`.
+TEST_IMAGES_NAME = 'test pictures (sha256)'
+TEST_NAMES = (TEST_IMAGES_NAME, 'latency_images')  # nothing that a search finds depends on them
+RATIO_NAME = 'search min_score_ratio'
 
 
 def check(
@@ -100,11 +110,13 @@ def calibrate(
         )
     file = CheckpointFile(folder)
     of_run = fingerprint(vlm, dataset.name, settings, method, data, metrics)
-    checkpoint = load_checkpoint(file, of_run, ranks)
+    checkpoint = load_checkpoint(file, of_run, ranks, free=extent_names(method))
+    extend(checkpoint, of_run)
 
     scorer = resumed_scorer(objective, answerer, settings.search, checkpoint, file, listener)
     try:
         scorer.score_full()
+        check_rounds(scorer, file)
         if ranks.rank == 0:
             listener.full_score(float(scorer.full_score))
         chosen = method.choose(scorer)
@@ -124,7 +136,7 @@ def calibrate(
         settings,
         chosen,
         tests,
-        checkpoint.search.rounds,
+        scorer.rounds,
         calibration_baselines,
         test_baselines,
     )
@@ -251,12 +263,55 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()
 
 
-def load_checkpoint(file: CheckpointFile, settings: Mapping[str, Any], ranks: Ranks) -> Checkpoint:
-    """Return rank 0's checkpoint in every process."""
+def extent_names(method: Method) -> set[str]:
+    """Return those of the `fingerprint` that only say how far a method goes, and what is tested.
+
+    A run with different ones goes on from what an earlier run has found.
+    """
+    limits = ('search max_sparsity', 'search rounds', 'search sparsities')
+    options = (f'search {option.name}' for option in method.options if option.is_extent)
+    return {RATIO_NAME, *limits, *options, *TEST_NAMES}
+
+
+def extend(checkpoint: Checkpoint, of_run: Mapping[str, Any]) -> None:
+    """Let a checkpoint go on with this run's `extent_names`."""
+    then = checkpoint.settings
+    if then.get(RATIO_NAME) != of_run[RATIO_NAME] or (
+        bool(then.get('search sparsities')) != bool(of_run['search sparsities'])
+    ):
+        checkpoint.search.reopen()
+    if any(then.get(name) != of_run[name] for name in TEST_NAMES):
+        checkpoint.forget('test ')
+    checkpoint.settings = plain_settings(of_run)
+
+
+def check_rounds(scorer: Scorer, file: CheckpointFile) -> None:
+    """Raise CalibrationError if an earlier run has removed blocks that this run's ratio keeps.
+
+    Call the scorer's score_full first.
+    """
+    full_score = float(scorer.full_score)
+    for done in scorer.rounds:
+        score = float(done.score)
+        if done.removed is not None and not scorer.settings.allows_score(score, full_score):
+            raise CalibrationError(
+                f'{file.path}: has removed block {done.removed} at a score of {score:g}, below '
+                f'{scorer.settings.min_score_ratio:g} x the full score: {REMEDY}, or cut the list '
+                'with gmskip skiplist reselect'
+            )
+
+
+def load_checkpoint(
+    file: CheckpointFile,
+    settings: Mapping[str, Any],
+    ranks: Ranks,
+    free: Collection[str] = (),
+) -> Checkpoint:
+    """Return rank 0's checkpoint in every process; see CheckpointFile.load."""
     loaded: Checkpoint | CalibrationError | None = None
     if ranks.rank == 0:
         try:
-            loaded = file.load(settings)
+            loaded = file.load(settings, free)
         except CalibrationError as error:
             loaded = error
     loaded = ranks.of_first(loaded)

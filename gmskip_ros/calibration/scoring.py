@@ -11,7 +11,7 @@ from gmskip_ros.calibration.answering import Answerer, ImageQuestion
 from gmskip_ros.calibration.errors import CalibrationError
 from gmskip_ros.calibration.objective import Objective
 from gmskip_ros.calibration.settings import Progress, SearchSettings
-from gmskip_ros.calibration.trajectory import FULL, ScoredAnswer, ScoredSet, SearchState
+from gmskip_ros.calibration.trajectory import FULL, Round, ScoredAnswer, ScoredSet, SearchState
 from gmskip_ros.skipping import SkipSet
 from gmskip_ros.tasks.scoring import Score
 
@@ -57,6 +57,19 @@ class Scorer:
     def removable(self) -> list[int]:
         """The blocks that are not protected, ascending."""
         return self.settings.removable(self.num_blocks)
+
+    @property
+    def rounds(self) -> list[Round]:
+        """The rounds within the limits; an earlier run may have gone further."""
+        return self.state.rounds[: self.settings.num_removals(self.num_blocks)]
+
+    @property
+    def is_searched(self) -> bool:
+        """Whether the rounds go as far as the limits allow, or end with too low a score."""
+        rounds = self.rounds
+        return len(rounds) >= self.settings.num_removals(self.num_blocks) or (
+            bool(rounds) and rounds[-1].removed is None
+        )
 
     def sizes(self) -> list[int]:
         """Return how many blocks the sets to choose have, ascending."""

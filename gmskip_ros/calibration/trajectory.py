@@ -68,6 +68,22 @@ class SearchState:
         self.answered = {}
         self.seconds, self.token_blocks = 0.0, 0
 
+    def learn(self, cells: Sequence[Cell]) -> None:
+        """Keep what a round says about each candidate: its score, or a bound below what is kept."""
+        for cell in cells:
+            if cell.is_exact or cell.score < self.estimates.get(cell.block, float('inf')):
+                self.estimates[cell.block] = cell.score
+
+    def reopen(self) -> None:
+        """Take back the round in which every score was too low: a lower ratio asks it again."""
+        if self.rounds and self.rounds[-1].removed is None:
+            self.rounds.pop()
+            self.estimates = {}
+            for done in self.rounds:
+                self.learn(done.cells)
+            self.begin_round()
+        self.stopped_by = None
+
 
 @dataclass(frozen=True)
 class ScoredSet:

@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -226,6 +227,41 @@ def test_interrupted_again_and_again_it_ends_the_same():
         assert result_of(state) == expected
 
 
+@pytest.mark.parametrize('method', ['gm-skip', 'one-shot', 'random'])
+@pytest.mark.parametrize('task, metric', [OBJECTIVES[0], OBJECTIVES[5]])
+def test_a_search_that_goes_on_ends_as_one_run_at_once(task, metric, method):
+    """With more rounds and a lower ratio, cell for cell, having asked for no answer twice."""
+    went_on = 0
+    for seed in range(40):
+        table, rng = random_table(task, metric, seed), random.Random(seed)
+        tries = {'abandon': rng.random() < 0.7, 'method': method}
+        ratio, rounds = rng.choice([0.8, 1.0]), rng.choice([None, rng.randint(1, 3)])
+        narrow = random_settings(seed, **tries, min_score_ratio=ratio, rounds=rounds)
+        wide = random_settings(
+            seed,
+            **tries,
+            min_score_ratio=ratio - rng.choice([0, 0.1, 0.8]),
+            rounds=None if rounds is None else rounds + rng.randint(0, 3),
+        )
+        first = run_search(search(table, narrow))
+        num_rounds = len(first.removed)
+        if wide.min_score_ratio != ratio:
+            first.reopen()
+        found = run_search(search(table, wide, state=first))
+        expected = run_search(search(table, wide))
+        assert [(one.removed, one.score, one.cells) for one in found.rounds] == [
+            (one.removed, one.score, one.cells) for one in expected.rounds
+        ]
+        assert (found.trunk, found.stopped_by) == (expected.trunk, expected.stopped_by)
+        went_on += len(found.removed) > num_rounds
+        # With narrower limits again it has the beginning, and keeps the rest.
+        again = search(table, replace(narrow, min_score_ratio=wide.min_score_ratio), state=found)
+        run_search(again)
+        assert not again.answerer.asked
+        assert again.rounds == found.rounds[: narrow.num_removals(table.num_blocks)]
+    assert went_on > 3
+
+
 def test_a_finished_search_asks_nothing_more():
     table, saves = random_table('single_object', 'accuracy', 3), []
     state = run_search(search(table, search_settings()))
@@ -257,9 +293,9 @@ def test_what_is_saved_and_shown_on_the_way():
     state = run_search(one)
     asked = sum(not is_round for _, is_round in saves)
     assert asked < len(shown) <= 2 * asked  # after each, and before some
-    # After the full model, after every round, and at the end.
+    # After the full model and after every round.
     ends = [rounds for rounds, is_round in saves if is_round]
-    assert ends == [*range(len(state.rounds) + 1), len(state.rounds)]
+    assert ends == [*range(len(state.rounds) + 1)]
     assert [p.round for p in shown] == sorted(p.round for p in shown)
     assert {p.round for p in shown} == set(range(len(state.rounds) + 1))
     assert {p.most_rounds for p in shown} == {5}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pty
 import random
@@ -33,7 +34,7 @@ from gmskip_ros.calibration.errors import CalibrationError
 from gmskip_ros.calibration.run import calibrate
 from gmskip_ros.calibration.settings import CalibrationSettings, SearchSettings
 from gmskip_ros.cli import main
-from gmskip_ros.datasets import open_dataset, write_scenes
+from gmskip_ros.datasets import open_dataset, read_image, write_scenes
 from gmskip_ros.files import write_atomically
 from gmskip_ros.vlm import Stopped, load_vlm
 from gmskip_ros.vlm.hub import find_local_folder
@@ -221,8 +222,6 @@ def test_resuming_within_a_round_does_not_start_it_over(root, tmp_path, monkeypa
 @pytest.mark.parametrize(
     ('options', 'field', 'then', 'now'),
     [
-        (['--rounds', '2'], 'search rounds', '3', '2'),
-        (['--min-score-ratio', '0.9'], 'search min_score_ratio', '1.0', '0.9'),
         (['--tie-order', 'forward'], 'search tie_order', "'backward'", "'forward'"),
         (['--prompt', 'What is it?'], 'prompts', 'main object', "['What is it?']"),
         (
@@ -252,6 +251,61 @@ def test_a_checkpoint_of_different_settings_is_refused(
     made, _, this = errors.partition(', this run has ')
     assert then in made and now in this and made != this
     assert (uninterrupted.out / 'checkpoint.json').read_bytes() == before
+
+
+def test_a_finished_search_goes_on(root, tmp_path):
+    """More rounds, a lower ratio, more test images: the same as one run at once, and less work."""
+    model = make_tiny_model(tmp_path / 'model', num_blocks=6)
+    edit_weights(model, make_blocks_weak)
+    vlm = load_vlm(model, 'cpu')
+    lines = []
+    for sample in open_dataset(root / 'scenes').samples:  # the model's own answers are right
+        text = vlm.answer(read_image(sample.image_path), 'Which?', max_new_tokens=3).text
+        if any(character.isalnum() for character in text):
+            of_image = {'image': str(sample.image_path), 'question': 'Which?'}
+            lines.append(json.dumps({**of_image, 'references': [text]}))
+    (tmp_path / 'questions.jsonl').write_text('\n'.join(lines))
+    dataset = open_dataset(tmp_path / 'questions.jsonl')
+
+    def run(folder: str, **changes):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        limits = {name: changes.pop(name) for name in ('rounds', 'min_score_ratio')}
+        options = {'max_new_tokens': 3, 'latency_images': 0, 'images': 4, **changes}
+        search = SearchSettings(**limits)
+        settings = CalibrationSettings('generic', metric='exact', search=search, **options)
+        before = vlm.token_blocks
+        result = calibrate(vlm, dataset, settings, tmp_path / folder).result
+        kept = {key: result[key] for key in ('prefixes', 'stopped_by', 'operating_points')}
+        cells = [[done[key] for key in ('removed', 'score', 'cells')] for done in result['rounds']]
+        return {**kept, 'cells': cells}, vlm.token_blocks - before
+
+    (first, _), (second, _) = (
+        run('out', rounds=rounds, min_score_ratio=ratio, test_images=2)
+        for rounds, ratio in ((1, 0.0), (4, 0.5))
+    )
+    assert second['cells'][-1][0] is None, 'stopped by the ratio'
+    wide = {'rounds': 4, 'min_score_ratio': 0.0, 'test_images': 3}
+    more, work = run('out', **wide)
+    whole, whole_work = run('whole', **wide)
+    assert more == whole and len(whole['cells']) == 4
+    assert work < whole_work and first['cells'] == whole['cells'][:1]
+    # Narrower limits give the beginning, and the rest is kept.
+    fewer, work = run('out', **{**wide, 'rounds': 2})
+    assert fewer['cells'] == whole['cells'][:2] and work == 0
+    assert run('out', **wide) == (whole, 0)
+    # Unless the ratio keeps what an earlier run has removed.
+    ratio = fewer['cells'][1][1]
+    assert ratio > whole['cells'][2][1]
+    assert run('out', **{**wide, 'rounds': 2, 'min_score_ratio': ratio})[0] == fewer
+    with pytest.raises(CalibrationError, match=r'below .* x the full score: give a different'):
+        run('out', **{**wide, 'rounds': 3, 'min_score_ratio': ratio})
+
+
+def make_blocks_weak(weights) -> None:
+    """Let a block change an answer only now and then."""
+    for name in weights:
+        if 'language_model' in name and ('o_proj' in name or 'down_proj' in name):
+            weights[name] = weights[name] * 0.03
 
 
 def test_a_checkpoint_of_the_model_before_more_training_is_refused(

@@ -166,6 +166,19 @@ def test_what_is_there_is_reused(gmskip, options, tmp_path, monkeypatch):
     assert more['sets'][0]['speed'] != first['sets'][0]['speed']
     assert list(rows_of(more, 'random', 0)) == [1, 2]
 
+    # Other sparsities: what is larger is searched from where it ended, the rest is there.
+    sizes = ('--methods', 'gm-skip,random,fixed-interval', '--latency-images', 0, *options)
+    for sparsities in ('0.2,0.4', '0.2,0.6', '0.4'):
+        with monkeypatch.context() as patched:
+            if sparsities == '0.4':
+                patched.setattr(Vlm, 'answer_candidates', refuse)
+            into = ('--out', folder, '--sparsity', sparsities)
+            assert gmskip(*sizes, *into)[0] == 0
+        fresh = tmp_path / sparsities
+        assert gmskip(*sizes, '--out', fresh, '--sparsity', sparsities)[0] == 0
+        for key in ('rows', 'sets'):
+            assert read(folder)[key] == read(fresh)[key]
+
     # The same folder with a different seed of the images is refused.
     status, _, err = gmskip('--methods', 'gm-skip', *arguments, '--seed', 5)
     assert status == 2

@@ -59,6 +59,7 @@ class EvolutionarySearch:
         self._known: set[Blocks] = set()  # measured on all answers
         self._rng = random.Random()
         self._round = 0
+        self._round_of_size = 0
 
     def search(self, size: int) -> list[_Measured]:
         """Return the best set after each generation, the first one's of random sets at the front.
@@ -67,6 +68,7 @@ class EvolutionarySearch:
         RankLostError.
         """
         self._known = set()
+        self._round_of_size = 0
         self._rng = random.Random(f'evopress {self.scorer.settings.seed} {size}')
         first = self._draw(2 * self._offspring, partial(self._random_set, size))
         found = [self._select(first, None)]
@@ -104,6 +106,7 @@ class EvolutionarySearch:
     def _select(self, sets: Sequence[Blocks], parent: _Measured | None) -> _Measured:
         """Return the best of the sets and their parent; of equally good ones, not the parent."""
         self._round += 1
+        self._round_of_size += 1
         every = range(self._num_answers)
         for share, surviving in STAGES:
             num_answers = max(FEWEST_ANSWERS, math.ceil(len(every) / share))
@@ -139,7 +142,8 @@ class EvolutionarySearch:
 
         report(0)
         costs: list[float] = self.scorer.remember(
-            f'evopress round {self._round}, {len(sets[0])} blocks, {len(chosen)} answers',
+            # Each size by itself, so that a run with more sizes knows those it has.
+            f'evopress {len(sets[0])} blocks, round {self._round_of_size}, {len(chosen)} answers',
             lambda: self._measure(sets, chosen, report),
         )
         return costs

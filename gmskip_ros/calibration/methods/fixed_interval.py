@@ -34,6 +34,7 @@ INTERVALS_OPTION = Option(
     default=INTERVALS,
     metavar='3,4',
     parse=parse_intervals,
+    is_extent=True,
     help=f'for fixed-interval and uneven-interval (default: {INTERVALS_TEXT})',
 )
 

@@ -7,12 +7,14 @@ its best possible score, with every image not yet asked about answered perfectly
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 
 from gmskip_ros.calibration.methods.method import Method, Option
 from gmskip_ros.calibration.methods.removal import TIE_ORDER, RemovalSearch, name_with_ties
 from gmskip_ros.calibration.scoring import Scorer, chunks
-from gmskip_ros.calibration.trajectory import ChosenSets
+from gmskip_ros.calibration.trajectory import Cell, ChosenSets
+from gmskip_ros.tasks.scoring import Score
 
 # In a race candidates are compared after each chunk, first after one image: the hardest images
 # decide most.
@@ -25,21 +27,47 @@ class GreedySearch(RemovalSearch):
     def __init__(self, scorer: Scorer, tie_order: str = 'backward', abandon: bool = True) -> None:
         super().__init__(scorer, tie_order)
         self._abandon = abandon
+        self._raced: list[int] = []  # the items of this round's race in their order; else empty
 
     def candidates(self, retained: Sequence[int]) -> list[int]:
         return list(retained)
 
     def score_candidates(self, candidates: Sequence[int]) -> Sequence[int]:
+        self._raced = []
         if self._abandon and self.state.rounds and len(candidates) > 1:
             return self._race(candidates)
         return super().score_candidates(candidates)
+
+    def cell(self, block: int, best: int | None) -> Cell:
+        """Return the candidate's score; after a race the first bound that is worse than the best.
+
+        How much a candidate is asked about before it is pruned depends on how far the search may
+        go. This bound does not, so a search that goes on has the cells of one run at once.
+        """
+        if best is None or block == best or not self._raced:
+            return super().cell(block, best)
+        winner = self.preference(best, self.upper_bound(best))
+        answered = self.state.answered.get(block, {})
+
+        def bound(count: int) -> Score:
+            """Return the best possible score, given the first answers of the race."""
+            most = [bound for _, bound in self.bounds]
+            for item in self._raced[:count]:
+                most[item] = answered[item].contribution
+            return self.scorer.overall(most)
+
+        # Every further answer lowers the bound, or leaves it.
+        count = bisect_left(
+            range(len(answered)), True, key=lambda n: self.preference(block, bound(n)) < winner
+        )
+        return Cell(block, bound(count), count == self.scorer.num_items)
 
     def _race(self, candidates: Sequence[int]) -> list[int]:
         """Ask about the hardest images first, and prune candidates that can no longer win.
 
         Returns those that were asked about every image and not pruned: none or one.
         """
-        items = self._hardest_first()
+        items = self._raced = self._hardest_first()
         # The favourite runs ahead: the best candidate of the round before, as far as it is known.
         estimates = self.state.estimates
         favourite = max(candidates, key=lambda block: self.preference(block, estimates[block]))

@@ -20,7 +20,7 @@ class Option:
 
     name: its key in SearchSettings.options and in calibration.json. A default of True makes the
     flag a switch that sets it to False. `parse` turns the command line's text into the value and
-    raises CalibrationError.
+    raises CalibrationError. is_extent: it says how many sets are chosen, and changes none of them.
     """
 
     name: str
@@ -30,6 +30,7 @@ class Option:
     choices: tuple[str, ...] = ()
     metavar: str | None = None
     parse: Callable[[str], Any] = str
+    is_extent: bool = False
 
 
 @dataclass(frozen=True)

@@ -68,11 +68,9 @@ class RemovalSearch:
         self.scorer.score_full()
         while self.run_round():
             pass
-        removed = self.state.removed
-        scores = [
-            float(self.scorer.full_score),
-            *(float(done.score) for done in self.state.rounds if done.removed is not None),
-        ]
+        rounds = [done for done in self.scorer.rounds if done.removed is not None]
+        removed = [block for done in rounds if (block := done.removed) is not None]
+        scores = [float(self.scorer.full_score), *(float(done.score) for done in rounds)]
         return ChosenSets(
             tuple(ScoredSet(tuple(removed[:n]), score) for n, score in enumerate(scores)),
             nested=True,
@@ -85,14 +83,25 @@ class RemovalSearch:
         Call the scorer's score_full first. Raises what Answerer.answers raises.
         """
         state = self.state
-        most = self.settings.num_removals(self.scorer.num_blocks)
+        state.stopped_by = self._reason_to_stop()
         if state.stopped_by is None:
-            if len(state.removed) >= most:
-                state.stopped_by = limit_reached(self.scorer, most)
-            else:
-                self._remove_best()
+            self._remove_best()
+            state.stopped_by = self._reason_to_stop()
             self.scorer.on_save(state, True)
         return state.stopped_by is None
+
+    def _reason_to_stop(self) -> str | None:
+        """Return why no further block is removed; None if one is.
+
+        It follows from the rounds and the limits, so a search goes on under wider ones.
+        """
+        most = self.settings.num_removals(self.scorer.num_blocks)
+        if len(self.state.removed) >= most:
+            return limit_reached(self.scorer, most)
+        if self.scorer.is_searched:
+            ratio = self.settings.min_score_ratio
+            return f'every further removal scores below {ratio:g} x the full score'
+        return None
 
     def preference(self, block: int, score: Score) -> tuple[Score, int]:
         """Return what candidates are compared by: the score, then the depth that breaks ties."""
@@ -137,25 +146,19 @@ class RemovalSearch:
         retained = [block for block in self.scorer.removable if block not in removed]
         candidates = self.candidates(retained)
         finished = self.score_candidates(candidates)
-        cells = tuple(self._cell(block) for block in candidates)
-        for cell in cells:
-            if cell.is_exact or cell.score < state.estimates.get(cell.block, float('inf')):
-                state.estimates[cell.block] = cell.score
         if not state.rounds:
             state.shortfall = self._mean_shortfall(candidates)
 
         best: int | None = None
-        score = max(cell.score for cell in cells)
         if finished:
             best = max(finished, key=lambda block: self.preference(block, self.upper_bound(block)))
-            score = self.upper_bound(best)
-            if not self.is_enough(score):
+            if not self.is_enough(self.upper_bound(best)):
                 best = None
+        cells = tuple(self.cell(block, best) for block in candidates)
+        state.learn(cells)
+        score = max(cell.score for cell in cells)
         state.rounds.append(Round(best, score, cells, state.seconds, state.token_blocks))
-        if best is None:
-            ratio = self.settings.min_score_ratio
-            state.stopped_by = f'every further removal scores below {ratio:g} x the full score'
-        else:
+        if best is not None:
             state.trunk = self.scorer.answers_of(best)
         state.begin_round()
         self.least.clear()
@@ -169,7 +172,8 @@ class RemovalSearch:
             for item in range(self.scorer.num_items)
         ]
 
-    def _cell(self, block: int) -> Cell:
+    def cell(self, block: int, best: int | None) -> Cell:
+        """Return a candidate's score as the round records it; `best`: the one to remove, if any."""
         is_exact = len(self.state.answered.get(block, ())) == self.scorer.num_items
         return Cell(block, self.upper_bound(block), is_exact)
 
