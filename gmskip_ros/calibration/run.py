@@ -114,9 +114,9 @@ def calibrate(
     extend(checkpoint, of_run)
 
     scorer = resumed_scorer(objective, answerer, settings.search, checkpoint, file, listener)
+    check_rounds(scorer, file)
     try:
         scorer.score_full()
-        check_rounds(scorer, file)
         if ranks.rank == 0:
             listener.full_score(float(scorer.full_score))
         chosen = method.choose(scorer)
@@ -286,14 +286,12 @@ def extend(checkpoint: Checkpoint, of_run: Mapping[str, Any]) -> None:
 
 
 def check_rounds(scorer: Scorer, file: CheckpointFile) -> None:
-    """Raise CalibrationError if an earlier run has removed blocks that this run's ratio keeps.
-
-    Call the scorer's score_full first.
-    """
-    full_score = float(scorer.full_score)
+    """Raise CalibrationError if an earlier run has removed blocks that this run's ratio keeps."""
     for done in scorer.rounds:
         score = float(done.score)
-        if done.removed is not None and not scorer.settings.allows_score(score, full_score):
+        if done.removed is not None and not scorer.settings.allows_score(
+            score, float(scorer.full_score)
+        ):
             raise CalibrationError(
                 f'{file.path}: has removed block {done.removed} at a score of {score:g}, below '
                 f'{scorer.settings.min_score_ratio:g} x the full score: {REMEDY}, or cut the list '
