@@ -156,11 +156,13 @@ def _measure_model(
     on_step(f'{name}: pixels')
     pictures = _measure_pixels(settings, subject)
 
-    vision_ms = frames[0]['parts_ms']['vision']['p50']
+    vision_ms = frames.rows[0]['parts_ms']['vision']['p50']
     notes, errors = rounds.differences()
     floors, undercuts = rounds.floors(probes, vision_ms)
     values = rounds.values(vision_ms)
     values.update({known: picture['ratio'] for known, picture in pictures.items()})
+    for ratio in frames.ratios:
+        values[ratio['name']] = values[bars.ON_GPU + ratio['name']] = ratio
     if weights is not None:
         values[bars.WEIGHTS] = weights
     return {
@@ -184,10 +186,10 @@ def _measure_model(
             'gpu_bytes': vlm.device_memory_bytes(),
         },
         'rows': rounds.rows(),
-        'ratios': rounds.ratios(),
+        'ratios': [*rounds.ratios(), *frames.ratios],
         'floors': floors,
         'natural': natural,
-        'frames': frames,
+        'frames': frames.rows,
         'paced': paced,
         'pixels': pictures,
         'not_run': not_run,

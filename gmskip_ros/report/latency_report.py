@@ -193,11 +193,8 @@ def _natural_columns() -> list[Column]:
 
 
 def _frame_rows(model: Mapping[str, Any]) -> list[dict[str, Any]]:
-    paced, parts = model['paced'], ('preprocess', 'vision', 'skip', 'full', 'whole')
-    rows = [
-        {'name': f'{frame["skip_sets"]}, {frame["timing"]}', **frame['parts_ms']}
-        for frame in model['frames']
-    ]
+    paced, parts = model['paced'], ('preprocess', 'vision', 'shared', 'skip', 'full', 'whole')
+    rows = [{'name': frame['name'], **frame['parts_ms']} for frame in model['frames']]
     pace = {'name': f'one full answer of {paced["tokens"]} tokens at 1 Hz', 'whole': paced['ms']}
     if paced['late']:
         pace['name'] += f' ({paced["late"]} of {paced["ms"]["count"]} took longer)'
@@ -208,6 +205,7 @@ def _frame_columns() -> list[Column]:
     titles = {
         'preprocess': 'Preprocess',
         'vision': 'Vision',
+        'shared': 'Shared',
         'skip': 'Skip',
         'full': 'Full',
         'whole': 'Whole',

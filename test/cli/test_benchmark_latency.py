@@ -16,8 +16,17 @@ from gmskip_ros.benchmarks.ratios import paired_ratio, percentiles
 from gmskip_ros.benchmarks.rivals import RivalProcess
 from gmskip_ros.cli import main
 from gmskip_ros.vlm import Vlm
+from gmskip_ros.vlm.shared_frame import VlmSharedFrame
 
 RIGHT, WRONG = 'own, verifying a right draft', 'own, verifying a wrong draft'
+DRAFTS = [(1.0, None), (0.5, None), (0.0, None), (1.0, 1.0), (1.0, 0.0)]  # of shared frames
+SUFFIXES = (
+    '',
+    ', 50 % agreement',
+    ', 0 % agreement',
+    ', 100 % agreement, previous skip answers 100 % right',
+    ', 100 % agreement, previous skip answers 0 % right',
+)
 DYNAMIC, STATIC = 'Hugging Face, dynamic cache', 'Hugging Face, static cache'
 
 
@@ -100,7 +109,7 @@ def check_rows(figures) -> None:
 def check_ratios(figures) -> None:
     """Check a ratio of each kind against the samples."""
     rows = {(row['name'], row['blocks']): row['samples'] for row in figures['rows']}
-    ratios = {ratio.pop('name'): ratio for ratio in figures['ratios']}
+    ratios = {ratio.pop('name'): ratio for ratio in map(dict, figures['ratios'])}
     for name, numerator, denominator, phase in (
         (bars.HF_PREFILL, ('own', 4), (DYNAMIC, 4), 0),
         (bars.HF_DECODE, ('own', 4), (DYNAMIC, 4), 1),
@@ -132,13 +141,25 @@ def check_ratios(figures) -> None:
 
 
 def check_frames(figures) -> None:
-    """Check that a frame's parts sum to the whole."""
-    [joint] = figures['frames']
-    assert (joint['skip_sets'], joint['timing']) == ('one joint list of 2', 'isolated')
-    parts = {name: part['p50'] for name, part in joint['parts_ms'].items()}
-    whole = parts.pop('whole')
-    assert list(parts) == ['preprocess', 'vision', 'skip', 'full']
-    assert whole == pytest.approx(sum(parts.values()))
+    """Check that a frame's parts sum to the whole, and shared against isolated frames."""
+    isolated, *shared = figures['frames']
+    assert isolated['name'] == 'one joint list of 2, isolated'
+    ways = [(row['timing'], row['agreement'], row['previous_agreement']) for row in shared]
+    assert ways == [('shared', *drafts) for drafts in DRAFTS]
+    ratios = {ratio['name']: ratio for ratio in figures['ratios']}
+    name = bars.FRAME.format(skip_sets='one joint list of 2')
+    wholes = []
+    for row, suffix in zip((isolated, *shared), (None, *SUFFIXES), strict=True):
+        parts = {part: times['p50'] for part, times in row['parts_ms'].items()}
+        wholes.append(parts.pop('whole'))
+        shares = [] if suffix is None else ['shared']
+        assert list(parts) == ['preprocess', 'vision', *shares, 'skip', 'full']
+        assert wholes[-1] == pytest.approx(sum(parts.values()))  # there is one of each
+        if suffix is not None:
+            ratio = ratios[name + suffix]
+            assert (ratio['numerator_ms'], ratio['denominator_ms']) == (wholes[-1], wholes[0])
+            assert ratio['value'] == pytest.approx(wholes[-1] / wholes[0])
+    assert figures['values'][bars.THREE_TASKS] == ratios[bars.THREE_TASKS]
     assert figures['paced']['ms']['count'] == 1
 
 
@@ -195,6 +216,21 @@ def test_a_draft_that_changes_an_answer_is_noticed(
     assert (status, errors.count('\n')) == (1, 2)
     for name in (RIGHT, WRONG):
         assert f'{name}, 4 blocks: tokens [1, ' in errors
+
+
+def test_a_frame_that_changes_an_answer_is_refused(
+    benchmark, model, tmp_path, monkeypatch, high_rates
+) -> None:
+    honest = VlmSharedFrame.answer
+
+    def dishonest(self, *arguments, **options):
+        *found, last = honest(self, *arguments, **options)
+        return [*found, replace(last, token_ids=(1, *last.token_ids[1:]))]
+
+    monkeypatch.setattr(VlmSharedFrame, 'answer', dishonest)
+    status, output, errors = benchmark('--model', model, '--no-rivals', '--out', tmp_path)
+    assert (status, output, errors.count('\n')) == (2, '', 1)
+    assert 'which are answered alone' in errors
 
 
 @pytest.mark.parametrize('number, code', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
