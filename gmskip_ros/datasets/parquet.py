@@ -9,6 +9,7 @@ from pathlib import Path
 from gmskip_ros.datasets.errors import DatasetError
 from gmskip_ros.datasets.json_file import Record
 from gmskip_ros.datasets.parquet_file import image_column, open_file
+from gmskip_ros.datasets.pope import hub_question, pope_dataset
 from gmskip_ros.datasets.questions import make_dataset
 from gmskip_ros.datasets.sample import Dataset
 
@@ -31,8 +32,8 @@ def open_parquet(paths: Sequence[Path], name: str) -> Dataset:
     """Return the rows of these files, the parts of one split, as open_questions reads records.
 
     An image inside a file has the path <file>/<row>, which read_image knows; nothing is unpacked.
-    Rows with the same `image_id`, or the same name of their image, share the first one's. Raises
-    DatasetError, also if pyarrow is missing.
+    Rows with the same `image_id`, or the same name of their image, share the first one's. POPE's
+    rows are the questions of open_pope. Raises DatasetError, also if pyarrow is missing.
     """
     records: list[Record] = []
     images: dict[int, tuple[str, Path | None]] = {}
@@ -55,6 +56,13 @@ def open_parquet(paths: Sequence[Path], name: str) -> Dataset:
             record = Record(row, path, f'row {index}')
             images[id(record)] = shown, at
             records.append(record)
+
+    asked = [(question, record) for record in records if (question := hub_question(record))]
+    if asked and len(asked) == len(records):
+        found: dict[str, Path | None] = {}
+        for question, record in asked:
+            found.setdefault(question.image, images[id(record)][1])
+        return pope_dataset(f'pope-{name}', [question for question, _ in asked], found.get)
 
     def find(record: Record) -> tuple[str, Path | None]:
         return images[id(record)]

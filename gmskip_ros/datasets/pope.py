@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gmskip_ros.datasets.coco import image_folders, training_warnings
 from gmskip_ros.datasets.errors import DatasetError
@@ -62,39 +62,82 @@ def open_pope(files: Iterable[Path], images_dir: Path | None = None) -> Dataset:
     folders of COCO's splits; those of 2017 have shorter names.
     """
     files = tuple(files)
-    asked: dict[str, dict[tuple[str, str], list[str]]] = {}  # image -> (text, answer) -> splits
-    for path in files:
-        for record in _records(path):
-            image, text, answer = (record.text(name) for name in ('image', 'text', 'label'))
-            if answer not in _ANSWERS:
-                raise record.error('label', f"is {answer!r}; it must be 'yes' or 'no'")
-            splits = asked.setdefault(image, {}).setdefault((text, answer), [])
-            splits.append(_name_and_split(path)[1])
-    if not asked:
-        raise DatasetError(f'{files[0]}: has no questions')
     name = f'pope-{_name_and_split(files[0])[0]}'
     if len(files) == 1 and (split := _name_and_split(files[0])[1]) != name.removeprefix('pope-'):
         name += f'-{split}'
     finder = ImageFinder(image_folders(images_dir or files[0].parent, *_COCO_SPLITS))
+    questions = []
+    for path in files:
+        split = _name_and_split(path)[1]
+        for record in _records(path):
+            image = record.text('image')
+            questions.append(
+                PopeQuestion(image, record.text('text'), _answer(record, 'label'), split)
+            )
+    dataset = pope_dataset(name, questions, lambda image: finder.find(_names(image)))
+    if not dataset.samples:
+        num_images = len({question.image for question in questions})
+        raise DatasetError(
+            f'{files[0]}: none of {num_images:,} images was found; give the folder that they are '
+            f'in (searched: {finder})'
+            if questions
+            else f'{files[0]}: has no questions'
+        )
+    return dataset
+
+
+class PopeQuestion(NamedTuple):
+    """A line of POPE: about which image, the question, 'yes' or 'no', and its split."""
+
+    image: str
+    text: str
+    answer: str
+    split: str
+
+
+def hub_question(record: Record) -> PopeQuestion | None:
+    """Return the question in a row of POPE's copy on the Hugging Face hub; None for other rows.
+
+    It has `question`, `answer`, `category` (the split) and `image_source`, the image's name.
+    """
+    if not all(record.has(name) for name in ('question', 'answer', 'category', 'image_source')):
+        return None
+    split = record.value('category', 'a text')
+    if split not in POPE_SPLITS or record.value('answer', 'a text') not in _ANSWERS:
+        return None
+    return PopeQuestion(
+        record.text('image_source'), record.text('question'), record.text('answer'), split
+    )
+
+
+def pope_dataset(
+    name: str, questions: Iterable[PopeQuestion], find: Callable[[str], Path | None]
+) -> Dataset:
+    """Return these questions, a sample for each image that `find` finds by its name."""
+    asked: dict[str, dict[tuple[str, str], list[str]]] = {}  # image -> (text, answer) -> splits
+    for image, text, answer, split in questions:
+        asked.setdefault(image, {}).setdefault((text, answer), []).append(split)
     samples: list[Sample] = []
     missing: list[str] = []
-    for image, questions in sorted(asked.items()):
-        found = finder.find(_names(image))
+    for image, of_image in sorted(asked.items()):
+        found = find(image)
         if found is None:
             missing.append(image)
-            continue
-        samples.append(Sample(f'{name}/{image}', found, presence=_questions(questions)))
-    if not samples:
-        raise DatasetError(
-            f'{files[0]}: none of {len(asked):,} images was found; give the folder that they are '
-            f'in (searched: {finder})'
-        )
+        else:
+            samples.append(Sample(f'{name}/{image}', found, presence=_questions(of_image)))
     notes = note(missing, 'image is missing, ignored', 'images are missing, ignored')
     labels = dict.fromkeys(
         question.label for sample in samples for question in sample.presence if question.label
     )
     parts = ['val2014'] if any(image.startswith('COCO_val2014_') for image in asked) else []
     return Dataset(name, tuple(samples), tuple(labels), tuple(notes), training_warnings(parts))
+
+
+def _answer(record: Record, name: str) -> str:
+    answer = record.text(name)
+    if answer not in _ANSWERS:
+        raise record.error(name, f"is {answer!r}; it must be 'yes' or 'no'")
+    return answer
 
 
 def _questions(of_image: Mapping[tuple[str, str], list[str]]) -> tuple[PresenceQuestion, ...]:

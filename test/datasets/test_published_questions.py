@@ -219,6 +219,31 @@ def test_a_parquet_file_of_the_hub(tmp_path, write_parquet):
     assert (alone.name, len(alone.samples)) == ('test-00000-of-00001', 1)
 
 
+def test_pope_in_a_parquet_file(tmp_path, write_parquet):
+    """lmms-lab/POPE: a row for each question, with its split in `category`."""
+    image = picture(tmp_path, '1.jpg')
+    rows = [
+        {
+            'id': str(n),
+            'question_id': '1',
+            'question': 'Is there a snowboard in the image?',
+            'answer': 'yes',
+            'image_source': 'COCO_val2014_000000310196',
+            'image': image,
+            'category': category,
+        }
+        for n, category in enumerate(('adversarial', 'popular', 'random'))
+    ]
+    path = write_parquet(tmp_path / 'POPE' / 'data' / 'test-00000-of-00001.parquet', rows)
+    dataset = open_dataset(path.parent.parent)
+    assert dataset.name == 'pope-POPE/test' and dataset.labels == ('snowboard',)
+    (sample,) = dataset.samples
+    assert sample.image_path == path / '0'
+    (question,) = sample.presence
+    assert (question.label, question.answer) == ('snowboard', 'yes')
+    assert question.splits == ('adversarial', 'popular', 'random')
+
+
 def test_captions_in_a_parquet_file(tmp_path, write_parquet):
     """lmms-lab/flickr30k: `caption` is a list of five, `image` has the name of its file."""
     image = picture(tmp_path, '1.jpg', path='1007129816.jpg')
