@@ -204,18 +204,18 @@ class EncodedFrame:
 
 
 class PreviousAnswers:
-    """The full branch's answers to the frame before, by task: drafts of those to the next."""
+    """Each branch's answers to the frame before: drafts of its answers to the next one."""
 
     def __init__(self) -> None:
-        self._token_ids: dict[str, tuple[int, ...]] = {}
+        self._token_ids: dict[tuple[str, str], tuple[int, ...]] = {}
 
-    def draft(self, task: str) -> tuple[int, ...]:
-        """Return the tokens of the task's newest answer; empty without one."""
-        return self._token_ids.get(task, ())
+    def draft(self, branch: str, task: str) -> tuple[int, ...]:
+        """Return the tokens of the newest answer; empty without one."""
+        return self._token_ids.get((branch, task), ())
 
-    def note(self, task: str, answer: Answer) -> None:
+    def note(self, result: TaskResult) -> None:
         """Keep an answer."""
-        self._token_ids[task] = answer.token_ids
+        self._token_ids[result.branch, result.task] = result.answer.token_ids
 
 
 class FramePipeline:
@@ -272,9 +272,8 @@ class FramePipeline:
         if frame.shared is not None:
             shared_ms = frame.shared.shared_ms - frame.counted_ms
             frame.counted_ms += shared_ms
-        if branch == 'full':
-            for result in tasks:
-                self._previous.note(result.task, result.answer)
+        for result in tasks:
+            self._previous.note(result)
         elapsed_ms = frame.encode_ms + _ms_since(start)
         timing = self.plan.timing
         return BranchResult(branch, self.plan.schedule, tasks, elapsed_ms, timing, shared_ms)
@@ -335,8 +334,8 @@ class FramePipeline:
     ) -> list[Answer]:
         """Return one branch's answers, made from what the questions of both have in common.
 
-        The skip branch's answers to this frame and the full branch's to the frame before are drafts
-        of the full branch's answers.
+        A branch's answers to the frame before are drafts of its answers, and the skip branch's to
+        this frame of the full branch's.
         """
         first = self.plan.branches.index(branch) * len(self.plan.tasks)
         indices = range(first, first + len(self.plan.tasks))
@@ -364,12 +363,10 @@ class FramePipeline:
 
     def _drafts(self, frame: EncodedFrame, branch: str) -> list[list[tuple[int, ...]]]:
         """Return guesses of each answer of a branch; the likelier ones first."""
-        guesses: list[list[tuple[int, ...]]] = [[] for _ in self.plan.tasks]
+        guesses = [[self._previous.draft(branch, plan.task.name)] for plan in self.plan.tasks]
         if branch == 'full':
             for of_task, answer in zip(guesses, frame.skip_answers, strict=False):
-                of_task.append(answer.token_ids)
-            for of_task, plan in zip(guesses, self.plan.tasks, strict=True):
-                of_task.append(self._previous.draft(plan.task.name))
+                of_task.insert(0, answer.token_ids)
         return [[draft for draft in dict.fromkeys(of_task) if draft] for of_task in guesses]
 
     def _questions(self, branch: str, most_tokens: int | None) -> list[FrameQuestion]:

@@ -284,11 +284,11 @@ def shared_calls(vlm: FakeVlm) -> list[tuple[Any, ...]]:
     return [call for call in vlm.calls if call[0] != 'answer']
 
 
-def test_shared_full_answers_start_from_skip_answers_and_those_of_the_frame_before() -> None:
+def test_shared_answers_start_from_skip_ones_and_those_of_the_frame_before() -> None:
     vlm = FakeVlm()
     planned = plan(vlm, timing='shared')
     previous = PreviousAnswers()
-    for drafts_before in ([], [(8, 9)]):
+    for skip_before, full_before in (([], []), ([(7,)], [(8, 9)])):
         vlm.calls.clear()
         results = FramePipeline(vlm, planned, previous).run(GREY)
         skip = next(results)
@@ -300,9 +300,9 @@ def test_shared_full_answers_start_from_skip_answers_and_those_of_the_frame_befo
         assert [bool(question.skip) for question in share[1:]] == 3 * [True] + 3 * [False]
         assert share[1].first_token_ids and share[1].first_token_ids == share[4].first_token_ids
         # Yielded before the full branch starts.
-        assert skip_call == ('shared answer', 0, 1, 2, {0: [], 1: [], 2: []})
+        assert skip_call == ('shared answer', 0, 1, 2, dict.fromkeys((0, 1, 2), skip_before))
         full, comparison = results
-        drafts = [(7,), *drafts_before]  # 'dog', then 'car' of the frame before
+        drafts = [(7,), *full_before]  # 'dog', then 'car' of the frame before
         expected = ('shared answer', 3, 4, 5, dict.fromkeys((3, 4, 5), drafts))
         assert shared_calls(vlm)[3:] == [expected]
         assert isinstance(full, BranchResult) and isinstance(comparison, Comparison)
@@ -320,7 +320,7 @@ def test_a_shared_branch_alone(branch: str) -> None:
         assert result.branch == branch and result.shared_ms == 4.0
     (_, share, answer) = shared_calls(vlm)[3:]
     assert len(share) == 1 + len(TASKS)
-    drafts = [(8, 9)] if branch == 'full' else []  # its own of the frame before
+    drafts = [(8, 9)] if branch == 'full' else [(7,)]  # its own of the frame before
     assert answer == ('shared answer', 0, 1, 2, dict.fromkeys((0, 1, 2), drafts))
 
 
