@@ -11,11 +11,11 @@ from gmskip_ros.benchmarks import bars
 from gmskip_ros.benchmarks.ratios import paired_ratio, percentiles
 from gmskip_ros.benchmarks.subject import FRAME_LENGTHS, Subject
 from gmskip_ros.errors import UserError
+from gmskip_ros.pipeline.timing import ISOLATED, SHARED
 
 if TYPE_CHECKING:
     from gmskip_ros.vlm import Answer, ImageFeatures
 
-ISOLATED, SHARED = 'isolated', 'shared'  # every answer on its own; least time for the frame
 FULL = 'full'  # the branch that skips nothing
 PERIOD_S = 1.0
 PACED_LENGTH = FRAME_LENGTHS['single_object']

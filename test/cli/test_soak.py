@@ -14,19 +14,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
+import numpy as np
 import psutil
 import pytest
+from fake_vlm import FakeVlm
 from live_command import LiveCommand
 from ros_process import free_domain_id
 
 from gmskip_ros.cli.soak import ALLOWED_GROWTH_MIB, print_result
 from gmskip_ros.datasets.scenes import render_scene
+from gmskip_ros.pipeline import records
 from gmskip_ros.pipeline.health import FRAME_COUNTERS
+from gmskip_ros.pipeline.pipeline import FramePipeline, plan_frame
+from gmskip_ros.pipeline.settings import settings_from
 from gmskip_ros.runs import soak as soak_run
 from gmskip_ros.runs.live import FIRST_SCENE_SEED
 from gmskip_ros.runs.soak import run_soak
-from gmskip_ros.runs.soak_record import Answer, HealthReport, process_use
-from gmskip_ros.runs.soak_result import Sample, SoakOptions
+from gmskip_ros.runs.soak_record import Answer, HealthReport, Recorder, process_use
+from gmskip_ros.runs.soak_result import Sample, Seen, SoakOptions, make_result
 from gmskip_ros.runs.soak_verdicts import (
     duration_by_state,
     end_verdict,
@@ -36,6 +41,7 @@ from gmskip_ros.runs.soak_verdicts import (
     states_verdict,
 )
 from gmskip_ros.signals import StopSignals
+from gmskip_ros.tasks import TASK_NAMES, make_task
 
 VERDICTS = ['memory', 'open files', 'threads', 'frames', 'states', 'end']
 LEAKING_NODE = Path(__file__).with_name('leaking_node.py')
@@ -236,6 +242,46 @@ def test_bad_options_are_named(soak, options, words):
     status, _, stderr = soak(*options).wait()
     assert status == 2
     assert words in stderr.splitlines()[-1]
+
+
+# ---- how long did a branch take?
+
+
+def test_the_time_of_a_shared_branch_counts_what_its_answers_share_once():
+    vlm = FakeVlm()  # claims a millisecond per phase, and four of sharing
+    tasks = [make_task(name) for name in TASK_NAMES]
+    recorder = Recorder()
+    for timing in ('isolated', 'shared'):
+        pipeline = FramePipeline(vlm, plan_frame(vlm, tasks, {}, timing=timing))
+        skip, _, comparison = pipeline.run(np.zeros((8, 8, 3), np.uint8))
+        recorder.frame('skip', 0, records.result_statuses(skip, ''))
+        recorder.frame('comparison', 0, records.comparison_statuses(comparison, ''))
+    assert [(answer.timing, answer.busy_ms) for answer in recorder.answers] == [
+        ('isolated', 8.0),
+        ('isolated', 0.0),
+        ('shared', 12.0),
+        ('shared', 0.0),
+    ]
+
+
+def test_no_percentile_mixes_two_timings(tmp_path):
+    recorder = Recorder()
+    recorder.answers = [
+        Answer('skip', index, index / 10, 100.0, busy_ms, timing)
+        for index in range(100)
+        for timing, busy_ms in (('isolated', 90.0), ('shared', 30.0))
+    ]
+    facts = {'model': 'demo', 'device': 'cpu', 'dtype': 'float32', 'num_blocks': '32'}
+    counted = {f'frames_{name}': '0' for name in FRAME_COUNTERS}
+    values = {**facts, **counted, 'image_fit': 'pad', 'state': 'ready', 'reason': ''}
+    recorder.reports = [HealthReport(0.0, values)]
+    parameters = {**QUICK, 'timing': 'shared'}
+    options = SoakOptions(1.0, 10.0, parameters, None, tmp_path, 16.0, 'gmskip soak')
+    seen = Seen(recorder, measured_s=10.0)
+    result = make_result(options, settings_from(parameters), seen)
+    assert result['timing'] == 'shared'
+    for window in ('beginning', 'end'):
+        assert result['latency_ms']['skip'][window] == {'p50': 30.0, 'p95': 30.0}
 
 
 # ---- is every frame answered once?
