@@ -90,6 +90,11 @@ def open_coco_file(
                 f'{path.name} labels only {" and ".join(labels)}: an image may show classes that '
                 'are not among its labels'
             )
+    if any('neg_category_ids' in image for image in content['images'][:1]):
+        warnings.append(
+            f'{path.name} is from LVIS, which looks for only some classes in each image: an image '
+            'may show classes that are not among its labels'
+        )
     if captions is not None:
         read_captions(read_annotations(captions), captions, images, notes)
         _check_captions(captions, images)

@@ -159,6 +159,7 @@ def test_lvis_names_images_by_their_url(tmp_path):
     assert [s.image_path.relative_to(tmp_path).as_posix() for s in dataset.samples] == [*urls]
     assert dataset.samples[0].labels == ('car',)
     assert may_share_pictures(dataset.name, 'coco-val2017')
+    assert 'may show classes that are not among its labels' in dataset.warnings[0]
     only = open_dataset(path, images_dir=tmp_path / 'val2017')
     assert [sample.image_path.name for sample in only.samples] == ['2.jpg']
 
