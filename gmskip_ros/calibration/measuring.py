@@ -78,7 +78,7 @@ class Evaluator:
         What does not apply is None. Shares are in 0..1, times in milliseconds. "All answers" are
         those to every question about its own image, including images without the target.
 
-        - images: number of different images in the score.
+        - images: number of different images in the score. answers: number of all answers.
         - score: in the given metric; joint: the least of score / full score over the tasks, None
           where a full score is not above 0. scores: every metric of the task that these
           references allow, else None; joint: 'single_object.accuracy' and so on; presence: the
@@ -119,6 +119,7 @@ class Evaluator:
                     for item in part.objective.items
                 }
             ),
+            'answers': len(answers),
             'score': score,
             'scores': self._scores(found),
             'match_scores': self._match_scores(found),

@@ -93,7 +93,7 @@ def comparison_headline(groups: Sequence[Row]) -> str:
 
 def _headline(name: str, evaluation: Row, full: Row, result: Mapping[str, Any]) -> str:
     same = evaluation.get('token_agreement')
-    count = evaluation['images']
+    count = evaluation.get('answers') or evaluation['images']  # older results: one answer each
     parts = [
         _faster(col.speed_up_of(evaluation, full)),
         f'{round(same * count)} of {count} answers the same' if fmt.is_known(same) else '',

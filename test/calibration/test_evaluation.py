@@ -29,6 +29,7 @@ SEED = 3  # of the shuffle
 BLOCKS = (4, 8, 12, 16, 20, 24, 28, 6, 9, 17)  # some answers are wrong, some no labels
 KEYS = {
     'images',
+    'answers',
     'score',
     'scores',
     'match_scores',

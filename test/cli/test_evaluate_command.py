@@ -278,7 +278,8 @@ def test_presence_on_pope_and_on_scenes(gmskip, scenes, tmp_path):
     result = json.loads(output)
     evaluation = result['rows'][0]['evaluation']
     assert result['prompt'] == 'Is there a {label} in the image?'
-    assert (result['dataset']['name'], evaluation['images']) == ('pope-mine', 4)
+    assert result['dataset']['name'] == 'pope-mine'
+    assert (evaluation['images'], evaluation['answers']) == (4, 4)
     assert evaluation['score'] == evaluation['scores']['accuracy'] == (1 / 4 + 1 / 2) / 2
     assert evaluation['scores']['random.precision'] == 1 / 4
     assert evaluation['scores']['popular.f1'] == pytest.approx(2 / 3)

@@ -42,6 +42,10 @@ def test_gain_and_cost_stand_in_one_sentence():
         ({'interval': [0.01, 0.02]}, 'accuracy 97.5 -> 96.7 (significant)'),
         ({'latency_ms': 500.0}, '0.5x as fast, accuracy 97.5 -> 96.7'),
         ({}, 'accuracy 97.5 -> 96.7'),
+        (
+            {'token_agreement': 0.5, 'answers': 180},
+            '90 of 180 answers the same, accuracy 97.5 -> 96.7',
+        ),
     ],
 )
 def test_only_what_was_measured_is_said(changes, expected):
