@@ -36,13 +36,14 @@ def _cpu_name() -> str:
 
 
 def describe_run(
-    model: str, device: str, dtype: str, num_blocks: int, image_fit: str
+    model: str, device: str, dtype: str, quantization: str, num_blocks: int, image_fit: str
 ) -> dict[str, object]:
     """Return what every run writes into its JSON: which model ran, how, in which versions."""
     return {
         'model': model,
         'device': device,
         'dtype': dtype,
+        'quantization': quantization,
         'num_blocks': num_blocks,
         'image_fit': image_fit,
         'machine': machine(device),

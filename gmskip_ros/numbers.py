@@ -1,4 +1,4 @@
-"""Checks of numbers from outside: here, unlike in Python, a bool is not a number."""
+"""Checks of numbers from outside (here, unlike in Python, a bool is not a number); their names."""
 
 from __future__ import annotations
 
@@ -30,3 +30,8 @@ def score_ratio_problem(ratio: float) -> str:
     if ratio > MOST_SCORE_RATIO:
         return f'must be at most {MOST_SCORE_RATIO}{percent_hint(ratio)}'
     return 'must be 0 or more'  # of NaN as well
+
+
+def numbers_in(dtype: str, quantization: str) -> str:
+    """Return how a model's numbers are stored, for people: 'float16', or 'float16, int8'."""
+    return dtype if quantization == 'none' else f'{dtype}, {quantization}'

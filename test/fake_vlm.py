@@ -25,6 +25,7 @@ class FakeVlm(Engine):
     text_model_type = 'llama'
     device = 'cpu'
     dtype = 'float32'
+    quantization = 'none'
     template_sha256 = '0' * 64
     image_fit = 'checkpoint'
     warnings: tuple[str, ...] = ()

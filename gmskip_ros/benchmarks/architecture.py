@@ -41,11 +41,24 @@ class DecoderShape:
     vocabulary: int  # V
     number_bytes: int  # of one weight
     counts_attention: bool = True
+    quantization: str = 'none'  # of the blocks' linear layers
 
     @property
     def block_weights(self) -> int:
         """Numbers in the linear layers of one block: 2 H N D + 2 H K D + 3 H F."""
         return self.hidden * (2 * self.query + 2 * self.stored + 3 * self.feed_forward)
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of the linear layers of one block, as they are stored."""
+        if self.quantization == 'none':
+            return self.number_bytes * self.block_weights
+        from gmskip_ros.vlm.quantization import stored_as
+
+        return sum(
+            stored_as(self.quantization, out, into).num_bytes(out, into, self.number_bytes)
+            for into, out in self.linear_layers(fused=True)
+        )
 
     @property
     def stored_weights(self) -> int:
@@ -65,7 +78,7 @@ class DecoderShape:
         ]
 
 
-def decoder_shape(text_config: Any, number_bytes: int) -> DecoderShape:
+def decoder_shape(text_config: Any, number_bytes: int, quantization: str = 'none') -> DecoderShape:
     """Return the sizes in a configuration of Hugging Face's Llama, Mistral or Qwen2."""
     from gmskip_ros.vlm.decoder import sliding_windows
 
@@ -81,6 +94,7 @@ def decoder_shape(text_config: Any, number_bytes: int) -> DecoderShape:
         vocabulary=text_config.vocab_size,
         number_bytes=number_bytes,
         counts_attention=not any(sliding_windows(text_config)),
+        quantization=quantization,
     )
 
 
@@ -94,19 +108,19 @@ def prefill_cost(shape: DecoderShape, rows: int, blocks: int) -> Cost:
         if shape.counts_attention:  # scores and weighted sums: 2 products per pair and channel
             pairs = (blocks - 1) * rows * (rows + 1) // 2 + rows
             multiplications += 2 * pairs * shape.query
-        moved += blocks * (shape.block_weights + 2 * shape.stored * rows)
-    return Cost(2 * multiplications, shape.number_bytes * moved)
+        moved += blocks * 2 * shape.stored * rows
+    return Cost(2 * multiplications, shape.number_bytes * moved + blocks * shape.block_bytes)
 
 
 def decode_cost(shape: DecoderShape, stored: int, blocks: int) -> Cost:
     """Return the cost of one further token that sees `stored` tokens, itself included."""
     head = shape.hidden * shape.vocabulary
     multiplications = head + blocks * shape.block_weights
-    moved = head + shape.hidden + blocks * shape.block_weights
+    moved = head + shape.hidden
     if shape.counts_attention:
         multiplications += 2 * blocks * stored * shape.query
         moved += 2 * blocks * stored * shape.stored
-    return Cost(2 * multiplications, shape.number_bytes * moved)
+    return Cost(2 * multiplications, shape.number_bytes * moved + blocks * shape.block_bytes)
 
 
 def decode_costs(shape: DecoderShape, prompt: int, length: int, blocks: int) -> Cost:

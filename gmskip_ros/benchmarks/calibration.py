@@ -96,7 +96,9 @@ def measure(
             'format': FORMAT,
             'command': settings.command,
             'created': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
-            **describe_run(vlm.name, vlm.device, vlm.dtype, vlm.num_blocks, vlm.image_fit),
+            **describe_run(
+                vlm.name, vlm.device, vlm.dtype, vlm.quantization, vlm.num_blocks, vlm.image_fit
+            ),
             'threads': torch.get_num_threads(),
             'batch_size': settings.batch_size,
             'dataset': {

@@ -9,6 +9,7 @@ is measured at the phase's number of rows with the linear layers of one block.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -58,9 +59,13 @@ class MatrixProbe:
         num_blocks: int,
         device: str,
         dtype: str,
+        quantization: str = 'none',
         working_set_bytes: int = WORKING_SET_BYTES,
     ) -> None:
-        """layouts: ways to split the same block into linear layers, of which the fastest counts."""
+        """layouts: ways to split the same block into linear layers, of which the fastest counts.
+
+        quantization: of weights that are tried besides dense ones.
+        """
         import torch
 
         number_bytes = getattr(torch, dtype).itemsize
@@ -70,7 +75,7 @@ class MatrixProbe:
         self.bytes = number_bytes * copies * numbers
         self._device = device
         best_s = float('inf')
-        for name, steps in _candidates(layouts, rows, copies, device, dtype):
+        for name, steps in _candidates(layouts, rows, copies, device, dtype, quantization):
             seconds = min(self._timed(steps) for _ in range(1 + TRIES))
             if seconds < best_s:
                 best_s, self.kernel, self._steps = seconds, name, steps
@@ -99,7 +104,12 @@ def _synchronize(device: str) -> None:
 
 
 def _candidates(
-    layouts: Sequence[Layers], rows: int, copies: int, device: str, dtype: str
+    layouts: Sequence[Layers],
+    rows: int,
+    copies: int,
+    device: str,
+    dtype: str,
+    quantization: str,
 ) -> Iterator[tuple[str, list[Callable[[], Any]]]]:
     """Yield every known way to run the layers, its weights made anew, and its name."""
     import torch
@@ -110,9 +120,10 @@ def _candidates(
         buffers = [torch.rand(numbers, device=device).to(torch_dtype) for _ in range(copies)]
         yield 'sum', [buffer.sum for buffer in buffers]
         del buffers
-    for name, make_kernel in KERNELS.items():
-        if name != DENSE and device != 'cpu':
-            continue
+    kernels = {name: kernel for name, kernel in KERNELS.items() if name == DENSE or device == 'cpu'}
+    if quantization != 'none':
+        kernels[quantization] = functools.partial(_quantized, quantization)
+    for name, make_kernel in kernels.items():
         for layers in layouts:
             inputs = {
                 wide: torch.rand(rows, wide, device=device).to(torch_dtype) for wide, _ in layers
@@ -138,6 +149,12 @@ def _dense(weight: torch.Tensor, rows: int) -> Kernel:
     from torch.nn.functional import linear
 
     return lambda states: linear(states, weight)
+
+
+def _quantized(quantization: str, weight: torch.Tensor, rows: int) -> Kernel:
+    from gmskip_ros.vlm.quantization import quantize
+
+    return quantize(weight, None, quantization, weight.dtype)
 
 
 def _packed(weight: torch.Tensor, rows: int) -> Kernel:

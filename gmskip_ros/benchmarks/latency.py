@@ -171,6 +171,7 @@ def _measure_model(
         'prompt_tokens': subject.rows,
         'device': vlm.device,
         'dtype': vlm.dtype,
+        'quantization': vlm.quantization,
         'num_blocks': vlm.num_blocks,
         'num_parameters': vlm.num_parameters,
         'image_fit': vlm.image_fit,
@@ -207,7 +208,8 @@ def _why_no_rivals(settings: LatencySettings, subject: Subject) -> str:
     if not settings.rivals:
         return '--no-rivals'
     free = free_bytes(subject.vlm.device)
-    needed = subject.weights_bytes + FREE_GIB * GIB
+    dense_bytes = subject.vlm.num_parameters * subject.decoder.number_bytes
+    needed = dense_bytes + FREE_GIB * GIB
     if free is not None and free < needed:
         return (
             f'a second copy of the weights needs {needed / GIB:.1f} GiB, and '
@@ -235,9 +237,9 @@ def _make_probes(subject: Subject) -> dict[str, PhaseProbe]:
     """Return the probes of the phases, each over weights of the part that does it."""
     vlm, decoder, vision = subject.vlm, subject.decoder, subject.vision
 
-    def probe(shape: Any, rows: int, num_blocks: int) -> MatrixProbe:
+    def probe(shape: Any, rows: int, num_blocks: int, quantization: str = 'none') -> MatrixProbe:
         layouts = [shape.linear_layers(fused) for fused in (True, False)]
-        return MatrixProbe(layouts, rows, num_blocks, vlm.device, vlm.dtype)
+        return MatrixProbe(layouts, rows, num_blocks, vlm.device, vlm.dtype, quantization)
 
     tile_rows = vision.tokens * subject.features.num_tiles
     return {
@@ -246,11 +248,16 @@ def _make_probes(subject: Subject) -> dict[str, PhaseProbe]:
         ),
         'prefill': PhaseProbe(
             lambda: (
-                probe(decoder, subject.rows, decoder.num_blocks),
+                probe(decoder, subject.rows, decoder.num_blocks, vlm.quantization),
                 probe(decoder, 1, decoder.num_blocks),
             )
         ),
-        'decode': PhaseProbe(lambda: (probe(decoder, 1, decoder.num_blocks),) * 2),
+        'decode': PhaseProbe(
+            lambda: (
+                probe(decoder, 1, decoder.num_blocks, vlm.quantization),
+                probe(decoder, 1, decoder.num_blocks),
+            )
+        ),
     }
 
 

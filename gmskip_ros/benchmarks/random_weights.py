@@ -195,14 +195,31 @@ def make_processor(model: str, config: Any, image_fit: str = 'auto') -> FittedIm
 
 
 def make_vlm(
-    model: str, config: Any, processor: FittedImageProcessor, device: str, dtype: str, seed: int = 0
+    model: str,
+    config: Any,
+    processor: FittedImageProcessor,
+    device: str,
+    dtype: str,
+    seed: int = 0,
+    quantization: str = 'none',
 ) -> Vlm:
     """Return the engine over seeded random weights; see make_hf_model."""
-    from gmskip_ros.vlm.vlm import Vlm
+    from gmskip_ros.vlm.quantization import quantize_model
+    from gmskip_ros.vlm.vlm import Vlm, hash_weights
 
     hf_model = make_hf_model(config, device, dtype, seed)
-    template = QWEN_TEMPLATE if config.model_type == 'llava_onevision' else None
-    return Vlm(model, hf_model, processor, _tokenizer(config.text_config.vocab_size), template)
+    weights_sha256 = hash_weights(hf_model)
+    if quantization != 'none':
+        quantize_model(hf_model, quantization, hf_model.dtype)
+    return Vlm(
+        model,
+        hf_model,
+        processor,
+        _tokenizer(config.text_config.vocab_size),
+        QWEN_TEMPLATE if config.model_type == 'llava_onevision' else None,
+        quantization=quantization,
+        weights_sha256=weights_sha256,
+    )
 
 
 def _pinpoints(image_size: int) -> list[list[int]]:

@@ -74,7 +74,9 @@ class Subject:
     @property
     def weights_bytes(self) -> int:
         """Bytes of one copy of all parameters."""
-        return self.vlm.num_parameters * self.decoder.number_bytes
+        shape = self.decoder
+        saved = shape.num_blocks * (shape.number_bytes * shape.block_weights - shape.block_bytes)
+        return self.vlm.num_parameters * shape.number_bytes - saved
 
     def retained(self, of_32: int) -> int:
         """Return a number of blocks of 32 as the same share of this model's."""
@@ -118,7 +120,7 @@ def load_subject(
         features,
         prompts,
         {name: vlm.input_ids(prompt, features) for name, prompt in prompts.items()},
-        decoder_shape(config.text_config, number_bytes),
+        decoder_shape(config.text_config, number_bytes, vlm.quantization),
         vision_shape(config, number_bytes),
         load_s,
         first_ms,
@@ -151,7 +153,12 @@ def _make_random(
     """Return engine, image processor and configuration of random weights. Raises UserError."""
     import torch
 
-    from gmskip_ros.vlm.load import quiet_hugging_face, resolve_device, resolve_dtype
+    from gmskip_ros.vlm.load import (
+        check_quantization,
+        quiet_hugging_face,
+        resolve_device,
+        resolve_dtype,
+    )
     from gmskip_ros.vlm.tiles import cap_image_tokens
 
     assert wanted.image_size is not None
@@ -159,14 +166,16 @@ def _make_random(
         raise UserError(f'--chat-template has no effect with --model {wanted.model}: remove it')
     max_image_tokens = load_options.get('max_image_tokens', 0)
     torch_device = resolve_device(device)
-    resolved = resolve_dtype(dtype, torch_device, getattr(torch, RANDOM_DTYPE))
+    quantization = load_options.get('quantization', 'none')
+    check_quantization(quantization)
+    resolved = resolve_dtype(dtype, torch_device, getattr(torch, RANDOM_DTYPE), quantization)
     name = str(resolved).removeprefix('torch.')
     with quiet_hugging_face():
         config = make_config(wanted.model, wanted.image_size)
         _check_memory(wanted.model, config, str(torch_device), name)
         processor = make_processor(wanted.model, config, load_options.get('image_fit', 'auto'))
         cap_image_tokens(wanted.model, config, processor.processor, max_image_tokens)
-        vlm = make_vlm(wanted.model, config, processor, str(torch_device), name, seed)
+        vlm = make_vlm(wanted.model, config, processor, str(torch_device), name, seed, quantization)
     return vlm, processor, config, None
 
 

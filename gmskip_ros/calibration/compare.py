@@ -45,7 +45,7 @@ from gmskip_ros.calibration.speed import Sample, TimedQuestion, speed_figures, t
 from gmskip_ros.datasets import Dataset, may_share_pictures
 from gmskip_ros.datasets import Sample as DatasetSample
 from gmskip_ros.files import write_atomically
-from gmskip_ros.machine import describe_run
+from gmskip_ros.machine import machine
 from gmskip_ros.skipping import SkipSet, save_skip_list
 from gmskip_ros.tasks.scoring import Absent
 from gmskip_ros.vlm import CalibrationEngine
@@ -397,9 +397,7 @@ def _time(
         questions = _timed_questions(data, settings.latency_images)
         setup: dict[str, Any] = {
             'sets': [skip_set_key(skip_set) for skip_set in sets.skip_sets],
-            'machine': describe_run(vlm.name, vlm.device, vlm.dtype, vlm.num_blocks, vlm.image_fit)[
-                'machine'
-            ],
+            'machine': machine(vlm.device),
             'questions': [[str(one.path), one.prompt, one.max_new_tokens] for one in questions],
         }
         known = checkpoint.evaluations.get('times') or {}

@@ -112,7 +112,9 @@ def record_header(
         'format': format,
         'command': settings.command,
         'created': now.strftime('%Y-%m-%dT%H:%M:%SZ'),
-        **describe_run(vlm.name, vlm.device, vlm.dtype, vlm.num_blocks, vlm.image_fit),
+        **describe_run(
+            vlm.name, vlm.device, vlm.dtype, vlm.quantization, vlm.num_blocks, vlm.image_fit
+        ),
         'max_image_tokens': vlm.max_image_tokens,
         'text_model_type': vlm.text_model_type,
         'task': settings.task,

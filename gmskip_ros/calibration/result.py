@@ -29,6 +29,7 @@ class Facts:
     num_blocks: int
     device: str
     dtype: str
+    quantization: str
     image_fit: str
     max_image_tokens: int
     dataset: Mapping[str, Any]
@@ -83,7 +84,14 @@ def make_calibration(
         'format': FORMAT,
         'command': settings.command,
         'created': facts.created,
-        **describe_run(facts.model, facts.device, facts.dtype, facts.num_blocks, facts.image_fit),
+        **describe_run(
+            facts.model,
+            facts.device,
+            facts.dtype,
+            facts.quantization,
+            facts.num_blocks,
+            facts.image_fit,
+        ),
         'max_image_tokens': facts.max_image_tokens,
         'text_model_type': facts.text_model_type,
         'task': settings.task,
@@ -173,6 +181,7 @@ def _make_skip_list(
         metric=', '.join(facts.metrics),
         prompt=facts.prompt,
         dtype=facts.dtype,
+        quantization=facts.quantization,
         image_fit=facts.image_fit,
         max_image_tokens=facts.max_image_tokens,
         match=settings.used_match,

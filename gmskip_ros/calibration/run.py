@@ -240,6 +240,7 @@ def data_fingerprint(
         'num_blocks': vlm.num_blocks,
         'template_sha256': vlm.template_sha256,
         'dtype': vlm.dtype,
+        'quantization': vlm.quantization,
         'image_fit': vlm.image_fit,
         'max_image_tokens': vlm.max_image_tokens,
         'dataset': dataset_name,
@@ -344,6 +345,7 @@ def _facts(
         num_blocks=vlm.num_blocks,
         device=vlm.device,
         dtype=vlm.dtype,
+        quantization=vlm.quantization,
         image_fit=vlm.image_fit,
         max_image_tokens=vlm.max_image_tokens,
         dataset={

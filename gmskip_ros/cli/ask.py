@@ -16,6 +16,7 @@ from gmskip_ros.cli.options import (
     load_options,
 )
 from gmskip_ros.errors import UserError
+from gmskip_ros.numbers import numbers_in
 from gmskip_ros.pipeline.timing import ISOLATED, SHARED
 from gmskip_ros.tasks import DEFAULT_MATCH, TASK_NAMES
 
@@ -257,6 +258,7 @@ def make_report(
         'model': vlm.name,
         'device': vlm.device,
         'dtype': vlm.dtype,
+        'quantization': vlm.quantization,
         'num_blocks': vlm.num_blocks,
         'image_fit': vlm.image_fit,
         'image_tokens': image_tokens,
@@ -293,7 +295,7 @@ def print_report(report: dict[str, Any]) -> None:
     console = Console()
     console.print(
         f'{report["model"]}, {report["num_blocks"]} blocks, '
-        f'{report["dtype"]} on {report["device"]}',
+        f'{numbers_in(report["dtype"], report["quantization"])} on {report["device"]}',
         markup=False,
     )
     console.print(report['prompt'], markup=False)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from gmskip_ros.cli import benchmark_latency
 from gmskip_ros.cli.options import add_model_options, load_options, split_list
 from gmskip_ros.errors import UserError
+from gmskip_ros.numbers import numbers_in
 from gmskip_ros.tasks import TASK_NAMES
 
 if TYPE_CHECKING:  # it loads torch, which `gmskip --help` can do without
@@ -164,7 +165,8 @@ def print_report(report: Mapping[str, Any]) -> None:
     if device == 'cpu':
         device = f'{report["machine"]["cpu"]}, {report["threads"]} threads'
     console.print(
-        f'{report["model"]}, {report["num_blocks"]} blocks, {report["dtype"]} on {device}; '
+        f'{report["model"]}, {report["num_blocks"]} blocks, '
+        f'{numbers_in(report["dtype"], report["quantization"])} on {device}; '
         f'{report["dataset"]["images"]} images of {report["dataset"]["name"]}',
         markup=False,
         highlight=False,

@@ -58,7 +58,15 @@ def positive_float(text: str) -> float:
 
 
 # Of load_vlm; the node's parameters have the same names.
-LOAD_OPTIONS = ('model', 'device', 'dtype', 'image_fit', 'max_image_tokens', 'chat_template')
+LOAD_OPTIONS = (
+    'model',
+    'device',
+    'dtype',
+    'quantization',
+    'image_fit',
+    'max_image_tokens',
+    'chat_template',
+)
 
 
 DEMO_MODEL_HELP = "'demo' (default), a folder or a hub id"
@@ -83,6 +91,11 @@ def add_load_options(
     add('--device', 'auto', 'auto (default), cpu or cuda:N')
     add('--dtype', 'auto', 'auto (default), float32, float16 or bfloat16')
     add(
+        '--quantization',
+        'none',
+        "how the weights of the decoder's linear layers are stored: none (default), int8 or int4",
+    )
+    add(
         '--image-fit',
         'auto',
         "how an image becomes the model's square: checkpoint, pad, squash, or auto (default): pad "
@@ -106,6 +119,7 @@ def add_load_options(
 def load_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return load_vlm's keyword arguments from the options of `add_load_options`."""
     return {
+        'quantization': args.quantization,
         'image_fit': args.image_fit,
         'max_image_tokens': args.max_image_tokens,
         'chat_template': args.chat_template,

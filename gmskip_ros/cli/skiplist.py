@@ -75,6 +75,7 @@ def print_skip_list(skip_list: SkipList) -> None:
     about = {
         'model': f'{skip_list.model}, {skip_list.num_blocks} blocks',
         'task': ' of '.join(filter(None, (skip_list.task, skip_list.target))),
+        'quantization': skip_list.quantization,
         'prompt': skip_list.prompt.text,
         'method': skip_list.method,
         'phases': None if set(skip_list.phases) == set(PHASES) else ', '.join(skip_list.phases),

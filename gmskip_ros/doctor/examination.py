@@ -71,6 +71,8 @@ def checks_of(setup: Setup) -> list[tuple[str, Callable[[Setup], Finding]]]:
 def _describe(setup: Setup) -> str:
     settings = setup.settings
     text = f'model {settings.model}, device {settings.device}, dtype {settings.dtype}'
+    if settings.quantization != 'none':
+        text += f', quantization {settings.quantization}'
     if setup.with_ros:
         text += (
             f', {settings.image_transport} images of {setup.width}x{setup.height}, '

@@ -11,6 +11,7 @@ from typing import Any
 
 from gmskip_ros.doctor.processes import Trial
 from gmskip_ros.doctor.setup import FAIL, Finding, Setup, fail, failed, joined, ok, warn
+from gmskip_ros.numbers import numbers_in
 from gmskip_ros.pipeline.pipeline import plan_frame
 from gmskip_ros.pipeline.settings import (
     ParameterError,
@@ -19,7 +20,7 @@ from gmskip_ros.pipeline.settings import (
     load_skip_lists,
 )
 from gmskip_ros.skipping import SkipListError
-from gmskip_ros.vlm.memory import GIB, free_bytes
+from gmskip_ros.vlm.memory import GIB, SMALLER_WEIGHTS, free_bytes
 
 # The oldest version tested, and the first one that is too new (None: no limit).
 VERSIONS = {'torch': ((2, 8), None), 'transformers': ((5, 10), (6,))}
@@ -138,9 +139,10 @@ def check_model(setup: Setup) -> Finding:
         message = f'model {setup.settings.model} cannot be read: {trial.problem}'
         return failed(trial, message, 'fetch or copy the checkpoint again')
     weights = _gib(trial['need']['weights_bytes'])
+    numbers = numbers_in(trial['dtype'], setup.settings.quantization)
     return ok(
         f'{setup.settings.model}: {trial["num_blocks"]} blocks ({trial["text_model_type"]}), '
-        f'{weights} of weights in {trial["dtype"]}, all files found'
+        f'{weights} of weights in {numbers}, all files found'
     )
 
 
@@ -172,13 +174,15 @@ def check_memory(setup: Setup, proc: Path = Path('/proc')) -> Finding:
     trial, need = setup.model, setup.model['need']
     if need is None:
         return warn('skipped: the model check failed', 'fix that first')
+    quantization = setup.settings.quantization
+    numbers = numbers_in(trial['dtype'], quantization)
     needed = (
         f'{_gib(need["total_bytes"])} needed (weights {_gib(need["weights_bytes"])}, '
         f'key/value cache {_gib(need["kv_bytes"])}, activations '
-        f'{_gib(need["activation_bytes"])}, the rest is reserve; {trial["dtype"]})'
+        f'{_gib(need["activation_bytes"])}, the rest is reserve; {numbers})'
     )
     host_bytes = free_bytes('cpu', proc)
-    remedy = 'stop other users of this memory, use a smaller model'
+    remedy = f'stop other users of this memory, use {SMALLER_WEIGHTS[quantization]}a smaller model'
     remedy += ', or dtype: float16' if trial['dtype'] == 'float32' else ''
     if trial['device'].startswith('cuda'):
         free, where = setup.torch['free_bytes'], f'on {trial["device"]}'
@@ -240,6 +244,7 @@ def _check_skip_list(setup: Setup, settings: Settings) -> Finding:
         text_model_type=trial['text_model_type'],
         template_sha256=trial['template_sha256'],
         dtype=trial['dtype'],
+        quantization=settings.quantization,
         image_fit=(trial['view'] or {}).get('image_fit'),
         max_image_tokens=settings.max_image_tokens,
         warnings=(),  # the view check reports them

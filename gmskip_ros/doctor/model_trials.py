@@ -65,6 +65,8 @@ def examine_model(
     from gmskip_ros.vlm import load as loading
     from gmskip_ros.vlm.memory import memory_need, read_weight_files
 
+    options = dict(options)
+    quantization = options.pop('quantization')  # of weights, which are not loaded
     refusals: list[str] = []
     try:
         torch_device = loading.resolve_device(device)
@@ -77,7 +79,8 @@ def examine_model(
         with loading.quiet_hugging_face():
             config = loading.read_config(model, folder)
         stored = loading.stored_dtype(config)
-        dtype = str(loading.resolve_dtype(dtype, torch_device, stored)).removeprefix('torch.')
+        resolved = loading.resolve_dtype(dtype, torch_device, stored, quantization)
+        dtype = str(resolved).removeprefix('torch.')
         yield {
             'dtype': dtype,
             'num_blocks': config.text_config.num_hidden_layers,
@@ -118,5 +121,12 @@ def examine_model(
     }
     # The image placeholder counts one token too many, which makes up for the missing start token.
     text_tokens = max(len(skeleton.token_ids(skeleton.render_prompt(prompt))) for prompt in prompts)
-    need = memory_need(folder, dtype, max_new_tokens=max_new_tokens, text_tokens=text_tokens)
+    need = memory_need(
+        folder,
+        dtype,
+        quantization=quantization,
+        device=str(torch_device),
+        max_new_tokens=max_new_tokens,
+        text_tokens=text_tokens,
+    )
     yield {'need': asdict(need)}

@@ -36,7 +36,7 @@ from gmskip_ros.tasks import (
     TaskError,
     resolve_labels,
 )
-from gmskip_ros.vlm.engine import DTYPES, IMAGE_FITS
+from gmskip_ros.vlm.engine import DTYPES, IMAGE_FITS, QUANTIZATIONS
 
 QUESTION_MAX_NEW_TOKENS = 64
 AUTO = 'auto'  # as a skip list: the demo model's own
@@ -127,6 +127,14 @@ _TABLE = (
         one_of(['auto', *DTYPES]),
         "Type of weights and activations; auto: float32 on a CPU, the checkpoint's own half "
         'precision on a GPU.',
+    ),
+    Spec(
+        'quantization',
+        'none',
+        one_of(QUANTIZATIONS),
+        "How the weights of the decoder's linear layers are stored: none (as dtype), int8 or int4, "
+        'for cards with little memory. Both branches use them; dtype auto on a CPU is then '
+        'bfloat16.',
     ),
     Spec(
         'image_fit',

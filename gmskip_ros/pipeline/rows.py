@@ -53,7 +53,7 @@ class FrameRow:
     jaccard: float | None
     rouge_l: float | None
     model: str
-    machine: str  # 'NAME (device, dtype)'
+    machine: str  # 'NAME (device, dtype)', with the quantisation if any
     # Probabilities of the answer's tokens; None in files of earlier versions.
     confidence_mean: float | None = None
     confidence_min: float | None = None

@@ -28,6 +28,7 @@ class Settings:
     model: str
     device: str
     dtype: str
+    quantization: str
     image_fit: str
     max_image_tokens: int
     chat_template: str  # '' = the checkpoint's own
@@ -55,8 +56,9 @@ class Settings:
 
     @property
     def model_options(self) -> dict[str, Any]:
-        """How load_vlm prepares images and prompts: its keyword arguments."""
+        """How load_vlm stores weights and prepares images and prompts: its keyword arguments."""
         return {
+            'quantization': self.quantization,
             'image_fit': self.image_fit,
             'max_image_tokens': self.max_image_tokens,
             'chat_template': self.chat_template or None,

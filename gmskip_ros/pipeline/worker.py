@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
+from gmskip_ros.numbers import numbers_in
 from gmskip_ros.pipeline.budget import (
     FrameTimes,
     Ladder,
@@ -91,6 +92,7 @@ def load_engine(settings: Settings, on_progress: Callable[[str], None]) -> Engin
         settings.model,
         settings.device,
         settings.dtype,
+        quantization=settings.quantization,
         headroom_gib=settings.memory_headroom_gib,
         max_new_tokens=max(settings.max_new_tokens.values()),
         on_progress=on_progress,
@@ -323,6 +325,7 @@ class InferenceWorker:
                     'model': settings.model,
                     'device': settings.device,
                     'dtype': settings.dtype,
+                    'quantization': settings.quantization,
                     'num_blocks': 0,
                     'image_fit': settings.image_fit,
                 }
@@ -330,6 +333,7 @@ class InferenceWorker:
                 'model': self.engine.name,
                 'device': self.engine.device,
                 'dtype': self.engine.dtype,
+                'quantization': self.engine.quantization,
                 'num_blocks': self.engine.num_blocks,
                 'image_fit': self.engine.image_fit,
             }
@@ -465,7 +469,8 @@ class InferenceWorker:
         engine = self.engine
         assert engine is not None
         self._log.info(
-            f'{engine.name} runs with {engine.num_blocks} blocks, {engine.dtype} on {engine.device}'
+            f'{engine.name} runs with {engine.num_blocks} blocks, '
+            f'{numbers_in(engine.dtype, engine.quantization)} on {engine.device}'
         )
         if engine.name == 'demo':
             self._log.warning(

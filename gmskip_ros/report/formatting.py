@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+from gmskip_ros.numbers import numbers_in
+
 DASH = '-'
 MAX_TEXT_CHARS = 400
 MAX_NAME_CHARS = 40  # in a title
@@ -123,12 +125,14 @@ def block_list(blocks: Sequence[int]) -> str:
 def machine_name(result: Mapping[str, Any]) -> str:
     """Return the machine on which all latencies were measured: 'CPU X (cpu, float32)'.
 
-    Every table with latencies names it, so that GPU and CPU figures are never mixed.
+    A quantization stands behind the dtype. Every table with latencies names the machine, so that
+    GPU and CPU figures are never mixed.
     """
     machine = result['machine']
     device = str(result['device'])
     name = machine.get('gpu' if device.startswith('cuda') else 'cpu')
-    return f'{one_line(name or "unknown machine")} ({device}, {result["dtype"]})'
+    numbers = numbers_in(result['dtype'], result.get('quantization', 'none'))
+    return f'{one_line(name or "unknown machine")} ({device}, {numbers})'
 
 
 def short_name(name: object) -> str:

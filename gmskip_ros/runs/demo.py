@@ -220,6 +220,7 @@ class _Demo:
                 facts['model'],
                 facts['device'],
                 facts['dtype'],
+                facts['quantization'],
                 int(facts['num_blocks']),
                 facts['image_fit'],
             ),

@@ -173,7 +173,9 @@ class _Run:
                 'limit': self._options.limit,
                 'rate_hz': self._settings.rate_hz,
             },
-            **describe_run(vlm.name, vlm.device, vlm.dtype, vlm.num_blocks, vlm.image_fit),
+            **describe_run(
+                vlm.name, vlm.device, vlm.dtype, vlm.quantization, vlm.num_blocks, vlm.image_fit
+            ),
             'timing': ISOLATED,  # whatever the parameter file says: a replay compares times
             **describe_questions(
                 self._settings,

@@ -139,6 +139,7 @@ def make_result(options: SoakOptions, settings: Settings, seen: Seen) -> dict[st
             facts['model'],
             facts['device'],
             facts['dtype'],
+            facts['quantization'],
             int(facts['num_blocks']),
             facts['image_fit'],
         ),

@@ -43,6 +43,7 @@ _FIELDS = (
     'metric',
     'prompt',
     'dtype',
+    'quantization',
     'image_fit',
     'max_image_tokens',
     'match',
@@ -64,6 +65,7 @@ _FIELDS = (
 )
 # By version 2; all are optional: absent = not stated.
 _ADDED = (
+    'quantization',
     'image_fit',
     'max_image_tokens',
     'match',

@@ -24,6 +24,15 @@ NOT_STATED = 'not stated'
 JOINT = 'joint'  # the task of a list that was calibrated for all tasks together
 # A score computed as k/n and one computed as ratio x full may differ in the last bits.
 _RATIO_TOLERANCE = 1e-12
+_TEXT_FIELDS = (  # that may be null
+    'text_model_type',
+    'target',
+    'metric',
+    'dtype',
+    'quantization',
+    'image_fit',
+    'match',
+)
 
 
 @dataclass(frozen=True)
@@ -128,6 +137,7 @@ class SkipList:
     metric: str | None = None
     prompt: Prompt = field(default_factory=Prompt)
     dtype: str | None = None
+    quantization: str | None = None  # of the decoder's linear layers: 'none', 'int8', 'int4'
     image_fit: str | None = None  # how frames became the model's square
     max_image_tokens: int | None = None  # the cap on tiles; 0 = none
     match: str | None = None  # how answers were read
@@ -149,7 +159,7 @@ class SkipList:
     def __post_init__(self) -> None:
         for name in ('model', 'task', 'method'):
             _check_text(name, getattr(self, name))
-        for name in ('text_model_type', 'target', 'metric', 'dtype', 'image_fit', 'match'):
+        for name in _TEXT_FIELDS:
             _check_text(name, getattr(self, name), or_none=True)
         if not isinstance(self.provenance, str):
             raise _wrong('provenance', self.provenance, 'is not text; put it in quotes')
@@ -393,6 +403,7 @@ class SkipList:
         prompt: str,
         template_sha256: str | None,
         dtype: str,
+        quantization: str | None = None,
         max_new_tokens: int,
         task: str | None = None,
         model: str | None = None,
@@ -420,6 +431,7 @@ class SkipList:
             ('chat template (sha256)', self.prompt.template_sha256, template_sha256),
             ('max_new_tokens', self.prompt.max_new_tokens, max_new_tokens),
             ('dtype', self.dtype, dtype),
+            ('quantization', self.quantization, quantization),
             ('image_fit', self.image_fit, image_fit),
             ('max_image_tokens', self.max_image_tokens, max_image_tokens),
             ('match', self.match, match),

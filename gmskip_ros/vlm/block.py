@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from gmskip_ros.vlm.linear import Linear, fuse
+from gmskip_ros.vlm.linear import FUSED, Linear, fuse
+from gmskip_ros.vlm.quantization import num_parameters
 from gmskip_ros.vlm.rotary import rotate
 
 Rotary = tuple[Tensor, Tensor]  # cosines and signed sines, (B, T, 1, D): for all heads
@@ -25,22 +26,23 @@ class Block:
 
     def __init__(self, layer: Any) -> None:
         """layer: Hugging Face's module, whose parameters become views of this block's."""
-        attention, mlp = layer.self_attn, layer.mlp
-        self.num_parameters = sum(parameter.numel() for parameter in layer.parameters())
+        attention = layer.self_attn
+        self.num_parameters = num_parameters(layer)
         self.head_size: int = attention.head_dim
         self.scale: float = attention.scaling
         self.input_norm: nn.Module = layer.input_layernorm
         self.post_attention_norm: nn.Module = layer.post_attention_layernorm
-        of_query, of_stored = len(attention.q_proj.weight), 2 * len(attention.k_proj.weight)
-        self.qkv: Linear = fuse((attention.q_proj, attention.k_proj, attention.v_proj))
+        of_query = attention.config.num_attention_heads * self.head_size
+        of_stored = 2 * attention.config.num_key_value_heads * self.head_size
+        self.qkv = _linear(layer, 'qkv')
         self._query = self.qkv.part(0, of_query)
         self._stored = self.qkv.part(of_query, of_query + of_stored)
         self._heads = of_query // self.head_size  # N
         self._stored_heads = of_stored // self.head_size // 2  # K
-        self.o: Linear = fuse((attention.o_proj,))
-        self.gate_up: Linear = fuse((mlp.gate_proj, mlp.up_proj))
-        self.down: Linear = fuse((mlp.down_proj,))
-        self._activation: nn.Module = mlp.act_fn
+        self.o = _linear(layer, 'o')
+        self.gate_up = _linear(layer, 'gate_up')
+        self.down = _linear(layer, 'down')
+        self._activation: nn.Module = layer.mlp.act_fn
 
     def project(self, normed: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
         """Return the rotated query (B, N, T, D), the rotated key and the value (both (B, K, T, D)).
@@ -71,6 +73,14 @@ class Block:
     def _by_head(self, projected: Tensor) -> Tensor:
         """Return projected (B, T, heads D) as (B, T, heads, D)."""
         return projected.unflatten(-1, (-1, self.head_size))
+
+
+def _linear(layer: Any, name: str) -> Linear:
+    """Return the linear layer of this name in FUSED: quantised already, or dense."""
+    part, members = FUSED[name]
+    module = getattr(layer, part)
+    quantized = getattr(module, name, None)
+    return quantized or fuse([getattr(module, member) for member in members])
 
 
 def attend(

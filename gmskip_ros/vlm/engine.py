@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 DTYPES = ('float32', 'float16', 'bfloat16')  # that a model can be loaded in
+QUANTIZATIONS = ('none', 'int8', 'int4')  # of the weights of the decoder's linear layers
 IMAGE_FITS = ('auto', 'checkpoint', 'pad', 'squash')  # how a frame becomes the model's square
 
 
@@ -71,6 +72,10 @@ class Engine(Protocol):
     @property
     def dtype(self) -> str:
         """'float32', 'float16', 'bfloat16'."""
+
+    @property
+    def quantization(self) -> str:
+        """How the decoder's linear layers are stored: 'none', 'int8' or 'int4'."""
 
     @property
     def template_sha256(self) -> str:
@@ -143,6 +148,7 @@ def settings_in_use(engine: Engine) -> dict[str, Any]:
         'text_model_type': engine.text_model_type,
         'template_sha256': engine.template_sha256,
         'dtype': engine.dtype,
+        'quantization': engine.quantization,
         'image_fit': engine.image_fit,
         'max_image_tokens': engine.max_image_tokens,
     }

@@ -13,6 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+# Layers of a block on the same input: which module of Hugging Face's block has them, their names.
+FUSED = {
+    'qkv': ('self_attn', ('q_proj', 'k_proj', 'v_proj')),
+    'o': ('self_attn', ('o_proj',)),
+    'gate_up': ('mlp', ('gate_proj', 'up_proj')),
+    'down': ('mlp', ('down_proj',)),
+}
+
 
 class Linear(Protocol):
     """Maps states (..., in) to (..., out), all in the model's dtype."""

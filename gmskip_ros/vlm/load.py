@@ -20,14 +20,16 @@ import transformers
 # even for the PIL backend.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
+from gmskip_ros.numbers import numbers_in
 from gmskip_ros.vlm.decoder import TEXT_MODEL_TYPES
-from gmskip_ros.vlm.engine import DTYPES
+from gmskip_ros.vlm.engine import DTYPES, QUANTIZATIONS
 from gmskip_ros.vlm.errors import ModelLoadError
 from gmskip_ros.vlm.hub import find_folder, find_local_folder, forget_folder, remember_folder
 from gmskip_ros.vlm.image_fit import FittedImageProcessor, check_image_fit
+from gmskip_ros.vlm.quantization import quantize_model
 from gmskip_ros.vlm.recognition import refuse_known_formats
 from gmskip_ros.vlm.tiles import cap_image_tokens, check_max_image_tokens
-from gmskip_ros.vlm.vlm import Vlm, is_out_of_memory
+from gmskip_ros.vlm.vlm import Vlm, hash_weights, is_out_of_memory
 
 # model_type in config.json -> the family's common name
 FAMILIES = {
@@ -62,6 +64,7 @@ def load_vlm(
     image_fit: str = 'auto',
     max_image_tokens: int = 0,
     chat_template: str | None = None,
+    quantization: str = 'none',
 ) -> Vlm:
     """Load a LLaVA-1.5, LLaVA-NeXT or LLaVA-OneVision checkpoint with safetensors weights.
 
@@ -71,14 +74,16 @@ def load_vlm(
     resolve_dtype). on_progress receives each step in a few words. image_fit: how a frame becomes
     the model's square, one of IMAGE_FITS (see image_fit.py). max_image_tokens: use only those grids
     of tiles that make at most so many image tokens; 0: all. chat_template: Jinja text, or a file
-    that contains it, in place of the checkpoint's own. Code that comes with a checkpoint is never
-    run. Raises ModelLoadError, whose one line says what to do.
+    that contains it, in place of the checkpoint's own. quantization: how the weights of the
+    decoder's linear layers are stored, one of QUANTIZATIONS (see quantization.py). Code that comes
+    with a checkpoint is never run. Raises ModelLoadError, whose one line says what to do.
     """
     model, device = os.fspath(model), str(device)
     report = on_progress or (lambda _: None)
     torch_device = resolve_device(device)
     # Wrong ones are refused before anything is downloaded.
     resolve_dtype(dtype, torch_device)
+    check_quantization(quantization)
     check_image_fit(model, image_fit)
     check_max_image_tokens(max_image_tokens)
     with quiet_hugging_face():
@@ -86,24 +91,43 @@ def load_vlm(
             folder = find_folder(model, report, functools.partial(read_config, model))
             report('reading the configuration')
             config = read_config(model, folder)
-            torch_dtype = resolve_dtype(dtype, torch_device, stored_dtype(config))
+            torch_dtype = resolve_dtype(dtype, torch_device, stored_dtype(config), quantization)
             report('loading the tokenizer and the image processor')
             tokenizer, image_processor, template = load_processor(model, folder, chat_template)
             _check_template(model, config, tokenizer, template)
             cap_image_tokens(model, config, image_processor, max_image_tokens)
             fitted = FittedImageProcessor(model, image_processor, image_fit)
             report('loading weights')
-            hf_model = _load_weights(model, folder, config, torch_dtype)
+            weights_sha256 = None
+            if quantization == 'none':
+                hf_model = _load_weights(model, folder, config, torch_dtype)
+            else:
+                exact_dtype = stored_dtype(config) or torch_dtype  # weights are not rounded twice
+                hf_model = _load_weights(model, folder, config, exact_dtype)
+                weights_sha256 = hash_weights(hf_model)
+                report(f'quantizing the decoder to {quantization}')
+                with _refusals(model, f'quantization {quantization}'):
+                    quantize_model(hf_model, quantization, torch_dtype)
             report(f'moving weights to {torch_device}')
             with _refusals(model, f'device {torch_device}', remedy='use device cpu'):
                 hf_model.to(torch_device)
-            vlm = Vlm(model, hf_model, fitted, tokenizer, template, max_image_tokens)
+            vlm = Vlm(
+                model,
+                hf_model,
+                fitted,
+                tokenizer,
+                template,
+                max_image_tokens,
+                quantization=quantization,
+                weights_sha256=weights_sha256,
+            )
             _try_out(vlm)
             remember_folder(model, folder)
         except ModelLoadError:
             forget_folder(model)  # it may be repaired
             raise
-    report(f'loaded {model}: {vlm.num_blocks} blocks, {vlm.dtype} on {vlm.device}')
+    numbers = numbers_in(vlm.dtype, vlm.quantization)
+    report(f'loaded {model}: {vlm.num_blocks} blocks, {numbers} on {vlm.device}')
     return vlm
 
 
@@ -156,22 +180,34 @@ def resolve_device(device: str) -> torch.device:
 
 
 def resolve_dtype(
-    dtype: str, device: torch.device, stored: torch.dtype | None = None
+    dtype: str,
+    device: torch.device,
+    stored: torch.dtype | None = None,
+    quantization: str = 'none',
 ) -> torch.dtype:
     """Return the dtype for a name that load_vlm accepts; raises ModelLoadError.
 
-    'auto' is float32 on a CPU. On a GPU it is the half precision in which the checkpoint is
-    `stored`: bfloat16 if the GPU has it without emulation, else float16.
+    'auto' is float32 on a CPU, or bfloat16 with a quantization, whose kernels take it. On a GPU it
+    is the half precision in which the checkpoint is `stored`: bfloat16 if the GPU has it without
+    emulation, else float16.
     """
     if dtype == 'auto':
         if device.type != 'cuda':
-            return torch.float32
+            return torch.float32 if quantization == 'none' else torch.bfloat16
         has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
         is_bfloat16 = stored == torch.bfloat16 and has_bfloat16
         return torch.bfloat16 if is_bfloat16 else torch.float16
     if dtype not in DTYPES:
         raise ModelLoadError(f"unknown dtype {dtype!r}: use 'auto', {', '.join(map(repr, DTYPES))}")
     return getattr(torch, dtype)
+
+
+def check_quantization(quantization: str) -> None:
+    """Raise ModelLoadError unless it is one of QUANTIZATIONS."""
+    if quantization not in QUANTIZATIONS:
+        raise ModelLoadError(
+            f'quantization {quantization!r} is unknown: use {", ".join(QUANTIZATIONS)}'
+        )
 
 
 def stored_dtype(config: Any) -> torch.dtype | None:
@@ -325,7 +361,7 @@ def _refusals(
         if is_out_of_memory(error):
             raise ModelLoadError(
                 f'model {model} does not fit into memory with {part}: '
-                'use a smaller model, dtype float16 or device cpu'
+                'use a smaller model, dtype float16, quantization int8 or int4, or device cpu'
             ) from error
         if isinstance(error, ImportError) or 'is required' in str(error):  # names its own remedy
             raise ModelLoadError(

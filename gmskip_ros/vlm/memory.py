@@ -6,7 +6,8 @@
 With b the bytes of a number in the target dtype:
 
 weights     b x the elements of every stored floating-point tensor. Exact: the parameters of the
-            loaded model. (A tensor that is stored but not used by the model counts as well.)
+            loaded model. (A tensor that is stored but not used by the model counts as well.) With a
+            quantization, the decoder's linear layers as quantization.py stores them.
 key/value   b x 2 x blocks x key/value heads x head size x S. Exact for a sequence of S tokens with
 store       all blocks: S = image tokens + text tokens + max_new_tokens - 1, at most the model's
             context. One store at a time: the branches run one after the other.
@@ -14,10 +15,12 @@ activations the features of the image, which are kept for all answers, plus the 
             - encoding: pixels, the hidden states of every layer of the vision tower (Hugging Face
               keeps them all), and what its widest layer or the projector and the packing add;
             - prefill: of the whole sequence, one block's residuals, attention and feed-forward
-              parts, masks where windows apply, and the last token's logits.
+              parts, masks where windows apply, and the last token's logits; with a quantization
+              also a block's widest layer, dequantised.
             A deliberate overestimate: the kernels in use may need less.
-reserve     a tenth of store and activations (allocators leave gaps), and RUNTIME_BYTES for CUDA's
-            context and kernels, or on the CPU for the libraries themselves.
+reserve     a tenth of store and activations (allocators leave gaps), and RUNTIME_BYTES: on a GPU
+            for kernels and workspaces that come with their first use, on the CPU for the libraries
+            themselves. CUDA's context is not counted: it exists once a GPU's free memory is read.
 
 Image tokens are those of the largest image: every image of LLaVA-1.5; the best-filled grid of
 tiles for LLaVA-NeXT and OneVision.
@@ -35,6 +38,7 @@ from typing import Any
 
 import safetensors
 
+from gmskip_ros.numbers import numbers_in
 from gmskip_ros.vlm.errors import ModelLoadError
 from gmskip_ros.vlm.hub import INDEX_FILE, SINGLE_FILE, weight_files
 from gmskip_ros.vlm.tiles import grid_tokens, tile_tokens, tower_tokens
@@ -43,8 +47,13 @@ _AGAIN = 'fetch or copy the checkpoint again'
 
 BYTES_PER_NUMBER = {'float32': 4, 'float16': 2, 'bfloat16': 2}
 GIB = 1 << 30
-RUNTIME_BYTES = GIB
+RUNTIME_BYTES = {'cpu': GIB, 'cuda': GIB // 4}
 TEXT_TOKENS = 256  # allowed for a prompt with its chat template
+SMALLER_WEIGHTS = {  # what else may be advised
+    'none': 'quantization int8 or int4, ',
+    'int8': 'quantization int4, ',
+    'int4': '',
+}
 RESERVE = 0.1  # of what is allocated anew for every answer
 
 
@@ -61,15 +70,25 @@ class MemoryNeed:
 
 
 def memory_need(
-    folder: Path, dtype: str, *, max_new_tokens: int = 64, text_tokens: int = TEXT_TOKENS
+    folder: Path,
+    dtype: str,
+    *,
+    quantization: str = 'none',
+    device: str = 'cpu',
+    max_new_tokens: int = 64,
+    text_tokens: int = TEXT_TOKENS,
 ) -> MemoryNeed:
     """Return what the checkpoint in `folder` needs to answer, one answer at a time.
 
-    dtype: 'float32', 'float16' or 'bfloat16'. text_tokens: of the longest prompt, with its chat
-    template. The formulas are in this module's docstring. Raises ModelLoadError for a checkpoint
-    that this engine cannot run or whose weight files are incomplete.
+    dtype: 'float32', 'float16' or 'bfloat16'. quantization: 'none', 'int8' or 'int4'. device: 'cpu'
+    or 'cuda:N', whose free_bytes the total is to be compared with. text_tokens: of the longest
+    prompt, with its chat template. The formulas are in this module's docstring. Raises
+    ModelLoadError for a checkpoint that this engine cannot run or whose weight files are
+    incomplete.
     """
-    from gmskip_ros.vlm.load import quiet_hugging_face, read_config
+    from gmskip_ros.vlm.load import check_quantization, quiet_hugging_face, read_config
+
+    check_quantization(quantization)
 
     if dtype not in BYTES_PER_NUMBER:
         raise ModelLoadError(f'unknown dtype {dtype!r}: use {", ".join(BYTES_PER_NUMBER)}')
@@ -77,14 +96,26 @@ def memory_need(
         config = read_config(str(folder), folder)
     weights = [tensor for tensor in read_weight_files(str(folder), folder) if tensor.is_weight]
     num_weights = sum(tensor.numel for tensor in weights)
-    return _need(config, dtype, num_weights, max_new_tokens, text_tokens)
+    return _need(config, dtype, quantization, device, num_weights, max_new_tokens, text_tokens)
 
 
 def _need(
-    config: Any, dtype: str, num_weights: float, max_new_tokens: int, text_tokens: int
+    config: Any,
+    dtype: str,
+    quantization: str,
+    device: str,
+    num_weights: float,
+    max_new_tokens: int,
+    text_tokens: int,
 ) -> MemoryNeed:
     number_bytes = BYTES_PER_NUMBER[dtype]
     weights_bytes = round(number_bytes * num_weights)
+    dense_bytes = 0  # of the widest layer while it is multiplied with many rows
+    if quantization != 'none':
+        weights_bytes -= _saved_bytes(config.text_config, quantization, number_bytes)
+        # Beside the dequantised weights, their integers in one byte each, in two orders.
+        widest = max(math.prod(shape) for shape in linear_shapes(config.text_config))
+        dense_bytes = (number_bytes + 2) * widest
     num_tiles, image_tokens = _image_size(config)
     sequence_tokens = min(
         image_tokens + text_tokens + max_new_tokens - 1, config.text_config.max_position_embeddings
@@ -92,9 +123,10 @@ def _need(
     kv_bytes = number_bytes * sequence_tokens * _stored_per_token(config.text_config)
     activation_bytes = number_bytes * image_tokens * config.text_config.hidden_size + max(
         _encoding_bytes(config, num_tiles, image_tokens, number_bytes),
-        _prefill_bytes(config.text_config, sequence_tokens, number_bytes),
+        _prefill_bytes(config.text_config, sequence_tokens, number_bytes) + dense_bytes,
     )
-    reserve_bytes = round(RESERVE * (kv_bytes + activation_bytes)) + RUNTIME_BYTES
+    runtime_bytes = RUNTIME_BYTES['cpu' if device == 'cpu' else 'cuda']
+    reserve_bytes = round(RESERVE * (kv_bytes + activation_bytes)) + runtime_bytes
     return MemoryNeed(
         weights_bytes=weights_bytes,
         kv_bytes=kv_bytes,
@@ -127,45 +159,67 @@ def check_memory(
     dtype: str,
     *,
     headroom_gib: float,
+    quantization: str = 'none',
     max_new_tokens: int = 64,
     on_progress: Callable[[str], None] | None = None,
 ) -> None:
     """Raise ModelLoadError, with the figures, if the model would not fit into free memory.
 
-    model, device, dtype and on_progress are load_vlm's; a hub id is downloaded if necessary, but
-    its weights only if they would fit. `headroom_gib` must remain free on the device while it
-    answers. Raises what load_vlm raises.
+    model, device, dtype, quantization and on_progress are load_vlm's; a hub id is downloaded if
+    necessary, but its weights only if they would fit. `headroom_gib` must remain free on the device
+    while it answers. Raises what load_vlm raises.
     """
     from gmskip_ros.vlm import load
 
     torch_device = load.resolve_device(device)
-    load.resolve_dtype(dtype, torch_device)  # refuses an unknown one before anything is downloaded
+    # Wrong ones are refused before anything is downloaded.
+    load.resolve_dtype(dtype, torch_device)
+    load.check_quantization(quantization)
+
+    device = str(torch_device)
+
+    def name_of(stored: Any) -> str:
+        resolved = load.resolve_dtype(dtype, torch_device, stored, quantization)
+        return str(resolved).removeprefix('torch.')
 
     def check(folder: Path, sizes: Mapping[str, int]) -> None:
         """Judge by the JSON files and the sizes of the weight files."""
         config = load.read_config(model, folder, sizes)
         stored = load.stored_dtype(config)
-        resolved = str(load.resolve_dtype(dtype, torch_device, stored)).removeprefix('torch.')
+        resolved = name_of(stored)
         stored_bytes = sum(sizes[name] for name in weight_files(folder, sizes))
         num_weights = stored_bytes / (stored.itemsize if stored else 2)
-        need = _need(config, resolved, num_weights, max_new_tokens, TEXT_TOKENS)
-        _check_need(model, str(torch_device), resolved, need, headroom_gib)
+        need = _need(
+            config, resolved, quantization, device, num_weights, max_new_tokens, TEXT_TOKENS
+        )
+        _check_need(model, device, resolved, quantization, need, headroom_gib)
 
     with load.quiet_hugging_face():
         folder = load.find_folder(model, on_progress or (lambda _: None), check)
         stored = load.stored_dtype(load.read_config(model, folder))
-    dtype = str(load.resolve_dtype(dtype, torch_device, stored)).removeprefix('torch.')
-    need = memory_need(folder, dtype, max_new_tokens=max_new_tokens)
-    _check_need(model, str(torch_device), dtype, need, headroom_gib)
+    dtype = name_of(stored)
+    need = memory_need(
+        folder, dtype, quantization=quantization, device=device, max_new_tokens=max_new_tokens
+    )
+    _check_need(model, device, dtype, quantization, need, headroom_gib)
 
 
-def _check_need(model: str, device: str, dtype: str, need: MemoryNeed, headroom_gib: float) -> None:
+def _check_need(
+    model: str,
+    device: str,
+    dtype: str,
+    quantization: str,
+    need: MemoryNeed,
+    headroom_gib: float,
+) -> None:
     free = free_bytes(device)
     if free is None or need.total_bytes + headroom_gib * GIB <= free:
         return
     smaller = 'dtype float16, ' if dtype == 'float32' and device != 'cpu' else ''
+    smaller += SMALLER_WEIGHTS[quantization]
+    numbers = numbers_in(dtype, quantization)
     raise ModelLoadError(
-        f'model {model} needs {need.total_bytes / GIB:.1f} GiB in {dtype} (weights '
+        f'model {model} needs {need.total_bytes / GIB:.1f} GiB in {numbers} (weights '
         f'{need.weights_bytes / GIB:.1f}, key/value store {need.kv_bytes / GIB:.1f}, activations '
         f'{need.activation_bytes / GIB:.1f}, the rest reserve) and {headroom_gib:g} GiB '
         f'must remain free, but {device} has {free / GIB:.1f} GiB free: use {smaller}a smaller '
@@ -182,6 +236,31 @@ def _image_size(config: Any) -> tuple[int, int]:
     image_size = config.vision_config.image_size
     num_tiles = max(1 + height // image_size * (width // image_size) for height, width in grids)
     return num_tiles, max(grid_tokens(config, *grid) for grid in grids)
+
+
+def linear_shapes(text: Any) -> list[tuple[int, int]]:
+    """Return the shapes (out, in) of a block's linear layers, fused as they are quantised.
+
+    Query, key and value; output; gate and up; down.
+    """
+    heads = text.num_attention_heads + 2 * text.num_key_value_heads
+    return [
+        (heads * _head_size(text), text.hidden_size),
+        (text.hidden_size, text.num_attention_heads * _head_size(text)),
+        (2 * text.intermediate_size, text.hidden_size),
+        (text.hidden_size, text.intermediate_size),
+    ]
+
+
+def _saved_bytes(text: Any, quantization: str, number_bytes: int) -> int:
+    """Return how many bytes fewer the weights of all linear layers take when quantised."""
+    from gmskip_ros.vlm.quantization import stored_as
+
+    return text.num_hidden_layers * sum(
+        number_bytes * math.prod(shape)
+        - stored_as(quantization, *shape).num_bytes(*shape, number_bytes)
+        for shape in linear_shapes(text)
+    )
 
 
 def _head_size(text: Any) -> int:

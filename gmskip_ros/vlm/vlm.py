@@ -43,6 +43,7 @@ from gmskip_ros.vlm.errors import (
 )
 from gmskip_ros.vlm.image_fit import FittedImageProcessor
 from gmskip_ros.vlm.prompt import ChatTokenizer, end_of_sequence_ids
+from gmskip_ros.vlm.quantization import num_parameters
 from gmskip_ros.vlm.shared_frame import VlmSharedFrame
 
 Arguments = ParamSpec('Arguments')
@@ -73,10 +74,10 @@ class Vlm:
     """A LLaVA that answers with any set of decoder blocks skipped. Made by `load_vlm`.
 
     Attributes: name (as given to load_vlm), num_blocks, text_model_type ('llama', 'mistral' or
-    'qwen2'), device ('cpu', 'cuda:0'), dtype ('float32'), num_parameters, max_tokens (the context),
-    template_sha256 (of the chat template in use), image_fit ('checkpoint', 'pad' or 'squash'),
-    max_image_tokens (0 = no cap) and warnings (lines about the checkpoint). Not for use by two
-    threads at once.
+    'qwen2'), device ('cpu', 'cuda:0'), dtype ('float32'), quantization ('none', 'int8' or 'int4'),
+    num_parameters, max_tokens (the context), template_sha256 (of the chat template in use),
+    image_fit ('checkpoint', 'pad' or 'squash'), max_image_tokens (0 = no cap) and warnings (lines
+    about the checkpoint). Not for use by two threads at once.
     """
 
     def __init__(
@@ -87,8 +88,15 @@ class Vlm:
         tokenizer: Any,
         chat_template: str | None,
         max_image_tokens: int = 0,
+        *,
+        quantization: str = 'none',
+        weights_sha256: str | None = None,
     ) -> None:
-        """model: Hugging Face's LlavaForConditionalGeneration or a sibling, on its device."""
+        """model: Hugging Face's LlavaForConditionalGeneration or a sibling, on its device.
+
+        quantization: how `quantize_model` has changed it. weights_sha256: `hash_weights` of its
+        dense weights, if they are not there any more.
+        """
         self.name = name
         self._model = model
         self._image_processor = image_processor
@@ -105,7 +113,9 @@ class Vlm:
         self.warnings = generation.greedy_warnings(model.generation_config)
         self.device = str(self._device)
         self.dtype = str(model.dtype).removeprefix('torch.')
-        self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
+        self.quantization = quantization
+        self.num_parameters = num_parameters(model)
+        self._weights_sha256 = weights_sha256
 
     @contextlib.contextmanager
     def naming_out_of_memory(self) -> Iterator[None]:
@@ -524,11 +534,7 @@ class Vlm:
 
     def weights_sha256(self) -> str:
         """Return a hash of the first numbers of every weight: training changes some of them."""
-        total = hashlib.sha256()
-        for name, weight in self._model.named_parameters():
-            first = weight.detach().flatten()[:64].float().cpu().numpy()
-            total.update(name.encode() + first.tobytes())
-        return total.hexdigest()
+        return self._weights_sha256 or hash_weights(self._model)
 
     @property
     def token_blocks(self) -> int:
@@ -634,6 +640,15 @@ class Vlm:
         if self._device.type == 'cuda':
             torch.cuda.synchronize(self._device)
         return time.perf_counter() * 1e3
+
+
+def hash_weights(model: Any) -> str:
+    """Return a hash of the first numbers of every dense weight of Hugging Face's model."""
+    total = hashlib.sha256()
+    for name, weight in model.named_parameters():
+        first = weight.detach().flatten()[:64].float().cpu().numpy()
+        total.update(name.encode() + first.tobytes())
+    return total.hexdigest()
 
 
 def _check_image(image: np.ndarray) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import transformers
 
@@ -34,6 +36,16 @@ def test_a_decoded_token() -> None:
         # Weights, keys and values of 7 tokens, the head, and one row of the embedding.
         bytes=2 * (3 * BLOCK + 3 * 7 * (2 + 2) + HEAD + 4),
     )
+
+
+def test_quantised_blocks_are_read_as_they_are_stored() -> None:
+    quantised = dataclasses.replace(SHAPE, quantization='int8')
+    layers = (4 * 8, 8), (4 * 4, 4), (4 * 12, 12), (6 * 4, 4)  # numbers, outputs; q k v are one
+    stored = sum(numbers + 2 * outputs for numbers, outputs in layers)
+    assert quantised.block_bytes == stored
+    for cost in (lambda shape: decode_cost(shape, 7, 3), lambda shape: prefill_cost(shape, 5, 3)):
+        assert cost(SHAPE).flops == cost(quantised).flops
+        assert cost(SHAPE).bytes - cost(quantised).bytes == 3 * (2 * BLOCK - stored)
 
 
 def test_a_prompt_whose_last_block_serves_one_token() -> None:

@@ -417,15 +417,17 @@ def test_a_list_made_under_another_view_is_a_warning(gmskip, monkeypatch, tmp_pa
     out = tmp_path / 'out'
     monkeypatch.setattr(main, 'COMMANDS', ('calibrate', 'evaluate'))
     arguments = ['calibrate', *calibrate, '--image-fit', 'checkpoint', '--out', out]
+    arguments += ['--quantization', 'int8', '--dtype', 'float32']
     assert main.main([*map(str, arguments), '--device', 'cpu']) == 0
     outside = '16 of 169 labels of images lie wholly outside what the model sees'
     assert capsys.readouterr().err.count(outside) == 1
     path = out / 'multi_object.skip.yaml'
     made = load_skip_list(path)
-    assert (made.image_fit, made.max_image_tokens) == ('checkpoint', 0)
+    assert (made.image_fit, made.max_image_tokens, made.quantization) == ('checkpoint', 0, 'int8')
     assert made.prompt.rendered == f'USER: <image>\n{made.prompt.text} ASSISTANT:'
     record = json.loads((out / 'calibration.json').read_text())
-    assert record['image_fit'] == 'checkpoint'
+    assert (record['image_fit'], record['quantization']) == ('checkpoint', 'int8')
+    assert '(cpu, float32, int8)' in (out / 'report.html').read_text()
     assert record['rendered_prompt'] == made.prompt.rendered
     assert record['dataset']['labels_outside_view'] == 16
     assert outside in (out / 'report.html').read_text()
@@ -435,8 +437,10 @@ def test_a_list_made_under_another_view_is_a_warning(gmskip, monkeypatch, tmp_pa
     status, output, errors = gmskip(*options)
     result = json.loads(output)
     assert (status, result['image_fit'], result['max_image_tokens']) == (0, 'pad', 0)
+    assert result['quantization'] == 'none'
     assert result['dataset']['labels_outside_view'] == 0
     assert other in errors and outside not in errors
+    assert "calibrated with quantization 'int8', running with 'none'" in errors
     status, output, errors = gmskip(*options, '--image-fit', 'checkpoint')
     assert json.loads(output)['dataset']['labels_outside_view'] == 16
     assert 'image_fit' not in errors.replace('image_fit pad shows', '') and outside in errors

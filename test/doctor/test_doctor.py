@@ -193,12 +193,15 @@ def test_options_override_the_parameter_file(tmp_path) -> None:
             '640x480',
             '--dtype',
             'float16',
+            '--quantization',
+            'int8',
         ]
     )
     setup, problems = doctor.make_setup(args)
     assert problems == [] and (setup.width, setup.height) == (640, 480)
     settings = setup.settings
     assert (settings.model, settings.dtype) == ('/models/b', 'float16')
+    assert settings.quantization == 'int8'
     assert (settings.image_transport, settings.input_reliability) == ('compressed', 'reliable')
     assert settings.skip_list == {
         'single_object': 'auto',
@@ -863,6 +866,18 @@ def test_memory_that_is_short(folder, tmp_path) -> None:
     finding = model_checks.check_memory(setup, tmp_path)
     expect(finding, 'FAIL', '0.5 GiB free of main memory', 'refuses', remedy='smaller model')
     expect(model_checks.check_memory(setup, tmp_path / 'gone'), 'WARN', 'unknown', remedy='gpu')
+
+
+def test_memory_of_a_quantised_model(folder, tmp_path) -> None:
+    (tmp_path / 'meminfo').write_text('MemAvailable: 9 kB\n')
+    weights = {}
+    for quantization, advice in (('none', 'int8 or int4'), ('int8', 'quantization int4')):
+        setup = make_setup(model=str(folder), device='cpu', quantization=quantization)
+        expect(model_checks.check_memory(setup, tmp_path), 'FAIL', 'refuses', remedy=advice)
+        weights[quantization] = setup.model['need']['weights_bytes']
+        numbers = 'float32' if quantization == 'none' else 'bfloat16, int8'
+        expect(model_checks.check_model(setup), 'OK', f'of weights in {numbers}, all files found')
+    assert weights['int8'] < 0.5 * weights['none']
 
 
 NEED = {'weights_bytes': 13 << 30, 'kv_bytes': 1 << 30, 'activation_bytes': 1 << 30}

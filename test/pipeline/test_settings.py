@@ -139,6 +139,7 @@ BAD = [
     ('device', 'gpu'),
     ('device', 'cuda:'),
     ('dtype', 'int8'),
+    ('quantization', 'int2'),
     ('image_transport', 'theora'),
     ('input_reliability', 'sometimes'),
     ('overload_policy', 'drop'),

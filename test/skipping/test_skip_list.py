@@ -31,6 +31,7 @@ IN_USE = {
     'prompt': 'What?',
     'template_sha256': 'abc',
     'dtype': 'float16',
+    'quantization': 'int8',
     'max_new_tokens': 8,
     'task': 'single_object',
     'model': 'some/model',
@@ -48,6 +49,7 @@ def scored(**changes: object) -> SkipList:
         'text_model_type': 'llama',
         'prompt': Prompt('What?', 'abc', 8),
         'dtype': 'float16',
+        'quantization': 'int8',
         'image_fit': 'pad',
         'max_image_tokens': 1000,
         'match': 'content',
@@ -267,6 +269,7 @@ def test_a_model_with_a_different_number_of_blocks_is_refused() -> None:
         ('prompt', 'Which?'),
         ('template_sha256', 'abd'),
         ('dtype', 'float32'),
+        ('quantization', 'none'),
         ('max_new_tokens', 16),
         ('task', 'captioning'),
         ('model', 'another/model'),
@@ -284,7 +287,7 @@ def test_any_other_difference_is_one_warning(name: str, used: object) -> None:
 
 
 def test_what_is_not_stated_gives_no_warning() -> None:
-    unstated = dict.fromkeys(('dtype', 'image_fit', 'max_image_tokens', 'match'))
+    unstated = dict.fromkeys(('dtype', 'quantization', 'image_fit', 'max_image_tokens', 'match'))
     silent = scored(model='not stated', text_model_type='not stated', prompt=Prompt(), **unstated)
     other = {**IN_USE, 'text_model_type': 'qwen2', 'prompt': 'Which?', 'template_sha256': 'x'}
     assert silent.warnings_for(**{**other, 'dtype': 'float32', 'max_new_tokens': 99}) == []

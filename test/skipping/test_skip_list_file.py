@@ -147,7 +147,12 @@ def test_version_2_states_how_answers_were_read(file: Path) -> None:
 def test_version_2_states_what_the_model_saw_and_read(file: Path) -> None:
     rendered = 'USER: <image>\nWhat: "it"? ASSISTANT:'
     prompt = dataclasses.replace(IN_PYTHON.prompt, rendered=rendered)
-    for changes in ({'image_fit': 'pad'}, {'max_image_tokens': 0}, {'prompt': prompt}):
+    for changes in (
+        {'image_fit': 'pad'},
+        {'max_image_tokens': 0},
+        {'prompt': prompt},
+        {'quantization': 'int4'},
+    ):
         skip_list = dataclasses.replace(IN_PYTHON, **changes)
         save_skip_list(skip_list, file)
         content = file.read_text()
@@ -311,6 +316,7 @@ def random_skip_list(seed: int) -> SkipList:
         warnings=tuple(rng.sample(ONE_LINE_TEXTS, rng.choice((0, 0, 1, 3)))),
         match=maybe('content'),
         image_fit=maybe('pad'),
+        quantization=maybe('int8'),
         **changes,
     )
 
@@ -462,6 +468,7 @@ def test_a_missing_field_is_named(file: Path, name: str) -> None:
         # the file as a whole
         ('skip-list/1', 'skip-list/3', "schema: 'gmskip/skip-list/3' is unknown; this version"),
         ('dtype:', 'match: forms\ndtype:', 'match: is not a field of gmskip/skip-list/1; write'),
+        ('dtype:', 'quantization: int8\ndtype:', 'quantization: is not a field of gmskip/skip'),
         ('dtype:', 'image_fit: pad\ndtype:', 'image_fit: is not a field of gmskip/skip-list/1'),
         ('max_new_tokens: 8', 'max_new_tokens: 8, rendered: a', 'prompt.rendered: is not a field'),
         ('gmskip/skip-list/1', '1', 'schema: 1 is unknown; this version reads gmskip'),

@@ -92,6 +92,18 @@ def test_shared_answers_are_those_of_isolated_ones_without_a_speed_up(gmskip, ph
     assert 'shared (ms)' in output and 'no speed-up with --timing shared' in output
 
 
+def test_a_quantised_model_answers(gmskip, folder, photo) -> None:
+    options = (photo, '--prompt', 'Why?', '--skip', '3', '--max-new-tokens', 3)
+    status, output, _ = gmskip(*options, '--quantization', 'int4', '--json')
+    report = json.loads(output)
+    assert (status, report['dtype'], report['quantization']) == (0, 'bfloat16', 'int4')
+    vlm = load_vlm(str(folder), 'cpu', quantization='int4')
+    for branch, skip in (('skip', [3]), ('full', [])):
+        answer = vlm.answer(read_photo(str(photo)), 'Why?', skip, max_new_tokens=3)
+        assert report['branches'][branch]['raw_text'] == answer.text
+    assert 'bfloat16, int4 on cpu' in gmskip(*options, '--quantization', 'int4')[1]
+
+
 def test_json_shows_what_the_model_saw_and_read(gmskip, folder, photo, tmp_path) -> None:
     template = tmp_path / 'chat.jinja'
     template.write_text("Q: <image> {{ messages[0]['content'][1]['text'] }} A:")
@@ -112,6 +124,7 @@ def test_json_shows_what_the_model_saw_and_read(gmskip, folder, photo, tmp_path)
 @pytest.mark.parametrize(
     ('option', 'value', 'message'),
     [
+        ('--quantization', 'int3', "quantization 'int3' is unknown: use none, int8, int4"),
         ('--image-fit', 'crop', "image_fit 'crop' is unknown: use auto, checkpoint, pad, squash"),
         ('--max-image-tokens', '-1', 'max_image_tokens -1 is not a whole number of 0 or more'),
         ('--max-image-tokens', '3', 'the fewest that'),

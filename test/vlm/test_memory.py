@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from tiny_models import IMAGE_SIZE, make_tiny_model
 from torch.profiler import ProfilerActivity, profile
 
+from gmskip_ros.benchmarks.random_weights import make_config
 from gmskip_ros.vlm import ModelLoadError, load_vlm, memory
 from gmskip_ros.vlm.decoder import KeyValueStore
+from gmskip_ros.vlm.engine import QUANTIZATIONS
 from gmskip_ros.vlm.hub import INDEX_FILE, SINGLE_FILE, find_local_folder
 from gmskip_ros.vlm.load import load_skeleton
 from gmskip_ros.vlm.memory import (
@@ -136,9 +141,50 @@ def test_a_model_that_leaves_too_little_free_is_refused_with_the_figures(monkeyp
     memory.check_memory('demo', 'cpu', 'float32', headroom_gib=1e6)
 
 
+@pytest.fixture(scope='module')
+def large(tmp_path_factory) -> Path:
+    """LLaVA-1.5-7B's configuration, and its weights' names and shapes; its numbers are a hole."""
+    folder = tmp_path_factory.mktemp('large')
+    config = make_config('random:llava-1.5-7b', 336)
+    config.save_pretrained(folder)
+    with torch.device('meta'):
+        model = transformers.AutoModelForImageTextToText.from_config(config)
+    header, end = {}, 0
+    for name, weight in model.named_parameters():
+        start, end = end, end + 2 * weight.numel()
+        header[name] = {'dtype': 'F16', 'shape': [*weight.shape], 'data_offsets': [start, end]}
+    content = json.dumps(header).encode()
+    (folder / SINGLE_FILE).write_bytes(len(content).to_bytes(8, 'little') + content)
+    os.truncate(folder / SINGLE_FILE, 8 + len(content) + end)
+    return folder
+
+
+def test_a_model_of_seven_billion_on_a_card_of_16_gib(large, monkeypatch) -> None:
+    """Of 16 GiB, 15.6 are free once CUDA's context exists, and 1 GiB is to stay free."""
+    needs = {
+        quantization: memory_need(large, 'float16', quantization=quantization, device='cuda:0')
+        for quantization in QUANTIZATIONS
+    }
+    sizes = {name: need.weights_bytes / memory.GIB for name, need in needs.items()}
+    assert sizes['none'] == 2 * 7_063_427_072 / memory.GIB  # of llava-hf/llava-1.5-7b-hf
+    assert (round(sizes['int8'], 1), round(sizes['int4'], 1)) == (7.1, 4.5)
+    for need in needs.values():
+        assert need.total_bytes + memory.GIB < 15.6 * memory.GIB
+    on_cpu = memory_need(large, 'float16', device='cpu')
+    assert on_cpu.total_bytes - needs['none'].total_bytes == 0.75 * memory.GIB
+
+    monkeypatch.setattr(memory, 'free_bytes', lambda device: 12 * memory.GIB)
+    check = functools.partial(memory.check_memory, str(large), 'cpu', 'bfloat16', headroom_gib=1.0)
+    with pytest.raises(ModelLoadError, match='free: use quantization int8 or int4, a smaller'):
+        check()
+    check(quantization='int8')
+
+
 def test_unknown_dtypes_are_refused(tmp_path) -> None:
     with pytest.raises(ModelLoadError, match="unknown dtype 'auto'"):
         memory_need(tmp_path, 'auto')
+    with pytest.raises(ModelLoadError, match="quantization 'int3' is unknown"):
+        memory_need(tmp_path, 'float32', quantization='int3')
 
 
 def test_a_skeleton_knows_what_the_model_knows(tmp_path) -> None:
