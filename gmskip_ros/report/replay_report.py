@@ -54,7 +54,9 @@ DEFINITIONS = (  # {captions}: see _definitions
     (
         'Time, ms',
         'Time of one answer, from the image to the last token. Preprocessing and vision run once '
-        'per frame and are counted in every answer, as if it had been made alone.',
+        'per frame and are counted in every answer, as if it had been made alone. With timing: '
+        'shared, prefill and decode are its part of the passes that it goes through with others, '
+        "and leave out the image's.",
     ),
     (
         'Speed-up',
