@@ -98,7 +98,7 @@ class Evaluator:
           repeating_share: the share of all answers in which tokens repeat (see `repeats`).
           token_agreement: the share of all answers with exactly the full model's tokens.
         - difference to the full score (joint: to 1); interval: its paired bootstrap interval
-          (95 %) over the answers; mcnemar_p: see RIGHT_OR_WRONG. For the full model itself 0,
+          (95 %) over the images; mcnemar_p: see RIGHT_OR_WRONG. For the full model itself 0,
           [0, 0] and 1.
         - parameters_run, and the figures of `_timed`.
 
@@ -208,6 +208,7 @@ class Evaluator:
                 )
             if part.questions.name == PRESENCE:
                 figures = _presence_figures(part.questions, answers)
+                figures.pop('accuracy')  # known already, without rounding
                 scores.update({prefix + name: value for name, value in figures.items()})
         return scores
 
@@ -434,10 +435,14 @@ def _presence_figures(questions: Questions, answers: _Answers) -> dict[str, floa
 
 def _against_full(part: _Part, answers: _Answers, full: _Answers) -> dict[str, Any]:
     ours, theirs = part.per_answer(answers), part.per_answer(full)
-    weights = [item.weight for item in part.objective.items]
     gains = [a - b for a, b in zip(ours, theirs, strict=True)]
+    of_image: dict[int, tuple[Any, int]] = {}  # image -> gain and weight of its questions
+    for item, gain in zip(part.objective.items, gains, strict=True):
+        total, weight = of_image.get(item.image, (0, 0))
+        of_image[item.image] = total + gain, weight + item.weight
     interval = paired_bootstrap_interval(
-        [gain / weight for gain, weight in zip(gains, weights, strict=True)], weights
+        [gain / weight for gain, weight in of_image.values()],
+        [weight for _, weight in of_image.values()],
     )
     p = None
     if part.metric in RIGHT_OR_WRONG:

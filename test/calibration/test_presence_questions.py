@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from calibration_helpers import TableAnswerer, as_dataset, brute_force, run_search
 
 from gmskip_ros.calibration.baseline import best_constant_answer, empty_score
+from gmskip_ros.calibration.distributed import Ranks
 from gmskip_ros.calibration.errors import CalibrationError
+from gmskip_ros.calibration.measuring import Evaluator
 from gmskip_ros.calibration.methods.registry import search_settings
 from gmskip_ros.calibration.objective import Objective, make_objective
 from gmskip_ros.calibration.questions import Questions, choose_question_samples, make_questions
 from gmskip_ros.calibration.scoring import Scorer
 from gmskip_ros.calibration.settings import task_settings
 from gmskip_ros.datasets import Dataset, PresenceQuestion, Sample
+from gmskip_ros.tasks.statistics import paired_bootstrap_interval
+from gmskip_ros.vlm import CandidateAnswer
 
 SPLITS = ('random', 'popular', 'adversarial')
 LABELS = ('person', 'car', 'dog', 'bus', 'traffic_light', 'umbrella', 'orange')
@@ -212,6 +218,66 @@ def test_the_score_is_the_mean_of_the_splits_accuracies() -> None:
         found = objective.part_scores([objective.contribution(i, t) for i, t in enumerate(texts)])
         assert found == (mean_over_splits(questions, texts),)
     assert mean_over_splits(questions, ['Yes'] * 3) == Fraction(1, 2)
+
+
+class TableEvaluator:
+    """Stands in for an Answerer of an Evaluator: the full model is always right."""
+
+    def __init__(self, questions: Questions, wrong: Callable[[int, str], bool]) -> None:
+        self.vlm = SimpleNamespace(num_parameters_run=lambda _: 1)
+        self.ranks = Ranks()
+        images = list(dict.fromkeys(questions.samples))
+        self._right = {
+            (images.index(sample), prompt): right
+            for sample, prompt, right in zip(
+                questions.samples, questions.prompts, questions.references, strict=True
+            )
+        }
+        self._wrong = wrong
+
+    def answers(self, asked, skip_set, candidates, max_new_tokens):
+        """Return the answers in the form of Answerer.answers."""
+        texts = []
+        for question in asked:
+            says_yes = self._right.get((question.image, question.prompt)) == 'yes'
+            if skip_set and self._wrong(question.image, question.prompt):
+                says_yes = not says_yes
+            texts.append('Yes' if says_yes else 'No')
+        return [[CandidateAnswer(tuple(map(ord, text)), text)] for text in texts]
+
+
+def test_figures_of_an_evaluation() -> None:
+    """Without a block the model says no about cars, and errs about everything in two images."""
+    questions = ask()
+    image_of = {sample.image_path: i for i, sample in enumerate(dict.fromkeys(questions.samples))}
+
+    def says_no(image: int, prompt: str) -> bool:
+        return image >= 4 or (' car ' in prompt and 'car' in SHOWN['abcdef'[image]])
+
+    answerer = TableEvaluator(questions, says_no)
+    evaluator = Evaluator([questions], ['accuracy'], answerer, image_of, latency_images=0)
+    full, found = evaluator.evaluate([]), evaluator.evaluate([3])
+    assert (full['score'], full['scores']['random.f1'], full['scores']['yes_share']) == (1, 1, 0.5)
+    assert (found['images'], found['answers']) == (6, len(questions.prompts))
+    texts = [
+        'No' if (right == 'yes') == says_no('abcdef'.index(sample.key), prompt) else 'Yes'
+        for sample, prompt, right in zip(
+            questions.samples, questions.prompts, questions.references, strict=True
+        )
+    ]
+    assert (
+        found['score'] == found['scores']['accuracy'] == float(mean_over_splits(questions, texts))
+    )
+    # Of 18 questions of either answer, 6 each in two images are wrong, and 3 cars are missed.
+    for split in SPLITS:
+        assert found['scores'][f'{split}.recall'] == 9 / 18
+        assert found['scores'][f'{split}.precision'] == 9 / 15
+        assert found['scores'][f'{split}.f1'] == 2 * 9 / (15 + 18)
+        assert found['scores'][f'{split}.yes_share'] == 15 / 36
+    assert found['scores']['f1'] == pytest.approx(18 / 33)
+    # The interval draws images, not answers: those of an image go together.
+    losses = [-1 / 6, -1 / 6, -1 / 6, 0, -1, -1]
+    assert found['interval'] == pytest.approx(paired_bootstrap_interval(losses), abs=1e-12)
 
 
 def test_a_constant_answer_gets_half() -> None:
