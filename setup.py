@@ -44,6 +44,8 @@ setup(
         ],
         # Datasets of the Hugging Face hub.
         'parquet': ['pyarrow'],
+        # For calibrate and compare --tensorboard.
+        'tensorboard': ['tensorboard'],
         'ros': [
             'cv-bridge',
             'ros-jazzy-rclpy[fastrtps]',

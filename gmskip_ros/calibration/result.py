@@ -9,7 +9,7 @@ from typing import Any
 
 from gmskip_ros.calibration.baseline import list_baselines
 from gmskip_ros.calibration.settings import CalibrationSettings
-from gmskip_ros.calibration.trajectory import ChosenSets, Round, warn_of_ties
+from gmskip_ros.calibration.trajectory import ChosenSets, Round, round_record, warn_of_ties
 from gmskip_ros.machine import describe_run, software
 from gmskip_ros.skipping import OPERATING_POINTS, Prompt, Removal, SkipList
 from gmskip_ros.tasks import jaccard
@@ -120,7 +120,7 @@ def make_calibration(
         'full_score': skip_list.full_score,
         'baselines': None if baselines is None else dict(baselines),
         'test_baselines': None if test_baselines is None else dict(test_baselines),
-        'rounds': [_round_record(number, done) for number, done in enumerate(rounds, start=1)],
+        'rounds': [round_record(number, done) for number, done in enumerate(rounds, start=1)],
         'operating_points': dict(skip_list.operating_points or {}),
         'prefixes': [
             {
@@ -197,17 +197,3 @@ def _make_skip_list(
         provenance=settings.command or 'gmskip_ros.calibration.run.calibrate',
         **blocks,
     )
-
-
-def _round_record(number: int, done: Round) -> dict[str, Any]:
-    return {
-        'round': number,
-        'removed': done.removed,
-        'score': float(done.score),
-        'seconds': done.seconds,
-        'token_blocks': done.token_blocks,
-        'cells': [
-            {'block': cell.block, 'score': float(cell.score), 'exact': cell.is_exact}
-            for cell in done.cells
-        ],
-    }

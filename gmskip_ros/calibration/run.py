@@ -25,6 +25,7 @@ from gmskip_ros.calibration.methods.method import Method
 from gmskip_ros.calibration.methods.registry import check_settings, get_method
 from gmskip_ros.calibration.objective import Objective, choose_metrics, make_objective
 from gmskip_ros.calibration.result import Calibration, Facts, make_calibration
+from gmskip_ros.calibration.round_log import RoundLog
 from gmskip_ros.calibration.scoring import Scorer, set_key
 from gmskip_ros.calibration.settings import (
     CalibrationSettings,
@@ -113,12 +114,24 @@ def calibrate(
     checkpoint = load_checkpoint(file, of_run, ranks, free=extent_names(method))
     extend(checkpoint, of_run)
 
-    scorer = resumed_scorer(objective, answerer, settings.search, checkpoint, file, listener)
+    scorer = resumed_scorer(
+        objective, answerer, settings.search, checkpoint, file, listener, method.num_candidates
+    )
     check_rounds(scorer, file)
+    log = RoundLog(scorer, folder, listener)
+
+    def save(state: SearchState, is_round: bool) -> None:
+        if ranks.rank == 0:
+            file.save(checkpoint, now=is_round)
+            if is_round and state.full:
+                log.update()
+
     try:
         scorer.score_full()
         if ranks.rank == 0:
             listener.full_score(float(scorer.full_score))
+            log.begin()
+        scorer.on_save = save
         chosen = method.choose(scorer)
         chosen = replace(chosen, warnings=(*_warn_of_no_effect(scorer), *chosen.warnings))
         tests = _test(evaluator, scorer, chosen.sets, listener)
@@ -149,6 +162,7 @@ def resumed_scorer(
     checkpoint: Checkpoint,
     file: CheckpointFile,
     listener: Listener,
+    num_candidates: Callable[[int], int] = lambda num_retained: 1,
 ) -> Scorer:
     """Return a scorer that goes on from a checkpoint, and keeps it in the file (by rank 0)."""
 
@@ -164,6 +178,7 @@ def resumed_scorer(
         listener.search,
         save,
         checkpoint.evaluations,
+        num_candidates,
     )
 
 

@@ -34,10 +34,12 @@ class Scorer:
         on_progress: Callable[[Progress], None] = lambda _: None,
         on_save: Callable[[SearchState, bool], None] = lambda state, is_round: None,
         remembered: dict[str, Any] | None = None,
+        num_candidates: Callable[[int], int] = lambda num_retained: 1,
     ) -> None:
         """`on_save(state, True)` is called after a round, and with False within one.
 
-        `remembered` keeps what `remember` computes, so that a resumed run has it.
+        `remembered` keeps what `remember` computes, so that a resumed run has it. `num_candidates`:
+        how many of so many retained blocks a round tries, for the time left.
         """
         self.objective = objective
         self.answerer = answerer
@@ -46,6 +48,7 @@ class Scorer:
         self.on_progress = on_progress
         self.on_save = on_save
         self._remembered = {} if remembered is None else remembered
+        self._num_candidates = num_candidates
         self.num_items = len(objective.items)
 
     @property
@@ -261,8 +264,35 @@ class Scorer:
                 total=done + missing,
                 best_block=best,
                 best_score=None if best_score is None else float(best_score),
+                seconds_left=self.seconds_left(done / max(1, done + missing)),
             )
         )
+
+    def seconds_left(self, share: float = 0.0) -> float | None:
+        """Return about how long the search still takes, if it is not stopped by a score.
+
+        `share` of the answers of this round (or of the full model) are known. It follows from what
+        the last round took, and before one, from this one. None before anything was measured.
+        """
+        state = self.state
+        most = self.settings.num_removals(self.num_blocks)
+        removed = len(state.removed)
+        costs = [self._cost(len(self.removable) - n) for n in range(removed, most)]
+        if state.rounds:
+            retained = len(self.removable) - removed + (state.rounds[-1].removed is not None)
+            unit = state.rounds[-1].seconds / self._cost(retained)
+        elif share > 0:
+            of_this = (costs or [1])[0] if state.full else self.num_blocks
+            unit = state.seconds / share / of_this
+        else:
+            return None
+        if not state.full:
+            costs.append(self.num_blocks)
+        return max(0.0, unit * sum(costs) - state.seconds)
+
+    def _cost(self, num_retained: int) -> float:
+        """Return how many blocks an image passes in a round: the trunk, and half per candidate."""
+        return num_retained * (1 + self._num_candidates(num_retained) / 2)
 
 
 def chunks(items: Sequence[int], first: int = FIRST_CHUNK) -> Iterator[Sequence[int]]:

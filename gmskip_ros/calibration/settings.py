@@ -253,6 +253,22 @@ class Progress:
     total: int
     best_block: int | None
     best_score: float | None
+    seconds_left: float | None = None  # of the whole search at most, by what it took so far
+
+
+@dataclass(frozen=True)
+class RoundDone:
+    """One finished round: what it removed (None: every score was too low), and what is left."""
+
+    number: int
+    most_rounds: int
+    removed: int | None
+    score: float
+    full_score: float
+    sparsity: float  # after it
+    seconds: float
+    seconds_left: float | None  # of the whole search at most; None once it is over
+    is_new: bool  # not taken over from an earlier run
 
 
 class Listener:
@@ -269,6 +285,12 @@ class Listener:
 
     def search(self, progress: Progress) -> None:
         """How far the search is."""
+
+    def resumed(self, number: int, most_rounds: int) -> None:
+        """A search goes on in this round, from what an earlier run has found."""
+
+    def round_done(self, done: RoundDone) -> None:
+        """A round is finished, or known from an earlier run; only in the first process."""
 
     def full_score(self, score: float) -> None:
         """The full model's score, before any block is removed; only in the first process."""

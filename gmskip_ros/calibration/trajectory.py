@@ -128,3 +128,18 @@ def warn_of_ties(tied: Sequence[int], pruned: Sequence[int] = ()) -> list[str]:
 
 def _name_rounds(numbers: Sequence[int]) -> str:
     return f'round{"s" if len(numbers) > 1 else ""} {", ".join(map(str, numbers))}'
+
+
+def round_record(number: int, done: Round) -> dict[str, Any]:
+    """Return a round as JSON values."""
+    return {
+        'round': number,
+        'removed': done.removed,
+        'score': float(done.score),
+        'seconds': done.seconds,
+        'token_blocks': done.token_blocks,
+        'cells': [
+            {'block': cell.block, 'score': float(cell.score), 'exact': cell.is_exact}
+            for cell in done.cells
+        ],
+    }

@@ -32,6 +32,7 @@ from gmskip_ros.cli.options import (
     split_list,
 )
 from gmskip_ros.cli.resumable import LongRun, run_resumable, write_results
+from gmskip_ros.cli.tensorboard import add_tensorboard_option
 from gmskip_ros.errors import UserError
 from gmskip_ros.signals import StopSignals
 from gmskip_ros.skipping import KV_POLICIES
@@ -125,6 +126,7 @@ def add_parser(subparsers: Any) -> None:
         metavar='N',
         help='images to measure latency on, one at a time (default: 8; 0: not measured)',
     )
+    add_tensorboard_option(parser)
     parser.set_defaults(func=run)
 
 

@@ -28,6 +28,7 @@ from gmskip_ros.cli.options import (
     split_list,
 )
 from gmskip_ros.cli.resumable import LongRun, run_resumable, write_results
+from gmskip_ros.cli.tensorboard import add_tensorboard_option
 from gmskip_ros.errors import UserError
 from gmskip_ros.signals import StopSignals
 from gmskip_ros.skipping import KV_POLICIES
@@ -134,6 +135,7 @@ def add_parser(subparsers: Any) -> None:
         metavar='N',
         help='how often each of them is answered under every skip set, in turn (default: 3)',
     )
+    add_tensorboard_option(parser)
     parser.set_defaults(func=run)
 
 

@@ -144,7 +144,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help='memory of each process for images, as much again for a batch, and with evopress as '
         'much again for what the full model answers; less is slower (default: 4)',
     )
-    parser.add_argument('--no-progress', action='store_true', help='show no progress bar')
+    parser.add_argument('--no-progress', action='store_true', help='show no progress')
 
 
 def add_dataset_options(parser: argparse.ArgumentParser, images: int = 1000) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from datetime import timedelta
+from time import monotonic
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from gmskip_ros.calibration.settings import Listener
+from gmskip_ros.calibration.settings import Listener, RoundDone
 from gmskip_ros.calibration.settings import Progress as SearchProgress
 
 SEARCH_BARS = {'rounds', 'answers'}
+# Without a terminal: how long after the start, and then how often, a step of many is a line.
+FIRST_LINE_S, LINE_EVERY_S = 60.0, 600.0
 
 
 class Bars:
@@ -29,6 +33,11 @@ class Bars:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether stderr is a terminal."""
+        return self._console.is_terminal
 
     def stop(self) -> None:
         """Remove the bars."""
@@ -88,12 +97,22 @@ class Bars:
 class ProgressBars(Bars, Listener):
     """The bars of a calibration or an evaluation: images, rounds and answers, skip sets.
 
-    has_one_full_score: all searches start from the same score, which is worth one warning.
+    A round that is done stays as a line. Without a terminal there are no bars, but a line now and
+    then. has_one_full_score: all searches start from the same score, which is worth one warning.
+    `others` hear of the searches and rounds as well.
     """
 
-    def __init__(self, is_shown: bool, has_one_full_score: bool = False) -> None:
+    def __init__(
+        self,
+        is_shown: bool,
+        has_one_full_score: bool = False,
+        others: Sequence[Listener] = (),
+    ) -> None:
         super().__init__(is_shown)
+        self._has_lines = is_shown
         self._has_one_full_score = has_one_full_score
+        self._others = others
+        self._next_line_s = monotonic() + FIRST_LINE_S
         self._title = ''
         self._round = -1
         self._noted: set[str] = set()
@@ -107,6 +126,8 @@ class ProgressBars(Bars, Listener):
         self._round = -1
         parts = [*filter(None, [target]), *([] if seed is None else [f'seed {seed}'])]
         self._title = f' ({", ".join(parts)})' if parts else ''
+        for other in self._others:
+            other.begin(target, seed)
 
     def note(self, line: str) -> None:
         """Print a line once, however often it is noted."""
@@ -123,15 +144,37 @@ class ProgressBars(Bars, Listener):
         best = ''
         if progress.best_score is not None:
             best = f'best so far {float(progress.best_score):.4f} without {progress.best_block}'
-        self._count('rounds', max(0, progress.round - 1), progress.most_rounds)
+        left = about(progress.seconds_left)
+        self._count('rounds', max(0, progress.round - 1), progress.most_rounds, left)
         name = f'{progress.candidates} candidates' if progress.round else 'full model'
         if self._round != progress.round:
             self.restart('answers')
         self._round = progress.round
         self._count('answers', progress.done, progress.total, f'{name}; {best}'.rstrip('; '))
 
+    def resumed(self, number: int, most_rounds: int) -> None:
+        """Print where the search goes on."""
+        if self._has_lines:
+            self.print(f'gmskip: resumed at round {number} of at most {most_rounds}{self._title}')
+
+    def round_done(self, done: RoundDone) -> None:
+        """Print a line about a round that is new."""
+        if done.is_new and self._has_lines:
+            what = 'nothing removed' if done.removed is None else f'block {done.removed} removed'
+            parts = [
+                f'gmskip: round {done.number} of at most {done.most_rounds}{self._title}: {what}',
+                f'score {done.score:.4f} (full {done.full_score:.4f})',
+                f'sparsity {100 * done.sparsity:.1f} %',
+                about(done.seconds_left),
+            ]
+            self.print(', '.join(filter(None, parts)))
+        for other in self._others:
+            other.round_done(done)
+
     def full_score(self, score: float) -> None:
         """Warn that a search cannot use this score, before it takes hours."""
+        for other in self._others:
+            other.full_score(score)
         if score <= 0:
             title = '' if self._has_one_full_score else self._title
             self.note(
@@ -152,3 +195,15 @@ class ProgressBars(Bars, Listener):
         info = f'{counted}  {details}' if details else counted
         beside = SEARCH_BARS if name in SEARCH_BARS else ()
         self.show(name, done, total, description=name + self._title, info=info, beside=beside)
+        if self._has_lines and not self.is_terminal and monotonic() >= self._next_line_s:
+            self._next_line_s = monotonic() + LINE_EVERY_S
+            self.print(f'gmskip: {name}{self._title}: {info}')
+
+
+def about(seconds: float | None) -> str:
+    """Return 'at most about 1:02:00 left'; '' if it is not known."""
+    if seconds is None:
+        return ''
+    # To the minute where there are hours: it is an estimate.
+    step = 60 if seconds > 3600 else 1
+    return f'at most about {timedelta(seconds=round(seconds / step) * step)} left'

@@ -87,12 +87,16 @@ def run_resumable(
     """
     from gmskip_ros.calibration.distributed import RankLostError, Ranks
     from gmskip_ros.cli.progress import ProgressBars
+    from gmskip_ros.cli.tensorboard import TensorBoard
     from gmskip_ros.vlm import Stopped
 
     ranks = Ranks(stop.is_set)
     folder = Path(args.out).expanduser()
     is_shown = ranks.rank == 0 and not args.no_progress
-    with FolderLock() as lock, ProgressBars(is_shown, has_one_full_score) as bars:
+    others = []
+    if ranks.rank == 0 and getattr(args, 'tensorboard', None) is not None:
+        others.append(TensorBoard(Path(args.tensorboard).expanduser() / folder.resolve().name))
+    with FolderLock() as lock, ProgressBars(is_shown, has_one_full_score, others) as bars:
         try:
             work(LongRun(folder, ranks, bars, stop, lock))
             ranks.disconnect()

@@ -299,6 +299,9 @@ def test_what_is_saved_and_shown_on_the_way():
     assert [p.round for p in shown] == sorted(p.round for p in shown)
     assert {p.round for p in shown} == set(range(len(state.rounds) + 1))
     assert {p.most_rounds for p in shown} == {5}
+    # From the first answers of the full model on, the time left is known.
+    assert all((p.seconds_left is not None) == (p.round > 1 or p.done > 0) for p in shown)
+    assert shown[-1].seconds_left < max(filter(None, (p.seconds_left for p in shown)))
     fewer = 0
     for number, of_round in itertools.groupby(shown, key=lambda p: p.round):
         steps = list(of_round)

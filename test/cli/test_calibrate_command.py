@@ -30,7 +30,14 @@ COCO_MINI = Path(__file__).parents[3] / 'shared' / 'data' / 'coco-mini'
 NUM_BLOCKS = 32
 NO_SEARCH = '--method random --sparsity 0.05'
 QUICK = {'--images': 3, '--test-images': 2, '--rounds': 2, '--latency-images': 0}
-REPORT = ['calibration.json', 'heat_map.png', 'report.html', 'trade_off.png', 'trajectory.csv']
+REPORT = [
+    'calibration.json',
+    'heat_map.png',
+    'report.html',
+    'rounds.jsonl',
+    'trade_off.png',
+    'trajectory.csv',
+]
 
 
 @pytest.fixture(scope='module')
@@ -58,7 +65,7 @@ def gmskip(vlm, scenes, monkeypatch, capsys, tmp_path):
         named = {'--dataset': scenes, '--out': tmp_path / 'out', **QUICK}
         named.update({f'--{name.replace("_", "-")}': value for name, value in changed.items()})
         arguments = [str(part) for pair in named.items() if pair[1] is not None for part in pair]
-        status = main.main(['calibrate', *arguments, *options.split()])
+        status = main.main(['calibrate', *arguments, *options.split(), '--no-progress'])
         return status, *capsys.readouterr()
 
     return run

@@ -371,7 +371,9 @@ def test_stopped_by_a_signal_it_saves_its_progress(root, uninterrupted, stage, n
         process.send_signal(number)
         assert process.wait() == status, terminal.text
     line = 'gmskip: stopped. Progress is saved in out; run the same command to resume.'
-    assert terminal.lines() == [line]
+    *rounds, last = terminal.lines()
+    assert last == line
+    assert len(rounds) == (3 if stage == 'testing skip sets' else 0)
     assert 'Traceback' not in terminal.text
     if stage in ('32 candidates', 'testing skip sets'):
         state = read_json(folder / 'out' / 'checkpoint.json')
@@ -410,12 +412,45 @@ def test_progress_is_shown_on_a_terminal(root):
         assert shown in terminal.text
 
 
-def test_no_progress_without_a_terminal_or_with_no_progress(root, uninterrupted):
-    assert uninterrupted.stderr == ''
+def test_a_round_is_a_line(root, uninterrupted):
+    """On a terminal above the bars; without one, or in a log, alone; not with --no-progress."""
+    rounds = uninterrupted.found['rounds']
+    lines = uninterrupted.stderr.splitlines()
+    assert len(lines) == len(rounds) == 3
+    for number, (line, done) in enumerate(zip(lines, rounds, strict=True), start=1):
+        assert line.startswith(
+            f'gmskip: round {number} of at most 3: block {done["removed"]} removed, '
+            f'score {done["score"]:.4f} (full 1.0000), sparsity {100 * number / 32:.1f} %'
+        )
+        assert ('left' in line) == (number < 3)
     terminal = Terminal()
     with on_terminal(root / 'quiet', terminal, '--no-progress') as process:
         assert process.wait() == 0, terminal.text
     assert terminal.text == ''
+
+
+def test_rounds_are_in_a_file_once_whatever_was_killed(root, uninterrupted):
+    folder = root / 'rounds'
+    path = folder / 'out' / 'rounds.jsonl'
+    with CalibrateProcess(folder, OPTIONS, save_every_s=0) as process:
+        process.wait_until(path.exists)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    with CalibrateProcess(folder, OPTIONS) as process:
+        assert process.wait() == 0, process.stderr
+    if len(process.stderr.splitlines()) > 1:
+        assert 'gmskip: resumed at round 2 of at most 3\n' in process.stderr
+    both = [
+        [json.loads(line) for line in (out / 'rounds.jsonl').read_text().splitlines()]
+        for out in (folder / 'out', uninterrupted.out)
+    ]
+    for rounds in both:
+        assert [done['round'] for done in rounds] == [1, 2, 3]
+        assert [done['sparsity'] for done in rounds] == [1 / 32, 2 / 32, 3 / 32]
+    plain = [[{**done, 'seconds': None} for done in rounds] for rounds in both]
+    assert plain[0] == plain[1]
+    cells = [done['cells'] for done in uninterrupted.found['rounds']]
+    assert [done['cells'] for done in plain[1]] == cells
 
 
 def test_a_full_disk_is_one_line_and_keeps_the_older_checkpoint(root, uninterrupted):

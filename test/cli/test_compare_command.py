@@ -57,6 +57,7 @@ def options(model, questions):
     return (
         *('--task', 'generic', '--model', model, '--calibrate-on', questions),
         *('--images', 4, '--test-images', 3, '--max-new-tokens', 1),
+        '--no-progress',
     )
 
 

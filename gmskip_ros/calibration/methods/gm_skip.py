@@ -127,5 +127,6 @@ METHOD: Method = Method(
             help='score every candidate on all images, even after it can no longer win',
         ),
     ),
+    num_candidates=lambda num_retained: num_retained,
     list_name=name_with_ties,
 )

@@ -45,6 +45,7 @@ class Method:
     has_limits: whether max_sparsity and rounds limit it. takes_sparsity: whether it can be asked
     for sparsities, as methods without a search can. uses_seed: whether the result depends on
     the seed.
+    num_candidates: returns how many of so many retained blocks a round tries, most of the time.
     list_name: returns the name that a skip list records, from the options in use.
     check: raises CalibrationError for settings that do not suit a model of so many blocks.
     """
@@ -59,6 +60,7 @@ class Method:
     has_limits: bool = True
     takes_sparsity: bool = False
     uses_seed: bool = False
+    num_candidates: Callable[[int], int] = lambda num_retained: 1
     list_name: Callable[[SearchSettings], str] = lambda settings: settings.method
     check: Callable[[SearchSettings, int], None] = lambda settings, num_blocks: None
 
