@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +24,7 @@ from gmskip_ros.calibration.objective import (
 )
 from gmskip_ros.calibration.questions import Questions, reread
 from gmskip_ros.calibration.repetition import repeats
+from gmskip_ros.calibration.speed import ratio_interval
 from gmskip_ros.skipping import SkipSet
 from gmskip_ros.tasks import PRESENCE, TaskError
 from gmskip_ros.tasks.metrics import yes_no_figures
@@ -38,6 +40,12 @@ LATENCY_FIGURES = (
     'ms_per_token',
     'language_ms',
     'latency_cut',
+    'speed_up',
+    'speed_up_interval',
+    'speed_up_with_vision',
+    'speed_up_with_vision_interval',
+    'threads',
+    'load',
     'answers_got_shorter',
 )
 STRICTER = ('strict', 'forms')  # also shown, however answers are read
@@ -265,15 +273,22 @@ class Evaluator:
         """Return the times of single answers (batch 1, from cached image features).
 
         The first scored questions (alternating between several tasks) are answered twice by full
-        and by the skip set, in turn, so that other load on the machine affects both. All figures
-        are medians over these answers:
+        and by the skip set, in turn, now one first and now the other, so that other load on the
+        machine affects both. Times of other sets were measured at another time, under another load:
+        only the ratios compare sets.
 
-        - latency_ms: the whole answer, preparing and encoding its image included.
-        - language_ms: prefill and decode.
-        - ms_per_token: decode divided by its passes: one for each token after the first, the
-          end-of-sequence token included. Answers without a pass are ignored; if there are no
-          others, it is language_ms, which was for a single token.
-        - latency_cut: 1 - language_ms / full's language_ms; 0 for the full model.
+        - latency_ms: the whole answer, preparing and encoding its image included; the median.
+        - language_ms: prefill and decode; the median.
+        - ms_per_token: the median of decode divided by its passes: one for each token after the
+          first, the end-of-sequence token included. Answers without a pass are ignored; if there
+          are no others, it is language_ms, which was for a single token.
+        - speed_up: full's prefill and decode times / this set's, summed over the same questions.
+          speed_up_interval: [low, high], the 95 % paired bootstrap interval over the questions,
+          each drawn with both its rounds; None with one question. speed_up_with_vision and its
+          interval: of whole answers. 1 and [1, 1] for the full model itself.
+        - latency_cut: 1 - 1 / speed_up.
+        - threads: of PyTorch on the CPU. load: processes that the machine had to run, this one
+          included (the mean of the minute before the end).
         - answers_got_shorter: these answers had fewer tokens than full's, and latency_cut exceeds
           the share of skipped blocks by more than noise. That share is at least the skipped share
           of the language model's time; noise is the difference of the two rounds' median
@@ -285,6 +300,8 @@ class Evaluator:
         return self._answerer.ranks.of_first(result)
 
     def _measure(self, skip_set: SkipSet) -> dict[str, Any]:
+        import torch  # here: `gmskip --help` loads this file
+
         vlm = self._answerer.vlm
         timed = [
             (self._answerer.images[part.images[i]], part.questions.prompts[i], part.questions)
@@ -293,15 +310,17 @@ class Evaluator:
         full = SkipSet()
         sets = [full, skip_set] if skip_set else [full]
         found: dict[SkipSet, list[_Timed]] = {removed: [] for removed in sets}
-        for features, prompt, questions in [timed[0], *timed * LATENCY_ROUNDS]:
-            for removed in sets:
+        for number, (features, prompt, questions) in enumerate([timed[0], *timed * LATENCY_ROUNDS]):
+            for removed in sets[:: -1 if number % 2 else 1]:
                 answer = vlm.answer(features, prompt, removed, questions.max_new_tokens)
                 found[removed].append(_Timed(answer, questions.max_new_tokens))
         # The first answer of each set was a warm-up.
         times, full_times = found[skip_set][1:], found[full][1:]
         language_ms = statistics.median(answer.language_ms for answer in times)
         per_token = [answer.decode_ms / answer.passes for answer in times if answer.passes]
-        cut = 1 - language_ms / statistics.median(answer.language_ms for answer in full_times)
+        speed_up, interval = _speed_up('language_ms', times, full_times)
+        with_vision, interval_with_vision = _speed_up('total_ms', times, full_times)
+        cut = 1 - 1 / speed_up
         noise = max(_noise(times), _noise(full_times))
         num_tokens, num_full_tokens = (
             sum(answer.tokens for answer in answers) for answers in (times, full_times)
@@ -311,6 +330,12 @@ class Evaluator:
             'ms_per_token': statistics.median(per_token) if per_token else language_ms,
             'language_ms': language_ms,
             'latency_cut': cut,
+            'speed_up': speed_up,
+            'speed_up_interval': interval,
+            'speed_up_with_vision': with_vision,
+            'speed_up_with_vision_interval': interval_with_vision,
+            'threads': torch.get_num_threads(),
+            'load': os.getloadavg()[0],
             'answers_got_shorter': num_tokens < num_full_tokens
             and cut > len(skip_set.blocks) / vlm.num_blocks + noise,
         }
@@ -473,6 +498,14 @@ def _log_sum(logs: Sequence[float]) -> float:
     if top == -math.inf:
         return top
     return top + math.log(math.fsum(math.exp(value - top) for value in logs))
+
+
+def _speed_up(
+    name: str, times: Sequence[_Timed], full: Sequence[_Timed]
+) -> tuple[float, list[float] | None]:
+    """Return full's time / this one's over the same questions, and its interval."""
+    ours, theirs = ([getattr(answer, name) for answer in answers] for answers in (times, full))
+    return sum(theirs) / sum(ours), ratio_interval(theirs, ours, len(times) // LATENCY_ROUNDS)
 
 
 def _noise(times: Sequence[_Timed]) -> float:

@@ -128,15 +128,19 @@ def speed_figures(
             figures[f'{name}{suffix}_mean_of_ratios'] = statistics.fmean(ratios)
     full_language = [sample[1] + sample[2] for sample in full]
     figures['speed_up'] = sum(full_language) / sum(language)
-    figures['speed_up_interval'] = _interval_of_ratio(full_language, language, num_questions)
+    figures['speed_up_interval'] = ratio_interval(full_language, language, num_questions)
     figures['speed_up_with_vision'] = sum(sample[3] for sample in full) / sum(by_name['total_ms'])
     return figures
 
 
-def _interval_of_ratio(
+def ratio_interval(
     full: Sequence[float], times: Sequence[float], num_questions: int
 ) -> list[float] | None:
-    """Return the interval of sum(full) / sum(times) over the questions; None with one question."""
+    """Return the 95 % paired bootstrap interval of sum(full) / sum(times) over the questions.
+
+    Both hold a time per question, round after round; a question is drawn with all its rounds. None
+    with one question.
+    """
     if num_questions < 2:
         return None
     of_full, of_set = (

@@ -57,6 +57,12 @@ def calibration_table(result: Mapping[str, Any]) -> Table:
     notes += [f'Stopped: {fmt.one_line(result["stopped_by"])}', *baseline_lines(result)]
     if col.any_timed(rows):
         notes.append(f'Latency: median of the test images on {fmt.machine_name(result)}')
+        speed_up = col.speed_up(rows)
+        notes += [
+            f'Speed-up, in turns with the full model: {row["point"]} {speed_up.text(row)}'
+            for row in rows
+            if row['point'] and row['length']
+        ]
     if not any(row['evaluation'] for row in rows):
         notes.append(NOT_TESTED_NOTE)
     if not scores_are_comparable(result):

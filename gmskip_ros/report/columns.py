@@ -20,7 +20,13 @@ from gmskip_ros.report import formatting as fmt
 
 Row = Mapping[str, Any]
 SHORTER_MARK = ' *'
-NESTED = ('scores', 'match_scores', 'interval')  # of an evaluation; each has its own CSV fields
+NESTED = (
+    'scores',
+    'match_scores',
+    'interval',
+    'speed_up_interval',
+    'speed_up_with_vision_interval',
+)  # of an evaluation; each has its own CSV fields
 MIN_TITLE_CHARS = 6  # per line of a column's title on the terminal
 SHORTER_NOTE = (
     "* answers got shorter: the language model's time fell by more than the share of skipped "
@@ -55,7 +61,12 @@ def measured(key: str, show: Callable[[Any], str]) -> Callable[[Row], str]:
 
 
 def _language_cut(row: Row) -> str:
-    return measured('latency_cut', fmt.hundredths)(row) + shorter_mark(row)
+    evaluation = row['evaluation'] or {}
+    text = measured('latency_cut', fmt.hundredths)(row)
+    if interval := evaluation.get('speed_up_interval'):
+        low, high = (fmt.hundredths(1 - 1 / end) for end in interval)
+        text += f' [{low}, {high}]' if row['blocks'] else ''
+    return text + shorter_mark(row)
 
 
 def shorter_mark(row: Row) -> str:
@@ -111,14 +122,21 @@ VISUAL_GAIN = Column(
 LATENCY = Column(
     'ms per answer',
     measured('latency_ms', fmt.number),
-    'Median time of a single answer (batch size 1), from the image to the last token.',
+    'Median time of a single answer (batch size 1), from the image to the last token. Rows were '
+    'measured one after the other, perhaps under different load: compare them by their speed-up.',
 )
 
 
 def speed_up_of(evaluation: Row | None, full: Row | None) -> float | None:
-    """Return full's time / the skip set's, of whole answers; None where one was not measured."""
+    """Return full's time / the skip set's, of whole answers; None where one was not measured.
+
+    Results of earlier versions only have medians, measured at different times.
+    """
     if not (evaluation and full):
         return None
+    if 'speed_up_with_vision' in evaluation:
+        paired: float | None = evaluation['speed_up_with_vision']
+        return paired
     skip_ms, full_ms = evaluation.get('latency_ms'), full.get('latency_ms')
     if not (fmt.is_known(skip_ms) and fmt.is_known(full_ms)) or not skip_ms:
         return None
@@ -128,11 +146,19 @@ def speed_up_of(evaluation: Row | None, full: Row | None) -> float | None:
 def speed_up(rows: Sequence[Row]) -> Column:
     """Return the column of the speed-up over the row without skipped blocks."""
     full = next((row['evaluation'] for row in rows if not row['blocks']), None)
+
+    def text(row: Row) -> str:
+        shown = fmt.number(speed_up_of(row['evaluation'], full), 2)
+        interval = (row['evaluation'] or {}).get('speed_up_with_vision_interval')
+        if interval and row['blocks']:
+            shown += f' [{fmt.number(interval[0], 2)}, {fmt.number(interval[1], 2)}]'
+        return shown + shorter_mark(row)
+
     return Column(
         'Speed-up',
-        lambda row: fmt.number(speed_up_of(row['evaluation'], full), 2) + shorter_mark(row),
-        "The full model's median time of a whole answer / the skip set's. A * marks savings that "
-        'shorter answers explain in part.',
+        text,
+        "The full model's time of whole answers / the skip set's, to the same questions in turns, "
+        'with its paired 95 % interval. A * marks savings that shorter answers explain in part.',
     )
 
 
@@ -187,7 +213,8 @@ AGAINST_FULL = (
     Column(
         'Language time cut, %',
         _language_cut,
-        'Share of the prefill and decode time that is saved against the full model. A * marks '
+        'Share of the prefill and decode time that is saved against the full model, which answered '
+        'the same questions in turns, with its paired 95 % interval. A * marks '
         'savings larger than the skipped share of the language model where the answers also have '
         'fewer tokens: part of the saving is not due to skipping.',
     ),
@@ -371,6 +398,9 @@ def csv_evaluation(evaluation: Mapping[str, Any] | None) -> dict[str, Any]:
     for match, score in (evaluation.get('match_scores') or {}).items():
         fields[f'match_scores.{match}'] = score
     low, high = evaluation.get('interval') or (None, None)
+    for name in ('speed_up_interval', 'speed_up_with_vision_interval'):
+        if name in evaluation:
+            fields[f'{name}_low'], fields[f'{name}_high'] = evaluation[name] or (None, None)
     return {**fields, 'interval_low': low, 'interval_high': high}
 
 

@@ -28,6 +28,19 @@ from gmskip_ros.report.writing import render_html, write_files
 FULL_NAME = 'Full model'
 CONSTANT_NAME = 'Best constant answer'
 # Over several lists.
+NOT_MEASURED = (  # of an evaluation: see speed
+    'latency_ms',
+    'ms_per_token',
+    'language_ms',
+    'latency_cut',
+    'speed_up',
+    'speed_up_interval',
+    'speed_up_with_vision',
+    'speed_up_with_vision_interval',
+    'threads',
+    'load',
+    'answers_got_shorter',
+)
 NOT_AVERAGED = ('interval', 'mcnemar_p', 'most_frequent_answer', 'speed_up_interval')
 SMALLER_MARK = 'smaller set'
 MARK_NOTES = {
@@ -429,8 +442,7 @@ def _csv(result: Mapping[str, Any]) -> bytes:
                     {
                         key: value
                         for key, value in found['evaluation'].items()
-                        if key not in ('latency_ms', 'ms_per_token', 'language_ms', 'latency_cut')
-                        and key != 'answers_got_shorter'  # never measured: see speed
+                        if key not in NOT_MEASURED
                     }
                 ),
                 'constant_score': constant.get('score'),

@@ -49,6 +49,12 @@ KEYS = {
     'ms_per_token',
     'language_ms',
     'latency_cut',
+    'speed_up',
+    'speed_up_interval',
+    'speed_up_with_vision',
+    'speed_up_with_vision_interval',
+    'threads',
+    'load',
     'answers_got_shorter',
     'parameters_run',
     'token_agreement',
@@ -426,14 +432,24 @@ def test_latency_is_of_answers_one_after_the_other(dataset):
     skip = [warm_up, (9, 4, 1), (9, 0, 0), (9, 10, 2), (11, 10, 3)]
     found, order = timed(dataset, full, skip)
     images = ['a', 'a', 'b', 'a', 'b']
-    assert order == [(image, is_skip) for image in images for is_skip in (False, True)]
+    assert order == [
+        (image, is_skip)
+        for number, image in enumerate(images)
+        for is_skip in ((True, False) if number % 2 else (False, True))
+    ]
     language = [13, 9, 19, 21]
     assert found['language_ms'] == 16  # the median
     assert found['latency_ms'] == 3 + 16
     # 1 token and the end: one pass; 2 and the end: two; 3 at the limit: two; none without decode.
     assert found['ms_per_token'] == 5 == sorted([4 / 1, 10 / 2, 10 / 2])[1]
-    assert found['latency_cut'] == pytest.approx(1 - 16 / (50 + 34) * 2)
-    # Fewer tokens, and a cut of 0.62 where 0.2 of the blocks are skipped, but the noise is 0.45.
+    # The same questions in both: (30 + 50 + 34 + 54) ms / (13 + 9 + 19 + 21) ms.
+    assert found['speed_up'] == pytest.approx(168 / 62)
+    assert found['latency_cut'] == pytest.approx(1 - 62 / 168)
+    assert found['speed_up_with_vision'] == pytest.approx((168 + 12) / (62 + 12))
+    # One image alone, with both its rounds: the least and the most that two images can give.
+    assert found['speed_up_interval'] == pytest.approx([64 / 32, 104 / 30])
+    assert found['threads'] >= 1 and found['load'] >= 0
+    # Fewer tokens, and a cut of 0.63 where 0.2 of the blocks are skipped, but the noise is 0.45.
     noise = 1 - sum(language[:2]) / sum(language[2:])
     assert 0.2 + noise > found['latency_cut']
     assert found['answers_got_shorter'] is False
@@ -454,6 +470,7 @@ def test_the_full_model_is_timed_alone(dataset):
     found, order = timed(dataset, [(8, 0, 1)] * 9, [], blocks=(), images=9)
     assert order == [(image, False) for image in 'aabcdabcd']
     assert (found['latency_cut'], found['answers_got_shorter']) == (0, False)
+    assert (found['speed_up'], found['speed_up_interval']) == (1, [1, 1])
     assert found['ms_per_token'] == 0  # one pass each, for the end-of-sequence token
     at_once, _ = timed(dataset, [(8, 0, 0)] * 9, [], blocks=(), images=9)
     assert at_once['ms_per_token'] == at_once['language_ms'] == 8
