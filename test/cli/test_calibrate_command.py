@@ -123,7 +123,7 @@ def test_what_is_written(gmskip, vlm, scenes, tmp_path):
     )
     assert result['format'] == 'gmskip/calibration/1'
     assert result['command'].startswith(f'gmskip calibrate --dataset {scenes}')
-    assert result['command'].endswith('--task single_object')
+    assert result['command'].endswith('--task single_object --no-progress')
     assert [len(one['cells']) for one in result['rounds']] == [32, 31]
     assert all(cell['exact'] for cell in result['rounds'][0]['cells'])
     removed = [one.block for one in skip_list.removed]
