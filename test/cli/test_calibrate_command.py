@@ -297,18 +297,18 @@ def test_a_joint_list_of_chosen_tasks(gmskip, tmp_path):
     status, _, errors = gmskip(
         NO_SEARCH,
         task='joint',
-        joint_tasks='presence,captioning',
+        joint_tasks='presence,single_object',
         rounds=None,
         images=2,
         test_images=2,
     )
     assert (status, errors) == (0, '')
     skip_list = load_skip_list(tmp_path / 'out' / 'joint.skip.yaml')
-    assert (skip_list.task, skip_list.metric) == ('joint', 'cider, accuracy')
+    assert (skip_list.task, skip_list.metric) == ('joint', 'accuracy, accuracy')
     result = read_json(tmp_path / 'out' / 'calibration.json')
     scores = result['prefixes'][0]['test']['scores']
     assert scores['presence.accuracy'] == scores['presence.popular.accuracy'] == 0.5
-    assert 'captioning.cider' in scores and 'multi_object.set_f1' not in scores
+    assert scores['single_object.accuracy'] == 1 and 'captioning.cider' not in scores
 
 
 def write_questions(scenes: Path, path: Path, reference: str | None = None) -> None:
