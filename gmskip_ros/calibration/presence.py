@@ -63,9 +63,7 @@ def make_presence_questions(
         asked = of_image[: min(MOST_PRESENT, len(absent))]
         splits_of: dict[str, list[str]] = {}
         for split in SPLITS:
-            drawn = random.Random(f'presence {seed} {split} {sample.key}').sample(
-                absent, len(absent)
-            )
+            drawn = _shuffled(absent, f'presence {seed} {split} {sample.key}')
             for label in asked:
                 preferred = {'random': [], 'popular': popular, 'adversarial': beside[label]}[split]
                 left = [
@@ -89,3 +87,8 @@ def make_presence_questions(
             'more images, or a dataset with more labels'
         )
     return questions
+
+
+def _shuffled(labels: Sequence[str], seed: str) -> list[str]:
+    # A key may have half a surrogate pair, which is not valid Unicode.
+    return random.Random(seed.encode('utf-8', 'surrogatepass')).sample(labels, len(labels))

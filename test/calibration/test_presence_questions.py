@@ -128,14 +128,14 @@ def test_the_seed_draws_the_random_split_only() -> None:
 def test_images_with_few_labels() -> None:
     few = [
         Sample('a', Path('a.jpg'), labels=('car',)),
-        Sample('b', Path('b.jpg'), labels=('dog', 'car')),
+        Sample('b\udcff', Path('b.jpg'), labels=('dog', 'car')),
         Sample('c', Path('c.jpg'), labels=('dog', 'car', 'bus')),
     ]
     counts = Counter(
         (image, answer) for image, _, answer, splits in asked(ask(few)) for _ in splits
     )
     # c has every label there is.
-    assert counts == {(i, a): n for i, n in (('a', 3), ('b', 3)) for a in ('yes', 'no')}
+    assert counts == {(i, a): n for i, n in (('a', 3), ('b\udcff', 3)) for a in ('yes', 'no')}
     with pytest.raises(CalibrationError, match='no image lacks a label'):
         ask(few[2:])
 
