@@ -51,19 +51,21 @@ def examine_model(
     max_new_tokens: int,
     options: Mapping[str, Any],
     frame_size: Sequence[int],
+    sharing: Mapping[str, int],
 ) -> Iterator[dict[str, Any]]:
     """Yield what a checkpoint is, what is wrong with its files, and its memory; load no weights.
 
     `device` and `dtype` as they will be; `folder`; `num_blocks`; `text_model_type`;
     `template_sha256`; `warnings` and `refusals` (lines); without refusals `prompt` (the first one
     in the chat template), `view` (of a frame of `frame_size`: image_fit, share, tiles, tokens) and
-    `need` (see MemoryNeed). `options` are load_vlm's keyword arguments.
+    `need` (see MemoryNeed). `options` are load_vlm's keyword arguments, `sharing` the
+    fields of memory.py's Sharing but for the text, if answers share.
     """
     import numpy as np
 
     from gmskip_ros.vlm import ModelLoadError
     from gmskip_ros.vlm import load as loading
-    from gmskip_ros.vlm.memory import memory_need, read_weight_files
+    from gmskip_ros.vlm.memory import Sharing, memory_need, read_weight_files
 
     options = dict(options)
     quantization = options.pop('quantization')  # of weights, which are not loaded
@@ -120,13 +122,14 @@ def examine_model(
         },
     }
     # The image placeholder counts one token too many, which makes up for the missing start token.
-    text_tokens = max(len(skeleton.token_ids(skeleton.render_prompt(prompt))) for prompt in prompts)
+    texts = [len(skeleton.token_ids(skeleton.render_prompt(prompt))) for prompt in prompts]
     need = memory_need(
         folder,
         dtype,
         quantization=quantization,
         device=str(torch_device),
         max_new_tokens=max_new_tokens,
-        text_tokens=text_tokens,
+        text_tokens=max(texts),
+        sharing=Sharing(**sharing, text_tokens=sum(texts)) if sharing else None,
     )
     yield {'need': asdict(need)}

@@ -103,5 +103,6 @@ class Setup:
             'max_new_tokens': max(settings.max_new_tokens[task] for task in settings.tasks),
             'options': settings.model_options,
             'frame_size': [self.width, self.height],
+            'sharing': settings.sharing,
         }
         return run_trial('model', arguments, self.timeout_s, OFFLINE)

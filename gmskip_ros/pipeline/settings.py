@@ -14,6 +14,7 @@ from gmskip_ros.pipeline.parameter_kinds import ParameterError, flat_parameters
 from gmskip_ros.pipeline.parameters import AUTO, SPECS
 from gmskip_ros.pipeline.pipeline import QUESTION
 from gmskip_ros.pipeline.records import NODE_NAME
+from gmskip_ros.pipeline.timing import SHARED
 from gmskip_ros.skipping import JOINT, SkipList, SkipListError, load_skip_list
 from gmskip_ros.tasks import Task, make_task
 
@@ -62,6 +63,17 @@ class Settings:
             'image_fit': self.image_fit,
             'max_image_tokens': self.max_image_tokens,
             'chat_template': self.chat_template or None,
+        }
+
+    @property
+    def sharing(self) -> dict[str, int]:
+        """What answers to a frame share at most: the fields of memory.py's Sharing, {} for none."""
+        if self.timing != SHARED:
+            return {}
+        num_skipping = len(self.tasks) if 'skip' in self.branches else 0
+        return {
+            'num_skip_sets': num_skipping + ('full' in self.branches),
+            'answer_tokens': sum(self.max_new_tokens[task] for task in self.tasks),
         }
 
     @property

@@ -83,7 +83,7 @@ def load_engine(settings: Settings, on_progress: Callable[[str], None]) -> Engin
     """Check the memory and load the model; imports torch. Raises ModelLoadError."""
     try:
         from gmskip_ros.vlm import load_vlm
-        from gmskip_ros.vlm.memory import check_memory
+        from gmskip_ros.vlm.memory import Sharing, check_memory
     except ModuleNotFoundError as error:
         raise _not_installed(error) from error
 
@@ -95,6 +95,7 @@ def load_engine(settings: Settings, on_progress: Callable[[str], None]) -> Engin
         quantization=settings.quantization,
         headroom_gib=settings.memory_headroom_gib,
         max_new_tokens=max(settings.max_new_tokens.values()),
+        sharing=Sharing(**settings.sharing) if settings.sharing else None,
         on_progress=on_progress,
     )
     return load_vlm(

@@ -10,7 +10,10 @@ weights     b x the elements of every stored floating-point tensor. Exact: the p
             quantization, the decoder's linear layers as quantization.py stores them.
 key/value   b x 2 x blocks x key/value heads x head size x S. Exact for a sequence of S tokens with
 store       all blocks: S = image tokens + text tokens + max_new_tokens - 1, at most the model's
-            context. One store at a time: the branches run one after the other.
+            context. One store at a time: the branches run one after the other. Where answers share
+            a frame (Vlm.share_frame), at most one per skip set, the full one included, in which
+            the questions of a branch go side by side: S = image tokens + text tokens of all
+            questions + 3 x their max_new_tokens, for an answer and two drafts of it each.
 activations the features of the image, which are kept for all answers, plus the larger of
             - encoding: pixels, the hidden states of every layer of the vision tower (Hugging Face
               keeps them all), and what its widest layer or the projector and the packing add;
@@ -69,6 +72,18 @@ class MemoryNeed:
     sequence_tokens: int  # image, text and answer
 
 
+@dataclass(frozen=True)
+class Sharing:
+    """How the answers to one frame share: skip sets of all branches, text and answers of one.
+
+    text_tokens, answer_tokens: of all prompts together, and of the longest answers to all of them.
+    """
+
+    num_skip_sets: int
+    answer_tokens: int
+    text_tokens: int = TEXT_TOKENS
+
+
 def memory_need(
     folder: Path,
     dtype: str,
@@ -77,8 +92,9 @@ def memory_need(
     device: str = 'cpu',
     max_new_tokens: int = 64,
     text_tokens: int = TEXT_TOKENS,
+    sharing: Sharing | None = None,
 ) -> MemoryNeed:
-    """Return what the checkpoint in `folder` needs to answer, one answer at a time.
+    """Return what the checkpoint in `folder` needs to answer: one answer at a time, or `sharing`.
 
     dtype: 'float32', 'float16' or 'bfloat16'. quantization: 'none', 'int8' or 'int4'. device: 'cpu'
     or 'cuda:N', whose free_bytes the total is to be compared with. text_tokens: of the longest
@@ -96,7 +112,9 @@ def memory_need(
         config = read_config(str(folder), folder)
     weights = [tensor for tensor in read_weight_files(str(folder), folder) if tensor.is_weight]
     num_weights = sum(tensor.numel for tensor in weights)
-    return _need(config, dtype, quantization, device, num_weights, max_new_tokens, text_tokens)
+    return _need(
+        config, dtype, quantization, device, num_weights, max_new_tokens, text_tokens, sharing
+    )
 
 
 def _need(
@@ -107,6 +125,7 @@ def _need(
     num_weights: float,
     max_new_tokens: int,
     text_tokens: int,
+    sharing: Sharing | None,
 ) -> MemoryNeed:
     number_bytes = BYTES_PER_NUMBER[dtype]
     weights_bytes = round(number_bytes * num_weights)
@@ -121,9 +140,14 @@ def _need(
         image_tokens + text_tokens + max_new_tokens - 1, config.text_config.max_position_embeddings
     )
     kv_bytes = number_bytes * sequence_tokens * _stored_per_token(config.text_config)
+    pass_tokens = sequence_tokens
+    if sharing is not None:
+        beside = sharing.text_tokens + 3 * sharing.answer_tokens
+        kv_bytes = kv_bytes // sequence_tokens * (image_tokens + beside) * sharing.num_skip_sets
+        pass_tokens = max(pass_tokens, beside)
     activation_bytes = number_bytes * image_tokens * config.text_config.hidden_size + max(
         _encoding_bytes(config, num_tiles, image_tokens, number_bytes),
-        _prefill_bytes(config.text_config, sequence_tokens, number_bytes) + dense_bytes,
+        _prefill_bytes(config.text_config, pass_tokens, number_bytes) + dense_bytes,
     )
     runtime_bytes = RUNTIME_BYTES['cpu' if device == 'cpu' else 'cuda']
     reserve_bytes = round(RESERVE * (kv_bytes + activation_bytes)) + runtime_bytes
@@ -161,6 +185,7 @@ def check_memory(
     headroom_gib: float,
     quantization: str = 'none',
     max_new_tokens: int = 64,
+    sharing: Sharing | None = None,
     on_progress: Callable[[str], None] | None = None,
 ) -> None:
     """Raise ModelLoadError, with the figures, if the model would not fit into free memory.
@@ -190,7 +215,14 @@ def check_memory(
         stored_bytes = sum(sizes[name] for name in weight_files(folder, sizes))
         num_weights = stored_bytes / (stored.itemsize if stored else 2)
         need = _need(
-            config, resolved, quantization, device, num_weights, max_new_tokens, TEXT_TOKENS
+            config,
+            resolved,
+            quantization,
+            device,
+            num_weights,
+            max_new_tokens,
+            TEXT_TOKENS,
+            sharing,
         )
         _check_need(model, device, resolved, quantization, need, headroom_gib)
 
@@ -199,7 +231,12 @@ def check_memory(
         stored = load.stored_dtype(load.read_config(model, folder))
     dtype = name_of(stored)
     need = memory_need(
-        folder, dtype, quantization=quantization, device=device, max_new_tokens=max_new_tokens
+        folder,
+        dtype,
+        quantization=quantization,
+        device=device,
+        max_new_tokens=max_new_tokens,
+        sharing=sharing,
     )
     _check_need(model, device, dtype, quantization, need, headroom_gib)
 

@@ -25,6 +25,7 @@ from gmskip_ros.doctor.processes import REPORT_VARIABLE, Trial, run_program
 from gmskip_ros.doctor.setup import TOO_SLOW, Finding, Setup, ok
 from gmskip_ros.doctor.trials import find_trial
 from gmskip_ros.pipeline.settings import settings_from
+from gmskip_ros.vlm.memory import Sharing, memory_need
 
 ROOT = Path(__file__).parents[2]
 NAMES = [
@@ -862,9 +863,11 @@ def test_a_model_that_is_too_large(folder) -> None:
 
 def test_memory_that_is_short(folder, tmp_path) -> None:
     (tmp_path / 'meminfo').write_text('MemTotal: 9 kB\nMemAvailable:     512000 kB\n')
-    setup = make_setup(model=str(folder), device='cpu')
+    setup = make_setup(model=str(folder), device='cpu', timing='shared')
     finding = model_checks.check_memory(setup, tmp_path)
     expect(finding, 'FAIL', '0.5 GiB free of main memory', 'refuses', remedy='smaller model')
+    need = memory_need(folder, 'float32', sharing=Sharing(4, 8 + 32 + 64, text_tokens=1))
+    assert setup.model['need']['kv_bytes'] > need.kv_bytes  # of three tasks with both branches
     expect(model_checks.check_memory(setup, tmp_path / 'gone'), 'WARN', 'unknown', remedy='gpu')
 
 

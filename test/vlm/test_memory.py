@@ -15,13 +15,14 @@ from tiny_models import IMAGE_SIZE, make_tiny_model
 from torch.profiler import ProfilerActivity, profile
 
 from gmskip_ros.benchmarks.random_weights import make_config
-from gmskip_ros.vlm import ModelLoadError, load_vlm, memory
+from gmskip_ros.vlm import FrameQuestion, ModelLoadError, SkipSet, load_vlm, memory
 from gmskip_ros.vlm.decoder import KeyValueStore
 from gmskip_ros.vlm.engine import QUANTIZATIONS
 from gmskip_ros.vlm.hub import INDEX_FILE, SINGLE_FILE, find_local_folder
 from gmskip_ros.vlm.load import load_skeleton
 from gmskip_ros.vlm.memory import (
     BYTES_PER_NUMBER,
+    Sharing,
     memory_need,
     read_weight_files,
 )
@@ -86,6 +87,37 @@ def test_the_demo_model_is_as_large_as_its_files_say(dtype, monkeypatch) -> None
 def test_every_family_is_as_large_as_its_files_say(family, text, tmp_path, monkeypatch) -> None:
     folder = make_tiny_model(tmp_path, family, text, num_blocks=3)
     check_against_the_loaded_model(str(folder), 'float32', LARGEST, monkeypatch)
+
+
+def test_a_shared_frame_fits_its_estimate(tmp_path) -> None:
+    """Two questions of each branch, a skip set each, with drafts that do not help."""
+    folder = make_tiny_model(tmp_path, num_blocks=3)
+    vlm = load_vlm(str(folder), 'cpu')
+    features = vlm.encode(LARGEST)
+    questions = [
+        FrameQuestion(prompt, SkipSet.of(blocks), 6)
+        for blocks_of in (((0,), (1,)), ((), ()))
+        for prompt, blocks in zip((PROMPT, PROMPT + ' And why?'), blocks_of, strict=True)
+    ]
+    drafts = {index: [(5,) * 6, (6,) * 6] for index in range(4)}
+    frames = []
+
+    def run() -> None:
+        frame = vlm.share_frame(features, questions)
+        frame.answer([0, 1], drafts=drafts)
+        frame.answer([2, 3], drafts=drafts)
+        frames.append(frame)
+
+    texts = [len(vlm.input_ids(q.prompt, features)) - features.num_tokens for q in questions[:2]]
+    sharing = Sharing(num_skip_sets=3, answer_tokens=12, text_tokens=sum(texts))
+    alone = memory_need(folder, 'float32', max_new_tokens=6, text_tokens=max(texts))
+    need = memory_need(folder, 'float32', max_new_tokens=6, text_tokens=max(texts), sharing=sharing)
+    peak = peak_bytes(run)
+    stored = frames[0]._packed.stored.values()
+    stored_bytes = sum(tensor.nbytes for each in stored for tensor in (each.keys, each.values))
+    assert alone.kv_bytes < stored_bytes <= need.kv_bytes <= 4 * stored_bytes
+    assert peak <= need.kv_bytes + need.activation_bytes
+    assert need.weights_bytes == alone.weights_bytes and need.total_bytes > alone.total_bytes
 
 
 @pytest.mark.parametrize('family', ['llava_next', 'llava_onevision'])
