@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 PREFIX = 'random:'
 SPECIAL_TOKENS = ('<unk>', '<s>', '</s>', '<pad>', '<image>', '<video>')
+SURE = 1000.0  # times the length of other rows in the output head
 OTHER_WORDS = ('USER', 'ASSISTANT', ':')
 QWEN_TEMPLATE = (
     '{% for message in messages %}USER : {% for part in message.content %}'
@@ -157,7 +158,9 @@ def make_hf_model(config: Any, device: str, dtype: str, seed: int = 0) -> Any:
     """Return Hugging Face's model with seeded weights, in memory that is allocated once.
 
     The same arguments give the same weights in every process. Matrices are scaled so that states
-    keep their size through the blocks in half precision as well.
+    keep their size through the blocks in half precision as well. Two tokens, opposite in the output
+    head, win by far: of a plain random head's tokens many would be near ties, which drafts and
+    shared frames answer once more, alone.
     """
     import torch
     import transformers
@@ -174,6 +177,8 @@ def make_hf_model(config: Any, device: str, dtype: str, seed: int = 0) -> Any:
             else:
                 scale = 1.0 if 'embed' in name else weight[0].numel() ** -0.5
                 weight.normal_(0.0, scale, generator=random)
+        model.lm_head.weight[-1] *= SURE
+        model.lm_head.weight[-2] = -model.lm_head.weight[-1]
     return model.eval().requires_grad_(False)
 
 

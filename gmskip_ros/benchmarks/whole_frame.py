@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from gmskip_ros.vlm import Answer, ImageFeatures
 
 FULL = 'full'  # the branch that skips nothing
+ALONE = 'answers alone'  # of a shared frame: near ties
 PERIOD_S = 1.0
 PACED_LENGTH = FRAME_LENGTHS['single_object']
 Blocks = Mapping[str, Sequence[int]]  # skipped, by task
 TokenIds = Sequence[int]
-Parts = Mapping[str, float]  # milliseconds, of PARTS and others
+Parts = Mapping[str, float]  # milliseconds, of PARTS and others; ALONE
 PARTS = ('preprocess', 'vision', 'shared', 'skip', 'full')  # of a whole frame
 
 
@@ -138,6 +139,7 @@ def _row(
         'agreement': None if drafts is None else drafts.agreement,
         'previous_agreement': None if drafts is None else drafts.previous,
         'skipped': {task: list(skipped) for task, skipped in blocks.items()},
+        'answered_alone': None if drafts is None else sum(frame[ALONE] for frame in frames),
         'parts_ms': parts_ms,
     }
 
@@ -205,7 +207,7 @@ def _time_shared(
         shared_ms = frame.shared_ms
         for answer, token_ids in zip(answers, own, strict=True):
             check_same(answer.token_ids, token_ids, f'own, shared, {drafts}')
-    return {'shared': shared_ms, **parts}
+    return {'shared': shared_ms, **parts, ALONE: frame.num_alone}
 
 
 def _draft(own: TokenIds, right: float, vocabulary: int) -> list[int]:

@@ -103,6 +103,7 @@ class PackedQuestions:
         self.waiting = set(skip_sets)  # those whose prefix has not run yet
         self.states = {Place(0, frozenset()): prefix}  # where the ways of waiting sets start
         self.stored: dict[Place, _Stored] = {}
+        self.capacity = self.num_prefix  # columns that questions in hand can take
         columns = torch.arange(self.num_prefix, device=prefix.device)
         self.columns = _Columns(torch.full_like(columns, PREFIX), columns)
 
@@ -110,91 +111,79 @@ class PackedQuestions:
         """Return the answer to each question. Raises Stopped; then it can be called again."""
         numbers = itertools.count(PREFIX + 1)  # of owners
         questions = [_Question(each, self.num_prefix, numbers) for each in asked]
-        num_columns = self.num_prefix + sum(question.most_columns for question in questions)
-        # Neighbours have the longest way through the blocks, and what is stored there, in common.
-        undone = sorted(questions, key=lambda question: self._way(question.asked.skipped))
-        for question in undone:
-            if question.asked.skipped in self.waiting:
-                start_ms = self.clock_ms()
-                self._run_prefix(question.asked.skipped, num_columns, should_stop)
-                self.prefix_ms += self.clock_ms() - start_ms
-        for stored in self.stored.values():
-            stored.make_room(num_columns)
         self.columns = self.columns.first(self.num_prefix)  # earlier questions are done
-        phase = 'prefill'
-        while undone:
-            start_ms = self.clock_ms()
-            costs = [question.num_tokens * self._cost(question) for question in undone]
-            self._answer_further(undone, should_stop)
-            passed_ms = self.clock_ms() - start_ms
-            for question, cost in zip(undone, costs, strict=True):
-                question.add_time(phase, passed_ms * cost / sum(costs))
-            undone = [question for question in undone if not question.is_done]
-            phase = 'decode'
+        self.capacity = self.num_prefix + sum(question.most_columns for question in questions)
+        for stored in self.stored.values():
+            stored.make_room(self.capacity)
+        # Neighbours have the longest way through the blocks, and what is stored there, in common.
+        ordered = sorted(questions, key=lambda question: self._way(question.asked.skipped))
+        for _, of_set in itertools.groupby(ordered, key=lambda question: question.asked.skipped):
+            self._answer_further([*of_set], 'prefill', should_stop)
+        while undone := [question for question in ordered if not question.is_done]:
+            self._answer_further(undone, 'decode', should_stop)
         return [question.packed for question in questions]
 
     def _way(self, skipped: Skipped) -> list[bool]:
         return [block in skipped for block in range(len(self.decoder.blocks))]
 
-    def _cost(self, question: _Question) -> int:
-        """Return how many blocks a token runs; the output head counts as one."""
-        return 1 + len(self.decoder.blocks) - len(question.asked.skipped)
-
-    def _run_prefix(self, skipped: Skipped, num_columns: int, should_stop: ShouldStop) -> None:
-        """Run the prefix with these blocks skipped, from where an earlier set's way parts.
-
-        States are kept where the way of a waiting set parts from this one.
-        """
-        num_blocks = len(self.decoder.blocks)
+    def _next_prefix(self, skipped: Skipped) -> _Prefix | None:
+        """Return how the prefix has to run with these blocks skipped; None if it has run."""
+        if skipped not in self.waiting:
+            return None
         others = self.waiting - {skipped}
-        partings = {min(skipped ^ other) for other in others}
-        retained = {*range(num_blocks)} - skipped
-        last = max(retained | partings, default=-1)  # block that needs the states before it
+        partings = frozenset(min(skipped ^ other) for other in others)
+        retained = {*range(len(self.decoder.blocks))} - skipped
         start = max(place.block for place in self.states if place == _place(place.block, skipped))
-        hidden = self.states[_place(start, skipped)]
-        columns = self.columns.first(self.num_prefix)
-        rotary = self.decoder.rotary_emb(hidden, columns.positions[None])
-        for block in range(start, num_blocks):
-            place = _place(block, skipped)
-            if block in partings:
-                self.states[place] = hidden
-            if block in skipped:
-                continue
-            _poll(should_stop)
-            query, key, value = self.decoder.project(block, hidden, rotary)
-            self.stored[place] = _Stored(key, value, num_columns)
-            if block < last:
-                window = self.decoder.windows[block]
-                mask = None
-                if window is not None and window < self.num_prefix:
-                    mask = _mask(columns, columns, columns.owners, window)
-                hidden = self.decoder.finish_block(block, hidden, query, key, value, mask)
-        self.waiting = others
+        return _Prefix(
+            self.states[_place(start, skipped)],
+            start,
+            max(retained | partings, default=-1),
+            partings,
+            len([block for block in retained if block >= start]),
+        )
+
+    def _prefix_has_run(self, skipped: Skipped) -> None:
+        """Keep only the states from which waiting sets go on."""
+        self.waiting.discard(skipped)
         self.states = {
             place: states
             for place, states in self.states.items()
-            if any(place == _place(place.block, other) for other in others)
+            if any(place == _place(place.block, other) for other in self.waiting)
         }
 
-    def _answer_further(self, questions: Sequence[_Question], should_stop: ShouldStop) -> None:
-        """Run each question's next tokens, and read what the model chooses after them."""
+    def _answer_further(
+        self, questions: Sequence[_Question], phase: str, should_stop: ShouldStop
+    ) -> None:
+        """Run each question's next tokens, and read what the model chooses after them.
+
+        In prefill all questions have one skip set, and the prefix goes along if it has to run.
+        """
+        start_ms = self.clock_ms()
+        skipped = questions[0].asked.skipped
+        prefix = self._next_prefix(skipped) if phase == 'prefill' else None
         passes = [question.next_tokens() for question in questions]
         device = self.columns.owners.device
         owners = [owner for tokens in passes for owner in tokens.owners]
         positions = [position for tokens in passes for position in tokens.positions]
-        asker = [question.owner for question in questions for _ in range(question.num_tokens)]
-        newest = _Columns(*torch.tensor([owners, positions], device=device))
-        states = self._run(
-            questions, passes, newest, torch.tensor(asker, device=device), should_stop
-        )
-        first_rows = _starts(passes)
+        askers = [
+            question.owner
+            for question, tokens in zip(questions, passes, strict=True)
+            for _ in tokens.owners
+        ]
+        new = torch.tensor([owners, positions, askers], device=device)
+        newest = _Columns(*new[:2])
         wanted = [
             row + at
-            for row, tokens in zip(first_rows, passes, strict=False)
+            for row, tokens in zip(_starts(passes), passes, strict=False)
             for at in tokens.wanted
         ]
-        if len(wanted) < len(owners):
-            states = states[:, wanted]
+        rows = _Rows(
+            self.columns, newest, new[2], _starts(passes), torch.tensor(wanted, device=device)
+        )
+        ways = tuple(question.asked.skipped for question in questions)
+        states = self._run(self._embed(passes), ways, rows, prefix, should_stop)
+        if prefix is not None:
+            self._prefix_has_run(skipped)
         logits = self.decoder.logits(states[0])  # (wanted, V)
         chosen = [_Chosen(*token) for token in zip(*choose_with_margins(logits), strict=True)]
         kept_owners: list[int] = []
@@ -210,64 +199,108 @@ class PackedQuestions:
         if kept_owners != owners:
             newest = newest._replace(owners=torch.tensor(kept_owners, device=device))
         self.columns = self.columns.followed_by(newest)
+        self._share_time(questions, passes, phase, prefix, self.clock_ms() - start_ms)
 
-    def _run(
+    def _share_time(
         self,
         questions: Sequence[_Question],
         passes: Sequence[_Tokens],
-        newest: _Columns,
-        asker: Tensor,
+        phase: str,
+        prefix: _Prefix | None,
+        passed_ms: float,
+    ) -> None:
+        """Divide the time of a pass by tokens and the blocks that they ran; the head is one."""
+        num_blocks = 1 + len(self.decoder.blocks)
+        costs = [
+            len(tokens.owners) * (num_blocks - len(question.asked.skipped))
+            for question, tokens in zip(questions, passes, strict=True)
+        ]
+        of_prefix = 0 if prefix is None else self.num_prefix * prefix.num_blocks
+        per_cost = passed_ms / (of_prefix + sum(costs))
+        self.prefix_ms += of_prefix * per_cost
+        for question, cost in zip(questions, costs, strict=True):
+            question.add_time(phase, cost * per_cost)
+
+    def _run(
+        self,
+        hidden: Tensor,
+        ways: tuple[Skipped, ...],
+        rows: _Rows,
+        prefix: _Prefix | None,
         should_stop: ShouldStop,
     ) -> Tensor:
-        """Return the states (1, T, H) of all tokens after the blocks, of each question its own."""
-        hidden = self._embed(passes)
-        rotary = self.decoder.rotary_emb(hidden, newest.positions[None])  # (1, T, D) each
-        columns = self.columns.followed_by(newest)
-        before, num_columns = len(self.columns.owners), len(columns.owners)
-        rows = _starts(passes)
+        """Return the states (1, tokens, H) that leave the blocks, of the tokens wanted.
 
-        @functools.cache
-        def mask(window: int | None) -> Tensor:
-            return _mask(columns, newest, asker, window)
-
-        @functools.cache
-        def rows_at(parts: tuple[tuple[int, int], ...]) -> slice | Tensor:
-            """Return the rows of these ranges of questions."""
-            ranges = [range(rows[first], rows[end]) for first, end in parts]
-            if sum(map(len, ranges)) == ranges[-1].stop - ranges[0].start:
-                return slice(ranges[0].start, ranges[-1].stop)
-            return torch.tensor([*itertools.chain(*ranges)], device=hidden.device)
-
-        ways = tuple(question.asked.skipped for question in questions)
-        for block, parts in enumerate(_plan(len(self.decoder.blocks), ways)):
+        hidden (1, T, H): what enters, of questions that skip `ways`. The prefix goes before them.
+        """
+        positions = rows.newest.positions
+        num_prefix = 0
+        if prefix is not None:
+            num_prefix = self.num_prefix
+            hidden = torch.cat((prefix.hidden, hidden), dim=1)
+            positions = torch.cat((rows.earlier.positions[:num_prefix], positions))
+        cos, sin = self.decoder.rotary_emb(hidden, positions[None])  # (1, P + T, D) each
+        plan = _plan(len(self.decoder.blocks), ways)
+        last = max((block for block, parts in enumerate(plan) if parts), default=None)
+        for block, parts in enumerate(plan):
+            prefix_runs = prefix is not None and block >= prefix.start
+            if prefix is not None and prefix_runs and block in prefix.partings:
+                self.states[_place(block, ways[0])] = hidden[:, :num_prefix].clone()
             if not parts:
                 continue
             _poll(should_stop)
-            at = rows_at(tuple((part.first, part.end) for part in parts))
-            cos, sin = rotary
+            at = slice(None) if prefix_runs else rows.of(parts, num_prefix)
             query, key, value = self.decoder.project(block, hidden[:, at], (cos[:, at], sin[:, at]))
             attended = []
-            start = 0
-            for part in parts:
-                own = slice(rows[part.first], rows[part.end])
-                end = start + own.stop - own.start
-                keys, values = self.stored[part.place].put(
-                    before + own.start, key[:, :, start:end], value[:, :, start:end]
-                )
-                attended.append(
-                    self.decoder.attend(
-                        block,
-                        query[:, :, start:end],
-                        keys[:, :, :num_columns],
-                        values[:, :, :num_columns],
-                        mask(self.decoder.windows[block])[:, :, own],
-                    )
-                )
-                start = end
+            if prefix is not None and prefix_runs:
+                keys, values = key[:, :, :num_prefix], value[:, :, :num_prefix]
+                self.stored[parts[0].place] = _Stored(keys, values, self.capacity)
+                if block < prefix.last:
+                    of_prefix = query[:, :, :num_prefix]
+                    mask = rows.prefix_mask(self.decoder.windows[block], num_prefix)
+                    attended.append(self.decoder.attend(block, of_prefix, keys, values, mask))
+                else:  # nothing needs its states further
+                    at = slice(num_prefix, None)
+                query, key, value = (states[:, :, num_prefix:] for states in (query, key, value))
+            wanted = None
+            if block == last and rows.has_unwanted and not attended:  # nor those of other tokens
+                wanted = rows.wanted
+                at = num_prefix + wanted
+            attended += self._attend(block, parts, rows, query, key, value, wanted)
             hidden[:, at] = self.decoder.finish_attended(
                 block, hidden[:, at], torch.cat(attended, dim=1)
             )
-        return hidden
+        return hidden[:, num_prefix + rows.wanted]
+
+    def _attend(
+        self,
+        block: int,
+        parts: Sequence[_Part],
+        rows: _Rows,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        wanted: Tensor | None,
+    ) -> list[Tensor]:
+        """Store keys and values; return what the tokens of each part find in what is stored.
+
+        `wanted`, where there is one part only: which of its tokens are needed.
+        """
+        mask = rows.mask(self.decoder.windows[block])
+        found = []
+        start = 0
+        for part in parts:
+            first, end = rows.starts[part.first], rows.starts[part.end]
+            own = slice(start, start + end - first)
+            start = own.stop
+            keys, values = self.stored[part.place].put(
+                rows.num_earlier + first, key[:, :, own], value[:, :, own], rows.num_columns
+            )
+            of_part, sees = query[:, :, own], mask[:, :, first:end]
+            if wanted is not None:
+                of_part, sees = of_part[:, :, wanted], sees[:, :, wanted]
+            found.append(self.decoder.attend(block, of_part, keys, values, sees))
+        return found
 
     def _embed(self, passes: Sequence[_Tokens]) -> Tensor:
         """Return what enters the blocks, (1, T, H)."""
@@ -284,6 +317,21 @@ class PackedQuestions:
         return torch.cat(parts, dim=1)
 
 
+class _Prefix(NamedTuple):
+    """How the prefix goes along in a pass.
+
+    hidden: states (1, P, H) before block `start`, from where it runs; nothing needs the states that
+    leave block `last`. partings: before these blocks, states are kept for waiting sets. num_blocks:
+    how many it runs.
+    """
+
+    hidden: Tensor
+    start: int
+    last: int
+    partings: frozenset[int]
+    num_blocks: int
+
+
 class _Columns(NamedTuple):
     """Who may see each column, and its rotary position: long, (columns,)."""
 
@@ -297,13 +345,67 @@ class _Columns(NamedTuple):
         return _Columns(*(torch.cat(pair) for pair in zip(self, other, strict=True)))
 
 
-def _mask(columns: _Columns, newest: _Columns, asker: Tensor, window: int | None) -> Tensor:
-    """Return what each of the newest tokens, of the questions `asker` (T), sees: (1, 1, T, S)."""
-    owners, positions = columns
-    is_own = (owners == newest.owners[:, None]) | (owners == asker[:, None])
-    allowed = (is_own | (owners == PREFIX)) & (positions <= newest.positions[:, None])
+class _Rows:
+    """The T tokens of a pass: whose they are, and what they see."""
+
+    def __init__(
+        self,
+        earlier: _Columns,
+        newest: _Columns,
+        askers: Tensor,
+        starts: list[int],
+        wanted: Tensor,
+    ) -> None:
+        """newest: columns of these tokens, of the questions with these owners (`askers`, T).
+
+        starts: each question's first token, then T. wanted: after which tokens a choice is read.
+        """
+        self.earlier = earlier
+        self.newest = newest
+        self.askers = askers
+        self.starts = starts
+        self.wanted = wanted
+        self.has_unwanted = len(wanted) < len(askers)
+        self.columns = earlier.followed_by(newest)
+        self.num_earlier = len(earlier.owners)
+        self.num_columns = len(self.columns.owners)
+        self._masks: dict[int | None, Tensor] = {}
+        self._prefix_masks: dict[int | None, Tensor] = {}
+
+    def of(self, parts: Sequence[_Part], offset: int) -> slice | Tensor:
+        """Return where the tokens of these parts are, all moved by `offset`."""
+        ranges = [
+            range(offset + self.starts[part.first], offset + self.starts[part.end])
+            for part in parts
+        ]
+        if sum(map(len, ranges)) == ranges[-1].stop - ranges[0].start:
+            return slice(ranges[0].start, ranges[-1].stop)
+        return torch.tensor([*itertools.chain(*ranges)], device=self.wanted.device)
+
+    def mask(self, window: int | None) -> Tensor:
+        """Return what each token sees, bool (1, 1, T, S): prefix, own question, own draft."""
+        if window not in self._masks:
+            owners, positions = self.columns
+            of_token = self.newest.owners[:, None]
+            is_own = (owners == of_token) | (owners == self.askers[:, None]) | (owners == PREFIX)
+            self._masks[window] = _within(window, is_own, positions, self.newest.positions)
+        return self._masks[window]
+
+    def prefix_mask(self, window: int | None, num_prefix: int) -> Tensor | None:
+        """Return what each token of the prefix sees; None where it is plain causal attention."""
+        if window is None or window >= num_prefix:
+            return None
+        if window not in self._prefix_masks:
+            owners, positions = self.earlier.first(num_prefix)
+            self._prefix_masks[window] = _within(window, owners == PREFIX, positions, positions)
+        return self._prefix_masks[window]
+
+
+def _within(window: int | None, allowed: Tensor, seen: Tensor, seeing: Tensor) -> Tensor:
+    """Return which allowed columns, at positions `seen`, are not later and within the window."""
+    allowed = allowed & (seen <= seeing[:, None])
     if window is not None:
-        allowed &= positions > newest.positions[:, None] - window
+        allowed &= seen > seeing[:, None] - window
     return allowed[None, None]
 
 
@@ -321,12 +423,14 @@ class _Stored:
             self.keys = _extended(self.keys[:, :, : self.num_prefix], num_columns)
             self.values = _extended(self.values[:, :, : self.num_prefix], num_columns)
 
-    def put(self, start: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store key and value from this column on; return all."""
+    def put(
+        self, start: int, key: Tensor, value: Tensor, num_columns: int
+    ) -> tuple[Tensor, Tensor]:
+        """Store key and value from column `start` on; return the first `num_columns` of each."""
         columns = slice(start, start + key.shape[2])
         self.keys[:, :, columns] = key
         self.values[:, :, columns] = value
-        return self.keys, self.values
+        return self.keys[:, :, :num_columns], self.values[:, :, :num_columns]
 
 
 def _extended(states: Tensor, num_columns: int) -> Tensor:

@@ -20,7 +20,10 @@ Drafts = Mapping[int, Sequence[Sequence[int]]]
 
 
 class VlmSharedFrame(SharedFrame):
-    """Questions with plain skip sets share a prefix and are packed; others are answered alone."""
+    """Questions with plain skip sets share a prefix and are packed; others are answered alone.
+
+    Attribute num_alone: how many answers were given alone so far.
+    """
 
     def __init__(
         self,
@@ -41,6 +44,7 @@ class VlmSharedFrame(SharedFrame):
         self._plain = [i for i, question in enumerate(questions) if question.skip.is_plain]
         self._num_prefix = common_start([rows[i] for i in self._plain])
         self._packed: PackedQuestions | None = None
+        self.num_alone = 0
 
     @property
     def shared_ms(self) -> float:
@@ -146,6 +150,7 @@ class VlmSharedFrame(SharedFrame):
         unsure: Packed | None,
     ) -> Answer:
         """Return `Vlm.answer`'s answer; what was spent on an unsure one counts as prefill."""
+        self.num_alone += 1
         question = self._questions[index]
         guesses = () if unsure is not None else drafts.get(index, ())
         answer = self._vlm.answer(

@@ -146,6 +146,7 @@ def check_frames(figures) -> None:
     assert isolated['name'] == 'one joint list of 2, isolated'
     ways = [(row['timing'], row['agreement'], row['previous_agreement']) for row in shared]
     assert ways == [('shared', *drafts) for drafts in DRAFTS]
+    assert {row['answered_alone'] for row in shared} == {0}
     ratios = {ratio['name']: ratio for ratio in figures['ratios']}
     name = bars.FRAME.format(skip_sets='one joint list of 2')
     wholes = []

@@ -98,6 +98,11 @@ def vlm(make_folder) -> Vlm:
     return load_vlm(str(make_folder()), device='cpu')
 
 
+@pytest.fixture(scope='module')
+def demo() -> Vlm:
+    return load_vlm('demo', device='cpu')
+
+
 @pytest.fixture
 def calls(monkeypatch):
     """Return counts of passes that choose tokens, and of answers that were given alone."""
@@ -192,9 +197,8 @@ def test_other_axes_and_policies_are_answered_alone(vlm, calls) -> None:
 
 
 @pytest.mark.parametrize('lists', ['published', 'joint'])
-def test_the_demo_model_answers_as_alone(lists, calls) -> None:
+def test_the_demo_model_answers_as_alone(lists, demo) -> None:
     """A draft is what the skip branch answers."""
-    vlm = load_vlm('demo', device='cpu')
     tasks = [make_task(name) for name in TASK_NAMES]
     sets = [SkipSet.of(range(1, 32, 2))] * 3
     if lists == 'published':
@@ -205,9 +209,9 @@ def test_the_demo_model_answers_as_alone(lists, calls) -> None:
         for of_branch in (sets, [SkipSet()] * 3)
         for task, skip in zip(tasks, of_branch, strict=True)
     ]
-    features = vlm.encode(render_scene(60_000_000).image)
-    expected = [alone(vlm, features, question) for question in questions]
-    frame = vlm.share_frame(features, questions)
+    features = demo.encode(render_scene(60_000_000).image)
+    expected = [alone(demo, features, question) for question in questions]
+    frame = demo.share_frame(features, questions)
     skip = frame.answer([0, 1, 2])
     assert_same(skip, expected[:3])
     drafts = {3 + i: [answer.token_ids] for i, answer in enumerate(skip)}
@@ -250,34 +254,34 @@ def test_a_prefix_runs_once_per_set_and_once_where_sets_do_not_differ_yet(vlm) -
     lengths = dict.fromkeys(range(6), 1)
     frame.answer([0, 1, 2], forced_lengths=lengths)
     suffixes = [len(row) - prefix for row in rows]
-    own = suffixes[0] * 4 + suffixes[1] * 3 + suffixes[2] * 4
-    # The last block that a set runs only stores the prefix's keys and values. Without 1: 0, 2, 3;
-    # without 1 and 2, after the same 0: 3; without 4, after the same 0: 1, 2, and 3 for the full
-    # branch, which goes on from there.
-    assert work() - own == prefix * (3 + 1 + 3)
+    # Without 4: blocks 0, 1, 2, 3, with the prefix, which the full branch needs after them.
+    # Without 1: 0, 2, 3, 4, the prefix from 2 on; without 1 and 2: 0, 3, 4, it from 3 on. In a last
+    # block only keys and values of the prefix are needed, and one token of each question.
+    own = suffixes[2] * 4 + suffixes[0] * 3 + 1 + suffixes[1] * 2 + 1
+    assert work() - own == prefix * (4 + 2 + 1)
     frame.answer([3, 4, 5], forced_lengths=lengths)
-    assert work() == sum(suffixes) * NUM_BLOCKS
+    assert work() == sum(suffixes) * (NUM_BLOCKS - 1) + 3
     frame.answer([0, 3], forced_lengths=lengths)
-    assert work() == suffixes[0] * (4 + 5)
+    assert work() == suffixes[0] * (3 + 4) + 2
 
 
-def test_tasks_and_drafts_go_in_one_pass(vlm, calls) -> None:
+def test_tasks_of_a_set_and_drafts_go_in_one_pass_and_all_decode_together(vlm, calls) -> None:
     features = vlm.encode(IMAGE)
     questions = questions_of(SETS['three lists'])
     own = [alone(vlm, features, question, forced_length=6).token_ids for question in questions]
     frame = vlm.share_frame(features, questions)
     lengths = dict.fromkeys(range(6), 6)
-    for drafts, passes in (
-        ({}, 6),
-        ({i: [own[i]] for i in range(6)}, 1),
-        ({i: [[99], own[i]] for i in range(6)}, 1),
-        ({i: [own[i][:2]] for i in range(6)}, 4),
-        ({0: [own[0]], 1: [[*own[1][:2], 99, 99]]}, 6),
+    for drafts, decoded in (
+        ({}, 5),
+        ({i: [own[i]] for i in range(6)}, 0),
+        ({i: [[99], own[i]] for i in range(6)}, 0),
+        ({i: [own[i][:2]] for i in range(6)}, 3),
+        ({0: [own[0]], 1: [[*own[1][:2], 99, 99]]}, 5),
     ):
         calls.update(passes=0, alone=0)
         found = frame.answer([*range(6)], drafts=drafts, forced_lengths=lengths)
         assert [answer.token_ids for answer in found] == own
-        assert calls == {'passes': passes, 'alone': 0}
+        assert calls == {'passes': 4 + decoded, 'alone': 0}  # there are four sets
 
 
 def test_prompts_that_part_within_or_before_the_image(make_folder, calls) -> None:
@@ -312,12 +316,13 @@ def test_one_question_shares_nothing(vlm, calls) -> None:
 def test_times_are_shares_and_what_is_shared_is_told_apart(vlm, monkeypatch) -> None:
     features = vlm.encode(IMAGE)
     project, clock_ms, offset_ms = vlm.decoder.project, vlm._clock_ms, [0.0]
-    prefix = common_start([vlm.input_ids(prompt, features) for prompt in PROMPTS])
+    token_ids = [vlm.input_ids(prompt, features) for prompt in PROMPTS]
+    prefix, rows = common_start(token_ids), [len(row) for row in token_ids]
 
     def slow(block, hidden, rotary):
-        """Take 1e6 ms for a block over the prefix, 1e3 over questions, 1 over tokens decoded."""
-        rows = hidden.shape[1]
-        offset_ms[0] += 1e6 if rows == prefix else 1.0 if rows <= 3 else 1e3
+        """Take 1e6 ms for a block with the prefix, 1 ms for one in which tokens decode."""
+        tokens = hidden.shape[1]
+        offset_ms[0] += 1e6 if tokens == sum(rows) - 2 * prefix else 1.0 if tokens <= 3 else 0.0
         return project(block, hidden, rotary)
 
     monkeypatch.setattr(vlm.decoder, 'project', slow)
@@ -325,20 +330,21 @@ def test_times_are_shares_and_what_is_shared_is_told_apart(vlm, monkeypatch) -> 
     frame = vlm.share_frame(features, questions_of(SETS['one list']))
     assert frame.shared_ms == 0
     lengths = dict.fromkeys(range(6), 3)
-    skip = frame.answer([0, 1, 2], forced_lengths=lengths)
-    assert frame.shared_ms == pytest.approx(3e6, rel=1e-3)
-    full = frame.answer([3, 4, 5], forced_lengths=lengths)
-    assert frame.shared_ms == pytest.approx(7e6, rel=1e-3)  # block 0 was shared
-    for answers, num_blocks in ((skip, 3), (full, 5)):
-        for timing in (answer.timing for answer in answers):
+    # A token costs the blocks that it runs and the head; the prefix, no head and no known block.
+    for indices, blocks, of_prefix in (([0, 1, 2], 3, 3), ([3, 4, 5], 5, 4)):
+        before_ms = frame.shared_ms
+        answers = frame.answer(indices, forced_lengths=lengths)
+        costs = [(row - prefix) * (1 + blocks) for row in rows]
+        per_cost_ms = 1e6 * of_prefix / (prefix * of_prefix + sum(costs))
+        shared_ms = frame.shared_ms - before_ms
+        assert shared_ms == pytest.approx(per_cost_ms * prefix * of_prefix, rel=1e-3)
+        for cost, timing in zip(costs, (answer.timing for answer in answers), strict=True):
             phases = (timing.preprocess_ms, timing.vision_ms, timing.prefill_ms, timing.decode_ms)
             assert sum(phases) == pytest.approx(timing.total_ms)
             assert timing.vision_ms == features.vision_ms
             assert timing.preprocess_ms > features.preprocess_ms
-            assert timing.decode_ms == pytest.approx(2 * num_blocks / 3, abs=1)
-        prefill_ms = [answer.timing.prefill_ms for answer in answers]
-        assert sum(prefill_ms) == pytest.approx(1e3 * num_blocks, rel=1e-2)
-        assert prefill_ms[0] < prefill_ms[1] < prefill_ms[2]  # as the prompts' lengths
+            assert timing.prefill_ms == pytest.approx(per_cost_ms * cost, rel=1e-3)
+            assert timing.decode_ms == pytest.approx(2 * blocks / 3, abs=1)
 
 
 # ---- near ties and what is not a number --------------------------------------------------------
@@ -430,8 +436,8 @@ def test_a_stop_at_any_block_of_any_pass_leaves_the_frame_usable(vlm) -> None:
         )
 
     stopping_at(None, vlm.share_frame(features, questions))
-    # Of prefixes: all blocks; without 4 no others than those; without 1 and 2 two others.
-    assert len(last) == NUM_BLOCKS + 0 + 2 + NUM_BLOCKS * 2
+    # A pass of each set, then one in which those go on that the draft has not ended.
+    assert len(last) == 5 + 4 + 3 + NUM_BLOCKS
     for poll in range(len(last)):
         frame = vlm.share_frame(features, questions)
         with pytest.raises(Stopped):
