@@ -16,7 +16,13 @@ from typing import Any
 from gmskip_ros.calibration.answering import Answerer
 from gmskip_ros.calibration.baseline import baselines_of_evaluation
 from gmskip_ros.calibration.checkpoint import Checkpoint, CheckpointFile, plain_settings
-from gmskip_ros.calibration.data import Data, in_view, load_data, record_header
+from gmskip_ros.calibration.data import (
+    Data,
+    choose_calibration_samples,
+    choose_calibration_samples_in_view,
+    load_data,
+    record_header,
+)
 from gmskip_ros.calibration.distributed import Ranks
 from gmskip_ros.calibration.errors import CalibrationError
 from gmskip_ros.calibration.evaluate import score_note
@@ -26,7 +32,7 @@ from gmskip_ros.calibration.methods.fixed_interval import intervals_of_all_sizes
 from gmskip_ros.calibration.methods.method import Method
 from gmskip_ros.calibration.methods.registry import check_settings, get_method, search_settings
 from gmskip_ros.calibration.objective import choose_metrics
-from gmskip_ros.calibration.questions import Questions, choose_question_samples
+from gmskip_ros.calibration.questions import Questions
 from gmskip_ros.calibration.result import Calibration
 from gmskip_ros.calibration.run import (
     TEST_IMAGES_NAME,
@@ -43,7 +49,6 @@ from gmskip_ros.calibration.settings import (
 )
 from gmskip_ros.calibration.speed import Sample, TimedQuestion, speed_figures, time_round
 from gmskip_ros.datasets import Dataset, may_share_pictures
-from gmskip_ros.datasets import Sample as DatasetSample
 from gmskip_ros.files import write_atomically
 from gmskip_ros.machine import machine
 from gmskip_ros.skipping import SkipSet, save_skip_list
@@ -77,7 +82,7 @@ def check(dataset: Dataset, settings: CompareSettings, test_dataset: Dataset | N
     for name in settings.methods:
         method_settings(settings, name)
     choose_metrics([task.name for task in settings.tasks()], settings.metric)
-    _choose_samples(dataset, settings, test_dataset)
+    choose_calibration_samples(dataset, settings, test_dataset)
 
 
 def method_settings(settings: CompareSettings, name: str) -> SearchSettings:
@@ -161,11 +166,11 @@ def compare(
     ranks = ranks or Ranks()
     listener = listener or Listener()
     plans = make_plans(settings, vlm.num_blocks)
-    dataset = in_view(vlm, dataset, ranks, listener)
-    if test_dataset is not None:
-        test_dataset = in_view(vlm, test_dataset, ranks, listener)
-    samples, test_samples = _choose_samples(dataset, settings, test_dataset)
-    data = load_data(vlm, dataset, settings, samples, test_samples, ranks, listener, should_stop)
+    chosen = choose_calibration_samples_in_view(
+        vlm, dataset, settings, ranks, listener, test_dataset
+    )
+    dataset, test_dataset = chosen.dataset, chosen.test_dataset
+    data = load_data(vlm, chosen, settings, ranks, listener, should_stop)
     metrics = choose_metrics([task.name for task in settings.tasks()], settings.metric)
     answerer = Answerer(
         vlm,
@@ -221,7 +226,7 @@ def compare(
         raise
     return {
         **_header(vlm, settings, metrics, data, checkpoint.created),
-        'dataset': _dataset_record(settings, dataset, test_dataset, data),
+        'dataset': _dataset_record(settings, data),
         'unreadable': list(data.unreadable),
         'score_note': score_note(evaluations[0]),
         'sparsities': list(settings.sparsities),
@@ -239,15 +244,6 @@ def compare(
         ],
         'rows': rows,
     }
-
-
-def _choose_samples(
-    dataset: Dataset, settings: CompareSettings, test_dataset: Dataset | None
-) -> tuple[list[DatasetSample], list[DatasetSample]]:
-    test_images = settings.images if settings.test_images is None else settings.test_images
-    return choose_question_samples(
-        dataset, settings.tasks(), settings.images, test_images, settings.seed, test_dataset
-    )
 
 
 def _calibrate(
@@ -522,9 +518,10 @@ def _header(
     }
 
 
-def _dataset_record(
-    settings: CompareSettings, dataset: Dataset, test_dataset: Dataset | None, data: Data
-) -> dict[str, Any]:
+def _dataset_record(settings: CompareSettings, data: Data) -> dict[str, Any]:
+    chosen = data.chosen
+    dataset, test_dataset = chosen.dataset, chosen.test_dataset
+    assert chosen.counts is not None and chosen.test_counts is not None
     datasets = [dataset] if test_dataset is None else [dataset, test_dataset]
     tested = datasets[-1]
     warnings = [line for one in datasets for line in one.warnings]
@@ -535,18 +532,21 @@ def _dataset_record(
         )
     return {
         'name': dataset.name if test_dataset is None else f'{dataset.name} and {tested.name}',
+        'chosen': chosen.line,
         'notes': [line for one in datasets for line in one.notes],
         'warnings': warnings,
         'labels_outside_view': sum(one.labels_outside_view for one in datasets),
         'calibration': {
             'name': dataset.name,
             'images': data.questions[0].num_images,
+            **chosen.counts.as_record(),
             'sha256': data.sha256,
             'seed': settings.seed,
         },
         'test': {
             'name': tested.name,
             'images': data.test_questions[0].num_images,
+            **chosen.test_counts.as_record(),
             'sha256': data.test_sha256,
         },
     }

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+from gmskip_ros.calibration.choosing import Chosen, choose, choose_by_first
 from gmskip_ros.calibration.distributed import Ranks
 from gmskip_ros.calibration.errors import CalibrationError
 from gmskip_ros.calibration.images import EncodedImages
-from gmskip_ros.calibration.questions import Questions, choose_question_samples, make_questions
-from gmskip_ros.calibration.settings import CalibrationSettings, Listener, SharedSettings
-from gmskip_ros.datasets import Dataset, Sample, sample_hash, within_view
+from gmskip_ros.calibration.questions import Questions, make_questions
+from gmskip_ros.calibration.settings import (
+    CalibrationSettings,
+    CompareSettings,
+    Listener,
+    SharedSettings,
+)
+from gmskip_ros.datasets import Dataset, Sample, sample_hash
 from gmskip_ros.machine import describe_run
 from gmskip_ros.vlm import CalibrationEngine
 
@@ -21,9 +27,11 @@ from gmskip_ros.vlm import CalibrationEngine
 class Data:
     """Encoded images and the questions about them, per task; test questions are [] without a test.
 
+    `chosen`: from which datasets, and how many; without the samples, which the questions have.
     `unreadable`: why images were skipped, by path. The hashes are those of the samples.
     """
 
+    chosen: Chosen
     images: EncodedImages
     unreadable: dict[str, str]
     questions: list[Questions]
@@ -36,38 +44,43 @@ class Data:
         return replace(self, test_questions=[], test_sha256=sample_hash([]))
 
 
-def in_view(vlm: CalibrationEngine, dataset: Dataset, ranks: Ranks, listener: Listener) -> Dataset:
-    """Return the dataset without labels that lie wholly outside what the model sees of images."""
-    seen = within_view(dataset, lambda width, height: astuple(vlm.visible_box(width, height)))
-    if seen.labels_outside_view and ranks.rank == 0:
-        listener.note(f'{dataset.name}: {seen.notes[-1]}')
-    return seen
-
-
 def choose_calibration_samples(
-    dataset: Dataset, settings: CalibrationSettings, test_dataset: Dataset | None
-) -> tuple[list[Sample], list[Sample]]:
-    """Return the samples to calibrate on and to test on; see choose_question_samples."""
-    test_images = settings.images if settings.test_images is None else settings.test_images
-    return choose_question_samples(
-        dataset, settings.tasks(), settings.images, test_images, settings.seed, test_dataset
-    )
+    dataset: Dataset, settings: CalibrationSettings | CompareSettings, test_dataset: Dataset | None
+) -> Chosen:
+    """Return the samples to calibrate on and to test on, as `choose` does."""
+    return choose(dataset, settings, settings.images, _test_images(settings), test_dataset)
+
+
+def choose_calibration_samples_in_view(
+    vlm: CalibrationEngine,
+    dataset: Dataset,
+    settings: CalibrationSettings | CompareSettings,
+    ranks: Ranks,
+    listener: Listener,
+    test_dataset: Dataset | None = None,
+) -> Chosen:
+    """Return the samples to calibrate on and to test on, as `choose_by_first` does."""
+    counts = settings.images, _test_images(settings)
+    return choose_by_first(vlm, dataset, settings, *counts, ranks, listener, test_dataset)
+
+
+def _test_images(settings: CalibrationSettings | CompareSettings) -> int:
+    return settings.images if settings.test_images is None else settings.test_images
 
 
 def load_data(
     vlm: CalibrationEngine,
-    dataset: Dataset,
+    chosen: Chosen,
     settings: SharedSettings,
-    samples: Sequence[Sample],
-    test_samples: Sequence[Sample],
     ranks: Ranks,
     listener: Listener,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Data:
-    """Encode the samples' images and make the questions; unreadable images are skipped.
+    """Encode the chosen samples' images and make the questions; unreadable images are skipped.
 
     Raises CalibrationError if no readable image of a non-empty list can be scored, and Stopped.
     """
+    dataset, samples, test_samples = chosen.dataset, chosen.samples, chosen.test_samples
     paths = list(dict.fromkeys(sample.image_path for sample in [*samples, *test_samples]))
     images = EncodedImages(vlm, paths, settings.memory_bytes, ranks)
     unreadable = images.encode_all(lambda done: listener.pictures(done, len(paths)), should_stop)
@@ -94,6 +107,7 @@ def load_data(
         (sample_hash(readable(samples)), sample_hash(readable(test_samples)))
     )
     return Data(
+        chosen=replace(chosen, samples=(), test_samples=()),
         images=images,
         unreadable={str(path): reason for path, reason in sorted(unreadable.items())},
         questions=questions,

@@ -9,6 +9,7 @@ from typing import Any
 
 from gmskip_ros.calibration.answering import Answerer
 from gmskip_ros.calibration.baseline import baselines_of_evaluation
+from gmskip_ros.calibration.choosing import choose, value_of_first
 from gmskip_ros.calibration.data import Data, load_data, record_header
 from gmskip_ros.calibration.distributed import Ranks
 from gmskip_ros.calibration.errors import CalibrationError
@@ -164,15 +165,16 @@ def evaluate_all(
 ) -> dict[str, Any]:
     """Return the figures of every row as JSON values, in the form of evaluation.json.
 
-    `print_line` receives warnings. With several ranks every process makes the same call. Raises
-    CalibrationError, DatasetError, TaskError, SkipListError, VlmError.
+    `print_line` receives warnings. With several ranks every process makes the same call, but only
+    the first needs the dataset. Raises CalibrationError, DatasetError, TaskError, SkipListError,
+    VlmError.
     """
     sets = choose_sets(vlm.num_blocks, skip_lists, settings)
     metrics = choose_metrics([task.name for task in settings.tasks()], settings.metric)
-    _, samples = choose_question_samples(
-        dataset, settings.tasks(), 0, settings.images, settings.seed
-    )
-    data = load_data(vlm, dataset, settings, [], samples, ranks, listener)
+    chosen = value_of_first(ranks, lambda: choose(dataset, settings, 0, settings.images))
+    if chosen.is_short:
+        print_line(chosen.line)
+    data = load_data(vlm, chosen, settings, ranks, listener)
     for reason in data.unreadable.values():
         print_line(f'unreadable, skipped: {reason}')
     for name, skip_list in skip_lists.items():
@@ -201,7 +203,7 @@ def evaluate_all(
         print_line(
             'warning: the full model scores 0: do the task, label set and dataset suit the model?'
         )
-    return _record(vlm, dataset, settings, metrics, data, rows)
+    return _record(vlm, settings, metrics, data, rows)
 
 
 def _evaluate_rows(
@@ -240,12 +242,13 @@ def _prompt_tokens(vlm: CalibrationEngine, data: Data) -> tuple[int, int]:
 
 def _record(
     vlm: CalibrationEngine,
-    dataset: Dataset,
     settings: EvaluationSettings,
     metrics: Sequence[str],
     data: Data,
     rows: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
+    dataset, counts = data.chosen.dataset, data.chosen.test_counts
+    assert counts is not None
     first = rows[0]['evaluation']
     samples = data.test_questions[0].samples
     return {
@@ -253,11 +256,13 @@ def _record(
         'prompt': _common_prompt(data.test_questions),
         'dataset': {
             'name': dataset.name,
+            'chosen': data.chosen.line,
             'notes': list(dataset.notes),
             'warnings': list(dataset.warnings),
             'labels_outside_view': dataset.labels_outside_view,
             'test': {
                 'images': len({sample.image_path for sample in samples}),
+                **counts.as_record(),
                 'sha256': data.test_sha256,
                 'seed': settings.seed,
             },

@@ -99,6 +99,16 @@ def can_be_asked(sample: Sample, settings: TaskSettings, task: Task | None) -> b
     return sample.main_object is not None and label_of(sample.main_object, task) is not None
 
 
+def usable_samples(dataset: Dataset, settings: Sequence[TaskSettings]) -> list[Sample]:
+    """Return the dataset's samples that have what all of the tasks need to be scored."""
+    tasks = [of_task.make_task(dataset.labels) for of_task in settings]
+    return [
+        sample
+        for sample in dataset.samples
+        if all(can_be_asked(sample, *pair) for pair in zip(settings, tasks, strict=True))
+    ]
+
+
 def choose_question_samples(
     dataset: Dataset,
     settings: Sequence[TaskSettings],
@@ -120,11 +130,7 @@ def choose_question_samples(
     target = settings[0].target
     if target is not None:
         _check_target(target, tasks[0])
-    usable = [
-        sample
-        for sample in dataset.samples
-        if all(can_be_asked(sample, *pair) for pair in zip(settings, tasks, strict=True))
-    ]
+    usable = usable_samples(dataset, settings)
     if not usable:
         what = ' and '.join(of_task.name for of_task in settings)
         raise CalibrationError(

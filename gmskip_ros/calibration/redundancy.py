@@ -22,8 +22,7 @@ from gmskip_ros.calibration.answering import Answerer
 from gmskip_ros.calibration.baseline import baselines
 from gmskip_ros.calibration.checkpoint import CheckpointFile
 from gmskip_ros.calibration.data import (
-    choose_calibration_samples,
-    in_view,
+    choose_calibration_samples_in_view,
     load_data,
     record_header,
 )
@@ -111,10 +110,11 @@ def measure_redundancy(
     TaskError, VlmError; the state is saved.
     """
     ranks, listener = ranks or Ranks(), listener or Listener()
-    check(dataset, settings)
-    dataset = in_view(vlm, dataset, ranks, listener)
-    samples, _ = choose_calibration_samples(dataset, settings, None)
-    data = load_data(vlm, dataset, settings, samples, [], ranks, listener, should_stop)
+    if ranks.rank == 0:
+        check(dataset, settings)
+    chosen = choose_calibration_samples_in_view(vlm, dataset, settings, ranks, listener)
+    dataset = chosen.dataset
+    data = load_data(vlm, chosen, settings, ranks, listener, should_stop)
     metrics = choose_metrics([task.name for task in settings.tasks()], settings.metric)
     objective = make_objective(data.questions, metrics, data.images.index_of, settings.seed)
     answerer = Answerer(
@@ -145,9 +145,11 @@ def measure_redundancy(
         **record_header(FORMAT, vlm, settings, metrics),
         'dataset': {
             'name': dataset.name,
+            'chosen': chosen.line,
             'notes': list(dataset.notes),
             'warnings': list(dataset.warnings),
             'images': data.questions[0].num_images,
+            **(chosen.counts.as_record() if chosen.counts else {}),
             'sha256': data.sha256,
             'seed': settings.seed,
         },

@@ -17,7 +17,12 @@ from gmskip_ros.calibration.checkpoint import (
     CheckpointFile,
     plain_settings,
 )
-from gmskip_ros.calibration.data import Data, choose_calibration_samples, in_view, load_data
+from gmskip_ros.calibration.data import (
+    Data,
+    choose_calibration_samples,
+    choose_calibration_samples_in_view,
+    load_data,
+)
 from gmskip_ros.calibration.distributed import Ranks
 from gmskip_ros.calibration.errors import CalibrationError
 from gmskip_ros.calibration.measuring import Evaluator
@@ -70,23 +75,23 @@ def calibrate(
 ) -> Calibration:
     """Choose the blocks to skip, test the sets on held-out images, and return all that was found.
 
-    `data`, where several calibrations share it: questions about samples of `dataset` as `in_view`
-    gives it, used in place of choosing and encoding images.
+    `data`, where several calibrations share it: questions about samples of `dataset`, used in
+    place of choosing and encoding images.
 
     The state is kept in `folder`/checkpoint.json, from which the same call resumes. With several
-    ranks every process makes the same call. `should_stop` is polled before every block of every
-    answer. Raises Stopped, CalibrationError, DatasetError, TaskError, VlmError; the state is saved.
+    ranks every process makes the same call, but only the first needs the datasets. `should_stop` is
+    polled before every block of every answer. Raises Stopped, CalibrationError, DatasetError,
+    TaskError, VlmError; the state is saved.
     """
     ranks = ranks or Ranks()
     listener = listener or Listener()
     method = get_method(settings.search.method)
     check_settings(settings.search, vlm.num_blocks)
     if data is None:
-        dataset = in_view(vlm, dataset, ranks, listener)
-        if test_dataset is not None:
-            test_dataset = in_view(vlm, test_dataset, ranks, listener)
-        samples, tested = choose_calibration_samples(dataset, settings, test_dataset)
-        data = load_data(vlm, dataset, settings, samples, tested, ranks, listener, should_stop)
+        chosen_samples = choose_calibration_samples_in_view(
+            vlm, dataset, settings, ranks, listener, test_dataset
+        )
+        data = load_data(vlm, chosen_samples, settings, ranks, listener, should_stop)
     metrics = choose_metrics([task.name for task in settings.tasks()], settings.metric)
     image_of = data.images.index_of
     objective = make_objective(data.questions, metrics, image_of, settings.seed)
@@ -110,7 +115,7 @@ def calibrate(
             settings.latency_images,
         )
     file = CheckpointFile(folder)
-    of_run = fingerprint(vlm, dataset.name, settings, method, data, metrics)
+    of_run = fingerprint(vlm, data.chosen.dataset.name, settings, method, data, metrics)
     checkpoint = load_checkpoint(file, of_run, ranks, free=extent_names(method))
     extend(checkpoint, of_run)
 
@@ -138,8 +143,7 @@ def calibrate(
     except Exception:  # not KeyboardInterrupt, which may come between two changes of the state
         scorer.on_save(scorer.state, True)
         raise
-    datasets = [dataset] if test_dataset is None else [dataset, test_dataset]
-    facts = _facts(vlm, datasets, settings, method, data, metrics, checkpoint.created)
+    facts = _facts(vlm, settings, method, data, metrics, checkpoint.created)
     calibration_baselines = baselines(data.questions, metrics, scorer.full_scores)
     test_baselines = None
     if tests[0] is not None:
@@ -337,19 +341,22 @@ def load_checkpoint(
 
 def _facts(
     vlm: CalibrationEngine,
-    datasets: Sequence[Dataset],
     settings: CalibrationSettings,
     method: Method,
     data: Data,
     metrics: Sequence[str],
     created: str,
 ) -> Facts:
-    """Return what the skip list and the record state; `datasets`: to calibrate and to test on."""
+    """Return what the skip list and the record state."""
+    chosen = data.chosen
+    datasets = [chosen.dataset, *filter(None, [chosen.test_dataset])]
+    assert chosen.counts is not None
     test = None
     if data.test_questions:
         test = {
             'name': datasets[-1].name,
             'images': data.test_questions[0].num_images,
+            **(chosen.test_counts.as_record() if chosen.test_counts else {}),
             'sha256': data.test_sha256,
         }
     first, *others = data.questions
@@ -365,11 +372,13 @@ def _facts(
         max_image_tokens=vlm.max_image_tokens,
         dataset={
             'name': datasets[0].name,
+            'chosen': chosen.line,
             'notes': [note for dataset in datasets for note in dataset.notes],
             'warnings': [warning for dataset in datasets for warning in dataset.warnings],
             'labels_outside_view': sum(dataset.labels_outside_view for dataset in datasets),
             'calibration': {
                 'images': first.num_images,
+                **chosen.counts.as_record(),
                 'sha256': data.sha256,
                 'seed': settings.seed,
             },

@@ -157,13 +157,13 @@ def calibrate_all(
     from gmskip_ros.calibration.series import calibrate_targets
     from gmskip_ros.report.targets_report import targets_table, write_targets_report
 
-    dataset = open_dataset_of(args)
+    dataset = open_dataset_of(args, run.ranks)
     test_dataset = None
     if args.test_split is not None:
-        test_dataset = open_dataset_of(args, args.test_split)
+        test_dataset = open_dataset_of(args, run.ranks, args.test_split)
     run.open_folder()
     run.show_notes(dataset, test_dataset)
-    for target in targets:  # check all of them before spending hours on the first
+    for target in targets if run.is_first else ():  # all, before spending hours on the first
         check(dataset, replace(settings, target=target), test_dataset)
     vlm = run.load_model(args)
     results: list[dict[str, Any]] = []
@@ -197,6 +197,7 @@ def write_and_print(calibration: Calibration, folder: Path) -> None:
 
     write_results(calibration.result, folder, 'calibration.json', write_calibration_report)
     console = Console()
+    print(calibration.result['dataset']['chosen'])
     console.print(calibration_table(calibration.result))
     for warning in calibration.result['warnings']:
         print(f'gmskip: warning: {warning}', file=sys.stderr)

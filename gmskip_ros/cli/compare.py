@@ -155,10 +155,13 @@ def run(args: argparse.Namespace) -> int:
 
 def compare_and_report(args: argparse.Namespace, settings: CompareSettings, run: LongRun) -> None:
     """Open the data, load the model, compare, and write and print the results."""
+    from gmskip_ros.calibration.choosing import OF_FIRST
     from gmskip_ros.calibration.compare import check, compare
 
-    dataset, test_dataset = open_datasets(args)
-    check(dataset, settings, test_dataset)
+    dataset, test_dataset = OF_FIRST, None
+    if run.is_first:
+        dataset, test_dataset = open_datasets(args)
+        check(dataset, settings, test_dataset)
     run.open_folder()
     run.show_notes(dataset, test_dataset)
     vlm = run.load_model(args)
@@ -213,6 +216,7 @@ def write_and_print(result: dict[str, Any], folder: Path) -> None:
 
     write_results(result, folder, 'compare.json', write_compare_report)
     console = Console()
+    print(result['dataset']['chosen'])
     for table in compare_tables(result):
         console.print(table)
         console.print()

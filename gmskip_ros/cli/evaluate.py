@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     skip_lists = load_skip_lists(args)
     folder = None if args.out is None else make_folder(Path(args.out).expanduser())
 
-    from gmskip_ros.calibration.data import in_view
+    from gmskip_ros.calibration.choosing import in_view
     from gmskip_ros.calibration.distributed import Ranks
     from gmskip_ros.calibration.evaluate import evaluate_all, without_calibration_images
     from gmskip_ros.cli.progress import ProgressBars
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     with FolderLock() as lock, ProgressBars(is_shown) as bars:
         if folder is not None and ranks.rank == 0:
             lock_folder(folder, lock)
-        dataset = open_dataset_of(args)
+        dataset = open_dataset_of(args, ranks)
 
         def print_line(line: str) -> None:
             if ranks.rank == 0:
@@ -104,10 +104,11 @@ def run(args: argparse.Namespace) -> int:
         vlm = load_model(args, ranks, bars.status)
         for warning in vlm.warnings:
             print_line(f'warning: {warning}')
-        # What a list was calibrated on is known by the labels in view as well.
-        seen = in_view(vlm, dataset, ranks, bars)
-        kept = without_calibration_images(seen, skip_lists, settings, print_line)
-        result = evaluate_all(vlm, kept, settings, skip_lists, ranks, bars, print_line)
+        if ranks.rank == 0:
+            # What a list was calibrated on is known by the labels in view as well.
+            dataset = in_view(vlm, dataset, ranks, bars)
+            dataset = without_calibration_images(dataset, skip_lists, settings, print_line)
+        result = evaluate_all(vlm, dataset, settings, skip_lists, ranks, bars, print_line)
         ranks.disconnect()
         bars.stop()
         if ranks.rank == 0:
@@ -164,6 +165,7 @@ def write_and_print(args: argparse.Namespace, result: dict[str, Any], folder: Pa
         print(json.dumps(result, indent=1))
         return
     console = Console()
+    print(result['dataset']['chosen'])
     for table in evaluation_tables(result):
         console.print(table)
         console.print()

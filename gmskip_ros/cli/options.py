@@ -178,10 +178,16 @@ def add_images_dir_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def open_dataset_of(args: argparse.Namespace, split: str | None = None) -> Dataset:
-    """Return the dataset of the options of add_dataset_options; `split` in place of --split."""
+def open_dataset_of(args: argparse.Namespace, ranks: Ranks, split: str | None = None) -> Dataset:
+    """Return the dataset of the options of add_dataset_options; `split` in place of --split.
+
+    Of several processes the first one reads it, and passes on what is chosen of it.
+    """
+    from gmskip_ros.calibration.choosing import OF_FIRST
     from gmskip_ros.datasets import open_dataset
 
+    if ranks.rank != 0:
+        return OF_FIRST
     return open_dataset(
         args.dataset,
         split=args.split if split is None else split,

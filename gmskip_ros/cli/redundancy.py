@@ -53,8 +53,9 @@ def measure_and_report(
     """Open the data, load the model, measure, and write and print the figures."""
     from gmskip_ros.calibration.redundancy import check, measure_redundancy
 
-    dataset = open_dataset_of(args)
-    check(dataset, settings)
+    dataset = open_dataset_of(args, run.ranks)
+    if run.is_first:
+        check(dataset, settings)
     run.open_folder()
     run.show_notes(dataset)
     vlm = run.load_model(args)
@@ -80,6 +81,7 @@ def write_and_print(result: dict[str, Any], folder: Path) -> None:
 
     write_results(result, folder, 'redundancy.json', write_redundancy_report)
     console = Console()
+    print(result['dataset']['chosen'])
     for table in redundancy_tables(result):
         console.print(table)
     for line in result['summary']:

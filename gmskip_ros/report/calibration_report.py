@@ -214,7 +214,7 @@ def _page(result: Mapping[str, Any], trade_off: Picture, heat_map: Picture | Non
         headline=calibration_headline(result),
         alerts=_alerts(result, rows),
         baselines=baseline_lines(result),
-        notes=result['dataset']['notes'],
+        notes=fmt.dataset_notes(result),
         unreadable=result['unreadable'],
         summary=col.html_table(summary, points),
         trajectory=col.html_table(trajectory, rows),

@@ -561,7 +561,7 @@ def _page(result: Mapping[str, Any], pictures: Mapping[str, Picture | None]) -> 
         pictures={name: picture and picture.element for name, picture in pictures.items()},
         explanations=[column for column in explained if column.explanation],
         balanced_explanation=col.BALANCED_EXPLANATION,
-        notes=result['dataset']['notes'],
+        notes=fmt.dataset_notes(result),
         unreadable=unreadable,
         facts=_facts(result),
     )

@@ -113,7 +113,7 @@ def _page(result: Mapping[str, Any], drawn: Picture | None) -> bytes:
         result=result,
         headline=evaluation_headline(result),
         alerts=alerts + fmt.unreadable_alert(unreadable),
-        notes=result['dataset']['notes'],
+        notes=fmt.dataset_notes(result),
         unreadable=unreadable,
         sections=[
             (title, col.html_table(columns, rows), notes)

@@ -206,3 +206,9 @@ def shorter_alert(names: Sequence[str]) -> list[str]:
         f'Answers got shorter: {", ".join(names)}. '
         'Part of the time saved there is not due to skipping.'
     ]
+
+
+def dataset_notes(result: Mapping[str, Any]) -> list[str]:
+    """Return how many images were asked for, found and used, and the notes of the dataset."""
+    dataset = result['dataset']
+    return [*filter(None, [dataset.get('chosen')]), *dataset['notes']]

@@ -184,7 +184,7 @@ def _page(result: Mapping[str, Any], drawn: Picture) -> bytes:
         result=result,
         score_label=fmt.score_label(result),
         alerts=alerts + fmt.unreadable_alert(result['unreadable']),
-        notes=result['dataset']['notes'],
+        notes=fmt.dataset_notes(result),
         unreadable=result['unreadable'],
         summary=result['summary'],
         baselines=baseline_lines(result),

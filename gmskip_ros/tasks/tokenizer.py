@@ -60,6 +60,10 @@ _TOKEN = re.compile(
         )
     )
 )
+# Letters of languages written without spaces between words: Chinese, Japanese, Thai, Lao.
+_UNSPACED = re.compile(
+    '[\u0e00-\u0eff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]'
+)
 _CLITIC = re.compile(r"(.+?)('(?:s|m|d|re|ve|ll)|n't)")
 _SAME_CHARACTER = str.maketrans(
     {
@@ -76,6 +80,14 @@ _SAME_CHARACTER = str.maketrans(
         '\u00ad': None,
     }
 )
+
+
+def is_without_spaces(text: str) -> bool:
+    """Return whether most letters are of a language without spaces between words.
+
+    Tokens are then whole sentences, which only an equal sentence shares.
+    """
+    return 2 * len(_UNSPACED.findall(text)) > sum(map(str.isalpha, text))
 
 
 def caption_tokens(caption: str) -> list[str]:
