@@ -189,7 +189,10 @@ def _make_skip_list(
         protect=search.protect if any(search.protect) else None,
         min_score_ratio=search.min_score_ratio,
         full_score=full.score,
-        calibration={'dataset': facts.dataset['name'], **facts.dataset['calibration']},
+        calibration={
+            'dataset': facts.dataset['name'],
+            **{name: facts.dataset['calibration'][name] for name in ('images', 'sha256', 'seed')},
+        },
         created=facts.created,
         software=software(),
         baselines=list_baselines(baselines),

@@ -9,8 +9,11 @@ import cv2
 import numpy as np
 import pytest
 
+from gmskip_ros.calibration.choosing import OF_FIRST
+from gmskip_ros.calibration.distributed import Ranks
 from gmskip_ros.cli.compare import open_datasets
 from gmskip_ros.cli.main import build_parser, main
+from gmskip_ros.cli.options import open_dataset_of
 from gmskip_ros.errors import UserError
 
 COMMANDS = {
@@ -44,6 +47,23 @@ def test_every_command_looks_for_images_in_images_dir(tmp_path, monkeypatch, cap
     options = ['--task', 'single_object', '--images-dir', str(empty)]
     assert main([command, *words, *options]) == 2
     assert f'{empty}: none of 2 images was found' in capsys.readouterr().err.replace('\n', ' ')
+
+
+def test_of_several_processes_only_the_first_reads_the_dataset(tmp_path, monkeypatch):
+    path = write_dataset(tmp_path)
+    options = [
+        '--dataset',
+        str(path),
+        '--task',
+        'single_object',
+        '--images-dir',
+        str(tmp_path / 'x'),
+    ]
+    args = build_parser().parse_args(['evaluate', *options])
+    assert len(open_dataset_of(args, Ranks()).samples) == 1
+    monkeypatch.setenv('RANK', '1')
+    path.unlink()
+    assert open_dataset_of(args, Ranks()) is OF_FIRST
 
 
 def test_compare_has_a_folder_of_images_for_each_dataset(tmp_path):

@@ -91,7 +91,8 @@ def test_tables_json_and_files(gmskip, scenes, tmp_path):
     assert (result['model'], result['num_blocks'], result['metric']) == ('demo', 32, 'accuracy')
     dataset = open_dataset(scenes)
     _, samples = choose_question_samples(dataset, task_settings('single_object'), 0, 4, 7)
-    assert result['dataset']['test'] == {'images': 4, 'sha256': sample_hash(samples), 'seed': 7}
+    test = {'images': 4, 'asked': 4, 'found': 10, 'sha256': sample_hash(samples), 'seed': 7}
+    assert result['dataset']['test'] == test
     rows = [(row['name'], row['blocks'], row['source']) for row in result['rows']]
     assert rows == [
         ('Full', [], None),
@@ -140,7 +141,9 @@ def test_calibration_images_are_skipped(gmskip, scenes, tmp_path):
     status, output, errors = gmskip(*options, '--skip-list', made)
     assert (status, errors) == (
         0,
-        f'gmskip: 6 images that {made} was calibrated on are skipped\n',
+        f'gmskip: 6 images that {made} was calibrated on are skipped\n'
+        'gmskip: scenes-300-10: 4 of 4 images suit single_object; used: 4 of 1,000 asked for to '
+        'test on\n',
     )
     rest = {sample.key for sample in dataset.samples} - {sample.key for sample in calibrated}
     test = json.loads(output)['dataset']['test']
