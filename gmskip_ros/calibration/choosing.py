@@ -11,7 +11,7 @@ from gmskip_ros.calibration.errors import CalibrationError
 from gmskip_ros.calibration.objective import base_metric, choose_metrics
 from gmskip_ros.calibration.questions import choose_question_samples, usable_samples
 from gmskip_ros.calibration.settings import GENERIC, Listener, SharedSettings
-from gmskip_ros.datasets import Dataset, Sample, within_view
+from gmskip_ros.datasets import Dataset, Sample, choose_samples, within_view
 from gmskip_ros.errors import UserError
 from gmskip_ros.tasks.tokenizer import is_without_spaces
 from gmskip_ros.vlm import CalibrationEngine
@@ -100,6 +100,15 @@ def choose(
         test_counts,
         _line(dataset, test_dataset, settings, counts, test_counts, [*samples, *test_samples]),
     )
+
+
+def choose_unanswered(dataset: Dataset, settings: SharedSettings) -> Chosen:
+    """Return questions to answer, though nothing says what is right. Raises DatasetError."""
+    asked = [sample for sample in dataset.samples if sample.question or settings.prompt]
+    samples, _ = choose_samples(asked, settings.images, 0, settings.seed)
+    counts = Counts(settings.images, len(asked), len(samples))
+    line = _line(dataset, None, settings, None, counts, samples)
+    return Chosen(replace(dataset, samples=()), None, (), tuple(samples), None, counts, line)
 
 
 def choose_by_first(

@@ -7,9 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gmskip_ros.calibration.answering import Answerer
+from gmskip_ros.calibration.answer_files import AnswerFiles
+from gmskip_ros.calibration.answering import Answerer, ImageQuestion
 from gmskip_ros.calibration.baseline import baselines_of_evaluation
-from gmskip_ros.calibration.choosing import choose, value_of_first
+from gmskip_ros.calibration.choosing import (
+    Chosen,
+    choose,
+    choose_unanswered,
+    value_of_first,
+)
 from gmskip_ros.calibration.data import Data, load_data, record_header
 from gmskip_ros.calibration.distributed import Ranks
 from gmskip_ros.calibration.errors import CalibrationError
@@ -162,37 +168,41 @@ def evaluate_all(
     ranks: Ranks,
     listener: Listener,
     print_line: Callable[[str], None],
+    answer_files: AnswerFiles | None = None,
 ) -> dict[str, Any]:
     """Return the figures of every row as JSON values, in the form of evaluation.json.
 
-    `print_line` receives warnings. With several ranks every process makes the same call, but only
-    the first needs the dataset. Raises CalibrationError, DatasetError, TaskError, SkipListError,
-    VlmError.
+    `print_line` receives warnings; rank 0 writes the answers to `answer_files`. With several ranks
+    every process makes the same call, but only the first needs the dataset. Raises
+    CalibrationError, DatasetError, TaskError, SkipListError, VlmError.
     """
     sets = choose_sets(vlm.num_blocks, skip_lists, settings)
     metrics = choose_metrics([task.name for task in settings.tasks()], settings.metric)
     chosen = value_of_first(ranks, lambda: choose(dataset, settings, 0, settings.images))
     if chosen.is_short:
         print_line(chosen.line)
+    if answer_files is not None:
+        _note_unanswered(chosen, print_line)
     data = load_data(vlm, chosen, settings, ranks, listener)
     for reason in data.unreadable.values():
         print_line(f'unreadable, skipped: {reason}')
     for name, skip_list in skip_lists.items():
         for warning in list_warnings(vlm, skip_list, settings, data.test_questions):
             print_line(f'warning: {name}: {warning}')
+    names = iter([named.name for named in sets for _ in data.test_questions])
+
+    def write(questions: Questions, texts: list[str]) -> None:
+        if answer_files is not None and ranks.rank == 0:
+            answer_files.write(next(names), questions, texts)
+
     evaluator = Evaluator(
         data.test_questions,
         metrics,
-        Answerer(
-            vlm,
-            data.images,
-            ranks,
-            batch_size=settings.batch_size,
-            memory_bytes=settings.memory_bytes,
-        ),
+        _answerer(vlm, data, settings, ranks),
         data.images.index_of,
         settings.seed,
         settings.latency_images,
+        write,
     )
     rows = _evaluate_rows(evaluator, sets, vlm.num_blocks, listener)
     num_image_tokens, num_tokens = _prompt_tokens(vlm, data)
@@ -204,6 +214,64 @@ def evaluate_all(
             'warning: the full model scores 0: do the task, label set and dataset suit the model?'
         )
     return _record(vlm, settings, metrics, data, rows)
+
+
+def _note_unanswered(chosen: Chosen, print_line: Callable[[str], None]) -> None:
+    counts = chosen.test_counts
+    if counts is not None and counts.used < counts.found:
+        print_line(
+            f'{counts.used:,} of {counts.found:,} questions are answered: a judge of all of them '
+            f'needs --images {counts.found}'
+        )
+
+
+def _answerer(
+    vlm: CalibrationEngine, data: Data, settings: EvaluationSettings, ranks: Ranks
+) -> Answerer:
+    return Answerer(
+        vlm,
+        data.images,
+        ranks,
+        batch_size=settings.batch_size,
+        memory_bytes=settings.memory_bytes,
+    )
+
+
+def answer_all(
+    vlm: CalibrationEngine,
+    dataset: Dataset,
+    settings: EvaluationSettings,
+    skip_lists: Mapping[str, SkipList],
+    ranks: Ranks,
+    listener: Listener,
+    print_line: Callable[[str], None],
+    answer_files: AnswerFiles,
+) -> None:
+    """Answer questions that have no right answers, which cannot be scored, under every skip set.
+
+    Like evaluate_all, but for the figures.
+    """
+    sets = choose_sets(vlm.num_blocks, skip_lists, settings)
+    chosen = value_of_first(ranks, lambda: choose_unanswered(dataset, settings))
+    if chosen.is_short:
+        print_line(chosen.line)
+    _note_unanswered(chosen, print_line)
+    data = load_data(vlm, chosen, settings, ranks, listener)
+    for reason in data.unreadable.values():
+        print_line(f'unreadable, skipped: {reason}')
+    (questions,) = data.test_questions
+    index_of = data.images.index_of
+    asked = [
+        ImageQuestion(index_of[sample.image_path], prompt)
+        for sample, prompt in zip(questions.samples, questions.prompts, strict=True)
+    ]
+    answerer = _answerer(vlm, data, settings, ranks)
+    for done, named in enumerate(sets):
+        listener.evaluations(done, len(sets))
+        answers = answerer.answers(asked, named.skip_set, max_new_tokens=questions.max_new_tokens)
+        if ranks.rank == 0:
+            answer_files.write(named.name, questions, [answer.text for (answer,) in answers])
+    listener.evaluations(len(sets), len(sets))
 
 
 def _evaluate_rows(

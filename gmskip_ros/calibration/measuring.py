@@ -6,7 +6,7 @@ import math
 import os
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -58,8 +58,9 @@ class Evaluator:
     Several `questions` are a joint evaluation, whose score is the least of score / full score.
     `image_of`: the index of an image by its path; `seed` shuffles the images; `latency_images`
     questions are also answered alone and timed, none with 0. With several processes, each one
-    makes the same calls and gets the same figures; rank 0 is timed. Raises CalibrationError and
-    TaskError for questions that `metrics` cannot score.
+    makes the same calls and gets the same figures; rank 0 is timed. `on_answers` receives each
+    part's questions and the answers to them, of every skip set that is evaluated. Raises
+    CalibrationError and TaskError for questions that `metrics` cannot score.
     """
 
     def __init__(
@@ -70,8 +71,10 @@ class Evaluator:
         image_of: Mapping[Path, int],
         seed: int = 0,
         latency_images: int = 8,
+        on_answers: Callable[[Questions, list[str]], None] | None = None,
     ) -> None:
         self._answerer = answerer
+        self._on_answers = on_answers
         self._latency_images = latency_images
         self._parts = [
             _Part(of_task, metric, image_of, seed)
@@ -115,6 +118,9 @@ class Evaluator:
         skip_set = SkipSet.of(skip)
         full = self._full
         found = self._ask(skip_set) if skip_set else full
+        if self._on_answers is not None:
+            for part, of_part in zip(self._parts, found, strict=True):
+                self._on_answers(part.questions, [answer.text for answer in of_part.real])
         score, shuffled_score, visual_gain = self._overall(found)
         full_score = self._overall(full)[0]
         answers = [answer for part_answers in found for answer in part_answers.real]

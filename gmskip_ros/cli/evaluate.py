@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gmskip_ros.calibration.methods.fixed_interval import INTERVALS_TEXT, parse_intervals
-from gmskip_ros.calibration.settings import EvaluationSettings
+from gmskip_ros.calibration.settings import GENERIC, EvaluationSettings
 from gmskip_ros.cli.options import (
     add_dataset_options,
     add_model_options,
@@ -74,6 +75,11 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         '--out', metavar='DIR', help='folder for evaluation.json, evaluation.csv and report.html'
     )
+    parser.add_argument(
+        '--answers',
+        metavar='DIR',
+        help="folder for every row's answers, as CODA-LM's and LLaVA's judges read them",
+    )
     parser.set_defaults(func=run)
 
 
@@ -83,9 +89,14 @@ def run(args: argparse.Namespace) -> int:
     skip_lists = load_skip_lists(args)
     folder = None if args.out is None else make_folder(Path(args.out).expanduser())
 
-    from gmskip_ros.calibration.choosing import in_view
+    from gmskip_ros.calibration.answer_files import AnswerFiles
+    from gmskip_ros.calibration.choosing import in_view, value_of_first
     from gmskip_ros.calibration.distributed import Ranks
-    from gmskip_ros.calibration.evaluate import evaluate_all, without_calibration_images
+    from gmskip_ros.calibration.evaluate import (
+        answer_all,
+        evaluate_all,
+        without_calibration_images,
+    )
     from gmskip_ros.cli.progress import ProgressBars
 
     ranks = Ranks()
@@ -108,11 +119,28 @@ def run(args: argparse.Namespace) -> int:
             # What a list was calibrated on is known by the labels in view as well.
             dataset = in_view(vlm, dataset, ranks, bars)
             dataset = without_calibration_images(dataset, skip_lists, settings, print_line)
-        result = evaluate_all(vlm, dataset, settings, skip_lists, ranks, bars, print_line)
+        files = None
+        if args.answers is not None:
+            stem = Path(args.dataset).expanduser().absolute().stem
+            files = AnswerFiles(Path(args.answers).expanduser(), stem, vlm.name)
+        common = (vlm, dataset, settings, skip_lists, ranks, bars, print_line)
+        is_scored = args.task != GENERIC or value_of_first(
+            ranks, lambda: any(sample.references for sample in dataset.samples)
+        )
+        result = None
+        if is_scored or files is None:
+            result = evaluate_all(*common, files)
+        else:
+            answer_all(*common, files)
         ranks.disconnect()
         bars.stop()
         if ranks.rank == 0:
-            write_and_print(args, result, folder)
+            if result is not None:
+                write_and_print(args, result, folder)
+            elif args.json or folder is not None:
+                print_line('nothing can be scored: no question has an answer to compare with')
+            for path in files.written if files else ():
+                print(f'answers: {path}', file=sys.stderr if args.json else sys.stdout)
     return 0
 
 
