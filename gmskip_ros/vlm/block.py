@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from gmskip_ros.vlm.linear import FUSED, Linear, fuse
+from gmskip_ros.vlm.norm import RmsNorm
 from gmskip_ros.vlm.quantization import num_parameters
 from gmskip_ros.vlm.rotary import rotate
 
@@ -25,13 +26,13 @@ class Block:
     """
 
     def __init__(self, layer: Any) -> None:
-        """layer: Hugging Face's module, whose parameters become views of this block's."""
+        """layer: Hugging Face's module; see `linear.fuse` for its parameters."""
         attention = layer.self_attn
         self.num_parameters = num_parameters(layer)
         self.head_size: int = attention.head_dim
         self.scale: float = attention.scaling
-        self.input_norm: nn.Module = layer.input_layernorm
-        self.post_attention_norm: nn.Module = layer.post_attention_layernorm
+        self.input_norm = RmsNorm(layer.input_layernorm)
+        self.post_attention_norm = RmsNorm(layer.post_attention_layernorm)
         of_query = attention.config.num_attention_heads * self.head_size
         of_stored = 2 * attention.config.num_key_value_heads * self.head_size
         self.qkv = _linear(layer, 'qkv')
@@ -76,7 +77,7 @@ class Block:
 
 
 def _linear(layer: Any, name: str) -> Linear:
-    """Return the linear layer of this name in FUSED: quantised already, or dense."""
+    """Return the linear layer of this name in FUSED: quantised already, or fused."""
     part, members = FUSED[name]
     module = getattr(layer, part)
     quantized = getattr(module, name, None)

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from gmskip_ros.skipping import SkipSet
 from gmskip_ros.vlm.block import Block, Rotary, attend
 from gmskip_ros.vlm.errors import Stopped
+from gmskip_ros.vlm.linear import DenseLinear, Linear, fuse
+from gmskip_ros.vlm.norm import RmsNorm
 from gmskip_ros.vlm.rotary import RotaryTable
 
 TEXT_MODEL_TYPES = ('llama', 'mistral', 'qwen2')
@@ -173,14 +175,19 @@ class Decoder:
     """A Llama, Mistral or Qwen2 decoder and its output head, over Hugging Face's weights."""
 
     def __init__(self, language_model: nn.Module, lm_head: nn.Module) -> None:
+        """Linear layers take their fastest form, one after the other: see `linear.fuse`."""
         # Any: the attributes below belong to the three decoders' own classes.
         model: Any = language_model
         self.config: Any = model.config
         self.embed_tokens: Any = model.embed_tokens
         self.blocks = [Block(layer) for layer in model.layers]
         self.rotary_emb = RotaryTable(model.rotary_emb, self.config.max_position_embeddings)
-        self.norm: nn.Module = model.norm
-        self.lm_head = lm_head
+        self.norm = RmsNorm(model.norm)
+        head: Any = lm_head
+        is_embedding = head.weight is model.embed_tokens.weight  # which needs it as it is
+        self.lm_head: Linear = (
+            DenseLinear(head.weight, head.bias) if is_embedding else fuse((head,))
+        )
         self.windows = sliding_windows(model.config)
         self.token_blocks = 0  # tokens, padding included, that went through a block so far
 

@@ -121,6 +121,8 @@ def load_vlm(
                 quantization=quantization,
                 weights_sha256=weights_sha256,
             )
+            if torch_dtype == stored_dtype(config):
+                _leave_weight_files(hf_model)
             _try_out(vlm)
             remember_folder(model, folder)
         except ModelLoadError:
@@ -335,6 +337,20 @@ def _load_weights(model: str, folder: Path, config: Any, dtype: torch.dtype) -> 
             'fetch or copy the checkpoint again'
         )
     return hf_model.eval().requires_grad_(False)
+
+
+def _leave_weight_files(hf_model: Any) -> None:
+    """Copy what the engine did not convert, if it did convert, so that no file stays mapped.
+
+    Weights of the dtype in which they are stored are parts of the mapped files, which stay in
+    memory as a whole while one part is in use.
+    """
+    weights = list(hf_model.parameters())
+    if any(weight.is_meta for weight in weights):
+        for weight in weights:
+            is_view = weight.untyped_storage().nbytes() > weight.nbytes  # of layers fused as is
+            if not weight.is_meta and not is_view:
+                weight.data = weight.data.clone()
 
 
 def _read_json(model: str, path: Path) -> dict[str, Any]:

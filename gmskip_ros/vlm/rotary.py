@@ -5,7 +5,6 @@ Shapes: B rows (batch), T tokens, D head size.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ class RotaryTable:
         self._rotary_emb = rotary_emb
         self._max_positions = max_positions
         self._is_constant = rotary_emb.rope_type not in CHANGING
-        self._tables = functools.lru_cache(maxsize=1)(self._make_tables)
+        self._tables: tuple[Tensor, Tensor] | None = None  # (positions, D) each
 
     def __call__(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Return cosines and signed sines, (B, T, D) each, of positions (B, T), long.
@@ -30,15 +29,15 @@ class RotaryTable:
         They are in the dtype and on the device of hidden. `rotate` takes them.
         """
         if self._is_constant:
-            cos, sin = self._tables(hidden.dtype, hidden.device)
+            if self._tables is None or self._tables[0].dtype != hidden.dtype:
+                self._tables = self._make_tables(hidden)
+            cos, sin = self._tables
             return cos[positions], sin[positions]
         return _with_sign(*self._rotary_emb(hidden, positions))
 
-    def _make_tables(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return both for every position, (positions, D) each."""
-        like = torch.empty(0, dtype=dtype, device=device)
-        positions = torch.arange(self._max_positions, device=device)
-        cos, sin = _with_sign(*self._rotary_emb(like, positions[None]))
+    def _make_tables(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        positions = torch.arange(self._max_positions, device=hidden.device)
+        cos, sin = _with_sign(*self._rotary_emb(hidden, positions[None]))
         return cos[0], sin[0]
 
 

@@ -101,6 +101,10 @@ class Vlm:
         self._model = model
         self._image_processor = image_processor
         self._device = next(model.parameters()).device
+        # Of all weights, before some are released.
+        self.num_parameters = num_parameters(model)
+        has_weights = self._device.type != 'meta'
+        self._weights_sha256 = weights_sha256 or (hash_weights(model) if has_weights else '')
         self.decoder = Decoder(model.model.language_model, model.lm_head)
         self.tokenizer = ChatTokenizer(name, tokenizer, chat_template, model.config.image_token_id)
         self.end_ids = end_of_sequence_ids(model, tokenizer)
@@ -114,8 +118,6 @@ class Vlm:
         self.device = str(self._device)
         self.dtype = str(model.dtype).removeprefix('torch.')
         self.quantization = quantization
-        self.num_parameters = num_parameters(model)
-        self._weights_sha256 = weights_sha256
 
     @contextlib.contextmanager
     def naming_out_of_memory(self) -> Iterator[None]:
@@ -534,7 +536,7 @@ class Vlm:
 
     def weights_sha256(self) -> str:
         """Return a hash of the first numbers of every weight: training changes some of them."""
-        return self._weights_sha256 or hash_weights(self._model)
+        return self._weights_sha256
 
     @property
     def token_blocks(self) -> int:

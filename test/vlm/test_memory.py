@@ -19,6 +19,7 @@ from gmskip_ros.vlm import FrameQuestion, ModelLoadError, SkipSet, load_vlm, mem
 from gmskip_ros.vlm.decoder import KeyValueStore
 from gmskip_ros.vlm.engine import QUANTIZATIONS
 from gmskip_ros.vlm.hub import INDEX_FILE, SINGLE_FILE, find_local_folder
+from gmskip_ros.vlm.linear import DenseLinear
 from gmskip_ros.vlm.load import load_skeleton
 from gmskip_ros.vlm.memory import (
     BYTES_PER_NUMBER,
@@ -46,6 +47,15 @@ def peak_bytes(run) -> int:
     return int(np.cumsum([nbytes for _, nbytes in changes]).max())
 
 
+def stored_bytes_of_weights(vlm) -> int:
+    """Return the bytes of Hugging Face's parameters and of what replaced some of them."""
+    kept = sum(weight.nbytes for weight in vlm._model.parameters() if not weight.is_meta)
+    linears = [vlm.decoder.lm_head]
+    for block in vlm.decoder.blocks:
+        linears += [block.qkv, block.o, block.gate_up, block.down]
+    return kept + sum(each.nbytes for each in linears if not isinstance(each, DenseLinear))
+
+
 def check_against_the_loaded_model(model: str, dtype: str, image, monkeypatch) -> None:
     vlm = load_vlm(model, 'cpu', dtype)
     stores = []
@@ -64,7 +74,7 @@ def check_against_the_loaded_model(model: str, dtype: str, image, monkeypatch) -
     need = memory_need(find_local_folder(model), dtype, max_new_tokens=5, text_tokens=text_tokens)
 
     assert need.weights_bytes == vlm.num_parameters * BYTES_PER_NUMBER[dtype]
-    assert need.weights_bytes == sum(p.nbytes for p in vlm._model.parameters())
+    assert need.weights_bytes == stored_bytes_of_weights(vlm)
     assert (need.image_tokens, len(stores)) == (image_tokens, 1)
     assert need.kv_bytes == stored_bytes > 0
     parts = need.weights_bytes + need.kv_bytes + need.activation_bytes
