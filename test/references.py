@@ -16,6 +16,9 @@ from PIL import Image
 from tiny_models import IMAGE_SIZE, PATCH_SIZE
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
+from gmskip_ros.vlm.linear import DenseLinear
+from gmskip_ros.vlm.quantization import num_parameters
+
 
 class HfReference:
     """Hugging Face's model and processor of one checkpoint.
@@ -146,6 +149,21 @@ class HfReference:
             ids = torch.cat((ids, logits.argmax(dim=-1, keepdim=True)), dim=1)
             mask = torch.cat((mask, mask.new_ones(len(mask), 1)), dim=1)
         return ids[:, prompt_length:].tolist(), np.stack(chosen, axis=1)
+
+
+def stored_bytes_of_weights(vlm) -> int:
+    """Return the bytes of a loaded model's weights: Hugging Face's, and what replaced some of them.
+
+    Layers that the vision tower does not run count as well.
+    """
+    weights = list(vlm._model.parameters())
+    linears = [vlm.decoder.lm_head]
+    for block in vlm.decoder.blocks:
+        linears += [block.qkv, block.o, block.gate_up, block.down]
+    kept = sum(weight.nbytes for weight in weights if not weight.is_meta)
+    replaced = sum(linear.nbytes for linear in linears if not isinstance(linear, DenseLinear))
+    not_run = vlm.num_parameters - num_parameters(vlm._model)
+    return kept + replaced + not_run * weights[0].itemsize
 
 
 class Definition:

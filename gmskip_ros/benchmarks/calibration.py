@@ -49,7 +49,6 @@ class BenchmarkSettings:
     seed: int = 0
     max_sparsity: float = 0.9
     rounds: int | None = None
-    threads: int | None = None
     batch_size: int = 256
     memory_gib: float = 4.0
     command: str = ''
@@ -76,8 +75,6 @@ def measure(
 
     metrics = choose_metrics(settings.tasks, settings.metric)
     search = settings.search()
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
     with opened_dataset(settings) as dataset:
         vlm = load_vlm(settings.model, settings.device, settings.dtype, **settings.load_options)
         tasks = [TaskSettings(name) for name in settings.tasks]

@@ -61,7 +61,6 @@ class LatencySettings:
     device: str = 'auto'
     dtype: str = 'auto'
     load_options: Mapping[str, Any] = field(default_factory=dict)  # further ones of load_vlm
-    threads: int | None = None
     rounds: int = 10
     length: int = 9  # tokens of an answer in the rounds
     frames: int = 3  # whole frames per skip set
@@ -81,8 +80,6 @@ def measure(
     """
     import torch
 
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
     on_step('starting the libraries')
     _start_libraries()
     models = []

@@ -158,12 +158,14 @@ def _make_random(
         quiet_hugging_face,
         resolve_device,
         resolve_dtype,
+        set_threads,
     )
     from gmskip_ros.vlm.tiles import cap_image_tokens
 
     assert wanted.image_size is not None
     if load_options.get('chat_template'):
         raise UserError(f'--chat-template has no effect with --model {wanted.model}: remove it')
+    set_threads(load_options.get('threads', 0))
     max_image_tokens = load_options.get('max_image_tokens', 0)
     torch_device = resolve_device(device)
     quantization = load_options.get('quantization', 'none')

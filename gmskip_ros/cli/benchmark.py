@@ -63,9 +63,6 @@ def add_parser(subparsers: Any) -> None:
         help='stop at this sparsity, whatever the score (default: 0.9)',
     )
     calibration.add_argument('--rounds', type=int, metavar='N', help='stop after N removals')
-    calibration.add_argument(
-        '--threads', type=int, metavar='N', help="CPU threads per answer (default: torch's)"
-    )
     calibration.add_argument('--json', metavar='FILE', help='write all figures to this file')
     add_model_options(calibration)
     calibration.set_defaults(func=run)
@@ -104,7 +101,7 @@ def check_options(args: argparse.Namespace) -> None:
     for name in split_list('--tasks', args.tasks):
         if name not in TASK_NAMES:
             raise UserError(f'--tasks: {name!r} is unknown; use some of {",".join(TASK_NAMES)}')
-    for option in ('images', 'batch_size', 'threads'):
+    for option in ('images', 'batch_size'):
         value = getattr(args, option)
         if value is not None and value < 1:
             raise UserError(f'--{option.replace("_", "-")} {value} must be at least 1')
@@ -133,7 +130,6 @@ def make_settings(args: argparse.Namespace) -> BenchmarkSettings:
         seed=args.seed,
         max_sparsity=args.max_sparsity,
         rounds=args.rounds,
-        threads=args.threads,
         batch_size=args.batch_size,
         memory_gib=args.memory_gib,
         command='gmskip ' + shlex.join(args.arguments),

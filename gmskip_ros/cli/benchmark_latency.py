@@ -40,9 +40,6 @@ def add_parser(kinds: Any) -> None:
         help=f'how often each way of answering takes its turn (default: {ROUNDS})',
     )
     parser.add_argument(
-        '--threads', type=positive_int, metavar='N', help="CPU threads (default: torch's)"
-    )
-    parser.add_argument(
         '--seed',
         type=int,
         default=0,
@@ -105,7 +102,6 @@ def make_settings(args: argparse.Namespace) -> LatencySettings:
         device=args.device,
         dtype=args.dtype,
         load_options=load_options(args),
-        threads=args.threads,
         rivals=not args.no_rivals,
         seed=args.seed,
         command='gmskip ' + shlex.join(args.arguments),

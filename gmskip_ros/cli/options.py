@@ -41,8 +41,17 @@ def split_list(option: str, text: str) -> list[str]:
 
 def positive_int(text: str) -> int:
     """Return a whole number of at least 1, as the type of an argument."""
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number of at least 1')
+    return _at_least(1, text)
+
+
+def whole_number(text: str) -> int:
+    """Return a whole number of at least 0, as the type of an argument."""
+    return _at_least(0, text)
+
+
+def _at_least(least: int, text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < least:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number of at least {least}')
     return int(text)
 
 
@@ -63,6 +72,7 @@ LOAD_OPTIONS = (
     'device',
     'dtype',
     'quantization',
+    'threads',
     'image_fit',
     'max_image_tokens',
     'chat_template',
@@ -96,6 +106,13 @@ def add_load_options(
         "how the weights of the decoder's linear layers are stored: none (default), int8 or int4",
     )
     add(
+        '--threads',
+        0,
+        "CPU threads that compute an answer (default: 0, PyTorch's own choice)",
+        type=whole_number,
+        metavar='N',
+    )
+    add(
         '--image-fit',
         'auto',
         "how an image becomes the model's square: checkpoint, pad, squash, or auto (default): pad "
@@ -120,6 +137,7 @@ def load_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return load_vlm's keyword arguments from the options of `add_load_options`."""
     return {
         'quantization': args.quantization,
+        'threads': args.threads,
         'image_fit': args.image_fit,
         'max_image_tokens': args.max_image_tokens,
         'chat_template': args.chat_template,

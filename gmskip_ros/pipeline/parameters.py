@@ -137,6 +137,13 @@ _TABLE = (
         'bfloat16.',
     ),
     Spec(
+        'threads',
+        0,
+        integer(0, 1024),
+        'CPU threads that compute an answer; 0: as many as PyTorch chooses, one per core. Set '
+        'fewer where other processes keep cores busy: threads that wait for one another are slow.',
+    ),
+    Spec(
         'image_fit',
         'auto',
         one_of(IMAGE_FITS),

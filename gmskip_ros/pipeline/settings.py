@@ -30,6 +30,7 @@ class Settings:
     device: str
     dtype: str
     quantization: str
+    threads: int  # CPU threads that compute an answer; 0 = PyTorch's choice
     image_fit: str
     max_image_tokens: int
     chat_template: str  # '' = the checkpoint's own

@@ -99,7 +99,12 @@ def load_engine(settings: Settings, on_progress: Callable[[str], None]) -> Engin
         on_progress=on_progress,
     )
     return load_vlm(
-        settings.model, settings.device, settings.dtype, on_progress, **settings.model_options
+        settings.model,
+        settings.device,
+        settings.dtype,
+        on_progress,
+        threads=settings.threads,
+        **settings.model_options,
     )
 
 

@@ -106,6 +106,7 @@ def replay_bag(
                 settings.device,
                 settings.dtype,
                 listener.status,
+                threads=settings.threads,
                 **settings.model_options,
             )
         plans = [

@@ -20,7 +20,7 @@ import transformers
 # even for the PIL backend.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-from gmskip_ros.numbers import numbers_in
+from gmskip_ros.numbers import is_whole_number, numbers_in
 from gmskip_ros.vlm.decoder import TEXT_MODEL_TYPES
 from gmskip_ros.vlm.engine import DTYPES, QUANTIZATIONS
 from gmskip_ros.vlm.errors import ModelLoadError
@@ -65,6 +65,7 @@ def load_vlm(
     max_image_tokens: int = 0,
     chat_template: str | None = None,
     quantization: str = 'none',
+    threads: int = 0,
 ) -> Vlm:
     """Load a LLaVA-1.5, LLaVA-NeXT or LLaVA-OneVision checkpoint with safetensors weights.
 
@@ -75,8 +76,9 @@ def load_vlm(
     the model's square, one of IMAGE_FITS (see image_fit.py). max_image_tokens: use only those grids
     of tiles that make at most so many image tokens; 0: all. chat_template: Jinja text, or a file
     that contains it, in place of the checkpoint's own. quantization: how the weights of the
-    decoder's linear layers are stored, one of QUANTIZATIONS (see quantization.py). Code that comes
-    with a checkpoint is never run. Raises ModelLoadError, whose one line says what to do.
+    decoder's linear layers are stored, one of QUANTIZATIONS (see quantization.py). threads: see
+    set_threads. Code that comes with a checkpoint is never run. Raises ModelLoadError, whose one
+    line says what to do.
     """
     model, device = os.fspath(model), str(device)
     report = on_progress or (lambda _: None)
@@ -86,6 +88,7 @@ def load_vlm(
     check_quantization(quantization)
     check_image_fit(model, image_fit)
     check_max_image_tokens(max_image_tokens)
+    set_threads(threads)
     with quiet_hugging_face():
         try:
             folder = find_folder(model, report, functools.partial(read_config, model))
@@ -160,6 +163,19 @@ def load_skeleton(
         vlm = Vlm(model, hf_model, fitted, tokenizer, template, max_image_tokens)
         _try_out(vlm)
     return vlm
+
+
+def set_threads(threads: int) -> None:
+    """Let the calling thread, and new ones, compute with so many; 0 leaves PyTorch's number.
+
+    Raises ModelLoadError for anything but a whole number of 0 or more.
+    """
+    if not is_whole_number(threads) or threads < 0:
+        raise ModelLoadError(
+            f"threads is {threads!r}: give a whole number, 0 for PyTorch's own choice"
+        )
+    if threads > 0:
+        torch.set_num_threads(threads)
 
 
 def resolve_device(device: str) -> torch.device:

@@ -32,6 +32,8 @@ class RotaryTable:
             if self._tables is None or self._tables[0].dtype != hidden.dtype:
                 self._tables = self._make_tables(hidden)
             cos, sin = self._tables
+            # Padding behind a row can lie beyond the context; what it becomes is not read.
+            positions = positions.clamp(max=len(cos) - 1)
             return cos[positions], sin[positions]
         return _with_sign(*self._rotary_emb(hidden, positions))
 

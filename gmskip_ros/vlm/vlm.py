@@ -45,6 +45,7 @@ from gmskip_ros.vlm.image_fit import FittedImageProcessor
 from gmskip_ros.vlm.prompt import ChatTokenizer, end_of_sequence_ids
 from gmskip_ros.vlm.quantization import num_parameters
 from gmskip_ros.vlm.shared_frame import VlmSharedFrame
+from gmskip_ros.vlm.vision import cut_vision_tower
 
 Arguments = ParamSpec('Arguments')
 Result = TypeVar('Result')
@@ -105,6 +106,7 @@ class Vlm:
         self.num_parameters = num_parameters(model)
         has_weights = self._device.type != 'meta'
         self._weights_sha256 = weights_sha256 or (hash_weights(model) if has_weights else '')
+        cut_vision_tower(model)
         self.decoder = Decoder(model.model.language_model, model.lm_head)
         self.tokenizer = ChatTokenizer(name, tokenizer, chat_template, model.config.image_token_id)
         self.end_ids = end_of_sequence_ids(model, tokenizer)

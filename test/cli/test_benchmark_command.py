@@ -236,7 +236,6 @@ def test_a_whole_trajectory_of_a_model_that_is_never_right(benchmark, tmp_path, 
             "'accuracy' is not defined for captioning",
         ),
         (['--images', 0], '--images 0'),
-        (['--threads', 0], '--threads 0'),
         (['--batch-size', 0], '--batch-size 0'),
         (['--memory-gib', 0], '--memory-gib 0'),
         (['--rounds', 0], 'rounds 0'),
@@ -249,6 +248,12 @@ def test_bad_input_is_one_line(benchmark, arguments, said):
     status, output, errors = benchmark(*arguments)
     assert (status, output, errors.count('\n')) == (2, '', 1)
     assert said in errors
+
+
+def test_a_negative_number_of_threads_is_refused(benchmark, capsys):
+    with pytest.raises(SystemExit):
+        benchmark('--threads', -1)
+    assert "argument --threads: '-1' is not a whole number of at least 0" in capsys.readouterr().err
 
 
 def test_a_file_that_cannot_be_written_is_refused_before_the_work(benchmark, tmp_path):

@@ -140,6 +140,8 @@ BAD = [
     ('device', 'cuda:'),
     ('dtype', 'int8'),
     ('quantization', 'int2'),
+    ('threads', -1),
+    ('threads', 1.5),
     ('image_transport', 'theora'),
     ('input_reliability', 'sometimes'),
     ('overload_policy', 'drop'),

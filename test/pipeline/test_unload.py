@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from fake_vlm import FakeVlm
 from test_worker import DEADLINE_S, Bench, Gate, make_benches
 
@@ -45,10 +46,18 @@ def test_the_real_model_is_gone_while_paused_and_back_afterwards(
 
     real = memory.check_memory
     monkeypatch.setattr(memory, 'check_memory', lambda *a, **k: (checked.append(a), real(*a, **k)))
-    b = bench(unload_when_paused=True)
-    loads = Loads(b, lambda: load_engine(b.settings, lambda text: None))
+    b = bench(unload_when_paused=True, threads=3)
+    threads = []
+
+    def load() -> Any:
+        engine = load_engine(b.settings, lambda text: None)
+        threads.append(torch.get_num_threads())  # of this thread, which answers as well
+        return engine
+
+    loads = Loads(b, load)
     b.start()
     b.wait(lambda: b.state() == 'ready')
+    assert threads == [3]
     b.send(1.0)
     b.wait_for_answers()
     assert b.worker.ask('What?') == ''

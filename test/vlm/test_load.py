@@ -57,6 +57,20 @@ def test_the_demo_model_is_found_anywhere(tmp_path, monkeypatch) -> None:
     assert not np.array_equal(full.logits[0], skip.logits[0])
 
 
+def test_it_computes_with_as_many_threads_as_told(folder) -> None:
+    before = torch.get_num_threads()
+    try:
+        load_vlm(str(folder), device='cpu', threads=before + 1)
+        assert torch.get_num_threads() == before + 1
+        load_vlm(str(folder), device='cpu', threads=0)  # as it is
+        assert torch.get_num_threads() == before + 1
+        for wrong in (-1, 1.5, True, '2'):
+            with pytest.raises(ModelLoadError, match=f'threads is {wrong!r}: give a whole number'):
+                load_vlm(str(folder), device='cpu', threads=wrong)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_progress_is_told_and_nothing_is_printed(folder, capfd) -> None:
     steps: list[str] = []
     load_vlm(str(folder), device='cpu', on_progress=steps.append)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from references import stored_bytes_of_weights
 from tiny_models import IMAGE_SIZE, make_tiny_model
 from torch.profiler import ProfilerActivity, profile
 
@@ -19,7 +20,6 @@ from gmskip_ros.vlm import FrameQuestion, ModelLoadError, SkipSet, load_vlm, mem
 from gmskip_ros.vlm.decoder import KeyValueStore
 from gmskip_ros.vlm.engine import QUANTIZATIONS
 from gmskip_ros.vlm.hub import INDEX_FILE, SINGLE_FILE, find_local_folder
-from gmskip_ros.vlm.linear import DenseLinear
 from gmskip_ros.vlm.load import load_skeleton
 from gmskip_ros.vlm.memory import (
     BYTES_PER_NUMBER,
@@ -45,15 +45,6 @@ def peak_bytes(run) -> int:
     )
     assert changes
     return int(np.cumsum([nbytes for _, nbytes in changes]).max())
-
-
-def stored_bytes_of_weights(vlm) -> int:
-    """Return the bytes of Hugging Face's parameters and of what replaced some of them."""
-    kept = sum(weight.nbytes for weight in vlm._model.parameters() if not weight.is_meta)
-    linears = [vlm.decoder.lm_head]
-    for block in vlm.decoder.blocks:
-        linears += [block.qkv, block.o, block.gate_up, block.down]
-    return kept + sum(each.nbytes for each in linears if not isinstance(each, DenseLinear))
 
 
 def check_against_the_loaded_model(model: str, dtype: str, image, monkeypatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from references import HfReference
+from references import HfReference, stored_bytes_of_weights
 from tiny_models import make_tiny_model
 
 from gmskip_ros.vlm import SkipSet, load_vlm, quantization
@@ -154,12 +154,7 @@ def test_weights_are_stored_once_and_counted_as_the_checkpoints(exact, folder) -
     layers = [each for each in vlm._model.modules() if isinstance(each, QuantizedLinear)]
     assert len(layers) == 4 * NUM_BLOCKS
     need = memory_need(folder, 'float32', quantization=vlm.quantization)
-    others = sum(parameter.nbytes for parameter in vlm._model.parameters())
-    assert (
-        need.weights_bytes
-        == others + sum(layer.nbytes for layer in layers)
-        < sum(parameter.nbytes for parameter in dense._model.parameters())
-    )
+    assert need.weights_bytes == stored_bytes_of_weights(vlm) < stored_bytes_of_weights(dense)
 
 
 @pytest.mark.parametrize('kind', QUANTIZED)
