@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from gmskip_ros.report import columns as col
 from gmskip_ros.report import formatting as fmt
 from gmskip_ros.report.plotting import (
     BLUE,
@@ -24,28 +25,30 @@ from gmskip_ros.report.plotting import (
 def draw_score_over_latency(result: Mapping[str, Any]) -> Picture | None:
     """Return the score of every skip set over its latency; None if no times were measured.
 
+    The latency is full's median / the paired speed-up, since sets were measured at different times.
     Bars are the intervals of the difference from full, around full's score.
     """
-    rows = [
-        row
+    full_row = next((row for row in result['rows'] if not row['blocks']), None)
+    full = full_row['evaluation'] if full_row else {}
+    points = [
+        (row, full['latency_ms'] / speed_up)
         for row in result['rows']
         if fmt.is_known(row['evaluation']['score'])
-        and fmt.is_known(row['evaluation'].get('latency_ms'))
+        and fmt.is_known(speed_up := col.speed_up_of(row['evaluation'], full))
     ]
-    if not rows:
+    if not points:
         return None
-    full = next((row['evaluation']['score'] for row in rows if not row['blocks']), None)
     with report_style():
         figure = new_figure(4.6)
         axis = figure.subplots()
         set_heading(figure, f'Score against latency: {fmt.subject(result)}')
-        for row in rows:
+        for row, latency_ms in points:
             evaluation, name = row['evaluation'], fmt.one_line(row['name'])
-            at = (evaluation['latency_ms'], 100 * evaluation['score'])
+            at = (latency_ms, 100 * evaluation['score'])
             colour = BLUE if row['blocks'] else DARK
             interval = evaluation.get('interval')
-            if interval and full is not None:
-                ends = [100 * (full + end) for end in interval]
+            if interval and fmt.is_known(full['score']):
+                ends = [100 * (full['score'] + end) for end in interval]
                 axis.vlines(at[0], *ends, color=GREY, linewidth=3, alpha=0.4)
             axis.plot(*at, marker='o' if row['blocks'] else '*', color=colour, markersize=8)
             add_label(axis, literal(name), at, (7, 5), fontsize=8)
@@ -53,6 +56,6 @@ def draw_score_over_latency(result: Mapping[str, Any]) -> Picture | None:
             add_hover(axis, [at[0]], [at[1]], [text])
         axis.margins(x=0.18, y=0.15)
         axis.set_xlim(left=0)
-        axis.set_xlabel(literal(f'median latency of an answer, ms, on {fmt.machine_name(result)}'))
+        axis.set_xlabel(literal(f'latency of an answer, ms, on {fmt.machine_name(result)}'))
         axis.set_ylabel(literal(fmt.score_label(result)))
         return picture(figure)
