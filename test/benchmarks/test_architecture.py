@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import transformers
 
-from gmskip_ros.benchmarks import cards
+from gmskip_ros.benchmarks import cards, floors
 from gmskip_ros.benchmarks.architecture import (
     Cost,
     DecoderShape,
@@ -124,6 +124,13 @@ def test_probes_count_what_they_do() -> None:
     measured = phase.measure()
     assert phase.best == phase.best.best(before) == phase.best.best(measured)
     assert phase.describe()['gb_per_s'] == phase.best.bytes_per_s / 1e9 > 0
+
+
+def test_quantised_weights_are_tried_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(floors, 'KERNELS', {})
+    layouts = [SHAPE.linear_layers(fused=True)]
+    probe = MatrixProbe(layouts, 5, 3, 'cpu', 'bfloat16', 'int8', working_set_bytes=1 << 10)
+    assert (probe.kernel, probe.seconds() > 0) == ('int8', True)
 
 
 def test_cards_are_projected_from_their_rates() -> None:

@@ -46,7 +46,7 @@ def test_the_real_model_is_gone_while_paused_and_back_afterwards(
 
     real = memory.check_memory
     monkeypatch.setattr(memory, 'check_memory', lambda *a, **k: (checked.append(a), real(*a, **k)))
-    b = bench(unload_when_paused=True, threads=3)
+    b = bench(unload_when_paused=True, threads=3, quantization='int8')
     threads = []
 
     def load() -> Any:
@@ -58,6 +58,8 @@ def test_the_real_model_is_gone_while_paused_and_back_afterwards(
     b.start()
     b.wait(lambda: b.state() == 'ready')
     assert threads == [3]
+    facts = b.worker.engine_facts()
+    assert (facts['dtype'], facts['quantization']) == ('bfloat16', 'int8')
     b.send(1.0)
     b.wait_for_answers()
     assert b.worker.ask('What?') == ''
