@@ -8,7 +8,7 @@ import torch
 from references import HfReference, stored_bytes_of_weights
 from tiny_models import make_tiny_model
 
-from gmskip_ros.vlm import SkipSet, load_vlm, quantization
+from gmskip_ros.vlm import FrameQuestion, SkipSet, load_vlm, quantization
 from gmskip_ros.vlm.linear import FUSED
 from gmskip_ros.vlm.memory import memory_need
 from gmskip_ros.vlm.quantization import QuantizedLinear, quantize, stored_as
@@ -173,3 +173,10 @@ def test_answers_together_are_those_alone_in_half_precision(folder, kind) -> Non
         draft = vlm.answer(image, prompt, [2], STEPS).token_ids
         full = vlm.answer(image, prompt, (), STEPS)
         assert vlm.answer(image, prompt, (), STEPS, draft=draft).token_ids == full.token_ids
+    questions = [
+        FrameQuestion(prompt, SkipSet.of(skip), STEPS) for skip in ([2], []) for prompt in prompts
+    ]
+    together = vlm.share_frame(features[0], questions).answer(range(len(questions)))
+    for question, answer in zip(questions, together, strict=True):
+        alone = vlm.answer(features[0], question.prompt, question.skip, STEPS)
+        assert answer.token_ids == alone.token_ids
