@@ -153,11 +153,12 @@ class Record:
         return tuple(filter(None, texts))
 
     def number(self, name: str) -> float:
-        """Return a finite number."""
+        """Return a finite number, which may be written as a text: Roboflow does."""
         value = self.value(name, 'a number')
-        if not _is_finite(value):
+        number = _number(value)
+        if number is None:
             raise self.error(name, f'is {short(value)}; it must be a number')
-        return value
+        return number
 
     def size(self, name: str) -> float:
         """Return a number above 0."""
@@ -174,11 +175,13 @@ class Record:
         return bool(value)
 
     def numbers(self, name: str, count: int) -> Sequence[float]:
-        """Return a list of `count` finite numbers."""
+        """Return a list of `count` finite numbers, as `number` does."""
         value = self.value(name, f'a list of {count} numbers')
-        if not isinstance(value, list) or len(value) != count or not all(map(_is_finite, value)):
+        numbers = [_number(entry) for entry in value] if isinstance(value, list) else []
+        found = [number for number in numbers if number is not None]
+        if len(numbers) != count or len(found) != count:
             raise self.error(name, f'is {short(value)}; it must be a list of {count} numbers')
-        return value
+        return found
 
     def list_of(self, name: str) -> list[Any]:
         """Return a list; its entries are not checked."""
@@ -193,12 +196,13 @@ class Record:
             yield Record(values, self._path, f'{self._place}.{name}[{index}]')
 
 
-def _is_finite(value: object) -> bool:
-    """Return whether the value is a number that a finite float can represent."""
+def _number(value: object) -> float | None:
+    """Return a number, also of a text, that a finite float can represent; None for others."""
     try:
-        return is_number(value) and math.isfinite(value)
-    except OverflowError:  # an int too large for a float
-        return False
+        number = float(value) if isinstance(value, str) else value
+        return number if is_number(number) and math.isfinite(number) else None
+    except (OverflowError, ValueError):  # an int too large for a float, a text without a number
+        return None
 
 
 def has_word(text: str) -> bool:

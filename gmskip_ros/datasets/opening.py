@@ -105,6 +105,7 @@ def _open_folder(
         chosen = files.values() if split is None else [files[_choose(split, [*files], place)]]
         return open_pope(chosen, images_dir)
     if parts := parquet_splits(place):
+        _refuse_others(place, captions, images_dir)
         part = _choose(split, list(parts), place)
         return open_parquet(parts[part], f'{name_of(place)}/{part}')
     problem = explain_folder(place) or f'is not a supported dataset; {_LAYOUTS}'
@@ -122,6 +123,7 @@ def _open_file(
         return open_pope([place], images_dir)
     if place.suffix == PARQUET:
         _refuse_split(place, split)
+        _refuse_others(place, captions, images_dir)
         return open_parquet([place], place.stem)
     if place.suffix in ('.jsonl', '.json') and (place.suffix == '.jsonl' or is_lines(place)):
         _refuse_split(place, split)
@@ -158,6 +160,12 @@ def _choose_karpathy(split: str | None, splits: Sequence[str], place: Path) -> l
         name = None if part is None else PREFIX + part.removeprefix(PREFIX)
         chosen.append(_choose(name if name in splits else part, splits, place))
     return chosen
+
+
+def _refuse_others(place: Path, captions: Path | None, images_dir: Path | None) -> None:
+    for option, value in (('--captions', captions), ('--images-dir', images_dir)):
+        if value is not None:
+            raise DatasetError(f'{place}: has its texts and images inside; remove {option}')
 
 
 def _refuse_split(place: Path, split: str | None) -> None:

@@ -286,7 +286,7 @@ def set_in(*path, value):
         (set_in('images', 1, 'file_name', value=7), r'images\[1\]\.file_name is 7'),
         (set_in('images', 1, 'id', value=True), r'images\[1\]\.id is true'),
         (set_in('images', 1, 'id', value=1.5), r'images\[1\]\.id is 1\.5'),
-        (set_in('images', 0, 'width', value='64'), r'images\[0\]\.width is "64"'),
+        (set_in('images', 0, 'width', value='wide'), r'images\[0\]\.width is "wide"'),
         (set_in('images', 0, 'height', value=0), r'images\[0\]\.height is 0'),
         (
             set_in('images', 0, 'width', value=10**400),

@@ -29,7 +29,7 @@ def test_a_file_as_roboflow_exports_it(tmp_path):
     names = ['a_jpg.rf.00d1.jpg', 'b_jpg.rf.02ce.jpg']
     content = coco(
         [image(n, name) for n, name in enumerate(names)],
-        [{**box(0, 0, 1, (0, 0, 9, 9)), 'segmentation': []}],
+        [{**box(0, 0, 1, (0, 0, 9, 9)), 'bbox': [0, 0, '9.0000', '9.5000'], 'segmentation': []}],
         [
             {'id': 0, 'name': 'plates', 'supercategory': 'none'},
             {'id': 1, 'name': 'plate', 'supercategory': 'plates'},
@@ -42,6 +42,7 @@ def test_a_file_as_roboflow_exports_it(tmp_path):
     assert dataset.name == 'license-plates.v4i.coco/valid'
     samples = by_key(dataset.samples)
     assert samples['valid/a_jpg.rf.00d1.jpg'].labels == ('plate',)
+    assert samples['valid/a_jpg.rf.00d1.jpg'].instances[0].area == 81  # a box as texts
     assert samples['valid/a_jpg.rf.00d1.jpg'].image_path == root / 'valid' / names[0]
     assert samples['valid/b_jpg.rf.02ce.jpg'].labels == ()
     with pytest.raises(DatasetError, match=r'give a file: .*valid/_annotations\.coco\.json'):

@@ -258,6 +258,9 @@ def test_parquet_files_that_cannot_be_used(tmp_path, write_parquet):
     path.write_bytes(b'PAR0')
     with pytest.raises(DatasetError, match='is not a Parquet file'):
         open_dataset(path)
+    for option in ('captions', 'images_dir'):
+        with pytest.raises(DatasetError, match='has its texts and images inside; remove --'):
+            open_dataset(path, **{option: tmp_path})
     write_parquet(tmp_path / 'b.parquet', [{'question': 'Why?', 'answer': 'So.'}])
     with pytest.raises(DatasetError, match='has no column of images'):
         open_dataset(tmp_path / 'b.parquet')
