@@ -174,16 +174,17 @@ def test_shared_timing_gives_the_same_answers_and_no_speedup(probe: Probe) -> No
     assert probe.set_parameter('timing', 'shared').successful
     topics = [f'debug/{branch}processing_time_ms' for branch in ('', 'skip/', 'full/')]
     topics += [f'debug/{branch}/shared_processing_time_ms' for branch in ('skip', 'full')]
-    probe.wait(lambda: len(probe.on(topics[0])) == len(probe.on('output/comparison')), 'the times')
-    before = [len(probe.on(topic)) for topic in topics]
+
+    def counts() -> list[int]:
+        return [len(probe.on(topic)) for topic in topics]
+
+    frames = len(probe.on('output/comparison'))
+    probe.wait(lambda: counts() == [frames, frames, frames, 0, 0], 'the times of isolated frames')
     shared = probe.ask()
-    probe.wait(lambda: len(probe.on(topics[0])) > before[0], 'the time of the frame')
-    assert answers(shared) == answers(isolated)
     # Times of whole branches have a topic of their own.
-    assert [len(probe.on(topic)) - count for topic, count in zip(topics, before, strict=True)] == [
-        *(1, 0, 0),
-        *(1, 1),
-    ]
+    expected = [frames + 1, frames, frames, 1, 1]
+    probe.wait(lambda: counts() == expected, 'the times of a shared frame')
+    assert answers(shared) == answers(isolated)
     frame_ms, skip_ms, full_ms = (probe.on(topics[index])[-1].data for index in (0, 3, 4))
     assert max(skip_ms, full_ms) < frame_ms
     for branch, elapsed_ms in (('skip', skip_ms), ('full', full_ms)):
