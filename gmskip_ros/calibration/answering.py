@@ -42,7 +42,10 @@ class Answerer:
         memory_bytes: int = 4 << 30,
         should_stop: Callable[[], bool] | None = None,
     ) -> None:
-        """`should_stop` is polled before every block; once it is true, `answers` raises Stopped."""
+        """`should_stop` is polled before every block; once it is true, `answers` raises Stopped.
+
+        near_tie: of the walk, see Vlm.answer_candidates; None for its default.
+        """
         self.vlm = vlm
         self.images = images
         self.ranks = ranks
@@ -50,6 +53,7 @@ class Answerer:
         self.batch_size = batch_size
         self.memory_bytes = memory_bytes
         self.should_stop = should_stop
+        self.near_tie: float | None = None
         self.token_blocks = 0  # of all processes: tokens that went through a block
 
     def answers(
@@ -128,8 +132,31 @@ class Answerer:
                 max_rows=self.batch_size,
                 memory_bytes=max(1, self.memory_bytes - len(batch) * self.images.largest_bytes),
                 should_stop=self.should_stop,
+                near_tie=self.near_tie,
             )
         return results
+
+    def measure_near_tie(self, questions: Sequence[tuple[ImageQuestion, int]]) -> float | None:
+        """Return the largest margin that these questions give; each has its own max_new_tokens.
+
+        None where no walk is used. Every process must make the same call, measures on its own
+        images and gets the same margin.
+        """
+        if self.method != 'walk':
+            return None
+        mine = [
+            self.vlm.near_tie_margin(
+                self.images[question.image],
+                question.prompt,
+                max_new_tokens,
+                max_rows=self.batch_size,
+                memory_bytes=self.memory_bytes,
+                should_stop=self.should_stop,
+            )
+            for question, max_new_tokens in questions
+            if self.images.is_mine(question.image)
+        ]
+        return max(margin for of_rank in self.ranks.gather(mine) for margin in of_rank)
 
     def _one_by_one(
         self,

@@ -29,7 +29,7 @@ class Checkpoint:
     settings: dict[str, Any]
     created: str = ''
     search: SearchState = field(default_factory=SearchState)
-    evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)  # by the skipped blocks
+    evaluations: dict[str, Any] = field(default_factory=dict)  # by what was measured
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values that from_json accepts."""

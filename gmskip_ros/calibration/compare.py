@@ -39,6 +39,7 @@ from gmskip_ros.calibration.run import (
     calibrate,
     data_fingerprint,
     load_checkpoint,
+    set_near_tie,
 )
 from gmskip_ros.calibration.series import prepare_folder, skip_list_path
 from gmskip_ros.calibration.settings import (
@@ -189,8 +190,10 @@ def compare(
     file = CheckpointFile(folder)
     checkpoint = load_checkpoint(file, fingerprint, ranks, free=[TEST_IMAGES_NAME])
     if checkpoint.settings.get(TEST_IMAGES_NAME) != fingerprint[TEST_IMAGES_NAME]:
-        checkpoint.forget('')  # all of it is about the test images
+        checkpoint.forget('')  # nearly all of it is about the test images
     checkpoint.settings = plain_settings(fingerprint)
+
+    set_near_tie(answerer, checkpoint, data)
 
     def save() -> None:
         if ranks.rank == 0:
@@ -210,7 +213,17 @@ def compare(
         for seed in plan.seeds:
             listener.begin(plan.method.name, seed if len(plan.seeds) > 1 else None)
             found[seed] = _calibrate(
-                vlm, dataset, settings, plan, seed, data, folder, ranks, listener, should_stop
+                vlm,
+                dataset,
+                settings,
+                plan,
+                seed,
+                data,
+                folder,
+                ranks,
+                listener,
+                should_stop,
+                answerer.near_tie,
             )
             rows += _rows(settings, plan, seed, found[seed], sets)
         methods.append(_method_record(plan, found, folder))
@@ -257,6 +270,7 @@ def _calibrate(
     ranks: Ranks,
     listener: Listener,
     should_stop: Callable[[], bool],
+    near_tie_margin: float | None,
 ) -> Calibration:
     """Return what a method finds with a seed; rank 0 writes its skip list and its record."""
     folder = plan.folder(out, seed)
@@ -286,6 +300,7 @@ def _calibrate(
         listener=listener,
         should_stop=should_stop,
         data=data.without_test(),
+        near_tie_margin=near_tie_margin,
     )
     if ranks.rank == 0:
         save_skip_list(found.skip_list, skip_list_path(found.skip_list, folder))

@@ -37,7 +37,12 @@ from gmskip_ros.calibration.probing import (
     cosine_distance,
     values_per_sample,
 )
-from gmskip_ros.calibration.run import fingerprint, load_checkpoint, resumed_scorer
+from gmskip_ros.calibration.run import (
+    fingerprint,
+    load_checkpoint,
+    resumed_scorer,
+    set_near_tie,
+)
 from gmskip_ros.calibration.scoring import Scorer, chunks
 from gmskip_ros.calibration.settings import CalibrationSettings, Listener
 from gmskip_ros.datasets import Dataset
@@ -132,6 +137,7 @@ def measure_redundancy(
 
     scorer = resumed_scorer(objective, answerer, settings.search, checkpoint, file, listener)
     try:
+        set_near_tie(answerer, checkpoint, data)
         scorer.score_full()
         if ranks.rank == 0:
             listener.full_score(float(scorer.full_score))

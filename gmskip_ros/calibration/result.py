@@ -40,6 +40,7 @@ class Facts:
     phases: tuple[str, ...]
     options: Mapping[str, Any]
     created: str
+    near_tie_margin: float | None = None
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ def make_calibration(
         'min_score_ratio': settings.search.min_score_ratio,
         'max_sparsity': settings.search.max_sparsity,
         'stopped_by': chosen.stopped_by,
+        'near_tie_margin': facts.near_tie_margin,
         'warnings': list(skip_list.warnings),
         'ranking': None
         if chosen.ranking is None
@@ -195,6 +197,7 @@ def _make_skip_list(
         },
         created=facts.created,
         software=software(),
+        near_tie_margin=facts.near_tie_margin,
         baselines=list_baselines(baselines),
         warnings=tuple(warnings),
         provenance=settings.command or 'gmskip_ros.calibration.run.calibrate',

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gmskip_ros.calibration.answering import Answerer
+from gmskip_ros.calibration.answering import Answerer, ImageQuestion
 from gmskip_ros.calibration.baseline import baselines, baselines_of_evaluation
 from gmskip_ros.calibration.checkpoint import (
     REMEDY,
@@ -44,6 +44,8 @@ from gmskip_ros.machine import software
 from gmskip_ros.skipping import Prompt
 from gmskip_ros.vlm import CalibrationEngine
 
+NEAR_TIE_ANSWERS = 20  # that a model's own margin is measured on
+NEAR_TIE_KEY = 'near tie margin'  # among a checkpoint's evaluations
 # Names in the `fingerprint`.
 TEST_IMAGES_NAME = 'test pictures (sha256)'
 TEST_NAMES = (TEST_IMAGES_NAME, 'latency_images')  # nothing that a search finds depends on them
@@ -72,11 +74,12 @@ def calibrate(
     listener: Listener | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     data: Data | None = None,
+    near_tie_margin: float | None = None,
 ) -> Calibration:
     """Choose the blocks to skip, test the sets on held-out images, and return all that was found.
 
     `data`, where several calibrations share it: questions about samples of `dataset`, used in
-    place of choosing and encoding images.
+    place of choosing and encoding images; and `near_tie_margin`, as measured.
 
     The state is kept in `folder`/checkpoint.json, from which the same call resumes. With several
     ranks every process makes the same call, but only the first needs the datasets. `should_stop` is
@@ -132,6 +135,7 @@ def calibrate(
                 log.update()
 
     try:
+        set_near_tie(answerer, checkpoint, data, near_tie_margin)
         scorer.score_full()
         if ranks.rank == 0:
             listener.full_score(float(scorer.full_score))
@@ -144,6 +148,7 @@ def calibrate(
         scorer.on_save(scorer.state, True)
         raise
     facts = _facts(vlm, settings, method, data, metrics, checkpoint.created)
+    facts = replace(facts, near_tie_margin=answerer.near_tie)
     calibration_baselines = baselines(data.questions, metrics, scorer.full_scores)
     test_baselines = None
     if tests[0] is not None:
@@ -184,6 +189,36 @@ def resumed_scorer(
         checkpoint.evaluations,
         num_candidates,
     )
+
+
+def set_near_tie(
+    answerer: Answerer,
+    checkpoint: Checkpoint,
+    data: Data,
+    margin: float | None = None,
+) -> None:
+    """Let the answerer use the margin that the checkpoint has, else `margin`, else measure it.
+
+    It is measured on the first questions, and saved with the next state.
+    """
+    known = checkpoint.evaluations
+    if NEAR_TIE_KEY not in known:
+        if margin is None:
+            asked = [
+                (
+                    ImageQuestion(data.images.index_of[sample.image_path], prompt),
+                    questions.max_new_tokens,
+                )
+                for questions in data.questions
+                for sample, prompt in zip(
+                    questions.samples[: -(-NEAR_TIE_ANSWERS // len(data.questions))],
+                    questions.prompts,
+                    strict=False,
+                )
+            ]
+            margin = answerer.measure_near_tie(asked)
+        known[NEAR_TIE_KEY] = margin
+    answerer.near_tie = known[NEAR_TIE_KEY]
 
 
 def _warn_of_no_effect(scorer: Scorer) -> list[str]:

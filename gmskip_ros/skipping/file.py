@@ -52,6 +52,7 @@ _FIELDS = (
     'protect',
     'min_score_ratio',
     'full_score',
+    'near_tie_margin',
     'baselines',
     'warnings',
     'nested',
@@ -72,6 +73,7 @@ _ADDED = (
     'kv',
     'image_kv',
     'protect',
+    'near_tie_margin',
     'baselines',
     'warnings',
 )

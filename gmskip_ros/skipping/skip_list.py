@@ -146,6 +146,7 @@ class SkipList:
     protect: tuple[int, int] | None = None  # how many first and last blocks were to stay
     min_score_ratio: float | None = None
     full_score: float | None = None
+    near_tie_margin: float | None = None  # how close logits were asked about alone in the search
     baselines: Baselines | None = None
     warnings: tuple[str, ...] = ()  # of the calibration; a line each
     calibration: Mapping[str, object] | None = None  # dataset, images, sha256, seed, ...
@@ -175,6 +176,7 @@ class SkipList:
         if self.max_image_tokens is not None:
             _check_whole_number('max_image_tokens', self.max_image_tokens, least=0)
         _check_number('min_score_ratio', self.min_score_ratio)
+        _check_number('near_tie_margin', self.near_tie_margin)
         if self.min_score_ratio is not None and self.min_score_ratio < 0:
             raise _wrong('min_score_ratio', self.min_score_ratio, 'is negative; use 0 or more')
         _check_number('full_score', self.full_score)

@@ -37,6 +37,8 @@ from gmskip_ros.vlm.prompt import ChatTokenizer
 # in the caches: 1.8 times as fast as all of them at once (demo model, 1 MiB L2 per core).
 CACHED_TOKENS = 512
 
+NEAR_TIE_CANDIDATES = 2  # rows of other blocks where a model's own margin is measured
+
 Candidate = int | None  # the block skipped besides those removed, if any
 
 
@@ -90,6 +92,7 @@ class CandidateWalk:
         max_rows: int,
         memory_bytes: int,
         should_stop: Callable[[], bool] | None,
+        near_tie: float | None = None,
     ) -> None:
         """`prompts` are token ids. The other arguments are Vlm.answer_candidates', checked."""
         self.decoder = decoder
@@ -104,6 +107,7 @@ class CandidateWalk:
         self.max_rows = max_rows
         self.memory_bytes = memory_bytes
         self.should_stop = should_stop
+        self.near_tie = near_tie
         self.retained = [i for i in range(len(decoder.blocks)) if i not in removed]
         self.texts: dict[tuple[int, ...], str] = {}
 
@@ -126,6 +130,19 @@ class CandidateWalk:
                 for row in self._walk(images, group):
                     found[row.image, row.candidate] = self._answer_of(row)
         return [[found[i, block] for block in candidates] for i in range(len(self.features))]
+
+    def draft_logits(self, candidates: Sequence[int]) -> Tensor:
+        """Return the first image's logits after its prompt and each token of its draft.
+
+        Float32, (T + 1, V), of the trunk, in one walk with all images and, as far as memory allows,
+        these blocks as candidates. Raises Stopped.
+        """
+        while candidates and self._images_at_once(1 + len(candidates)) < len(self.features):
+            candidates = candidates[: len(candidates) // 2]
+        images = range(len(self.features))
+        prefill = self._prefill(images, [*sorted(candidates), None])
+        answered = prefill.hidden[: len(images), prefill.prompt_columns - 1 :]
+        return self.decoder.logits(answered)[0].float()
 
     def _images_at_once(self, num_groups: int) -> int:
         """Return how many images fit into one walk of that many groups; 0 if not even one does."""
@@ -248,7 +265,7 @@ class CandidateWalk:
         for candidate in prefill.candidates:  # one at a time: logits are (B, T + 1, V)
             start = prefill.group_of[candidate] * num_images
             answered = prefill.hidden[start : start + num_images, prefill.prompt_columns - 1 :]
-            chosen, margins = _best(self.decoder.logits(answered))
+            chosen, margins = self._best(self.decoder.logits(answered))
             for index, image in enumerate(prefill.images):
                 row = _Row(image, candidate)
                 row.num_accepted = verify(prefill.drafts[index], chosen[index])
@@ -343,7 +360,7 @@ class CandidateWalk:
                     values[block][selected, :, : here + 1],
                     mask,
                 )
-            chosen, margins = _best(self.decoder.logits(hidden))
+            chosen, margins = self._best(self.decoder.logits(hidden))
             for row, ids, margin in zip(rows, chosen, margins, strict=True):
                 if not row.is_done:
                     self._append(row, ids[0], margin[0])
@@ -377,15 +394,14 @@ class CandidateWalk:
             self.texts[key] = self.tokenizer.decode(tokens)
         return self.texts[key]
 
+    def _best(self, logits: Tensor) -> tuple[list[list[int]], list[list[float]]]:
+        """Return the best tokens of logits (R, T, V), and their `tie_margins`."""
+        best, ids = logits.float().topk(2, dim=-1)
+        return ids[..., 0].tolist(), tie_margins(logits, best, self.near_tie).tolist()
+
     def _poll(self) -> None:
         if self.should_stop is not None and self.should_stop():
             raise Stopped('stopped before the answers were complete')
-
-
-def _best(logits: Tensor) -> tuple[list[list[int]], list[list[float]]]:
-    """Return the best tokens of logits (R, T, V), and their `tie_margins`."""
-    best, ids = logits.float().topk(2, dim=-1)
-    return ids[..., 0].tolist(), tie_margins(logits, best).tolist()
 
 
 def _num_groups(candidates: Sequence[Candidate]) -> int:

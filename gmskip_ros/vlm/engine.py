@@ -187,8 +187,21 @@ class CalibrationEngine(Engine, Protocol):
         max_rows: int = 256,
         memory_bytes: int = 4 << 30,
         should_stop: Callable[[], bool] | None = None,
+        near_tie: float | None = None,
     ) -> list[list[CandidateAnswer]]:
         """Return, per image and candidate, the answer without `removed` and that block."""
+
+    def near_tie_margin(
+        self,
+        features: ImageFeatures,
+        prompt: str,
+        max_new_tokens: int = 16,
+        *,
+        max_rows: int = 256,
+        memory_bytes: int = 4 << 30,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> float:
+        """Return the `near_tie` of answer_candidates, as measured on one answer."""
 
     def block_states(
         self,

@@ -26,7 +26,9 @@ ShouldStop = Callable[[], bool] | None
 # moved no logit against the best one by more than 1.2e-4, and by more than 14 roundings of the best
 # one; a draft, over 7,000 tokens in float32, by no more than 2.2e-5.
 NEAR_TIE = 5e-4
-NEAR_TIE_ULPS = 16  # in half precision: that many roundings of the best logit, if they are more
+NEAR_TIE_ULPS = 16  # that many roundings of the best logit, if they are more
+# Of the farthest shift in 20 answers: in 30,000 tokens of the demo model one was 7 times as far.
+SHIFT_FACTOR = 16
 # Settings of generation_config.json that change a greedy answer in Hugging Face's `generate`, and
 # the value of each that changes nothing.
 _CHANGES_GREEDY: dict[str, Any] = {
@@ -142,15 +144,28 @@ def useful_draft(draft: Sequence[int], max_new_tokens: int, end_ids: Collection[
     return [int(token) for token in before_end][: max_new_tokens - 1]
 
 
-def tie_margins(logits: Tensor, best: Tensor) -> Tensor:
+def near_tie_of(alone: Tensor, walked: Tensor, dtype: torch.dtype) -> float:
+    """Return how close two logits may be that a batch could have put in the wrong order.
+
+    It is measured: `alone` and `walked`, float32 (T, V), are the same logits without and with other
+    rows, computed in `dtype`. The farthest that a logit moved against the best one counts, in
+    float32 several times over: other answers may move further. (In half precision the roundings
+    that `tie_margins` adds are more.)
+    """
+    moved = walked - alone
+    shift = float((moved - moved.gather(-1, alone.argmax(dim=-1, keepdim=True))).abs().max())
+    return SHIFT_FACTOR * shift if dtype == torch.float32 else shift
+
+
+def tie_margins(logits: Tensor, best: Tensor, near_tie: float | None = None) -> Tensor:
     """Return how much the best logits lead by, less what counts as a tie: (...).
 
     Of logits (..., V), in the model's dtype, `best` (..., 2) are the two highest, in float32. A
-    negative margin is a near tie. It is NaN where a logit is NaN or infinite.
+    negative margin is a near tie. It is NaN where a logit is NaN or infinite. near_tie: how close
+    logits are a tie, by default NEAR_TIE; it is at least NEAR_TIE_ULPS roundings of the best logit.
     """
-    tie = torch.full_like(best[..., 0], NEAR_TIE)
-    if logits.dtype != torch.float32:
-        tie = tie.maximum(NEAR_TIE_ULPS * torch.finfo(logits.dtype).eps * best[..., 0].abs())
+    tie = torch.full_like(best[..., 0], NEAR_TIE if near_tie is None else near_tie)
+    tie = tie.maximum(NEAR_TIE_ULPS * torch.finfo(logits.dtype).eps * best[..., 0].abs())
     margins = best[..., 0] - best[..., 1] - tie
     return margins.masked_fill(~logits.isfinite().all(dim=-1), float('nan'))
 

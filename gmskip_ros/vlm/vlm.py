@@ -31,7 +31,7 @@ from gmskip_ros.vlm.answer import (
     ImageFeatures,
     Timing,
 )
-from gmskip_ros.vlm.candidates import Candidate, CandidateWalk
+from gmskip_ros.vlm.candidates import NEAR_TIE_CANDIDATES, Candidate, CandidateWalk
 from gmskip_ros.vlm.decoder import ALL, NONE, TEXT, Decoder, who_runs_and_stores
 from gmskip_ros.vlm.errors import (
     ImageError,
@@ -344,6 +344,7 @@ class Vlm:
         max_rows: int = 256,
         memory_bytes: int = 4 << 30,
         should_stop: Callable[[], bool] | None = None,
+        near_tie: float | None = None,
     ) -> list[list[CandidateAnswer]]:
         """Return, per image and candidate, what `answer` gives without `removed` and that block.
 
@@ -351,7 +352,8 @@ class Vlm:
         guesses of each image's answer: good ones save work, none changes an answer.
         `is_decided(image, text so far)` may end an answer early, once its score is certain. At most
         `max_rows` sequences go through a block together, fewer where by estimate they would take
-        more than `memory_bytes`; one image and one candidate always go. Errors are `answer`'s.
+        more than `memory_bytes`; one image and one candidate always go. Logits closer than
+        `near_tie` are decided by an answer alone: see near_tie_margin. Errors are `answer`'s.
         """
         self._checked([*removed, *(i for i in candidates if i is not None)])
         length = _check_length('max_new_tokens', max_new_tokens)
@@ -377,6 +379,7 @@ class Vlm:
             max_rows=max_rows,
             memory_bytes=memory_bytes,
             should_stop=should_stop,
+            near_tie=near_tie,
         )
 
         answers: list[list[CandidateAnswer]] = []
@@ -390,6 +393,53 @@ class Vlm:
                     )
                 answers[-1].append(answer)
         return answers
+
+    @_names_out_of_memory
+    @torch.inference_mode()
+    def near_tie_margin(
+        self,
+        features: ImageFeatures,
+        prompt: str,
+        max_new_tokens: int = 16,
+        *,
+        max_rows: int = 256,
+        memory_bytes: int = 4 << 30,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> float:
+        """Return the `near_tie` of answer_candidates, as measured on this model's one answer.
+
+        The question is answered alone, and in a walk with other rows (a longer prompt, a few blocks
+        skipped), see generation.near_tie_of. Errors are `answer`'s.
+        """
+        alone = self.answer_batch(
+            [features],
+            [prompt],
+            max_new_tokens=max_new_tokens,
+            should_stop=should_stop,
+            return_logits=True,
+        )[0]
+        assert alone.logits is not None
+        rows = self._rows([features, features], [prompt, f'{prompt} {prompt}'])
+        if len(rows[1]) + max_new_tokens > self.max_tokens:
+            rows[1] = rows[0]
+        walk = CandidateWalk(
+            self.decoder,
+            self.tokenizer,
+            self.end_ids,
+            [features, features],
+            rows,
+            (),
+            max_new_tokens,
+            [alone.token_ids, alone.token_ids],
+            is_decided=None,
+            max_rows=max_rows,
+            memory_bytes=memory_bytes,
+            should_stop=should_stop,
+        )
+        others = range(0, self.num_blocks, max(1, self.num_blocks // NEAR_TIE_CANDIDATES))
+        walked = walk.draft_logits(others)[: len(alone.logits)]
+        logits = torch.from_numpy(alone.logits).to(walked.device)
+        return generation.near_tie_of(logits, walked, features.tokens.dtype)
 
     @_names_out_of_memory
     @torch.inference_mode()

@@ -36,6 +36,7 @@ from gmskip_ros.calibration.settings import CalibrationSettings, SearchSettings
 from gmskip_ros.cli import main
 from gmskip_ros.datasets import open_dataset, read_image, write_scenes
 from gmskip_ros.files import write_atomically
+from gmskip_ros.skipping import load_skip_list
 from gmskip_ros.vlm import Stopped, load_vlm
 from gmskip_ros.vlm.hub import find_local_folder
 
@@ -162,6 +163,11 @@ def test_a_finished_run_writes_the_same_files_without_an_answer(
 ):
     monkeypatch.chdir(root / 'uninterrupted')
     monkeypatch.setattr('gmskip_ros.cli.resumable.load_model', lambda *_: vlm)
+    # The margin of the search is kept, and not measured again.
+    margin = read_json(uninterrupted.out / 'calibration.json')['near_tie_margin']
+    skip_list = load_skip_list(uninterrupted.out / 'single_object.skip.yaml')
+    known = read_json(uninterrupted.out / 'checkpoint.json')['evaluations']['near tie margin']
+    assert margin == skip_list.near_tie_margin == known > 0
     text = ('single_object.skip.yaml', 'calibration.json', 'trajectory.csv', 'checkpoint.json')
     before = {name: (uninterrupted.out / name).read_bytes() for name in text}
     work = vlm.token_blocks

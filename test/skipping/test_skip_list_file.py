@@ -77,7 +77,9 @@ NOT_NESTED = dataclasses.replace(
 # The example of version 2, with its comments.
 EXAMPLE_2 = (
     EXAMPLE.replace('skip-list/1', 'skip-list/2')
-    .replace('dtype:', 'kv: input\nimage_kv: none\nprotect: [1, 2]\ndtype:')
+    .replace(
+        'dtype:', 'kv: input\nimage_kv: none\nprotect: [1, 2]\nnear_tie_margin: 0.0003\ndtype:'
+    )
     .replace(
         'removed: ',
         'baselines: {constant: {answer: person, score: 0.3}, empty: 0.0}\n'
@@ -91,6 +93,7 @@ IN_PYTHON_2 = dataclasses.replace(
     kv='input',
     image_kv='none',
     protect=(1, 2),
+    near_tie_margin=0.0003,
     baselines=Baselines(ConstantBaseline('person', 0.3), empty=0.0),
     warnings=('round 1: all candidates tie',),
     removed=(

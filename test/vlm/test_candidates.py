@@ -28,7 +28,7 @@ from gmskip_ros.vlm import (
     VlmOutOfMemoryError,
     load_vlm,
 )
-from gmskip_ros.vlm.generation import NEAR_TIE
+from gmskip_ros.vlm.generation import NEAR_TIE, SHIFT_FACTOR, near_tie_of
 
 NUM_BLOCKS = 5
 STEPS = 6
@@ -490,6 +490,30 @@ def test_a_batch_moves_logits_by_far_less_than_a_near_tie(monkeypatch) -> None:
         for row, answer in zip(walked[0].numpy(), lone, strict=True):
             difference = np.abs(row[: len(answer.logits)] - answer.logits).max()
             assert difference < NEAR_TIE / 4
+
+
+def test_the_margin_of_a_model_is_measured_and_used(make_folder, monkeypatch) -> None:
+    vlm = load_vlm(str(make_folder()), device='cpu')
+    features = vlm.encode(IMAGES[0])
+    margin = vlm.near_tie_margin(features, PROMPTS[0], 6)
+    assert margin == vlm.near_tie_margin(features, PROMPTS[0], 6)
+    assert 0 <= margin < NEAR_TIE, 'of a model so small'
+    asked = []
+    answer_alone = vlm._answer_alone
+    monkeypatch.setattr(vlm, '_answer_alone', lambda *a: asked.append(a) or answer_alone(*a))
+    expected = vlm.answer_candidates([features], PROMPTS[:1], (), [None, 1, 2], 6)
+    assert not asked
+    for near_tie, count in ((margin, 0), (1e9, 3)):
+        found = vlm.answer_candidates(
+            [features], PROMPTS[:1], (), [None, 1, 2], 6, near_tie=near_tie
+        )
+        assert found == expected
+        assert len(asked) == count
+    # What a batch does to logits, the margin holds several times over.
+    noisy = torch.tensor([[1.0, 3.0, 2.0]])
+    moved = noisy + torch.tensor([[0.0, 1e-4, 3e-4]])
+    assert near_tie_of(noisy, moved, torch.float32) == pytest.approx(SHIFT_FACTOR * 2e-4, rel=1e-2)
+    assert near_tie_of(noisy, moved, torch.float16) == pytest.approx(2e-4, rel=1e-2)
 
 
 # ---- what is refused -----------------------------------------------------------------------
