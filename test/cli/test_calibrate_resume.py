@@ -124,7 +124,7 @@ def test_killed_at_ten_moments_it_finds_the_same(root, uninterrupted):
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    assert not list((folder / 'out').glob('*'))
+    assert {path.name for path in (folder / 'out').glob('*')} <= {'.lock'}  # free once it is dead
     kills = 1
     for _ in range(9):
         with CalibrateProcess(folder, OPTIONS, save_every_s=0) as process:
