@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gmskip_ros.vlm.linear import DenseLinear
+from gmskip_ros.vlm.linear import DenseLinear, fastest
 from gmskip_ros.vlm.quantization import quantize
 
 OUTPUTS, INPUTS, COPIES, TRIES = 2752, 1024, 12, 5
@@ -37,7 +37,7 @@ def milliseconds(layers: Sequence[Callable[[Tensor], Tensor]], rows: Tensor) -> 
 def main() -> None:
     torch.set_num_threads(1)
     dense = [0.02 * torch.randn(OUTPUTS, INPUTS) for _ in range(COPIES)]
-    layers: list[Any] = [DenseLinear(weight.bfloat16(), None) for weight in dense]
+    layers: list[Any] = [fastest(DenseLinear(weight.bfloat16(), None)) for weight in dense]
     ways: dict[str, list[Callable[[Tensor], Tensor]]] = {'bfloat16': layers}
     for kind in ('int8', 'int4'):
         layers = [quantize(weight, None, kind, torch.bfloat16) for weight in dense]
