@@ -369,18 +369,22 @@ class _Rows:
         self.columns = earlier.followed_by(newest)
         self.num_earlier = len(earlier.owners)
         self.num_columns = len(self.columns.owners)
+        self._gaps: dict[tuple[range, ...], Tensor] = {}
         self._masks: dict[int | None, Tensor] = {}
         self._prefix_masks: dict[int | None, Tensor] = {}
 
     def of(self, parts: Sequence[_Part], offset: int) -> slice | Tensor:
         """Return where the tokens of these parts are, all moved by `offset`."""
-        ranges = [
+        ranges = tuple(
             range(offset + self.starts[part.first], offset + self.starts[part.end])
             for part in parts
-        ]
+        )
         if sum(map(len, ranges)) == ranges[-1].stop - ranges[0].start:
             return slice(ranges[0].start, ranges[-1].stop)
-        return torch.tensor([*itertools.chain(*ranges)], device=self.wanted.device)
+        if ranges not in self._gaps:  # most blocks have the same
+            rows = [*itertools.chain(*ranges)]
+            self._gaps[ranges] = torch.tensor(rows, device=self.wanted.device)
+        return self._gaps[ranges]
 
     def mask(self, window: int | None) -> Tensor:
         """Return what each token sees, bool (1, 1, T, S): prefix, own question, own draft."""
