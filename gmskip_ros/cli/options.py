@@ -219,7 +219,8 @@ def add_captions_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--captions',
         metavar='FILE',
-        help="a different captions file, Karpathy's dataset_coco.json, or the folder CODA-LM",
+        help="a different captions file, Karpathy's dataset_coco.json, the folder CODA-LM, or, for "
+        'questions without answers, a .jsonl file of them (question_id, text)',
     )
 
 

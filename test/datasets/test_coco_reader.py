@@ -465,6 +465,9 @@ def test_karpathy_s_splits_come_from_his_file(tmp_path):
     assert sample.captions == ('Caption 1 of 4 .', 'Caption 2 of 4 .')
     assert (sample.labels, dataset.labels) == ((), ())  # no instances file
     assert 'val2014' in dataset.warnings[0]
+    joined = open_dataset(tmp_path, captions=captions, split='train+restval')
+    assert joined.name == 'coco-karpathy-train+restval'
+    assert [sample.key.partition('/')[0] for sample in joined.samples] == ['train2014', 'val2014']
     train = open_dataset(tmp_path, captions=captions, split='karpathy-train')
     assert 'training data of LLaVA' in train.warnings[0]
 
