@@ -6,15 +6,17 @@ entries stored by the block.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention, silu
+from transformers.activations import SiLUActivation
 
 from gmskip_ros.vlm.linear import FUSED, Linear, fuse
 from gmskip_ros.vlm.norm import RmsNorm
 from gmskip_ros.vlm.quantization import num_parameters
-from gmskip_ros.vlm.rotary import rotate
+from gmskip_ros.vlm.rotary import rotate_
 
 Rotary = tuple[Tensor, Tensor]  # cosines and signed sines, (B, T, 1, D): for all heads
 
@@ -43,27 +45,32 @@ class Block:
         self.o = _linear(layer, 'o')
         self.gate_up = _linear(layer, 'gate_up')
         self.down = _linear(layer, 'down')
-        self._activation: nn.Module = layer.mlp.act_fn
+        act_fn = layer.mlp.act_fn
+        self._activation: Callable[[Tensor], Tensor] = (
+            silu if isinstance(act_fn, (nn.SiLU, SiLUActivation)) else act_fn
+        )
 
     def project(self, normed: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
         """Return the rotated query (B, N, T, D), the rotated key and the value (both (B, K, T, D)).
 
         normed: (B, T, H).
         """
-        heads = self._by_head(self.qkv(normed))
-        rotating, value = heads.tensor_split((self._heads + self._stored_heads,), dim=2)
-        query, key = rotate(rotating, rotary).tensor_split((self._heads,), dim=2)
-        return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+        heads = self._by_head(self.qkv(normed))  # (B, T, N + 2 K, D)
+        rotate_(heads[:, :, : -self._stored_heads], rotary)
+        sizes = (self._heads, self._stored_heads, self._stored_heads)
+        query, key, value = heads.transpose(1, 2).split_with_sizes(sizes, 1)
+        return query, key, value
 
     def project_query(self, normed: Tensor, rotary: Rotary) -> Tensor:
         """Return the rotated query (B, N, T, D) of normed (B, T, H)."""
-        return rotate(self._by_head(self._query(normed)), rotary).transpose(1, 2)
+        return rotate_(self._by_head(self._query(normed)), rotary).transpose(1, 2)
 
     def project_stored(self, normed: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
         """Return the rotated key and the value, both (B, K, T, D), of normed (B, T, H)."""
-        heads = self._by_head(self._stored(normed))
-        key, value = heads.tensor_split((self._stored_heads,), dim=2)
-        return rotate(key, rotary).transpose(1, 2), value.transpose(1, 2)
+        heads = self._by_head(self._stored(normed))  # (B, T, 2 K, D)
+        rotate_(heads[:, :, : self._stored_heads], rotary)
+        key, value = heads.transpose(1, 2).chunk(2, dim=1)
+        return key, value
 
     def finish(self, hidden: Tensor, attended: Tensor) -> Tensor:
         """Return hidden (B, T, H) after what `attend` gave, (B, T, N D), and the feed-forward."""
@@ -73,7 +80,7 @@ class Block:
 
     def _by_head(self, projected: Tensor) -> Tensor:
         """Return projected (B, T, heads D) as (B, T, heads, D)."""
-        return projected.unflatten(-1, (-1, self.head_size))
+        return projected.view(*projected.shape[:-1], -1, self.head_size)
 
 
 def _linear(layer: Any, name: str) -> Linear:

@@ -26,7 +26,7 @@ class RotaryTable:
     def __call__(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Return cosines and signed sines, (B, T, D) each, of positions (B, T), long.
 
-        They are in the dtype and on the device of hidden. `rotate` takes them.
+        They are in the dtype and on the device of hidden. `rotate_` takes them.
         """
         if self._is_constant:
             if self._tables is None or self._tables[0].dtype != hidden.dtype:
@@ -49,7 +49,8 @@ def _with_sign(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     return cos, torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
 
 
-def rotate(states: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Return states (..., D) rotated by cosines and signed sines that broadcast to them."""
+def rotate_(states: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate states (..., D), in place, by cosines and signed sines that broadcast to them."""
     cos, signed_sin = rotary
-    return (states * cos).addcmul_(states.roll(states.shape[-1] // 2, dims=-1), signed_sin)
+    other_half = states.roll(states.shape[-1] // 2, -1)
+    return states.mul_(cos).addcmul_(other_half, signed_sin)

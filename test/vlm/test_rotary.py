@@ -11,7 +11,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.models.mistral.modeling_mistral import MistralRotaryEmbedding
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
-from gmskip_ros.vlm.rotary import RotaryTable, rotate
+from gmskip_ros.vlm.rotary import RotaryTable, rotate_
 
 POSITIONS = 64
 HEAD_SIZE = 8
@@ -60,5 +60,5 @@ def test_angles_are_exactly_hugging_faces(text, rope, dtype) -> None:
         states = torch.randn(2, length, HEAD_SIZE, dtype=dtype)
         first, second = states.chunk(2, dim=-1)
         expected = states * cos + torch.cat((-second, first), dim=-1) * sin
-        rotated, rounding = rotate(states, (found_cos, found_sin)), torch.finfo(dtype).eps
+        rotated, rounding = rotate_(states.clone(), (found_cos, found_sin)), torch.finfo(dtype).eps
         torch.testing.assert_close(rotated, expected, rtol=0, atol=4 * rounding)
