@@ -57,7 +57,9 @@ def test_two_branches_add_no_parameters(folder) -> None:
 
     reference = HfReference(folder).model
     expected = sum(parameter.numel() for parameter in reference.parameters())
-    count = len(list(reference.parameters()))
+    names = [name for name, _ in reference.named_parameters()]
+    # Features are read before the last of the tower's two layers, which is taken out.
+    count = sum('.encoder.layers.1.' not in name for name in names)
     del reference
     before = parameters_alive()
     vlm = load_vlm(str(folder), device='cpu')
@@ -66,7 +68,7 @@ def test_two_branches_add_no_parameters(folder) -> None:
     vlm.answer(features, PROMPT, [1, 2])
     vlm.answer(features, PROMPT)
     assert vlm.num_parameters == expected
-    assert loaded - before == count
+    assert loaded - before == count < len(names)
     assert parameters_alive() == loaded
 
 
