@@ -8,11 +8,12 @@ from __future__ import annotations
 import functools
 import json
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from gmskip_ros.calibration.answer_log import skip_set_key
 from gmskip_ros.calibration.answering import Answerer
 from gmskip_ros.calibration.baseline import baselines_of_evaluation
 from gmskip_ros.calibration.checkpoint import Checkpoint, CheckpointFile, plain_settings
@@ -39,6 +40,7 @@ from gmskip_ros.calibration.run import (
     calibrate,
     data_fingerprint,
     load_checkpoint,
+    open_answer_log,
     set_near_tie,
 )
 from gmskip_ros.calibration.series import prepare_folder, skip_list_path
@@ -189,7 +191,9 @@ def compare(
     fingerprint = data_fingerprint(vlm, ' and '.join(dict.fromkeys(names)), settings, data, metrics)
     file = CheckpointFile(folder)
     checkpoint = load_checkpoint(file, fingerprint, ranks, free=[TEST_IMAGES_NAME])
-    if checkpoint.settings.get(TEST_IMAGES_NAME) != fingerprint[TEST_IMAGES_NAME]:
+    is_same_test = checkpoint.settings.get(TEST_IMAGES_NAME) == fingerprint[TEST_IMAGES_NAME]
+    answered = open_answer_log(evaluator, folder, ranks, is_same_test)
+    if not is_same_test:
         checkpoint.forget('')  # nearly all of it is about the test images
     checkpoint.settings = plain_settings(fingerprint)
 
@@ -229,7 +233,7 @@ def compare(
         methods.append(_method_record(plan, found, folder))
     listener.begin(None, None)
     try:
-        evaluations = _evaluate(evaluator, sets.skip_sets, remember, listener)
+        evaluations = _evaluate(evaluator, answered, checkpoint, sets.skip_sets, remember, listener)
         reference_tokens = tokens_per_reference(
             answerer, data.test_questions, data.images.index_of, remember
         )
@@ -364,6 +368,8 @@ def _method_record(plan: Plan, found: Mapping[int, Calibration], folder: Path) -
 
 def _evaluate(
     evaluator: Evaluator,
+    answered: Collection[str],
+    checkpoint: Checkpoint,
     skip_sets: Sequence[SkipSet],
     remember: Callable[[str, Callable[[], Any]], Any],
     listener: Listener,
@@ -373,16 +379,11 @@ def _evaluate(
     for done, skip_set in enumerate(skip_sets):
         listener.evaluations(done, len(skip_sets))
         key = f'test with {skip_set_key(skip_set)}'
+        if skip_set_key(skip_set) not in answered:
+            checkpoint.evaluations.pop(key, None)
         figures.append(remember(key, functools.partial(evaluator.evaluate, skip_set)))
     listener.evaluations(len(skip_sets), len(skip_sets))
     return figures
-
-
-def skip_set_key(skip_set: SkipSet) -> str:
-    """Return a skip set as text, the same for equal sets."""
-    axes = {'prefill': skip_set.prefill, 'decode': skip_set.decode, 'image': skip_set.image}
-    parts = [f'{name} {",".join(map(str, sorted(blocks)))}' for name, blocks in axes.items()]
-    return '; '.join([*parts, f'kv {skip_set.kv}', f'image_kv {skip_set.image_kv}'])
 
 
 def _time(

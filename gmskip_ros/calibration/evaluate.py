@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gmskip_ros.calibration.answer_files import AnswerFiles
+from gmskip_ros.calibration.answer_log import AnswerLog
 from gmskip_ros.calibration.answering import Answerer, ImageQuestion
 from gmskip_ros.calibration.baseline import baselines_of_evaluation
 from gmskip_ros.calibration.choosing import (
@@ -169,11 +170,12 @@ def evaluate_all(
     listener: Listener,
     print_line: Callable[[str], None],
     answer_files: AnswerFiles | None = None,
+    log: AnswerLog | None = None,
 ) -> dict[str, Any]:
     """Return the figures of every row as JSON values, in the form of evaluation.json.
 
-    `print_line` receives warnings; rank 0 writes the answers to `answer_files`. With several ranks
-    every process makes the same call, but only the first needs the dataset. Raises
+    `print_line` receives warnings; rank 0 writes the answers to `answer_files` and `log`. With
+    several ranks every process makes the same call, but only the first needs the dataset. Raises
     CalibrationError, DatasetError, TaskError, SkipListError, VlmError.
     """
     sets = choose_sets(vlm.num_blocks, skip_lists, settings)
@@ -204,6 +206,8 @@ def evaluate_all(
         settings.latency_images,
         write,
     )
+    if ranks.rank == 0:
+        evaluator.log = log
     rows = _evaluate_rows(evaluator, sets, vlm.num_blocks, listener)
     num_image_tokens, num_tokens = _prompt_tokens(vlm, data)
     for row, named in zip(rows, sets, strict=True):

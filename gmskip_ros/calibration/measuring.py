@@ -6,12 +6,13 @@ import math
 import os
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from gmskip_ros.calibration.answer_log import AnswerLog, plain_reference
 from gmskip_ros.calibration.answering import Answerer, ImageQuestion
 from gmskip_ros.calibration.errors import CalibrationError
 from gmskip_ros.calibration.objective import (
@@ -61,6 +62,8 @@ class Evaluator:
     makes the same calls and gets the same figures; rank 0 is timed. `on_answers` receives each
     part's questions and the answers to them, of every skip set that is evaluated. Raises
     CalibrationError and TaskError for questions that `metrics` cannot score.
+
+    Attribute log: where every answer is kept, if anywhere; in the first process.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class Evaluator:
     ) -> None:
         self._answerer = answerer
         self._on_answers = on_answers
+        self.log: AnswerLog | None = None
         self._latency_images = latency_images
         self._parts = [
             _Part(of_task, metric, image_of, seed)
@@ -121,6 +125,8 @@ class Evaluator:
         if self._on_answers is not None:
             for part, of_part in zip(self._parts, found, strict=True):
                 self._on_answers(part.questions, [answer.text for answer in of_part.real])
+        if self.log is not None:
+            self.log.add(skip_set, self._records(found))
         score, shuffled_score, visual_gain = self._overall(found)
         full_score = self._overall(full)[0]
         answers = [answer for part_answers in found for answer in part_answers.real]
@@ -167,6 +173,27 @@ class Evaluator:
                     for i in part.without_target
                 )
         return figures
+
+    def _records(self, found: Sequence[_Answers]) -> Iterator[dict[str, Any]]:
+        """Yield what answers.jsonl holds of each answer."""
+        for part, answers in zip(self._parts, found, strict=True):
+            questions = part.questions
+            path_of = dict(zip(part.images, (s.image_path for s in questions.samples), strict=True))
+            asked = [(i, part.images[i], answer) for i, answer in enumerate(answers.real)]
+            other = [(i, part.shuffled[i], answer) for i, answer in answers.shuffled.items()]
+            for number, (i, image, answer) in enumerate(asked + other):
+                yield {
+                    'task': questions.name,
+                    'question': i,
+                    'key': questions.samples[i].key,
+                    'image': str(path_of[image]),
+                    'is_shuffled': number >= len(asked),
+                    'is_scored': i < questions.num_scored,
+                    'prompt': questions.prompts[i],
+                    'references': plain_reference(questions.references[i]),
+                    'answer': answer.text,
+                    'token_ids': list(answer.token_ids),
+                }
 
     @cached_property
     def _full(self) -> list[_Answers]:

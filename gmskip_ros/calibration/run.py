@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from gmskip_ros.calibration.answer_log import AnswerLog, skip_set_key
 from gmskip_ros.calibration.answering import Answerer, ImageQuestion
 from gmskip_ros.calibration.baseline import baselines, baselines_of_evaluation
 from gmskip_ros.calibration.checkpoint import (
@@ -120,7 +121,8 @@ def calibrate(
     file = CheckpointFile(folder)
     of_run = fingerprint(vlm, data.chosen.dataset.name, settings, method, data, metrics)
     checkpoint = load_checkpoint(file, of_run, ranks, free=extent_names(method))
-    extend(checkpoint, of_run)
+    is_same_test = extend(checkpoint, of_run)
+    answered = open_answer_log(evaluator, folder, ranks, is_same_test)
 
     scorer = resumed_scorer(
         objective, answerer, settings.search, checkpoint, file, listener, method.num_candidates
@@ -143,7 +145,7 @@ def calibrate(
         scorer.on_save = save
         chosen = method.choose(scorer)
         chosen = replace(chosen, warnings=(*_warn_of_no_effect(scorer), *chosen.warnings))
-        tests = _test(evaluator, scorer, chosen.sets, listener)
+        tests = _test(evaluator, answered, scorer, chosen.sets, listener)
     except Exception:  # not KeyboardInterrupt, which may come between two changes of the state
         scorer.on_save(scorer.state, True)
         raise
@@ -234,11 +236,15 @@ def _warn_of_no_effect(scorer: Scorer) -> list[str]:
 
 def _test(
     evaluator: Evaluator | None,
+    answered: Collection[str],
     scorer: Scorer,
     sets: Sequence[ScoredSet],
     listener: Listener,
 ) -> list[dict[str, Any] | None]:
-    """Return each set's figures on the test images; None without a test."""
+    """Return each set's figures on the test images; None without a test.
+
+    answered: the sets whose answers an earlier run has kept, by skip_set_key. Others are asked.
+    """
     figures: list[dict[str, Any] | None] = []
     for done, scored in enumerate(sets):
         listener.evaluations(done, len(sets))
@@ -247,6 +253,8 @@ def _test(
             continue
         skip_set = scorer.skip_set(scored.blocks)
         key = f'test without {set_key(scored.blocks)}'
+        if skip_set_key(skip_set) not in answered:
+            scorer.forget(key)
         figures.append(scorer.remember(key, functools.partial(evaluator.evaluate, skip_set)))
     listener.evaluations(len(sets), len(sets))
     return figures
@@ -328,16 +336,29 @@ def extent_names(method: Method) -> set[str]:
     return {RATIO_NAME, *limits, *options, *TEST_NAMES}
 
 
-def extend(checkpoint: Checkpoint, of_run: Mapping[str, Any]) -> None:
-    """Let a checkpoint go on with this run's `extent_names`."""
+def extend(checkpoint: Checkpoint, of_run: Mapping[str, Any]) -> bool:
+    """Let a checkpoint go on with this run's `extent_names`; return if the test is the same."""
     then = checkpoint.settings
     if then.get(RATIO_NAME) != of_run[RATIO_NAME] or (
         bool(then.get('search sparsities')) != bool(of_run['search sparsities'])
     ):
         checkpoint.search.reopen()
-    if any(then.get(name) != of_run[name] for name in TEST_NAMES):
+    is_same_test = all(then.get(name) == of_run[name] for name in TEST_NAMES)
+    if not is_same_test:
         checkpoint.forget('test ')
     checkpoint.settings = plain_settings(of_run)
+    return is_same_test
+
+
+def open_answer_log(
+    evaluator: Evaluator | None, folder: Path, ranks: Ranks, is_same_test: bool
+) -> set[str]:
+    """Let the evaluator's answers be kept in the folder; return the skip sets that are there."""
+    keys: set[str] = set()
+    if evaluator is not None and ranks.rank == 0:
+        evaluator.log = AnswerLog(folder, resumes=is_same_test)
+        keys = evaluator.log.keys
+    return ranks.of_first(keys)
 
 
 def check_rounds(scorer: Scorer, file: CheckpointFile) -> None:

@@ -179,6 +179,10 @@ class Scorer:
             self.on_save(self.state, True)
         return self._remembered[key]
 
+    def forget(self, key: str) -> None:
+        """Let `remember` compute this again."""
+        self._remembered.pop(key, None)
+
     def overall(self, contributions: Sequence[Score]) -> Score:
         """Return the score to compare, from the contributions of all items in their order."""
         return self.objective.overall(self.objective.part_scores(contributions), self.full_scores)

@@ -73,7 +73,9 @@ def add_parser(subparsers: Any) -> None:
         '--json', action='store_true', help='print one JSON object instead of a table'
     )
     parser.add_argument(
-        '--out', metavar='DIR', help='folder for evaluation.json, evaluation.csv and report.html'
+        '--out',
+        metavar='DIR',
+        help='folder for evaluation.json, evaluation.csv, answers.jsonl and report.html',
     )
     parser.add_argument(
         '--answers',
@@ -90,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
     folder = None if args.out is None else make_folder(Path(args.out).expanduser())
 
     from gmskip_ros.calibration.answer_files import AnswerFiles
+    from gmskip_ros.calibration.answer_log import AnswerLog
     from gmskip_ros.calibration.choosing import in_view, value_of_first
     from gmskip_ros.calibration.distributed import Ranks
     from gmskip_ros.calibration.evaluate import (
@@ -129,7 +132,8 @@ def run(args: argparse.Namespace) -> int:
         )
         result = None
         if is_scored or files is None:
-            result = evaluate_all(*common, files)
+            log = None if folder is None else AnswerLog(folder, resumes=False)
+            result = evaluate_all(*common, files, log)
         else:
             answer_all(*common, files)
         ranks.disconnect()

@@ -31,6 +31,7 @@ NUM_BLOCKS = 32
 NO_SEARCH = '--method random --sparsity 0.05'
 QUICK = {'--images': 3, '--test-images': 2, '--rounds': 2, '--latency-images': 0}
 REPORT = [
+    'answers.jsonl',
     'calibration.json',
     'heat_map.png',
     'report.html',

@@ -135,6 +135,8 @@ def test_killed_at_ten_moments_it_finds_the_same(root, uninterrupted):
     with CalibrateProcess(folder, OPTIONS) as process:
         assert process.wait() == 0, process.stderr
     assert found(folder / 'out') == uninterrupted.found
+    answers = [(out / 'answers.jsonl').read_text() for out in (folder / 'out', uninterrupted.out)]
+    assert answers[0] == answers[1]
     names = [path.name for path in (folder / 'out').iterdir()]
     assert sorted(names) == sorted(path.name for path in uninterrupted.out.iterdir())
 
@@ -433,6 +435,28 @@ def test_a_round_is_a_line(root, uninterrupted):
     with on_terminal(root / 'quiet', terminal, '--no-progress') as process:
         assert process.wait() == 0, terminal.text
     assert terminal.text == ''
+
+
+def test_statistics_can_be_computed_from_the_answers(uninterrupted):
+    lines = (uninterrupted.out / 'answers.jsonl').read_text().splitlines()
+    of_set: dict[tuple[int, ...], list[dict]] = {}
+    for line in map(json.loads, lines):
+        prefill = line['skip_set'].partition(';')[0].removeprefix('prefill ')
+        of_set.setdefault(tuple(map(int, filter(None, prefill.split(',')))), []).append(line)
+    prefixes = uninterrupted.found['prefixes']
+    assert set(of_set) == {tuple(sorted(prefix['blocks'])) for prefix in prefixes}
+    full = {line['question']: line for line in of_set[()] if not line['is_shuffled']}
+    assert len(full) == 2
+    for prefix in prefixes:
+        own = [line for line in of_set[tuple(sorted(prefix['blocks']))] if not line['is_shuffled']]
+        test = prefix['test']
+        right = [line['answer'].lower() == line['references'] for line in own]
+        assert test['score'] == sum(right) / len(own)
+        tokens = [line['token_ids'] for line in own]
+        assert test['tokens_per_answer'] == sum(map(len, tokens)) / len(own)
+        same = [line['token_ids'] == full[line['question']]['token_ids'] for line in own]
+        assert test['token_agreement'] == sum(same) / len(own)
+        assert all((uninterrupted.out.parent / line['image']).exists() for line in own)
 
 
 def test_rounds_are_in_a_file_once_whatever_was_killed(root, uninterrupted):

@@ -16,6 +16,7 @@ from gmskip_ros.skipping import load_skip_list
 from gmskip_ros.vlm import Vlm
 
 FILES = {
+    'answers.jsonl',
     'checkpoint.json',
     'compare.json',
     'compare.csv',
