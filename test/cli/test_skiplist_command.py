@@ -232,6 +232,7 @@ def test_lists_without_scores_and_sets_are_shown(skiplist, tmp_path):
 def test_what_version_2_states_is_shown(skiplist, tmp_path):
     path = tmp_path / 'a.skip.yaml'
     stated = {
+        'quantization': 'int4',
         'kv': 'input',
         'image_kv': 'none',
         'protect': (1, 2),
@@ -242,6 +243,7 @@ def test_what_version_2_states_is_shown(skiplist, tmp_path):
     status, output, _ = skiplist('show', path)
     assert status == 0
     for line in (
+        'quantization: int4',
         'kv: input',
         'image_kv: none',
         'protected: first 1, last 2 blocks',
