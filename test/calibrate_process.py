@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,6 +27,12 @@ import yaml
 from warm_python import fork_context
 
 DEADLINE_S = 150.0
+BEFORE_A_SEARCH = re.compile(r'gmskip: .* of the full model .* \(x100\); answers: .*\r?\n')
+
+
+def without_reports(errors: str) -> str:
+    """Return what a command printed on stderr, without the line about each score that it uses."""
+    return BEFORE_A_SEARCH.sub('', errors)
 
 
 class CalibrateProcess:

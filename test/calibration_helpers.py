@@ -99,17 +99,17 @@ class TableAnswerer:
     def answers(
         self,
         questions: Sequence[ImageQuestion],
-        removed: SkipSet,
+        removed: SkipSet | Iterable[int],
         candidates: Sequence[int | None],
         max_new_tokens: int,
-        is_decided: Callable[[int, str], bool],
+        is_decided: Callable[[int, str], bool] = lambda i, text: False,
         phases: Sequence[str] = PHASES,
     ) -> list[list[CandidateAnswer]]:
         """Return the answers in the form of Answerer.answers."""
         if self._calls < 1:
             raise KeyboardInterrupt
         self._calls -= 1
-        common = frozenset(removed.blocks)
+        common = frozenset(SkipSet.of(removed).blocks)
         assert not common & set(candidates)
         skips = [common if block is None else common | {block} for block in candidates]
         return [

@@ -241,6 +241,9 @@ def compare(
     except Exception:  # not KeyboardInterrupt, which may come between two changes of the state
         save()
         raise
+    if ranks.rank == 0:
+        for line in evaluations[0].get('score_warnings', ()):  # absent in older checkpoints
+            listener.note(f'warning: on the images evaluated: {line}')
     return {
         **_header(vlm, settings, metrics, data, checkpoint.created),
         'dataset': _dataset_record(settings, data),
@@ -298,6 +301,7 @@ def _calibrate(
             command=settings.command,
             test_images=0,
             search=replace(plan.search, seed=seed),
+            force=settings.force,
         ),
         folder,
         ranks=ranks,

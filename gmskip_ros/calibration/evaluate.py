@@ -213,10 +213,8 @@ def evaluate_all(
     for row, named in zip(rows, sets, strict=True):
         prefill, decode = vlm.sparsity(named.skip_set, num_image_tokens, num_tokens)
         row['saved'] = {'prefill': prefill, 'decode': decode}
-    if not (rows[0]['evaluation']['score'] or 0) > 0:
-        print_line(
-            'warning: the full model scores 0: do the task, label set and dataset suit the model?'
-        )
+    for reason in rows[0]['evaluation']['score_warnings']:
+        print_line(f'warning: {reason}')
     return _record(vlm, settings, metrics, data, rows)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from gmskip_ros.calibration.answer_log import AnswerLog, plain_reference
 from gmskip_ros.calibration.answering import Answerer, ImageQuestion
 from gmskip_ros.calibration.errors import CalibrationError
+from gmskip_ros.calibration.guidance import Guidance, ScoredText, judge
 from gmskip_ros.calibration.objective import (
     BALANCED_ACCURACY,
     VISUAL_GAIN,
@@ -116,6 +117,7 @@ class Evaluator:
           (95 %) over the images; mcnemar_p: see RIGHT_OR_WRONG. For the full model itself 0,
           [0, 0] and 1.
         - parameters_run, and the figures of `_timed`.
+        - score_warnings, of the full model only: why its score may mean nothing (guidance.judge).
 
         Raises what Answerer.answers raises.
         """
@@ -162,6 +164,12 @@ class Evaluator:
                 for answer, full_answer in zip(answers, full_answers, strict=True)
             ),
         }
+        if not skip_set:
+            figures['score_warnings'] = [
+                reason
+                for part, answers in zip(self._parts, full, strict=True)
+                for reason in part.judge(answers).reasons
+            ]
         if not self._is_joint:
             part = self._parts[0]
             figures.update(_most_frequent(answers))
@@ -450,6 +458,19 @@ class _Part:
             shuffled = _contributions(self.objective, answers.shuffled_texts)
             values = [real - other for real, other in zip(values, shuffled, strict=True)]
         return values
+
+    def judge(self, full: _Answers) -> Guidance:
+        """Return what the full model's answers show about the score."""
+        answers = []
+        for number, (item, added) in enumerate(
+            zip(self.objective.items, self.per_answer(full), strict=True)
+        ):
+            least, most = (bound / item.weight for bound in self.objective.bounds(number))
+            if self.metric == VISUAL_GAIN:
+                least = -most
+            text = full.texts[item.question]
+            answers.append(ScoredText(text, added / item.weight, least, most))
+        return judge(self.questions, self.metric, answers, float(self.score(full)))
 
 
 class _Timed:

@@ -40,6 +40,7 @@ from gmskip_ros.calibration.probing import (
 from gmskip_ros.calibration.run import (
     fingerprint,
     load_checkpoint,
+    report_guidance,
     resumed_scorer,
     set_near_tie,
 )
@@ -139,8 +140,12 @@ def measure_redundancy(
     try:
         set_near_tie(answerer, checkpoint, data)
         scorer.score_full()
+        known = baselines(data.questions, metrics, scorer.full_scores)
+        guidance = report_guidance(scorer, known, listener)
+        score_warnings = [reason for part in guidance for reason in part.reasons]
         if ranks.rank == 0:
-            listener.full_score(float(scorer.full_score))
+            for line in score_warnings:
+                listener.note(f'warning: {line}')
         changes = _score_changes(scorer)
         table = _table(scorer)
     except Exception:  # not KeyboardInterrupt, which may come between two changes of the state
@@ -161,7 +166,8 @@ def measure_redundancy(
         },
         'unreadable': list(data.unreadable),
         'full_score': float(scorer.full_score),
-        'baselines': baselines(data.questions, metrics, scorer.full_scores),
+        'score_warnings': score_warnings,
+        'baselines': known,
         **record,
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gmskip_ros.calibration.baseline import list_baselines
 from gmskip_ros.calibration.settings import CalibrationSettings
@@ -13,6 +13,9 @@ from gmskip_ros.calibration.trajectory import ChosenSets, Round, round_record, w
 from gmskip_ros.machine import describe_run, software
 from gmskip_ros.skipping import OPERATING_POINTS, Prompt, Removal, SkipList
 from gmskip_ros.tasks import jaccard
+
+if TYPE_CHECKING:
+    from gmskip_ros.calibration.guidance import Guidance
 
 FORMAT = 'gmskip/calibration/1'
 
@@ -72,15 +75,18 @@ def make_calibration(
     chosen: ChosenSets,
     tests: Sequence[Mapping[str, Any] | None],
     rounds: Sequence[Round],
+    guidance: Sequence[Guidance],
+    forced: str | None = None,
     baselines: Mapping[str, Any] | None = None,
     test_baselines: Mapping[str, Any] | None = None,
 ) -> Calibration:
     """Return the skip list and the record. `tests`: each chosen set's figures on test images.
 
-    The baselines are those of calibration.baseline, on calibration and on test images.
+    `forced`: of guidance.refuse. The baselines are those of calibration.baseline, on calibration
+    and on test images.
     """
     warnings = [*chosen.warnings, *tie_warnings(rounds)]
-    skip_list = _make_skip_list(facts, settings, chosen, warnings, baselines)
+    skip_list = _make_skip_list(facts, settings, chosen, warnings, forced, baselines)
     result = {
         'format': FORMAT,
         'command': settings.command,
@@ -112,7 +118,8 @@ def make_calibration(
         'max_sparsity': settings.search.max_sparsity,
         'stopped_by': chosen.stopped_by,
         'near_tie_margin': facts.near_tie_margin,
-        'warnings': list(skip_list.warnings),
+        'forced': skip_list.forced,
+        'warnings': list(skip_list.cautions),
         'ranking': None
         if chosen.ranking is None
         else [{'block': block, 'value': value} for block, value in chosen.ranking],
@@ -120,6 +127,7 @@ def make_calibration(
         'dataset': dict(facts.dataset),
         'unreadable': list(facts.unreadable),
         'full_score': skip_list.full_score,
+        'guidance': [part.to_json() for part in guidance],
         'baselines': None if baselines is None else dict(baselines),
         'test_baselines': None if test_baselines is None else dict(test_baselines),
         'rounds': [round_record(number, done) for number, done in enumerate(rounds, start=1)],
@@ -159,6 +167,7 @@ def _make_skip_list(
     settings: CalibrationSettings,
     chosen: ChosenSets,
     warnings: Sequence[str],
+    forced: str | None,
     baselines: Mapping[str, Any] | None,
 ) -> SkipList:
     search = settings.search
@@ -198,6 +207,7 @@ def _make_skip_list(
         created=facts.created,
         software=software(),
         near_tie_margin=facts.near_tie_margin,
+        forced=forced,
         baselines=list_baselines(baselines),
         warnings=tuple(warnings),
         provenance=settings.command or 'gmskip_ros.calibration.run.calibrate',

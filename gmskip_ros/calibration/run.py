@@ -26,6 +26,13 @@ from gmskip_ros.calibration.data import (
 )
 from gmskip_ros.calibration.distributed import Ranks
 from gmskip_ros.calibration.errors import CalibrationError
+from gmskip_ros.calibration.guidance import (
+    Guidance,
+    constant_warnings,
+    guidance_lines,
+    guidance_of,
+    refuse,
+)
 from gmskip_ros.calibration.measuring import Evaluator
 from gmskip_ros.calibration.methods.method import Method
 from gmskip_ros.calibration.methods.registry import check_settings, get_method
@@ -139,21 +146,31 @@ def calibrate(
     try:
         set_near_tie(answerer, checkpoint, data, near_tie_margin)
         scorer.score_full()
+        calibration_baselines = baselines(data.questions, metrics, scorer.full_scores)
+        guidance = report_guidance(scorer, calibration_baselines, listener)
+        forced = refuse(guidance, settings.force)
         if ranks.rank == 0:
             listener.full_score(float(scorer.full_score))
             log.begin()
         scorer.on_save = save
         chosen = method.choose(scorer)
-        chosen = replace(chosen, warnings=(*_warn_of_no_effect(scorer), *chosen.warnings))
+        warnings = [
+            *constant_warnings(guidance, calibration_baselines),
+            *_warn_of_no_effect(scorer),
+            *chosen.warnings,
+        ]
+        chosen = replace(chosen, warnings=tuple(warnings))
         tests = _test(evaluator, answered, scorer, chosen.sets, listener)
     except Exception:  # not KeyboardInterrupt, which may come between two changes of the state
         scorer.on_save(scorer.state, True)
         raise
     facts = _facts(vlm, settings, method, data, metrics, checkpoint.created)
     facts = replace(facts, near_tie_margin=answerer.near_tie)
-    calibration_baselines = baselines(data.questions, metrics, scorer.full_scores)
     test_baselines = None
     if tests[0] is not None:
+        if ranks.rank == 0:
+            for line in tests[0].get('score_warnings', ()):  # absent in older checkpoints
+                listener.note(f'warning: on the test images: {line}')
         test_baselines = baselines_of_evaluation(data.test_questions, metrics, tests[0])
     return make_calibration(
         facts,
@@ -161,9 +178,25 @@ def calibrate(
         chosen,
         tests,
         scorer.rounds,
+        guidance,
+        forced,
         calibration_baselines,
         test_baselines,
     )
+
+
+def report_guidance(
+    scorer: Scorer, known: Mapping[str, Any] | None, listener: Listener
+) -> list[Guidance]:
+    """Return whether each part of the score can guide a search; rank 0 reports what it rests on.
+
+    `known`: of baseline.baselines. Raises what guidance_of raises.
+    """
+    guidance = guidance_of(scorer)
+    if scorer.answerer.ranks.rank == 0:
+        for line in guidance_lines(guidance, known):
+            listener.note(line)
+    return guidance
 
 
 def resumed_scorer(

@@ -119,7 +119,16 @@ class Scorer:
 
         Those of `state.full` end where the score was certain. Call score_full first.
         """
-        return [tuple(ids) for ids in self.remember('full answers', self._ask_full)]
+        return [tuple(token_ids) for token_ids, _ in self._complete_answers]
+
+    @cached_property
+    def full_texts(self) -> list[str]:
+        """The texts of `full_answers`. Call score_full first."""
+        return [text for _, text in self._complete_answers]
+
+    @cached_property
+    def _complete_answers(self) -> list[tuple[list[int], str]]:
+        return self.remember('complete answers of the full model', self._ask_full)
 
     def decodes(self) -> bool:
         """Return whether the full model processed a decoded token in any of its answers.
@@ -137,15 +146,15 @@ class Scorer:
         begun = [answer.token_ids for answer in self.state.full]
         return is_decoded(begun) or is_decoded(self.full_answers)
 
-    def _ask_full(self) -> list[list[int]]:
-        answers: list[list[int]] = []
+    def _ask_full(self) -> list[tuple[list[int], str]]:
+        answers: list[tuple[list[int], str]] = []
         for index, part in enumerate(self.objective.parts):
             of_part = [i for i, item in enumerate(self.objective.items) if item.part == index]
             asked = self._questions(of_part)
             for (answer,) in self.answerer.answers(
                 asked, (), (None,), part.questions.max_new_tokens
             ):
-                answers.append(list(answer.token_ids))
+                answers.append((list(answer.token_ids), answer.text))
         return answers
 
     def score_of(self, blocks: Sequence[int]) -> Score:

@@ -207,6 +207,7 @@ class CalibrationSettings(SharedSettings):
     test_images: int | None = None  # None: as many as `images`
     search: SearchSettings = field(default_factory=SearchSettings)
     exhaustive: bool = False
+    force: bool = False  # search although the score cannot guide it
 
 
 @dataclass(frozen=True)
@@ -229,6 +230,7 @@ class CompareSettings(SharedSettings):
     num_seeds: int = 1
     test_images: int | None = None
     latency_rounds: int = 3
+    force: bool = False  # search although the score cannot guide it
     method_options: Mapping[str, Any] = field(default_factory=dict)  # for those that have them
 
     def sizes(self, num_blocks: int) -> dict[int, float]:

@@ -20,6 +20,7 @@ from gmskip_ros.calibration.methods.registry import (
 from gmskip_ros.calibration.settings import CalibrationSettings, SearchSettings
 from gmskip_ros.cli.options import (
     add_dataset_options,
+    add_force_option,
     add_method_options,
     add_model_options,
     add_task_options,
@@ -117,6 +118,7 @@ def add_parser(subparsers: Any) -> None:
         action='store_true',
         help='answer separately for every candidate: same result, many times slower',
     )
+    add_force_option(search)
 
     add_model_options(parser)
     parser.add_argument(
@@ -221,6 +223,7 @@ def make_settings(args: argparse.Namespace) -> CalibrationSettings:
         test_images=args.test_images,
         search=make_search_settings(args),
         exhaustive=args.exhaustive,
+        force=args.force,
     )
 
 

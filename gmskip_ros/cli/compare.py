@@ -15,6 +15,7 @@ from gmskip_ros.calibration.settings import CompareSettings
 from gmskip_ros.cli.options import (
     DATASET_HELP,
     add_captions_option,
+    add_force_option,
     add_images_dir_option,
     add_images_options,
     add_method_options,
@@ -119,6 +120,7 @@ def add_parser(subparsers: Any) -> None:
         metavar='N',
         help='for methods that draw (random): N lists, of which mean and range are shown',
     )
+    add_force_option(search)
 
     add_model_options(parser)
     parser.add_argument(
@@ -145,12 +147,7 @@ def run(args: argparse.Namespace) -> int:
     with stop:  # before imports that take seconds
         settings = make_settings(args)
 
-        return run_resumable(
-            args,
-            stop,
-            lambda run: compare_and_report(args, settings, run),
-            has_one_full_score=True,
-        )
+        return run_resumable(args, stop, lambda run: compare_and_report(args, settings, run))
 
 
 def compare_and_report(args: argparse.Namespace, settings: CompareSettings, run: LongRun) -> None:
@@ -257,6 +254,7 @@ def make_settings(args: argparse.Namespace) -> CompareSettings:
         test_images=args.test_images,
         latency_images=args.latency_images,
         latency_rounds=args.latency_rounds,
+        force=args.force,
     )
 
 

@@ -251,6 +251,15 @@ def add_method_options(parser: argparse._ActionsContainer) -> None:
         parser.add_argument(option.flag, dest=option.name, default=None, help=option.help, **kind)
 
 
+def add_force_option(parser: argparse._ActionsContainer) -> None:
+    """Add the option to search although the score cannot guide it."""
+    parser.add_argument(
+        '--force',
+        action='store_true',
+        help='search although the score cannot guide a search; the skip list then says so',
+    )
+
+
 def given_method_options(
     args: argparse.Namespace, methods: Iterable[Method], given: str
 ) -> dict[str, Any]:

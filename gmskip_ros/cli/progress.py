@@ -95,22 +95,16 @@ class Bars:
 
 
 class ProgressBars(Bars, Listener):
-    """The bars of a calibration or an evaluation: images, rounds and answers, skip sets.
+    """The bars of a calibration or an evaluation: images, rounds and answers, skip sets."""
+
 
     A round that is done stays as a line. Without a terminal there are no bars, but a line now and
-    then. has_one_full_score: all searches start from the same score, which is worth one warning.
-    `others` hear of the searches and rounds as well.
+    then. `others` hear of the searches and rounds as well.
     """
 
-    def __init__(
-        self,
-        is_shown: bool,
-        has_one_full_score: bool = False,
-        others: Sequence[Listener] = (),
-    ) -> None:
+    def __init__(self, is_shown: bool, others: Sequence[Listener] = ()) -> None:
         super().__init__(is_shown)
         self._has_lines = is_shown
-        self._has_one_full_score = has_one_full_score
         self._others = others
         self._next_line_s = monotonic() + FIRST_LINE_S
         self._title = ''
@@ -172,15 +166,9 @@ class ProgressBars(Bars, Listener):
             other.round_done(done)
 
     def full_score(self, score: float) -> None:
-        """Warn that a search cannot use this score, before it takes hours."""
+        """Tell the others."""
         for other in self._others:
             other.full_score(score)
-        if score <= 0:
-            title = '' if self._has_one_full_score else self._title
-            self.note(
-                f'warning: the full model scores {score:g}{title}, so this score '
-                'cannot rank blocks: check the task, label set and dataset'
-            )
 
     def evaluations(self, done: int, total: int) -> None:
         """Show how many skip sets are measured on the test images."""

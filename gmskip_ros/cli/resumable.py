@@ -79,11 +79,10 @@ def run_resumable(
     args: argparse.Namespace,
     stop: StopSignals,
     work: Callable[[LongRun], None],
-    has_one_full_score: bool = False,
 ) -> int:
     """Do `work`, whose results go to --out; return 0, or 130 or 143 when stopped.
 
-    `stop` is already in use. See ProgressBars for `has_one_full_score`.
+    `stop` is already in use.
     """
     from gmskip_ros.calibration.distributed import RankLostError, Ranks
     from gmskip_ros.cli.progress import ProgressBars
@@ -96,7 +95,7 @@ def run_resumable(
     others = []
     if ranks.rank == 0 and getattr(args, 'tensorboard', None) is not None:
         others.append(TensorBoard(Path(args.tensorboard).expanduser() / folder.resolve().name))
-    with FolderLock() as lock, ProgressBars(is_shown, has_one_full_score, others) as bars:
+    with FolderLock() as lock, ProgressBars(is_shown, others) as bars:
         try:
             work(LongRun(folder, ranks, bars, stop, lock))
             ranks.disconnect()

@@ -94,7 +94,7 @@ def print_skip_list(skip_list: SkipList) -> None:
     for name, value in about.items():
         if value not in (None, ''):
             console.print(f'{name}: {value}', markup=False, highlight=False, soft_wrap=True)
-    for warning in skip_list.warnings:
+    for warning in skip_list.cautions:
         console.print(f'warning: {warning}', markup=False, highlight=False, soft_wrap=True)
     points: dict[int, list[str]] = {}
     for name, length in (skip_list.operating_points or {}).items():

@@ -1,4 +1,4 @@
-"""The best constant answer beside the scores: a line for tables and pages, and an alert.
+"""What a score rests on: the best constant answer, the full model's answers, and alerts.
 
 Results of earlier versions have no baselines: they get no line.
 """
@@ -11,6 +11,8 @@ from typing import Any
 from gmskip_ros.report import formatting as fmt
 
 MAX_ANSWER_CHARS = 80
+CALIBRATION_IMAGES = ' on the calibration images'
+TEST_IMAGES = ' on the test images'
 
 
 def baseline_lines(result: Mapping[str, Any]) -> list[str]:
@@ -26,14 +28,40 @@ def baseline_lines(result: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def answer_lines(result: Mapping[str, Any]) -> list[str]:
+    """Return a line about the full model's answers to the calibration images, for each task."""
+    return [
+        f"Full model's answers on the calibration images ({fmt.one_line(part['task'])}): "
+        f'{part["distinct_answers"]} different of {part["answers"]}; '
+        f'{fmt.number(part["answer_words"])} words on average, the references '
+        f'{fmt.number(part["reference_words"])}'
+        for part in result.get('guidance') or ()
+    ]
+
+
+def score_alerts(evaluation: Mapping[str, Any] | None, images: str = '') -> list[str]:
+    """Return why the score of the full model, in an evaluation of it, may mean nothing.
+
+    `images`: which ones, as ' on the test images'.
+    """
+    return [
+        f'This score may mean nothing{images}: {fmt.one_line(line)}'
+        for line in (evaluation or {}).get('score_warnings') or ()
+    ]
+
+
 def baseline_alerts(result: Mapping[str, Any]) -> list[str]:
-    """Return an alert for each list of images on which a constant answer is no worse than full."""
+    """Return an alert for each list of images on which a constant answer is no worse than full.
+
+    Calibrations that judged their score ('guidance') have that of their own images as a warning.
+    """
     return [
         f'The best constant answer{images}, {_answers(baselines)}, needs no image and is no worse '
         f'than the full model ({fmt.hundredths(full_score)}): this score does not show that the '
         'model looks at the image.'
         for images, baselines, full_score in _measured(result)
-        if fmt.is_known(baselines['constant']['score'])
+        if not ('guidance' in result and images == CALIBRATION_IMAGES)
+        and fmt.is_known(baselines['constant']['score'])
         and fmt.is_known(full_score)
         and baselines['constant']['score'] >= full_score
     ]
@@ -48,8 +76,8 @@ def _measured(result: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any
         )
         calibration = {'score': result['full_score']}
         found = [
-            (' on the calibration images', result.get('baselines'), calibration),
-            (' on the test images', result.get('test_baselines'), full.get('test')),
+            (CALIBRATION_IMAGES, result.get('baselines'), calibration),
+            (TEST_IMAGES, result.get('test_baselines'), full.get('test')),
         ]
     elif 'full_score' in result:
         found = [('', result['baselines'], {'score': result['full_score']})]

@@ -16,7 +16,13 @@ from rich.table import Table
 
 from gmskip_ros.report import columns as col
 from gmskip_ros.report import formatting as fmt
-from gmskip_ros.report.baselines import baseline_alerts, baseline_lines
+from gmskip_ros.report.baselines import (
+    TEST_IMAGES,
+    answer_lines,
+    baseline_alerts,
+    baseline_lines,
+    score_alerts,
+)
 from gmskip_ros.report.calibration_pictures import (
     draw_heat_map,
     draw_trade_off,
@@ -55,6 +61,7 @@ def calibration_table(result: Mapping[str, Any]) -> Table:
     rows = _rows(result)
     notes = [calibration_headline(result)] if result['operating_points'] else []
     notes += [f'Stopped: {fmt.one_line(result["stopped_by"])}', *baseline_lines(result)]
+    notes += answer_lines(result)
     if col.any_timed(rows):
         notes.append(f'Latency: median of the test images on {fmt.machine_name(result)}')
         speed_up = col.speed_up(rows)
@@ -213,7 +220,7 @@ def _page(result: Mapping[str, Any], trade_off: Picture, heat_map: Picture | Non
         machine=fmt.machine_name(result),
         headline=calibration_headline(result),
         alerts=_alerts(result, rows),
-        baselines=baseline_lines(result),
+        baselines=[*baseline_lines(result), *answer_lines(result)],
         notes=fmt.dataset_notes(result),
         unreadable=result['unreadable'],
         summary=col.html_table(summary, points),
@@ -247,6 +254,7 @@ def _alerts(result: Mapping[str, Any], rows: list[dict[str, Any]]) -> list[str]:
     alerts += [fmt.one_line(warning) for warning in result['dataset']['warnings']]
     alerts += map(fmt.one_line, result['warnings'])
     alerts += fmt.unreadable_alert(result['unreadable'])
+    alerts += score_alerts(rows[0]['evaluation'], TEST_IMAGES)
     alerts += baseline_alerts(result)
     if not any(row['evaluation'] for row in rows):
         alerts.append(NOT_TESTED_NOTE)
@@ -330,6 +338,8 @@ def _facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         'dataset: warnings',
         'unreadable',
         'full_score',
+        'forced',
+        'guidance',
         'baselines',
         'test_baselines',
         'rounds',

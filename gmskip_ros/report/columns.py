@@ -26,7 +26,8 @@ NESTED = (
     'interval',
     'speed_up_interval',
     'speed_up_with_vision_interval',
-)  # of an evaluation; each has its own CSV fields
+    'score_warnings',
+)  # of an evaluation; all but the warnings have CSV fields of their own
 MIN_TITLE_CHARS = 6  # per line of a column's title on the terminal
 SHORTER_NOTE = (
     "* answers got shorter: the language model's time fell by more than the share of skipped "

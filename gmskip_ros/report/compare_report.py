@@ -18,7 +18,7 @@ from rich.table import Table
 
 from gmskip_ros.report import columns as col
 from gmskip_ros.report import formatting as fmt
-from gmskip_ros.report.baselines import baseline_alerts, baseline_lines
+from gmskip_ros.report.baselines import baseline_alerts, baseline_lines, score_alerts
 from gmskip_ros.report.columns import Column, Row
 from gmskip_ros.report.compare_pictures import draw_score_over_sparsity, draw_score_over_speed
 from gmskip_ros.report.headlines import compare_headline
@@ -570,11 +570,20 @@ def _page(result: Mapping[str, Any], pictures: Mapping[str, Picture | None]) -> 
 def _alerts(result: Mapping[str, Any]) -> list[str]:
     alerts = fmt.demo_alert(result)
     alerts += [fmt.one_line(warning) for warning in result['dataset']['warnings']]
+    common = [
+        line
+        for line in result['methods'][0]['warnings']
+        if all(line in method['warnings'] for method in result['methods'])
+    ]
+    alerts += map(fmt.one_line, common)
     for method in result['methods']:
         alerts += [
-            f'{fmt.one_line(method["title"])}: {fmt.one_line(line)}' for line in method['warnings']
+            f'{fmt.one_line(method["title"])}: {fmt.one_line(line)}'
+            for line in method['warnings']
+            if line not in common
         ]
     alerts += fmt.unreadable_alert(result['unreadable'])
+    alerts += score_alerts(result['sets'][0]['evaluation'])
     return alerts + baseline_alerts(_of_full(result))
 
 

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from gmskip_ros.report import columns as col
 from gmskip_ros.report import formatting as fmt
-from gmskip_ros.report.baselines import baseline_alerts, baseline_lines
+from gmskip_ros.report.baselines import baseline_alerts, baseline_lines, score_alerts
 from gmskip_ros.report.columns import Column, Row
 from gmskip_ros.report.evaluation_pictures import draw_score_over_latency
 from gmskip_ros.report.headlines import evaluation_headline
@@ -103,6 +103,7 @@ def _page(result: Mapping[str, Any], drawn: Picture | None) -> bytes:
     rows = result['rows']
     alerts = fmt.demo_alert(result)
     alerts += [fmt.one_line(warning) for warning in result['dataset']['warnings']]
+    alerts += score_alerts(rows[0]['evaluation'])
     alerts += baseline_alerts(result)
     unreadable = result.get('unreadable') or []
     sparsity = col.sparsity_columns(rows)

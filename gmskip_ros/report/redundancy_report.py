@@ -17,7 +17,7 @@ from rich.table import Table
 
 from gmskip_ros.report import columns as col
 from gmskip_ros.report import formatting as fmt
-from gmskip_ros.report.baselines import baseline_alerts, baseline_lines
+from gmskip_ros.report.baselines import baseline_alerts, baseline_lines, score_alerts
 from gmskip_ros.report.columns import Column
 from gmskip_ros.report.plotting import (
     BLUE,
@@ -176,7 +176,7 @@ def _page(result: Mapping[str, Any], drawn: Picture) -> bytes:
         col.field('KL, not seen either', 'kl_unseen', _number),
         Column('Same tokens, %', lambda row: fmt.hundredths(row['same_unseen'])),
     ]
-    alerts = [*fmt.demo_alert(result), *baseline_alerts(result)]
+    alerts = [*fmt.demo_alert(result), *score_alerts(result), *baseline_alerts(result)]
     alerts += [fmt.one_line(warning) for warning in result['dataset']['warnings']]
     return render_html(
         'redundancy.html',
@@ -208,6 +208,7 @@ def _facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         'correlations',
         'image_tokens',
         'image_tokens_no_longer_matter_from',
+        'score_warnings',
         'baselines',
         'summary',
     )

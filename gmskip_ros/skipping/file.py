@@ -53,6 +53,7 @@ _FIELDS = (
     'min_score_ratio',
     'full_score',
     'near_tie_margin',
+    'forced',
     'baselines',
     'warnings',
     'nested',
@@ -74,6 +75,7 @@ _ADDED = (
     'image_kv',
     'protect',
     'near_tie_margin',
+    'forced',
     'baselines',
     'warnings',
 )

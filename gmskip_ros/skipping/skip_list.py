@@ -147,6 +147,7 @@ class SkipList:
     min_score_ratio: float | None = None
     full_score: float | None = None
     near_tie_margin: float | None = None  # how close logits were asked about alone in the search
+    forced: str | None = None  # why the calibration was refused before --force
     baselines: Baselines | None = None
     warnings: tuple[str, ...] = ()  # of the calibration; a line each
     calibration: Mapping[str, object] | None = None  # dataset, images, sha256, seed, ...
@@ -170,6 +171,9 @@ class SkipList:
         _check_policy('image_kv', self.image_kv, IMAGE_KV_POLICIES)
         if self.protect is not None:
             self._set('protect', _checked_protect(self.protect, self.num_blocks))
+        _check_text('forced', self.forced, or_none=True)
+        if self.forced is not None and len(self.forced.splitlines()) > 1:
+            raise _wrong('forced', self.forced, 'has several lines; write one')
         _check_baselines(self.baselines)
         self._set('warnings', _checked_warnings(self.warnings))
         _check_prompt(self.prompt)
@@ -346,6 +350,13 @@ class SkipList:
                 points[name] = length
         return points
 
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """What whoever uses the list should know: that it was forced, then its `warnings`."""
+        if self.forced is None:
+            return self.warnings
+        return (f'calibrated with --force, although {self.forced}', *self.warnings)
+
     def blocks_at(self, operating_point: str | int) -> tuple[int, ...]:
         """Return the blocks skipped at an operating point in any phase, in the order of removal.
 
@@ -415,7 +426,7 @@ class SkipList:
     ) -> list[str]:
         """Return one line for each setting in use that differs from the calibration's.
 
-        The list's own `warnings` come first. Settings that the list does not state, and arguments
+        The list's own `cautions` come first. Settings that the list does not state, and arguments
         that are None, are not compared. Raises SkipListMismatchError if the model has a different
         number of blocks.
         """
@@ -443,7 +454,7 @@ class SkipList:
             for name, stated, used in pairs
             if stated not in (None, NOT_STATED) and used is not None and stated != used
         ]
-        return [f'skip list for {self.task}: {line}' for line in (*self.warnings, *differences)]
+        return [f'skip list for {self.task}: {line}' for line in (*self.cautions, *differences)]
 
 
 def short(value: object) -> str:

@@ -11,7 +11,7 @@ from unittest.mock import Mock
 
 import pytest
 import yaml
-from calibrate_process import found, leftovers, read_json
+from calibrate_process import found, leftovers, read_json, without_reports
 
 from gmskip_ros.calibration.errors import CalibrationError
 from gmskip_ros.calibration.methods.method import Method, Option
@@ -57,7 +57,7 @@ def scenes(tmp_path_factory) -> Path:
 def gmskip(vlm, scenes, monkeypatch, capsys, tmp_path):
     """Run `gmskip calibrate` with the demo model, loaded once, and quick options.
 
-    Returns its status, output and errors. An option of None is not passed.
+    Returns its status, output and errors (see without_reports). An option of None is not passed.
     """
     monkeypatch.setattr('gmskip_ros.cli.resumable.load_model', lambda *_: vlm)
     monkeypatch.setenv('COLUMNS', '160')
@@ -67,7 +67,8 @@ def gmskip(vlm, scenes, monkeypatch, capsys, tmp_path):
         named.update({f'--{name.replace("_", "-")}': value for name, value in changed.items()})
         arguments = [str(part) for pair in named.items() if pair[1] is not None for part in pair]
         status = main.main(['calibrate', *arguments, *options.split(), '--no-progress'])
-        return status, *capsys.readouterr()
+        output, errors = capsys.readouterr()
+        return status, output, without_reports(errors)
 
     return run
 
@@ -197,14 +198,22 @@ def test_the_search_of_everything_finds_the_same(gmskip, tmp_path):
 
 def test_each_target_has_a_list_of_its_own(gmskip, tmp_path):
     status, output, errors = gmskip(
-        task='single_object', target='pedestrian,traffic light', rounds=1
+        '--force', task='single_object', target='pedestrian,traffic light', rounds=1
     )
     assert status == 0
-    # The demo model never takes a traffic light for the main object of a scene.
-    assert [line.split(': ')[2] for line in errors.splitlines()] == [
-        'the full model scores 0 (traffic light), so this score cannot rank blocks',
-        'round 1',  # every candidate scores 0 as well
-    ]
+    # Only images that show the target count, so its name scores 100 %. And the demo model never
+    # takes a traffic light for the main object of a scene.
+    lines = [line.removeprefix('gmskip: warning: ') for line in errors.splitlines()]
+    lowest = 'single_object: every answer of the full model has the lowest accuracy'
+    beginnings = (
+        "single_object: the best constant answer 'pedestrian' scores 100.0",
+        f'on the test images: {lowest}',
+        f'calibrated with --force, although {lowest}',
+        "single_object: the best constant answer 'traffic light' scores 100.0",
+        'round 1: every candidate scored the same',
+    )
+    assert len(lines) == len(beginnings)
+    assert all(map(str.startswith, lines, beginnings)), lines
     for target in ('pedestrian', 'traffic light'):
         folder = target.replace(' ', '_')
         out = tmp_path / 'out' / folder
@@ -239,7 +248,7 @@ def test_seeds_show_how_stable_the_list_is(gmskip, tmp_path):
 
 
 def test_one_list_for_all_tasks(gmskip, tmp_path, vlm):
-    status, _, errors = gmskip(task='joint', rounds=1, images=2, test_images=1)
+    status, _, errors = gmskip(task='joint', rounds=1, images=2, test_images=2)
     assert (status, errors) == (0, '')
     skip_list = load_skip_list(tmp_path / 'out' / 'joint.skip.yaml')
     assert (skip_list.task, skip_list.full_score, skip_list.prompt.text) == ('joint', 1.0, None)
@@ -453,10 +462,11 @@ def test_a_search_in_one_phase_of_unprotected_blocks(gmskip, vlm, scenes, tmp_pa
 def test_rounds_in_which_every_candidate_ties_are_a_warning(gmskip, tmp_path):
     """Answers of one token have no decode phase, so nothing that is skipped there changes them."""
     status, _, errors = gmskip(
-        '--phases decode', task='single_object', max_new_tokens=1, images=2, rounds=4
+        '--phases decode --force', task='single_object', max_new_tokens=1, images=2, rounds=4
     )
     assert status == 0
-    no_effect, ties = read_json(tmp_path / 'out' / 'calibration.json')['warnings']
+    warnings = read_json(tmp_path / 'out' / 'calibration.json')['warnings']
+    *_, no_effect, ties = warnings
     assert no_effect.startswith('phases decode: no answer of the full model on the calibration')
     assert ties.startswith('rounds 1, 2, 3, 4: every candidate scored the same, so ')
     page = (tmp_path / 'out' / 'report.html').read_text()
@@ -464,7 +474,7 @@ def test_rounds_in_which_every_candidate_ties_are_a_warning(gmskip, tmp_path):
         assert f'gmskip: warning: {warning}' in errors
         assert warning.split(':')[1] in page
     skip_list = load_skip_list(tmp_path / 'out' / 'single_object.skip.yaml')
-    assert skip_list.warnings == (no_effect, ties)
+    assert list(skip_list.cautions) == warnings
 
 
 @pytest.mark.parametrize('method', ['one-shot', 'random', 'positional'])
@@ -697,21 +707,36 @@ def test_only_unreadable_images_are_an_error(gmskip, scenes, tmp_path):
     assert is_refused(result, 'scenes', 'can be read', str(data / 'scenes'))
 
 
-def test_a_full_model_that_scores_nothing_is_a_warning(gmskip, scenes, tmp_path, monkeypatch):
+def test_a_full_model_that_scores_nothing_is_refused_unless_forced(
+    gmskip, scenes, tmp_path, monkeypatch
+):
     write_questions(scenes, tmp_path / 'questions.jsonl', 'xyzzy')
-    status, _, errors = gmskip(
-        task='generic', dataset=tmp_path / 'questions.jsonl', max_new_tokens=2, rounds=1
-    )
+    options = {
+        'task': 'generic',
+        'dataset': tmp_path / 'questions.jsonl',
+        'max_new_tokens': 2,
+        'rounds': 1,
+    }
+    out = tmp_path / 'out'
+    with monkeypatch.context() as searching:  # it is refused before the search
+        stopped = Mock(side_effect=CalibrationError('stopped'))
+        searching.setattr('gmskip_ros.calibration.methods.removal.RemovalSearch.run_round', stopped)
+        result = gmskip(**options)
+    assert is_refused(result, 'generic: every answer of the full model has the lowest exact')
+    assert 'use a different --metric' in result[2] and '--force searches all the same' in result[2]
+    assert contents(out) == ['checkpoint.json']  # from which --force goes on
+
+    status, _, errors = gmskip('--force', **options)
     assert status == 0
-    warning = [line for line in errors.splitlines() if 'scores 0' in line]
-    assert len(warning) == 1 and warning[0].startswith('gmskip: warning: the full model ')
-    # The warning comes before the search, which may take hours.
-    stopped = Mock(side_effect=CalibrationError('stopped'))
-    monkeypatch.setattr('gmskip_ros.calibration.methods.removal.RemovalSearch.run_round', stopped)
-    status, _, errors = gmskip(
-        task='generic', dataset=tmp_path / 'questions.jsonl', max_new_tokens=2, rounds=1
-    )
-    assert (status, [line for line in errors.splitlines() if 'scores 0' in line]) == (2, warning)
+    forced = 'calibrated with --force, although generic: every answer of the full model has'
+    assert f'gmskip: warning: {forced}' in errors
+    skip_list = load_skip_list(out / 'generic.skip.yaml')
+    assert skip_list.forced is not None and skip_list.forced.startswith('generic: every answer')
+    result = read_json(out / 'calibration.json')
+    assert result['forced'] == skip_list.forced
+    assert result['guidance'][0]['reasons'] == [skip_list.forced]
+    page = (out / 'report.html').read_text()
+    assert page.index(forced) < page.index('<h2 id="summary">')
 
 
 def test_joint_with_a_task_that_scores_nothing_is_refused(gmskip, scenes, tmp_path):
@@ -775,15 +800,12 @@ def test_a_folder_that_cannot_be_written_to(gmskip, tmp_path, kind):
 
 
 @pytest.mark.skipif(not COCO_MINI.is_dir(), reason=f'{COCO_MINI} is not there')
-@pytest.mark.parametrize(
-    ('task', 'metric'),
-    [('single_object', None), ('multi_object', 'set_f1'), ('captioning', None)],
-)
-def test_photographs_of_coco(gmskip, tmp_path, task, metric):
+@pytest.mark.parametrize('task', ['single_object', 'multi_object', 'captioning'])
+def test_photographs_of_coco_about_which_the_demo_model_knows_nothing(gmskip, tmp_path, task):
     status, output, errors = gmskip(
+        '--force',
         task=task,
         dataset=COCO_MINI,
-        metric=metric,
         images=4,
         test_images=3,
         rounds=1,
@@ -792,6 +814,7 @@ def test_photographs_of_coco(gmskip, tmp_path, task, metric):
     assert status == 0, errors
     skip_list = load_skip_list(tmp_path / 'out' / f'{task}.skip.yaml')
     assert skip_list.calibration['dataset'] == 'coco-val2017'
+    assert skip_list.forced or skip_list.warnings[0].startswith(f'{task}: the best constant answer')
     result = read_json(tmp_path / 'out' / 'calibration.json')
     assert result['dataset']['test']['images'] == 3
     assert output and leftovers(tmp_path / 'out') == []

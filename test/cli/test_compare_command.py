@@ -8,6 +8,7 @@ import os
 import signal
 
 import pytest
+from calibrate_process import BEFORE_A_SEARCH, without_reports
 from redundant_pair import NUM_BLOCKS, PAIR, make_redundant_pair, write_questions
 
 from gmskip_ros.cli import main
@@ -32,12 +33,14 @@ FILES = {
 
 @pytest.fixture
 def gmskip(monkeypatch, capsys):
-    """Run `gmskip compare` and return its exit status, output and errors."""
+    """Run `gmskip compare`; return its exit status, output and errors (see without_reports)."""
     monkeypatch.setattr(main, 'COMMANDS', ('compare',))
 
     def run(*arguments):
         status = main.main(['compare', *map(str, arguments), '--device', 'cpu'])
-        return status, *capsys.readouterr()
+        output, errors = capsys.readouterr()
+        run.reports = BEFORE_A_SEARCH.findall(errors)
+        return status, output, without_reports(errors)
 
     return run
 
@@ -215,7 +218,7 @@ def test_stopped_and_resumed(gmskip, options, tmp_path, monkeypatch):
 def test_one_phase_for_all(gmskip, options, tmp_path):
     status, out, _ = gmskip(
         *('--methods', 'gm-skip,positional', '--sparsity', '0.2', '--phases', 'decode'),
-        *('--latency-images', 0, *options, '--max-new-tokens', 2, '--out', tmp_path),
+        *('--latency-images', 0, *options, '--max-new-tokens', 2, '--force', '--out', tmp_path),
     )
     assert status == 0
     result = read(tmp_path)
@@ -241,17 +244,30 @@ def test_options_of_some_methods(gmskip, options, tmp_path):
     assert result['methods'][1]['options'] == {'exhaustive': False, 'intervals': [2]}
 
 
-def test_a_full_model_that_is_never_right_is_one_warning(gmskip, options, tmp_path):
+def test_a_full_model_that_is_never_right_is_refused_unless_forced(gmskip, options, tmp_path):
     options = [{1: 2}.get(option, option) for option in options]  # 'cc' is no right answer
-    status, _, err = gmskip(
+    arguments = (
         *('--methods', 'positional,random', '--sparsity', '0.2', '--latency-images', 0),
         *(*options, '--out', tmp_path),
     )
-    assert status == 0
-    assert err == (
-        'gmskip: warning: the full model scores 0, so this score cannot rank blocks: check the '
-        'task, label set and dataset\n'
+    lowest = 'generic: every answer of the full model has the lowest exact there is (0.0)'
+    status, out, err = gmskip(*arguments)
+    assert (status, out) == (2, '')
+    assert err.startswith(f'gmskip: error: this score cannot guide a search: {lowest}')
+    [line] = gmskip.reports  # once for all methods
+    assert line == (
+        "gmskip: generic: exact of the full model 0.0, best constant answer 'c' 100.0, empty "
+        'answer 0.0 (x100); answers: 1 different of 4, 1.0 words (references: 1.0)\n'
     )
+    assert not list(tmp_path.rglob('*.skip.yaml')) and not (tmp_path / 'compare.json').exists()
+
+    status, _, err = gmskip(*arguments, '--force')
+    assert status == 0
+    assert gmskip.reports == [line]
+    assert err.startswith(f'gmskip: warning: on the images evaluated: {lowest}')
+    forced = load_skip_list(tmp_path / 'positional' / 'generic.skip.yaml').forced
+    assert forced is not None and forced.startswith(lowest)
+    assert (tmp_path / 'report.html').read_text().count('calibrated with --force') == 1
     assert rows_of(read(tmp_path), 'random', 0)[1]['marks'] == []
     assert read(tmp_path)['tokens_per_reference'] == 1
 

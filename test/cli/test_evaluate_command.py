@@ -226,9 +226,13 @@ def test_a_note_names_the_references_of_cider(gmskip, scenes):
         assert status == 0 and has_note == (note is not None and 'of these 2 images' in note)
 
 
-def test_a_full_score_of_0_is_reported(gmskip, scenes):
-    status, _, errors = gmskip('--dataset', scenes, *QUICK, '--prompt', 'b', '--max-new-tokens', 1)
-    assert status == 0 and 'warning: the full model scores 0' in errors
+def test_a_score_that_means_nothing_is_a_warning(gmskip, scenes, tmp_path):
+    status, _, errors = gmskip(
+        *('--dataset', scenes, *QUICK, '--prompt', 'b', '--max-new-tokens', 1, '--out', tmp_path)
+    )
+    lowest = 'single_object: every answer of the full model has the lowest accuracy there is (0.0)'
+    assert status == 0 and f'gmskip: warning: {lowest}' in errors
+    assert f'This score may mean nothing: {lowest}' in (tmp_path / 'report.html').read_text()
 
 
 @pytest.mark.parametrize(
@@ -418,7 +422,7 @@ def test_a_list_made_under_another_view_is_a_warning(gmskip, monkeypatch, tmp_pa
     model = make_tiny_model(tmp_path / 'model', 'llava', 'llama', 4)
     common = ['--dataset', COCO_MINI, '--model', model, '--task', 'multi_object']
     common += ['--latency-images', 0, '--no-progress']
-    calibrate = [*common, '--images', 3, '--test-images', 0, '--rounds', 1, '--min-score-ratio', 0]
+    calibrate = [*common, '--images', 3, '--test-images', 0, '--rounds', 1, '--force']
     out = tmp_path / 'out'
     monkeypatch.setattr(main, 'COMMANDS', ('calibrate', 'evaluate'))
     arguments = ['calibrate', *calibrate, '--image-fit', 'checkpoint', '--out', out]

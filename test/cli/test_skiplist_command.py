@@ -237,6 +237,7 @@ def test_what_version_2_states_is_shown(skiplist, tmp_path):
         'image_kv': 'none',
         'protect': (1, 2),
         'baselines': Baselines(ConstantBaseline('car', 0.25), 0.0),
+        'forced': 'accuracy of 0',
         'warnings': ('round 1: all [candidates] tie', 'round 2: as well'),
     }
     save_skip_list(replace(SCORED, **stated), path)
@@ -249,6 +250,7 @@ def test_what_version_2_states_is_shown(skiplist, tmp_path):
         'protected: first 1, last 2 blocks',
         "best constant answer: 'car' scores 0.2500",
         'empty answer: scores 0.0000',
+        'warning: calibrated with --force, although accuracy of 0',
         'warning: round 1: all [candidates] tie',
         'warning: round 2: as well',
     ):

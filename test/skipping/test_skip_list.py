@@ -254,6 +254,17 @@ def test_the_lists_own_warnings_come_first() -> None:
     assert len(found) == 3 and 'dtype' in found[2]
 
 
+def test_a_list_that_was_forced_is_a_warning() -> None:
+    forced = scored(forced='captioning: CIDEr of a single image is 0', warnings=['round 1: a tie'])
+    line = 'calibrated with --force, although captioning: CIDEr of a single image is 0'
+    assert forced.cautions == (line, 'round 1: a tie')
+    found = forced.warnings_for(**IN_USE)
+    assert found == [f'skip list for single_object: {each}' for each in forced.cautions]
+    for wrong in ('', 'two\nlines', 3):
+        with pytest.raises(SkipListError, match=r'^forced: '):
+            scored(forced=wrong)
+
+
 def test_a_model_with_a_different_number_of_blocks_is_refused() -> None:
     with pytest.raises(SkipListMismatchError) as caught:
         scored().warnings_for(**{**IN_USE, 'num_blocks': 24})
