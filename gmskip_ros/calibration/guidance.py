@@ -103,8 +103,8 @@ def _reasons_of_scores(
         )
     elif most <= least:
         yield (
-            f'no answer can score above {least:g} in {metric}: check that the references fit the '
-            f'label set (--labels), {other}'
+            f'no answer can score above {least:g} in {metric} with these references: check them '
+            f'and the label set (--labels), {other}'
         )
     elif all(score <= low + tolerance for score, (low, _) in zip(scores, bounds, strict=True)):
         yield (
