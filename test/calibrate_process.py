@@ -80,7 +80,7 @@ class CalibrateProcess:
 
     @property
     def stderr(self) -> str:
-        return self._stderr.read_text()
+        return without_reports(self._stderr.read_text())
 
     @property
     def is_running(self) -> bool:

@@ -13,7 +13,15 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from calibrate_process import CalibrateProcess, command_line, found, leftovers, read_json, start
+from calibrate_process import (
+    CalibrateProcess,
+    command_line,
+    found,
+    leftovers,
+    read_json,
+    start,
+    without_reports,
+)
 
 from gmskip_ros.datasets import write_scenes
 
@@ -121,7 +129,8 @@ def lines_of_ours(errors: str) -> list[str]:
     Checks that no traceback comes from our code.
     """
     assert '/gmskip_ros/' not in errors and 'gmskip_ros.calibration' not in errors
-    lines = [line for line in errors.splitlines() if line.startswith('gmskip: ')]
+    lines = without_reports(errors).splitlines()
+    lines = [line for line in lines if line.startswith('gmskip: ')]
     return [line for line in lines if not re.match('gmskip: (round|resumed at round) ', line)]
 
 
@@ -136,7 +145,7 @@ def test_three_processes_of_torchrun_find_the_same(root):
     torchrun = start(command_line(CAPTIONS, processes=3), root / 'three')
     output, errors = torchrun.communicate(timeout=200)
     assert torchrun.returncode == 0, errors
-    assert lines_of_ours(errors) == []
+    assert lines_of_ours(errors) == process.stderr.splitlines()
     assert output == process.stdout
     one, three = (found(root / name / 'out', 'captioning') for name in ('captions', 'three'))
     for one_round in one['rounds'] + three['rounds']:
@@ -151,7 +160,7 @@ def test_two_processes_resume_the_state_of_one(root, alone):
         process.wait_until(lambda: path.exists() and read_json(path)['search']['rounds'])
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert list(read_json(path)['evaluations']) == ['near tie margin']
+    assert not any(name.startswith('test') for name in read_json(path)['evaluations'])
     run_ranks(folder, SINGLE, 2)
     assert found(folder / 'out') == found(alone)
 
