@@ -95,8 +95,7 @@ class Bars:
 
 
 class ProgressBars(Bars, Listener):
-    """The bars of a calibration or an evaluation: images, rounds and answers, skip sets."""
-
+    """The bars of a calibration or an evaluation: images, rounds and answers, skip sets.
 
     A round that is done stays as a line. Without a terminal there are no bars, but a line now and
     then. `others` hear of the searches and rounds as well.
