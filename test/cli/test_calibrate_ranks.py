@@ -145,7 +145,7 @@ def test_three_processes_of_torchrun_find_the_same(root):
     torchrun = start(command_line(CAPTIONS, processes=3), root / 'three')
     output, errors = torchrun.communicate(timeout=200)
     assert torchrun.returncode == 0, errors
-    assert lines_of_ours(errors) == process.stderr.splitlines()
+    assert lines_of_ours(errors) == lines_of_ours(process.stderr)
     assert output == process.stdout
     one, three = (found(root / name / 'out', 'captioning') for name in ('captions', 'three'))
     for one_round in one['rounds'] + three['rounds']:
