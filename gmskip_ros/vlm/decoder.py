@@ -24,6 +24,7 @@ from gmskip_ros.vlm.block import Block, Rotary, attend
 from gmskip_ros.vlm.errors import Stopped
 from gmskip_ros.vlm.linear import DenseLinear, Linear, fuse
 from gmskip_ros.vlm.norm import RmsNorm
+from gmskip_ros.vlm.release import trim_heap
 from gmskip_ros.vlm.rotary import RotaryTable
 
 TEXT_MODEL_TYPES = ('llama', 'mistral', 'qwen2')
@@ -180,7 +181,10 @@ class Decoder:
         model: Any = language_model
         self.config: Any = model.config
         self.embed_tokens: Any = model.embed_tokens
-        self.blocks = [Block(layer) for layer in model.layers]
+        self.blocks: list[Block] = []
+        for layer in model.layers:
+            self.blocks.append(Block(layer))
+            trim_heap()  # of a packed block, both forms exist for a moment
         self.rotary_emb = RotaryTable(model.rotary_emb, self.config.max_position_embeddings)
         self.norm = RmsNorm(model.norm)
         head: Any = lm_head

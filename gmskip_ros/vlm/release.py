@@ -15,5 +15,10 @@ def release_memory() -> None:
     if torch is not None and torch.cuda.is_initialized():
         with contextlib.suppress(RuntimeError):  # an error of CUDA that lasts
             torch.cuda.empty_cache()
+    trim_heap()
+
+
+def trim_heap() -> None:
+    """Return what was freed on the heap to the system, which glibc otherwise keeps."""
     with contextlib.suppress(OSError, AttributeError):  # glibc alone has it
         ctypes.CDLL(None).malloc_trim(0)
