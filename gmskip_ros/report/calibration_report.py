@@ -34,6 +34,7 @@ from gmskip_ros.report.plotting import Picture
 from gmskip_ros.report.writing import render_html, write_files
 
 NOT_TESTED_NOTE = 'No test images: test score, visual gain and latency were not measured.'
+CHOSEN_NOTE = 'The operating points were chosen on the calibration images only.'
 CIDER_NOTE = (
     'CIDEr weighs words by how rare they are in the references in use. It is comparable between '
     'skip sets on the same images, but not between sets of images of different size.'
@@ -56,12 +57,17 @@ def write_calibration_report(result: Mapping[str, Any], folder: Path) -> list[Pa
     return write_files(folder, contents)
 
 
+def _tests_notes(rows: list[dict[str, Any]]) -> list[str]:
+    notes = col.tests_note(rows)
+    return [f'{note} {CHOSEN_NOTE}' for note in notes]
+
+
 def calibration_table(result: Mapping[str, Any]) -> Table:
     """Return the trajectory for the terminal: a row per prefix, operating points in bold."""
     rows = _rows(result)
     notes = [calibration_headline(result)] if result['operating_points'] else []
     notes += [f'Stopped: {fmt.one_line(result["stopped_by"])}', *baseline_lines(result)]
-    notes += answer_lines(result)
+    notes += [*answer_lines(result), *_tests_notes(rows)]
     if col.any_timed(rows):
         notes.append(f'Latency: median of the test images on {fmt.machine_name(result)}')
         speed_up = col.speed_up(rows)
@@ -245,6 +251,7 @@ def _page(result: Mapping[str, Any], trade_off: Picture, heat_map: Picture | Non
         trade_off=trade_off.element,
         heat_map=heat_map and heat_map.element,
         shorter_note=col.SHORTER_NOTE if col.any_shorter(rows) else '',
+        tests_notes=_tests_notes(rows),
     )
 
 

@@ -193,7 +193,7 @@ AGAINST_FULL = (
         '95 % interval',
         measured('interval', fmt.interval),
         'Paired bootstrap over the images. If it contains 0, this many images cannot distinguish '
-        'the skip set from the full model.',
+        'the skip set from the full model. Not corrected for how many skip sets are tested.',
     ),
     Column(
         'McNemar p',
@@ -319,6 +319,19 @@ def sparsity_columns(rows: Sequence[Row]) -> list[Column]:
 def any_timed(rows: Sequence[Row]) -> bool:
     """Return whether a latency was measured in any of the rows."""
     return any(LATENCY.text(row) != fmt.DASH for row in rows)
+
+
+def tests_note(rows: Sequence[Row]) -> list[str]:
+    """Return a note if more than one skip set was tested: what their intervals do not cover."""
+    count = sum(
+        bool(row['evaluation'] and (row.get('blocks') or row.get('num_skipped'))) for row in rows
+    )
+    if count < 2:
+        return []
+    return [
+        f'{count} skip sets are tested on the same images. Intervals and p-values are those of '
+        'each one alone, not corrected for their number: the best of many looks better than it is.'
+    ]
 
 
 def any_shorter(rows: Sequence[Row]) -> bool:

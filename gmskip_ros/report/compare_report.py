@@ -383,7 +383,7 @@ def _notes(
 
     `letters` stand for the marks, if any.
     """
-    notes = baseline_lines(_of_full(result))
+    notes = [*baseline_lines(_of_full(result)), *col.tests_note(result['sets'])]
     if result['score_note']:
         notes.append(fmt.one_line(result['score_note']))
     if any(len(row['scores']) > 1 for row in rows):

@@ -71,7 +71,8 @@ def _sections(result: Mapping[str, Any]) -> list[tuple[str, Sequence[Column], li
             title = f'All scores: {fmt.one_line(task)}' if task else 'All scores'
             sections.append((title, (col.NAME, col.IMAGES, *metrics), []))
     shorter = [col.SHORTER_NOTE] if col.any_shorter(rows) else []
-    sections.append(('Against full', (col.NAME, *col.AGAINST_FULL), [*latency, *shorter]))
+    notes = [*col.tests_note(rows), *latency, *shorter]
+    sections.append(('Against full', (col.NAME, *col.AGAINST_FULL), notes))
     sections.append(('Does it still look at the picture?', (col.NAME, *col.CONTROLS), []))
     if result['score_note']:  # below the first table that shows CIDEr
         cider = fmt.metric_label('cider')

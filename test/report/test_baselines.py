@@ -102,3 +102,13 @@ def test_answers_are_escaped_and_long_ones_cut_off(tmp_path: Path) -> None:
     page = shown(result, tmp_path)[1]
     assert "Best constant answer: '<script>car, car, " in page and "...' 50.0, below" in page
     assert 'script' not in HtmlPage(tmp_path / 'report.html').tags
+
+
+def test_intervals_say_that_they_are_not_corrected_for_many_sets(tmp_path: Path) -> None:
+    for result, count in ((made_up.calibration(), 14), (made_up.evaluated(), 3)):
+        for text in shown(result, tmp_path):
+            assert f'{count} skip sets are tested on the same images. Intervals and' in text
+            is_calibration = 'prefixes' in result
+            assert ('chosen on the calibration images only' in text) is is_calibration
+    alone = made_up.calibration(num_removed=1)
+    assert all('not corrected for their' not in text for text in shown(alone, tmp_path))
