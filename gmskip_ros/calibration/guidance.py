@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gmskip_ros.calibration.scoring import Scorer
 
 LEAST_SPREAD = 1e-6  # of the range of the metric
+MOST_ANSWER_CHARS = 80  # of a constant answer in a line
 MOST_TIMES_LONGER = 4.0  # references than answers, in words
 _TEXT_TASKS = ('captioning', 'generic')  # their scores compare word for word
 
@@ -175,8 +176,8 @@ def guidance_lines(guidance: Sequence[Guidance], baselines: Mapping[str, Any] | 
         if of_part is not None:
             constant = of_part['constant']
             line += (
-                f', best constant answer {constant["answer"]!r} {_hundredths(constant["score"])}, '
-                f'empty answer {_hundredths(of_part["empty"])}'
+                f', best constant answer {_quoted(constant["answer"])} '
+                f'{_hundredths(constant["score"])}, empty answer {_hundredths(of_part["empty"])}'
             )
         line += f' (x100); answers: {part.distinct_answers} different of {part.answers}, '
         line += f'{part.answer_words:.1f} words'
@@ -196,7 +197,7 @@ def constant_warnings(
         if of_part is not None and of_part['constant']['score'] >= part.full_score:
             constant = of_part['constant']
             lines.append(
-                f'{part.task}: the best constant answer {constant["answer"]!r} scores '
+                f'{part.task}: the best constant answer {_quoted(constant["answer"])} scores '
                 f'{_hundredths(constant["score"])}, no less than the full model '
                 f'({_hundredths(part.full_score)}): this {part.metric} does not show that the '
                 'model looks at the image'
@@ -223,6 +224,12 @@ def _baselines_of(part: Guidance, baselines: Mapping[str, Any] | None) -> Any:
     if baselines is None:
         return None
     return baselines.get('tasks', {}).get(part.task, baselines)
+
+
+def _quoted(answer: str) -> str:
+    """Return an answer in quotes on one line; the end of a long one is cut off."""
+    is_long = len(answer) > MOST_ANSWER_CHARS
+    return repr(f'{answer[: MOST_ANSWER_CHARS - 3]}...' if is_long else answer)
 
 
 def _hundredths(score: float) -> str:

@@ -99,6 +99,7 @@ def test_long_descriptions_and_an_answer_of_one_sentence() -> None:
     assert length.startswith('captioning: the references have 1') and ' the answers 7.7' in length
     [line] = guidance_lines([part], known)
     assert line.startswith(f'captioning: cider of the full model {shown}, best constant answer ')
+    assert "...' " in line and len(line) < 300  # a constant answer of 115 words or more
     assert line.endswith('(references: ' + f'{part.reference_words:.1f})')
 
 
