@@ -271,7 +271,8 @@ def test_no_percentile_mixes_two_timings(tmp_path):
         for index in range(100)
         for timing, busy_ms in (('isolated', 90.0), ('shared', 30.0))
     ]
-    facts = {'model': 'demo', 'device': 'cpu', 'dtype': 'float32', 'num_blocks': '32'}
+    facts = {'model': 'demo', 'device': 'cpu', 'dtype': 'float32', 'quantization': 'none'}
+    facts['num_blocks'] = '32'
     counted = {f'frames_{name}': '0' for name in FRAME_COUNTERS}
     values = {**facts, **counted, 'image_fit': 'pad', 'state': 'ready', 'reason': ''}
     recorder.reports = [HealthReport(0.0, values)]
