@@ -112,17 +112,3 @@ class NewBag:
                 topic, message_type, typestore=TYPES, offered_qos_profiles=[_QOS]
             )
         self._writer.write(self._connections[topic], time_ns, content)
-
-
-def camera_message(jpeg: bytes, stamp_ns: int, frame_id: str = 'camera') -> Any:
-    """Return an image as sensor_msgs/CompressedImage, of TYPES."""
-    import numpy as np
-
-    types = TYPES.types
-    sec, nanosec = divmod(stamp_ns, 1_000_000_000)
-    stamp = types['builtin_interfaces/msg/Time'](sec=sec, nanosec=nanosec)
-    return types['sensor_msgs/msg/CompressedImage'](
-        header=types['std_msgs/msg/Header'](stamp=stamp, frame_id=frame_id),
-        format='jpeg',
-        data=np.frombuffer(jpeg, np.uint8),
-    )

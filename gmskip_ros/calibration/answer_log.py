@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gmskip_ros.calibration.errors import CalibrationError
-from gmskip_ros.files import write_atomically
+from gmskip_ros.calibration.log_file import write_lines
 from gmskip_ros.skipping import SkipSet
 from gmskip_ros.tasks.scoring import Absent
 
@@ -52,14 +51,8 @@ class AnswerLog:
         """Write the answers of a set, in place of those it had. Raises CalibrationError."""
         key = skip_set_key(skip_set)
         self._lines[key] = [json.dumps({'skip_set': key, **record}) for record in records]
-        lines = [line + '\n' for of_set in self._lines.values() for line in of_set]
-        try:
-            write_atomically(self._path, ''.join(lines).encode())
-        except OSError as error:
-            raise CalibrationError(
-                f'{self._path}: cannot be written ({error.strerror}): free some space and run the '
-                'same command again'
-            ) from error
+        lines = [line for of_set in self._lines.values() for line in of_set]
+        write_lines(self._path, lines)
 
 
 def plain_reference(reference: Any) -> Any:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from gmskip_ros.calibration.errors import CalibrationError
+from gmskip_ros.calibration.log_file import write_lines
 from gmskip_ros.calibration.scoring import Scorer
 from gmskip_ros.calibration.settings import Listener, RoundDone
 from gmskip_ros.calibration.trajectory import Round, round_record
-from gmskip_ros.files import write_atomically
 
 FILE_NAME = 'rounds.jsonl'
 
@@ -67,11 +66,5 @@ class RoundLog:
         lines = []
         for number, done in enumerate(rounds, start=1):
             more = {'full_score': full_score, 'sparsity': self._sparsity(number, rounds)}
-            lines.append(json.dumps({**round_record(number, done), **more}) + '\n')
-        try:
-            write_atomically(self._path, ''.join(lines).encode())
-        except OSError as error:
-            raise CalibrationError(
-                f'{self._path}: cannot be written ({error.strerror}): free some space and run the '
-                'same command again'
-            ) from error
+            lines.append(json.dumps({**round_record(number, done), **more}))
+        write_lines(self._path, lines)

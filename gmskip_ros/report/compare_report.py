@@ -27,7 +27,6 @@ from gmskip_ros.report.writing import render_html, write_files
 
 FULL_NAME = 'Full model'
 CONSTANT_NAME = 'Best constant answer'
-# Over several lists.
 NOT_MEASURED = (  # of an evaluation: see speed
     'latency_ms',
     'ms_per_token',
@@ -41,6 +40,7 @@ NOT_MEASURED = (  # of an evaluation: see speed
     'load',
     'answers_got_shorter',
 )
+# Over several lists.
 NOT_AVERAGED = ('interval', 'mcnemar_p', 'most_frequent_answer', 'speed_up_interval')
 SMALLER_MARK = 'smaller set'
 MARK_NOTES = {

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from gmskip_ros.bags.writing import NewBag, camera_message
+import numpy as np
+
+from gmskip_ros.bags.writing import TYPES, NewBag
+from gmskip_ros.datasets.scenes_writer import JPEG_QUALITY
 from gmskip_ros.errors import UserError
+from gmskip_ros.pipeline.pixels import JPEG_FORMAT, rgb_to_jpeg
 from gmskip_ros.runs.live import CAMERA_TOPIC
 
-JPEG_QUALITY = 95
 START_NS = 1_600_000_000_000_000_000  # of the first frame; the same command gives the same bag
 
 
@@ -24,8 +28,6 @@ def write_scene_bag(
 
     The images are sensor_msgs/CompressedImage. `folder` must not exist. Raises UserError.
     """
-    import cv2
-
     from gmskip_ros.datasets.scenes import render_scene
 
     if count < 1 or seed < 0:
@@ -37,11 +39,10 @@ def write_scene_bag(
         folder.parent.mkdir(parents=True, exist_ok=True)
         with NewBag(folder) as bag:
             for index in range(count):
-                bgr = cv2.cvtColor(render_scene(seed + index).image, cv2.COLOR_RGB2BGR)
-                encoded = cv2.imencode('.jpg', bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
+                jpeg = rgb_to_jpeg(render_scene(seed + index).image, JPEG_QUALITY)
                 stamp_ns = START_NS + round(index * 1e9 / rate_hz)
                 with bag.whole():
-                    bag.write(topic, stamp_ns, camera_message(encoded.tobytes(), stamp_ns))
+                    bag.write(topic, stamp_ns, _message(jpeg, stamp_ns))
                 on_progress(index + 1)
     except OSError as error:
         raise UserError(
@@ -49,3 +50,15 @@ def write_scene_bag(
             'left'
         ) from error
     return topic
+
+
+def _message(jpeg: bytes, stamp_ns: int) -> Any:
+    """Return the image as sensor_msgs/CompressedImage."""
+    types = TYPES.types
+    sec, nanosec = divmod(stamp_ns, 1_000_000_000)
+    stamp = types['builtin_interfaces/msg/Time'](sec=sec, nanosec=nanosec)
+    return types['sensor_msgs/msg/CompressedImage'](
+        header=types['std_msgs/msg/Header'](stamp=stamp, frame_id='camera'),
+        format=JPEG_FORMAT,
+        data=np.frombuffer(jpeg, np.uint8),
+    )
