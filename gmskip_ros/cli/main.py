@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from gmskip_ros import __version__
 from gmskip_ros.errors import UserError
+from gmskip_ros.machine import wait_briefly
 
 COMMANDS = (
     'ask',
@@ -42,9 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; expected errors are one line on stderr."""
-    # OpenMP reads this when torch is loaded. By default its threads spin while they wait for each
-    # other: with other processes on the same cores, an answer took 40 times longer.
-    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+    wait_briefly()
     try:
         args = build_parser().parse_args(argv)
         args.arguments = list(sys.argv[1:] if argv is None else argv)  # for reports

@@ -34,6 +34,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header, String
 from std_srvs.srv import SetBool
 
+from gmskip_ros.machine import wait_briefly
 from gmskip_ros.pipeline import records, stamps
 from gmskip_ros.pipeline.gate import Frame
 from gmskip_ros.pipeline.health import OK, WARN, resident_mib
@@ -391,9 +392,7 @@ def run(
     load: LoadEngine = load_engine,
 ) -> int:
     """Run the node until `stop` is set; return the exit status. `load` loads the model."""
-    # OpenMP reads this when torch is loaded. By default its threads spin while they wait for each
-    # other, which made answers 40 times slower when other processes used the same cores.
-    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+    wait_briefly()
     if stop.is_set():  # during the imports
         os._exit(0)  # another signal could interrupt Python's own way out
     try:

@@ -245,25 +245,33 @@ def test_names_with_markup_are_names(gmskip, folder, photo, tmp_path) -> None:
     assert status == 0 and '[/v2]' in output.replace('\n', '')
 
 
-def test_openmp_is_set_to_sleep_before_torch_is_loaded(photo) -> None:
+@pytest.mark.parametrize(
+    ('given', 'expected'),
+    [
+        ({}, 'PASSIVE 2000'),
+        ({'OMP_WAIT_POLICY': 'ACTIVE'}, 'ACTIVE None'),
+        ({'GOMP_SPINCOUNT': '7'}, 'None 7'),
+    ],
+    ids=str,
+)
+def test_openmp_is_set_to_wait_briefly_before_torch_is_loaded(photo, given, expected) -> None:
     program = (
         'import os, sys\n'
         'from gmskip_ros.cli.main import main\n'
         f'assert main(["ask", {str(photo)!r}, "--skip", "x"]) == 2\n'
         'assert "torch" not in sys.modules\n'
-        'print(os.environ["OMP_WAIT_POLICY"])\n'
+        'print(os.environ.get("OMP_WAIT_POLICY"), os.environ.get("GOMP_SPINCOUNT"))\n'
     )
-    environment = {key: value for key, value in os.environ.items() if key != 'OMP_WAIT_POLICY'}
-    for given, expected in [({}, 'PASSIVE'), ({'OMP_WAIT_POLICY': 'ACTIVE'}, 'ACTIVE')]:
-        result = subprocess.run(
-            [sys.executable, '-c', program],
-            env={**environment, **given},
-            check=True,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        assert result.stdout == f'{expected}\n'
+    environment = {key: value for key, value in os.environ.items() if 'OMP_' not in key}
+    result = subprocess.run(
+        [sys.executable, '-c', program],
+        env={**environment, **given},
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.stdout == f'{expected}\n'
 
 
 def test_a_list_for_a_different_model_is_refused(gmskip, photo, tmp_path) -> None:
