@@ -188,9 +188,9 @@ def evaluate_all(
     data = load_data(vlm, chosen, settings, ranks, listener)
     for reason in data.unreadable.values():
         print_line(f'unreadable, skipped: {reason}')
-    for name, skip_list in skip_lists.items():
-        for warning in list_warnings(vlm, skip_list, settings, data.test_questions):
-            print_line(f'warning: {name}: {warning}')
+    warnings = list_warnings(vlm, skip_lists, settings, data.test_questions, metrics)
+    for warning in warnings:
+        print_line(f'warning: {warning}')
     names = iter([named.name for named in sets for _ in data.test_questions])
 
     def write(questions: Questions, texts: list[str]) -> None:
@@ -215,7 +215,7 @@ def evaluate_all(
         row['saved'] = {'prefill': prefill, 'decode': decode}
     for reason in rows[0]['evaluation']['score_warnings']:
         print_line(f'warning: {reason}')
-    return _record(vlm, settings, metrics, data, rows)
+    return {**_record(vlm, settings, metrics, data, rows), 'warnings': warnings}
 
 
 def _note_unanswered(chosen: Chosen, print_line: Callable[[str], None]) -> None:
@@ -261,6 +261,8 @@ def answer_all(
     data = load_data(vlm, chosen, settings, ranks, listener)
     for reason in data.unreadable.values():
         print_line(f'unreadable, skipped: {reason}')
+    for warning in list_warnings(vlm, skip_lists, settings, data.test_questions):
+        print_line(f'warning: {warning}')
     (questions,) = data.test_questions
     index_of = data.images.index_of
     asked = [
@@ -359,11 +361,30 @@ def score_note(evaluation: Mapping[str, Any]) -> str | None:
 
 def list_warnings(
     vlm: CalibrationEngine,
+    skip_lists: Mapping[str, SkipList],
+    settings: EvaluationSettings,
+    questions: Sequence[Questions],
+    metrics: Sequence[str] = (),
+) -> list[str]:
+    """Return one line for each way in which a list was calibrated for something else.
+
+    Each begins with the list's name, and a list's own warnings come first. `metrics`: of the
+    evaluation, if it is scored.
+    """
+    return [
+        f'{name}: {line}'
+        for name, skip_list in skip_lists.items()
+        for line in _warnings_of(vlm, skip_list, settings, questions, ', '.join(metrics))
+    ]
+
+
+def _warnings_of(
+    vlm: CalibrationEngine,
     skip_list: SkipList,
     settings: EvaluationSettings,
     questions: Sequence[Questions],
+    metric: str,
 ) -> list[str]:
-    """Return one line for each way in which a list was calibrated for something else."""
     stated = skip_list.prompt
     lengths = {of_task.max_new_tokens for of_task in questions}
     warnings = skip_list.warnings_for(
@@ -377,4 +398,10 @@ def list_warnings(
     if skip_list.target is not None and skip_list.target != settings.target:
         used = 'no target' if settings.target is None else f'target {settings.target!r}'
         warnings.append(f'calibrated for target {skip_list.target!r}, evaluated with {used}')
+    searched_by = skip_list.metric
+    if searched_by and metric and skip_list.task == settings.task and searched_by != metric:
+        warnings.append(
+            f'calibrated by {searched_by}, evaluated by {metric}: the scores in the list are those '
+            f'of --metric {searched_by.replace(" ", "")}'
+        )
     return warnings

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from gmskip_ros.calibration.errors import CalibrationError
+from gmskip_ros.calibration.errors import UnguidedError
 from gmskip_ros.calibration.likelihood import reference_texts
 from gmskip_ros.calibration.questions import Questions
 from gmskip_ros.tasks.normalisation import normalise
@@ -100,7 +100,7 @@ def _reasons_of_scores(
     if metric == 'cider' and len(questions.references) == 1:
         yield (
             'CIDEr of a single image is 0 whatever the answer, since it weighs words by how few '
-            'images have them: use more images, or --metric rouge_l'
+            'images have them: use more images; with one, no --metric can tell answers apart'
         )
     elif most <= least:
         yield (
@@ -208,11 +208,11 @@ def constant_warnings(
 def refuse(guidance: Sequence[Guidance], force: bool) -> str | None:
     """Return what was overridden with `force`, on one line; None if every score can guide.
 
-    Raises CalibrationError for a score that cannot guide a search, without `force`.
+    Raises UnguidedError for a score that cannot guide a search, without `force`.
     """
     reasons = '; '.join(reason for part in guidance for reason in part.reasons)
     if reasons and not force:
-        raise CalibrationError(
+        raise UnguidedError(
             f'this score cannot guide a search: {reasons}. --force searches all the same, and the '
             'skip list then says so'
         )

@@ -32,10 +32,10 @@ from gmskip_ros.tasks import PRESENCE, TaskError
 from gmskip_ros.tasks.metrics import yes_no_figures
 from gmskip_ros.tasks.normalisation import normalise
 from gmskip_ros.tasks.scoring import METRICS, Score
-from gmskip_ros.tasks.statistics import auroc, mcnemar_p, paired_bootstrap_interval
+from gmskip_ros.tasks.statistics import auroc, clustered_mcnemar_p, paired_bootstrap_interval
 from gmskip_ros.vlm import Answer, CandidateAnswer
 
-# Metrics whose answers are right or wrong, which McNemar's test compares.
+# Metrics whose answers are right or wrong, which McNemar's test compares, image by image.
 RIGHT_OR_WRONG = ('accuracy', 'exact', 'contains', 'relaxed', 'set_exact_match')
 LATENCY_FIGURES = (
     'latency_ms',
@@ -525,7 +525,10 @@ def _against_full(part: _Part, answers: _Answers, full: _Answers) -> dict[str, A
     )
     p = None
     if part.metric in RIGHT_OR_WRONG:
-        p = mcnemar_p(sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains))
+        won: Counter[int] = Counter()  # image -> questions gained minus lost
+        for item, gain in zip(part.objective.items, gains, strict=True):
+            won[item.image] += (gain > 0) - (gain < 0)
+        p = clustered_mcnemar_p(list(won.values()))
     return {'interval': list(interval), 'mcnemar_p': p}
 
 

@@ -41,7 +41,10 @@ class Part:
 
 
 class Objective:
-    """What is compared: one part's score or, for several, the least of score / full score."""
+    """What is compared: one part's score or, for several, the least of score / full score.
+
+    A part whose full score is not above 0 has no such ratio and is left out (see `compared`).
+    """
 
     def __init__(self, parts: Sequence[Part]) -> None:
         self.parts = tuple(parts)
@@ -81,10 +84,19 @@ class Objective:
         return tuple(scores)
 
     def overall(self, part_scores: Sequence[Score], full: Sequence[Score]) -> Score:
-        """Return the score to compare, given the parts' scores and those of the full model."""
+        """Return the score to compare, given the parts' scores and those of the full model.
+
+        Of several parts, one at least must have a full score above 0.
+        """
         if not self.is_joint:
             return part_scores[0]
-        return min(score / whole for score, whole in zip(part_scores, full, strict=True))
+        return min(part_scores[part] / full[part] for part in self.compared(full))
+
+    def compared(self, full: Sequence[Score]) -> list[int]:
+        """Return which parts count, given the full model's score of each."""
+        if not self.is_joint:
+            return [0]
+        return [part for part, whole in enumerate(full) if whole > 0]
 
 
 def make_objective(

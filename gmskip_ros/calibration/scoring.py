@@ -95,8 +95,8 @@ class Scorer:
     def score_full(self) -> None:
         """Find the full model's score, unless it is known.
 
-        Raises what Answerer.answers raises, and CalibrationError for a joint score that would be
-        divided by 0.
+        Raises what Answerer.answers raises, and CalibrationError for a joint score without a task
+        that has a full score to divide by.
         """
         state = self.state
         if not state.full:
@@ -105,13 +105,15 @@ class Scorer:
             state.full = state.trunk = self.answers_of(FULL)
             state.begin_round()
             self.on_save(state, True)
-        for part, score in zip(self.objective.parts, self.full_scores, strict=True):
-            if self.objective.is_joint and score <= 0:
-                raise CalibrationError(
-                    f'the full model scores {float(score):g} in {part.questions.name} '
-                    f'({part.metric}), so score / full score is undefined: choose a single task '
-                    'or a different dataset'
-                )
+        if not self.objective.compared(self.full_scores):
+            scores = ', '.join(
+                f'{float(score):g} in {part.questions.name} ({part.metric})'
+                for part, score in zip(self.objective.parts, self.full_scores, strict=True)
+            )
+            raise CalibrationError(
+                f'the full model scores {scores}, and score / full score needs one above 0: check '
+                'the tasks and the label set, or use a different dataset'
+            )
 
     @cached_property
     def full_answers(self) -> list[tuple[int, ...]]:

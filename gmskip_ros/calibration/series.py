@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gmskip_ros.calibration.distributed import Ranks
-from gmskip_ros.calibration.errors import CalibrationError
+from gmskip_ros.calibration.errors import CalibrationError, UnguidedError
 from gmskip_ros.calibration.result import Calibration, stability
 from gmskip_ros.calibration.run import calibrate
 from gmskip_ros.calibration.settings import CalibrationSettings, Listener
@@ -34,9 +34,12 @@ def calibrate_targets(
     """Yield each target's calibration and its folder: `folder`, or one below it per target.
 
     Further seeds are only searched, each in a folder of its own; the calibration that is yielded
-    then has its stability filled in. Rank 0 writes every skip list. Raises what `calibrate` and
-    save_skip_list raise, and CalibrationError for a folder that cannot be made.
+    then has its stability filled in. Rank 0 writes every skip list. A target or a seed whose score
+    cannot guide a search does not stop the others: UnguidedError is raised at the end. Raises what
+    `calibrate` and save_skip_list raise, and CalibrationError for a folder that cannot be made.
     """
+    unguided: list[str] = []
+    num_searches = len(targets) * num_seeds
     for target in targets:
         into = folder if target is None or len(targets) == 1 else folder / file_stem(target)
         found: list[Calibration] = []
@@ -48,23 +51,37 @@ def calibrate_targets(
                 search = replace(settings.search, seed=seed)
                 of_seed = replace(of_seed, seed=seed, test_images=0, search=search)
             prepare_folder(seed_folder, ranks)
-            calibration = calibrate(
-                vlm,
-                dataset,
-                of_seed,
-                seed_folder,
-                test_dataset=test_dataset,
-                ranks=ranks,
-                listener=listener,
-                should_stop=should_stop,
-            )
+            try:
+                calibration = calibrate(
+                    vlm,
+                    dataset,
+                    of_seed,
+                    seed_folder,
+                    test_dataset=test_dataset,
+                    ranks=ranks,
+                    listener=listener,
+                    should_stop=should_stop,
+                )
+            except UnguidedError as error:
+                if num_searches == 1:
+                    raise
+                name = ', '.join(filter(None, [target, f'seed {seed}' if num_seeds > 1 else None]))
+                unguided.append(f'{name}: {error}')
+                if ranks.rank == 0:
+                    listener.note(f'warning: {unguided[-1]}')
+                if not found:  # further seeds only show how stable the first one's list is
+                    break
+                continue
             found.append(calibration)
             if ranks.rank == 0:
                 path = skip_list_path(calibration.skip_list, seed_folder)
                 save_skip_list(calibration.skip_list, path)
         if len(found) > 1:
             found[0].result['stability'] = stability(found)
-        yield found[0], into
+        if found:
+            yield found[0], into
+    if unguided:
+        raise UnguidedError(f'not searched: {"; ".join(unguided)}')
 
 
 def skip_list_path(skip_list: SkipList, folder: Path) -> Path:

@@ -155,6 +155,7 @@ def calibrate_all(
     """Open the data, load the model, calibrate, and report each target's calibration."""
     from rich.console import Console
 
+    from gmskip_ros.calibration.errors import UnguidedError
     from gmskip_ros.calibration.run import check
     from gmskip_ros.calibration.series import calibrate_targets
     from gmskip_ros.report.targets_report import targets_table, write_targets_report
@@ -169,25 +170,31 @@ def calibrate_all(
         check(dataset, replace(settings, target=target), test_dataset)
     vlm = run.load_model(args)
     results: list[dict[str, Any]] = []
-    for calibration, target_folder in calibrate_targets(
-        vlm,
-        dataset,
-        settings,
-        targets,
-        args.seeds,
-        run.folder,
-        test_dataset=test_dataset,
-        ranks=run.ranks,
-        listener=run.bars,
-        should_stop=run.stop.is_set,
-    ):
-        run.bars.stop()
-        results.append(calibration.result)
-        if run.is_first:
-            write_and_print(calibration, target_folder)
+    unguided: UnguidedError | None = None
+    try:
+        for calibration, target_folder in calibrate_targets(
+            vlm,
+            dataset,
+            settings,
+            targets,
+            args.seeds,
+            run.folder,
+            test_dataset=test_dataset,
+            ranks=run.ranks,
+            listener=run.bars,
+            should_stop=run.stop.is_set,
+        ):
+            run.bars.stop()
+            results.append(calibration.result)
+            if run.is_first:
+                write_and_print(calibration, target_folder)
+    except UnguidedError as error:  # after the others, which are reported first
+        unguided = error
     if run.is_first and len(results) > 1:
         write_targets_report(results, run.folder)
         Console().print(targets_table(results))
+    if unguided is not None:
+        raise unguided
 
 
 def write_and_print(calibration: Calibration, folder: Path) -> None:

@@ -18,8 +18,9 @@ from gmskip_ros.datasets.coco_format import (
 )
 from gmskip_ros.datasets.errors import DatasetError
 from gmskip_ros.datasets.image_finder import ImageFinder
-from gmskip_ros.datasets.json_file import Record, note, read_object
+from gmskip_ros.datasets.json_file import Record, note
 from gmskip_ros.datasets.sample import Dataset
+from gmskip_ros.datasets.wrong_files import read_annotations
 
 _ALL = 'annotations.json'
 _CORNER_CASES = 'corner_case.json'
@@ -53,7 +54,7 @@ def open_coda(folder: Path, captions: Path | None, images_dir: Path | None = Non
     split = name_of(folder)
     path = next(path for path in (folder / _ALL, folder / _CORNER_CASES) if path.is_file())
     notes: list[str] = []
-    content = read_object(path)
+    content = read_annotations(path)
     images = read_images(content, path, split, notes)
     labels = read_labels(content, path, images, notes, renamed=_RENAMED, nameless=_NAMELESS)
     if captions is not None:
@@ -96,7 +97,7 @@ def _read_coda_lm(folder: Path, split: str, images: dict[Id, ImageEntry], notes:
                 continue
             if image.captions:  # Val and Mini both describe it
                 continue
-            about = Record(read_object(file), file, 'the file')
+            about = Record(read_annotations(file), file, 'the file')
             general = Record(
                 about.value('general_perception', 'an object'), file, 'general_perception'
             )

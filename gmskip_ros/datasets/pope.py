@@ -13,6 +13,7 @@ from gmskip_ros.datasets.errors import DatasetError
 from gmskip_ros.datasets.image_finder import ImageFinder
 from gmskip_ros.datasets.json_file import Record, note, read_text
 from gmskip_ros.datasets.sample import Dataset, PresenceQuestion, Sample
+from gmskip_ros.datasets.wrong_files import refuse_file
 
 POPE_SPLITS = ('random', 'popular', 'adversarial')
 _FILE = re.compile(rf'(.+)_pope_(?:seem_)?({"|".join(POPE_SPLITS)})\.jsonl?')
@@ -69,6 +70,7 @@ def open_pope(files: Iterable[Path], images_dir: Path | None = None) -> Dataset:
     questions = []
     for path in files:
         split = _name_and_split(path)[1]
+        refuse_file(path)
         for record in _records(path):
             image = record.text('image')
             questions.append(

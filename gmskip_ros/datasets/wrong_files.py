@@ -12,6 +12,11 @@ from gmskip_ros.datasets.json_file import kind_of, read_json, read_text
 
 _TOKEN_LINE = re.compile(r'[^\t\n]+\.(?:jpg|jpeg|png)#[0-9]+[\t ]', re.IGNORECASE)
 _IMAGES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp')
+# Annotations that no reader reads: what they are, and in which form they can be given.
+_OTHER_FORMS = {
+    **dict.fromkeys(('.csv', '.tsv'), 'a table'),
+    '.xml': 'XML, as Pascal VOC has it',
+}
 _ARCHIVES = ('.zip', '.tar', '.gz', '.tgz', '.7z', '.rar')
 _LFS_POINTER = b'version https://git-lfs.github.com/spec/'
 _MOST_SHOWN = 3
@@ -30,10 +35,18 @@ def read_annotations(path: Path) -> dict[str, Any]:
 def refuse_file(path: Path) -> None:
     """Raise DatasetError for a file that is recognised by its name or its first line."""
     with open(path, 'rb') as file:
-        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
-            raise DatasetError(
-                f'{path}: is a git-LFS pointer, not the file itself; fetch it with git lfs pull'
-            )
+        head = file.read(len(_LFS_POINTER))
+    if not head:
+        raise DatasetError(f'{path}: is empty; fetch it again')
+    if head == _LFS_POINTER:
+        raise DatasetError(
+            f'{path}: is a git-LFS pointer, not the file itself; fetch it with git lfs pull'
+        )
+    if what := _OTHER_FORMS.get(path.suffix.lower()):
+        raise DatasetError(
+            f"{path}: is {what}; give the annotations as a .json file in COCO's or Karpathy's "
+            'format, or questions as a .jsonl file'
+        )
     if path.suffix.lower() in _ARCHIVES:
         raise DatasetError(f'{path}: is an archive; unpack it and give what is in it')
     if path.suffix.lower() in _IMAGES:

@@ -199,7 +199,8 @@ AGAINST_FULL = (
         'McNemar p',
         measured('mcnemar_p', fmt.p_value),
         'Accuracies only: probability of a split at least this uneven, among images only one of '
-        'the two gets right, if both were equally good.',
+        'the two gets right, if both were equally good. An image with several questions counts as '
+        'a whole.',
     ),
     Column(
         'Same tokens, %',

@@ -104,6 +104,7 @@ def _page(result: Mapping[str, Any], drawn: Picture | None) -> bytes:
     rows = result['rows']
     alerts = fmt.demo_alert(result)
     alerts += [fmt.one_line(warning) for warning in result['dataset']['warnings']]
+    alerts += map(fmt.one_line, result.get('warnings', ()))  # absent in older results
     alerts += score_alerts(rows[0]['evaluation'])
     alerts += baseline_alerts(result)
     unreadable = result.get('unreadable') or []
@@ -139,6 +140,7 @@ def _facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         'unreadable',
         'score_note',
         'baselines',
+        'warnings',
         'rows',
     )
     return col.flat_facts({**result, 'metric': fmt.metric_name(result)}, shown_elsewhere)

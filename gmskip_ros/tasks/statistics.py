@@ -86,6 +86,24 @@ def mcnemar_p(only_a_right: int, only_b_right: int) -> float:
     return min(2 * tail / 2**discordant, 1.0)
 
 
+def clustered_mcnemar_p(gains: Sequence[int]) -> float:
+    """Return the two-sided p-value of McNemar's exact test with several questions per image, 0..1.
+
+    `gains`: for each image, the questions that only A gets right minus those that only B does. If
+    both are equally good, each of them has the other sign with probability 1/2; p is the
+    probability of a sum at least as far from 0. With one question per image it is `mcnemar_p`.
+    (A randomisation test by image: questions about one image are not independent.)
+    """
+    sizes = [abs(gain) for gain in gains if gain]
+    if max(sizes, default=1) == 1:
+        return mcnemar_p(gains.count(1), gains.count(-1))
+    shares: np.ndarray = np.ones(1)  # entry s: the probability that A's images have the sum s
+    for size in sizes:
+        shares = (np.pad(shares, (0, size)) + np.pad(shares, (size, 0))) / 2
+    differences = np.abs(2 * np.arange(len(shares)) - sum(sizes))
+    return min(float(shares[differences >= abs(sum(gains))].sum()), 1.0)
+
+
 def _numbers(name: str, values: Sequence[Any], finite: bool = False) -> np.ndarray:
     numbers = np.array([float(value) for value in values])
     if not len(numbers):

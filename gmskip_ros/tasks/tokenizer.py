@@ -60,9 +60,11 @@ _TOKEN = re.compile(
         )
     )
 )
-# Letters of languages written without spaces between words: Chinese, Japanese, Thai, Lao.
+# Letters of languages written without spaces between words: Chinese, Japanese (also of half width),
+# Thai, Lao, Tibetan, Burmese, Khmer.
 _UNSPACED = re.compile(
-    '[\u0e00-\u0eff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]'
+    '[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff'
+    '\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]'
 )
 _CLITIC = re.compile(r"(.+?)('(?:s|m|d|re|ve|ll)|n't)")
 _SAME_CHARACTER = str.maketrans(

@@ -278,6 +278,7 @@ def test_figures_of_an_evaluation() -> None:
     # The interval draws images, not answers: those of an image go together.
     losses = [-1 / 6, -1 / 6, -1 / 6, 0, -1, -1]
     assert found['interval'] == pytest.approx(paired_bootstrap_interval(losses), abs=1e-12)
+    assert found['mcnemar_p'] == 2 / 2**5  # five images lose, however many questions each has
 
 
 def test_a_constant_answer_gets_half() -> None:

@@ -164,7 +164,8 @@ def test_without_a_ratio_no_score_stops_a_search(method):
     assert state.rounds[0].score == max(cell.score for cell in state.rounds[0].cells)
 
 
-def test_joint_needs_every_task_to_score():
+def test_joint_leaves_out_tasks_without_a_score_and_needs_one_that_has_one():
+    """Whether it may is for the user to say, with --force."""
     table = Table(
         'joint',
         JOINT_METRICS,
@@ -172,11 +173,23 @@ def test_joint_needs_every_task_to_score():
         make_samples(5, random.Random(0)),
         0,
         0,
-        0,
+        40,
+        frozenset((1, 2)),
         right=('single_object', 'captioning'),
     )
-    with pytest.raises(CalibrationError, match='scores 0 in multi_object'):
-        run_search(search(table, search_settings()))
+    state = run_search(search(table, search_settings('gm-skip', min_score_ratio=0.5)))
+    full = table.part_scores()
+    assert full[1] == 0 < min(full[0], full[2])
+    for done in state.rounds:
+        for cell in done.cells:
+            if cell.is_exact:
+                removed = [each.removed for each in state.rounds[: state.rounds.index(done)]]
+                parts = table.part_scores(frozenset((*removed, cell.block)))
+                assert cell.score == min(parts[0] / full[0], parts[2] / full[2])
+    assert len({cell.score for cell in state.rounds[0].cells}) > 1
+    nothing = replace(table, right=())
+    with pytest.raises(CalibrationError, match=r'scores 0 in single_object.* needs one above 0'):
+        run_search(search(nothing, search_settings()))
 
 
 # ---- interrupted and taken up again ----------------------------------------------------------

@@ -200,9 +200,17 @@ def test_the_search_of_everything_finds_the_same(gmskip, tmp_path):
 
 
 def test_each_target_has_a_list_of_its_own(gmskip, tmp_path):
-    status, output, errors = gmskip(
-        '--force', task='single_object', target='pedestrian,traffic light', rounds=1
-    )
+    options = {'task': 'single_object', 'rounds': 1}
+    status, output, errors = gmskip(target='traffic light,pedestrian', **options)
+    # A target whose score cannot guide a search does not stop the others.
+    refused = 'traffic light: this score cannot guide a search: single_object: every answer of'
+    assert status == 2
+    assert f'gmskip: warning: {refused}' in errors
+    assert errors.splitlines()[-1].startswith(f'gmskip: error: not searched: {refused}')
+    assert output.count('skip list: ') == 1
+    assert (tmp_path / 'out' / 'pedestrian' / 'report.html').exists()
+
+    status, output, errors = gmskip('--force', target='pedestrian,traffic light', **options)
     assert status == 0
     # Only images that show the target count, so its name scores 100 %. And the demo model never
     # takes a traffic light for the main object of a scene.
@@ -749,7 +757,7 @@ def test_a_full_model_that_scores_nothing_is_refused_unless_forced(
     assert page.index(forced) < page.index('<h2 id="summary">')
 
 
-def test_joint_with_a_task_that_scores_nothing_is_refused(gmskip, scenes, tmp_path):
+def test_joint_with_a_task_that_scores_nothing_is_refused_unless_forced(gmskip, scenes, tmp_path):
     data = tmp_path / 'data'
     shutil.copytree(scenes, data)
     path = data / 'annotations' / 'captions_scenes.json'
@@ -757,8 +765,16 @@ def test_joint_with_a_task_that_scores_nothing_is_refused(gmskip, scenes, tmp_pa
     for annotation in captions['annotations']:
         annotation['caption'] = 'xyzzy'
     path.write_text(json.dumps(captions))
-    result = gmskip(task='joint', dataset=data, images=2, test_images=0)
-    assert is_refused(result, 'captioning', 'scores 0', 'choose a single task')
+    options = {'task': 'joint', 'dataset': data, 'images': 2, 'rounds': 1}
+    result = gmskip(**options)
+    assert is_refused(result, 'guide a search: captioning: no answer can score above 0', '--force')
+    status, _, errors = gmskip('--force', **options)
+    assert status == 0
+    assert 'captioning: the full model scores 0 (cider), so the joint score leaves' in errors
+    skip_list = load_skip_list(tmp_path / 'out' / 'joint.skip.yaml')
+    assert skip_list.forced is not None and skip_list.forced.startswith('captioning: no answer')
+    assert skip_list.full_score == 1 and len(skip_list.removed) == 1
+    assert (tmp_path / 'out' / 'report.html').exists()
 
 
 def test_weights_that_are_no_numbers(scenes, tmp_path, capsys):

@@ -174,7 +174,9 @@ def test_calibration_images_are_skipped(gmskip, scenes, tmp_path):
 
 
 def test_a_list_made_for_something_else_is_warned_about(gmskip, scenes, tmp_path):
-    made = write_list(tmp_path / 'bus.skip.yaml', target='bus', match='forms')
+    made = write_list(
+        tmp_path / 'bus.skip.yaml', target='bus', match='forms', metric='balanced_accuracy'
+    )
     status, output, errors = gmskip(
         '--dataset',
         scenes,
@@ -186,9 +188,17 @@ def test_a_list_made_for_something_else_is_warned_about(gmskip, scenes, tmp_path
         '--json',
         '--prompt',
         'Name it.',
+        '--out',
+        tmp_path / 'out',
     )
     assert status == 0
     assert json.loads(output)['match'] == 'content'
+    by_metric = 'calibrated by balanced_accuracy, evaluated by accuracy: the scores in the list are'
+    assert by_metric in errors
+    page = (tmp_path / 'out' / 'report.html').read_text()
+    for warning in json.loads(output)['warnings']:
+        assert f'gmskip: warning: {warning}' in errors
+    assert len(json.loads(output)['warnings']) == 4 and by_metric in page
     assert "calibrated with match 'forms', running with 'content'" in errors
     assert "calibrated for target 'bus', evaluated with target 'car'" in errors
     assert "running with 'Name it.'" in errors

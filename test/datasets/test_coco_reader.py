@@ -348,7 +348,8 @@ def test_boxes_need_the_size_of_their_image(tmp_path):
     [
         ('{"images": [', 'is not JSON'),
         ('[]', 'contains a list'),
-        ('', 'is not JSON'),
+        ('', 'is empty; fetch it again'),
+        ('\n', 'is not JSON'),
         ('\xff', 'is not UTF-8 text'),
     ],
 )

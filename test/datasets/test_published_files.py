@@ -273,6 +273,15 @@ POINTER = 'version https://git-lfs.github.com/spec/v1\noid sha256:c879\nsize 263
             {'annotations': [{'question_id': 1, 'image_id': 1, 'answers': []}]},
             "VQA's answers without their questions",
         ),
+        (
+            'captions.txt.csv',
+            'image,caption\n1000268201_693b08cb0e.jpg,A child\n',
+            'is a table; give',
+        ),
+        ('mmbench_dev_20230712.tsv', 'index\tquestion\n', 'is a table; give'),
+        ('2007_000027.xml', '<annotation></annotation>', 'is XML, as Pascal VOC has it; give'),
+        ('instances_val2017.json', '', 'is empty; fetch it again'),
+        ('coco_pope_random.json', POINTER, 'is a git-LFS pointer'),
         ('annotations_trainval2017.zip', 'PK', 'is an archive; unpack it'),
         ('000000000139.jpg', 'JFIF', 'is an image; give the file that says'),
     ],
@@ -286,6 +295,17 @@ def test_a_file_given_by_mistake_is_named_with_what_to_give_instead(
     with pytest.raises(DatasetError, match=problem) as error:
         open_dataset(path)
     assert str(error.value).startswith(f'{path}: ') and '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('name', ['corner_case.json', 'coco_pope_popular.json'])
+@pytest.mark.parametrize(
+    'content, problem', [(POINTER, 'is a git-LFS pointer'), ('', 'is empty; fetch it again')]
+)
+def test_a_damaged_file_in_the_folder_that_is_given_is_named(tmp_path, name, content, problem):
+    """CODA's and POPE's folders are known by the files in them."""
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DatasetError, match=f'{name}: {problem}'):
+        open_dataset(tmp_path)
 
 
 def test_captions_given_by_mistake_are_named(tmp_path):

@@ -11,7 +11,12 @@ import numpy as np
 import pytest
 
 from gmskip_ros.tasks import TaskError
-from gmskip_ros.tasks.statistics import auroc, mcnemar_p, paired_bootstrap_interval
+from gmskip_ros.tasks.statistics import (
+    auroc,
+    clustered_mcnemar_p,
+    mcnemar_p,
+    paired_bootstrap_interval,
+)
 
 
 def test_auroc_is_the_share_of_pairs_in_order() -> None:
@@ -59,6 +64,23 @@ def test_mcnemar_with_many_images() -> None:
     assert mcnemar_p(2500, 2500) == 1
     with pytest.raises(TaskError, match='-1'):
         mcnemar_p(3, -1)
+
+
+def test_mcnemar_takes_the_questions_about_an_image_as_a_whole() -> None:
+    random_ = random.Random(0)
+    for _ in range(60):
+        gains = [random_.randint(-4, 4) for _ in range(random_.randint(1, 9))]
+        sums = [
+            abs(sum(sign * gain for sign, gain in zip(signs, gains, strict=True)))
+            for signs in itertools.product((1, -1), repeat=len(gains))
+        ]
+        expected = sum(each >= abs(sum(gains)) for each in sums) / len(sums)
+        assert clustered_mcnemar_p(gains) == pytest.approx(expected, abs=1e-12)
+    # With one question per image it is McNemar's own test, of any number of them.
+    assert clustered_mcnemar_p([1] * 480 + [0] * 99 + [-1] * 520) == mcnemar_p(480, 520)
+    assert clustered_mcnemar_p([0, 0]) == 1
+    # Six answers about each of two images are not twelve independent ones.
+    assert clustered_mcnemar_p([-6, -6]) == 1 / 2 > mcnemar_p(0, 12)
 
 
 def test_bootstrap_of_few_images_equals_that_over_all_resamples() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from gmskip_ros.tasks import caption_tokens
+from gmskip_ros.tasks.tokenizer import is_without_spaces
 
 COCO_MINI = Path(__file__).resolve().parents[3] / 'shared/data/coco-mini'
 PUNCTUATION = {"''", "'", '``', '`', '.', '?', '!', ',', ':', '-', '--', '...', ';'}
@@ -66,6 +67,23 @@ def test_real_captions_give_the_official_tokens() -> None:
 )
 def test_tokens(caption: str, tokens: str) -> None:
     assert caption_tokens(caption) == tokens.split()
+
+
+@pytest.mark.parametrize(
+    ('text', 'expected'),
+    [
+        ('道路を走る赤い車', True),  # as in STAIR captions
+        ('ｺｰﾋｰとパン', True),
+        ('รถสีแดงบนถนน', True),
+        ('ឡានក្រហម', True),
+        ('빨간 차가 도로에 있다', False),
+        ('Красная машина на дороге', False),
+        ('a sign that says 止まれ', False),
+        ('12 : 30', False),
+    ],
+)
+def test_languages_without_spaces_between_words(text: str, expected: bool) -> None:
+    assert is_without_spaces(text) == expected
 
 
 def test_any_text_has_tokens_that_are_words() -> None:
