@@ -141,4 +141,7 @@ def test_the_shipped_screens_name_only_the_nodes_topics(
     shown = {name.removeprefix('/dual_vlm/') for name in topics}
     assert {'debug/processing_time_ms', 'debug/pipeline_latency_ms', 'input/question'} <= shown
     assert {f'debug/{b}/{t}/latency_ms' for b in ('skip', 'full') for t in TASK_NAMES} <= shown
+    # Of both timings: the node publishes one or the other.
+    for kind in ('', 'shared_'):
+        assert {f'debug/{b}/{kind}processing_time_ms' for b in ('skip', 'full')} <= shown
     assert any(name.startswith('debug/image') for name in shown)
