@@ -159,18 +159,17 @@ class VisionShape:
 def vision_shape(config: Any, number_bytes: int) -> VisionShape:
     """Return the sizes in the configuration of a LLaVA."""
     from gmskip_ros.vlm.tiles import tile_tokens, tower_tokens
+    from gmskip_ros.vlm.vision import layers_before_features
 
-    vision, chosen = config.vision_config, config.vision_feature_layer
-    chosen = chosen if isinstance(chosen, (list, tuple)) else [chosen]
-    outputs = vision.num_hidden_layers + 1  # the embedding, then every layer's
+    vision, read = config.vision_config, layers_before_features(config)
     return VisionShape(
-        layers=max(index % outputs for index in chosen),
+        layers=max(read.values()),
         hidden=vision.hidden_size,
         feed_forward=vision.intermediate_size,
         patch_inputs=vision.num_channels * vision.patch_size**2,
         tokens=tower_tokens(config),
         projected=tile_tokens(config),
-        projector=(len(chosen) * vision.hidden_size, config.text_config.hidden_size),
+        projector=(len(read) * vision.hidden_size, config.text_config.hidden_size),
         number_bytes=number_bytes,
     )
 

@@ -6,7 +6,8 @@
 With b the bytes of a number in the target dtype:
 
 weights     b x the elements of every stored floating-point tensor. Exact: the parameters of the
-            loaded model. (A tensor that is stored but not used by the model counts as well.) With a
+            model as it is loaded. (A tensor that is stored but not used counts as well; so do the
+            vision tower's last layers, which are released if no features need them.) With a
             quantization, the decoder's linear layers as quantization.py stores them.
 key/value   b x 2 x blocks x key/value heads x head size x S. Exact for a sequence of S tokens with
 store       all blocks: S = image tokens + text tokens + max_new_tokens - 1, at most the model's
@@ -15,8 +16,9 @@ store       all blocks: S = image tokens + text tokens + max_new_tokens - 1, at 
             the questions of a branch go side by side: S = image tokens + text tokens of all
             questions + 3 x their max_new_tokens, for an answer and two drafts of it each.
 activations the features of the image, which are kept for all answers, plus the larger of
-            - encoding: pixels, the hidden states of every layer of the vision tower (Hugging Face
-              keeps them all), and what its widest layer or the projector and the packing add;
+            - encoding: pixels, the hidden states that the vision tower keeps (those that features
+              are read from; where these are its last, Hugging Face keeps every layer's), and what
+              its widest layer or the projector and the packing add;
             - prefill: of the whole sequence, one block's residuals, attention and feed-forward
               parts, masks where windows apply, and the last token's logits; with a quantization
               also a block's widest layer, dequantised.
@@ -310,10 +312,12 @@ def _stored_per_token(text: Any) -> int:
 
 
 def _encoding_bytes(config: Any, num_tiles: int, image_tokens: int, number_bytes: int) -> int:
+    from gmskip_ros.vlm.vision import num_states_kept
+
     vision, width = config.vision_config, config.text_config.hidden_size
     tokens = num_tiles * tower_tokens(config)
     pixels = 4 * num_tiles * 3 * vision.image_size**2  # the image processor's copies included
-    hidden_states = tokens * vision.hidden_size * (vision.num_hidden_layers + 1)
+    hidden_states = tokens * vision.hidden_size * num_states_kept(config)
     layer = tokens * (2 * vision.hidden_size + 3 * max(vision.intermediate_size, width))
     packed = 2 * image_tokens * width
     return number_bytes * (pixels + hidden_states + layer + packed)

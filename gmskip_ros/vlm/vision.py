@@ -8,6 +8,30 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 
+def layers_before_features(config: Any) -> dict[int, int]:
+    """Return what the features are read from: Hugging Face's index of states -> layers before it.
+
+    States are counted from 0, before the first layer; negative indices count from the end.
+    """
+    chosen = config.vision_feature_layer
+    chosen = [chosen] if isinstance(chosen, int) else list(chosen)
+    num_states = config.vision_config.num_hidden_layers + 1
+    return {index: index % num_states for index in chosen}
+
+
+def can_be_cut(config: Any) -> bool:
+    """Return whether no features are read from the tower's first states or its last ones."""
+    read = set(layers_before_features(config).values())
+    return read.isdisjoint({0, config.vision_config.num_hidden_layers})
+
+
+def num_states_kept(config: Any) -> int:
+    """Return how many layers' states a tower keeps until the features are read; cut or not."""
+    if can_be_cut(config):
+        return len(set(layers_before_features(config).values()))
+    return config.vision_config.num_hidden_layers + 1
+
+
 def cut_vision_tower(model: Any) -> None:
     """Take out the layers behind those that the features are read from, and keep those states only.
 
@@ -18,16 +42,13 @@ def cut_vision_tower(model: Any) -> None:
     encoders = [
         module for name, module in tower.named_modules() if name.rpartition('.')[2] == 'encoder'
     ]
-    chosen = model.config.vision_feature_layer
-    chosen = [chosen] if isinstance(chosen, int) else list(chosen)
-    if len(encoders) != 1 or not isinstance(getattr(encoders[0], 'layers', None), nn.ModuleList):
+    after = layers_before_features(model.config)
+    if not can_be_cut(model.config) or len(encoders) != 1:
         return
-    layers = encoders[0].layers
-    # The states by Hugging Face's index: 0 before the first layer, 1 after it, and so on.
-    after = {index: index % (len(layers) + 1) for index in chosen}
+    layers = getattr(encoders[0], 'layers', None)
+    if not isinstance(layers, nn.ModuleList):
+        return
     depth = max(after.values())
-    if depth == len(layers) or 0 in after.values():
-        return
     encoders[0].layers = nn.ModuleList(layers[:depth])
     run_tower = tower.forward
     states: dict[int, Tensor] = {}
