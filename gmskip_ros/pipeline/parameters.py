@@ -36,7 +36,7 @@ from gmskip_ros.tasks import (
     TaskError,
     resolve_labels,
 )
-from gmskip_ros.vlm.engine import DTYPES, IMAGE_FITS, QUANTIZATIONS
+from gmskip_ros.vlm.engine import DTYPES, IMAGE_FITS, MAX_THREADS, QUANTIZATIONS
 
 QUESTION_MAX_NEW_TOKENS = 64
 AUTO = 'auto'  # as a skip list: the demo model's own
@@ -139,7 +139,7 @@ _TABLE = (
     Spec(
         'threads',
         0,
-        integer(0, 1024),
+        integer(0, MAX_THREADS),
         'CPU threads that compute an answer; 0: as many as PyTorch chooses, one per core. Set '
         'fewer where other processes keep cores busy: threads that wait for one another are slow.',
     ),

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 DTYPES = ('float32', 'float16', 'bfloat16')  # that a model can be loaded in
 QUANTIZATIONS = ('none', 'int8', 'int4')  # of the weights of the decoder's linear layers
+MAX_THREADS = 1024  # that compute an answer; far more crash OpenMP
 IMAGE_FITS = ('auto', 'checkpoint', 'pad', 'squash')  # how a frame becomes the model's square
 
 

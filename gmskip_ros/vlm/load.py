@@ -22,7 +22,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from gmskip_ros.numbers import is_whole_number, numbers_in
 from gmskip_ros.vlm.decoder import TEXT_MODEL_TYPES
-from gmskip_ros.vlm.engine import DTYPES, QUANTIZATIONS
+from gmskip_ros.vlm.engine import DTYPES, MAX_THREADS, QUANTIZATIONS
 from gmskip_ros.vlm.errors import ModelLoadError
 from gmskip_ros.vlm.hub import find_folder, find_local_folder, forget_folder, remember_folder
 from gmskip_ros.vlm.image_fit import FittedImageProcessor, check_image_fit
@@ -168,11 +168,12 @@ def load_skeleton(
 def set_threads(threads: int) -> None:
     """Let the calling thread, and new ones, compute with so many; 0 leaves PyTorch's number.
 
-    Raises ModelLoadError for anything but a whole number of 0 or more.
+    Raises ModelLoadError for anything but a whole number from 0 to MAX_THREADS.
     """
-    if not is_whole_number(threads) or threads < 0:
+    if not is_whole_number(threads) or not 0 <= threads <= MAX_THREADS:
         raise ModelLoadError(
-            f"threads is {threads!r}: give a whole number, 0 for PyTorch's own choice"
+            f'threads is {threads!r}: give a whole number up to {MAX_THREADS}, '
+            "0 for PyTorch's own choice"
         )
     if threads > 0:
         torch.set_num_threads(threads)
