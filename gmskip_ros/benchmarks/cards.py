@@ -78,6 +78,8 @@ def project() -> list[dict[str, Any]]:
             'is_projection': True,
             'tflops_per_s': card.tflops_per_s,
             'gb_per_s': card.gb_per_s,
+            'assumed_share_of_rate': ASSUMED_RATE,
+            'assumed_share_of_bandwidth': ASSUMED_BANDWIDTH,
             'floor_ms': _times(costs, card.rates()),
             'assumed_ms': _times(costs, card.rates(ASSUMED_RATE, ASSUMED_BANDWIDTH)),
         }

@@ -6,7 +6,6 @@ import contextlib
 import os
 import resource
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +21,16 @@ class Conditions:
         self._started = time.monotonic()
         self._load = os.getloadavg()[0]
         self._busy_s = _busy_seconds()
-        self._own_s: dict[int, float] = {os.getpid(): _seconds_of(os.getpid())}
+        self._own_s = _own_seconds()
 
-    def end(self, pids: Sequence[int] = ()) -> dict[str, Any]:
-        """Return the conditions as JSON values; `pids`: further processes of the benchmark.
+    def end(self) -> dict[str, Any]:
+        """Return the conditions as JSON values; processes that this one started have ended by now.
 
         `other_share`: what other processes used of all cores, 0..1; is_busy: more than BUSY_SHARE.
         """
         elapsed_s = time.monotonic() - self._started
         cores = os.cpu_count() or 1
-        own_s = sum(_seconds_of(pid) - self._own_s.get(pid, 0.0) for pid in (os.getpid(), *pids))
+        own_s = _own_seconds() - self._own_s
         other_s = max(0.0, _busy_seconds() - self._busy_s - own_s)
         share = min(1.0, other_s / (cores * elapsed_s)) if elapsed_s else 0.0
         return {
@@ -70,9 +69,7 @@ def _busy_seconds() -> float:
     return sum(getattr(times, kind, 0.0) for kind in ('user', 'nice', 'system', 'irq', 'softirq'))
 
 
-def _seconds_of(pid: int) -> float:
-    try:
-        times = psutil.Process(pid).cpu_times()
-    except psutil.Error:
-        return 0.0
-    return times.user + times.system
+def _own_seconds() -> float:
+    """Return the processor time of this process and of those it has started and waited for."""
+    times = psutil.Process().cpu_times()
+    return times.user + times.system + times.children_user + times.children_system

@@ -144,7 +144,6 @@ def _measure_model(
         is_random = wanted.image_size is not None  # its answers never end by themselves
         natural = [] if is_random else measure_natural(subject, rival, settings.rounds)
         rival_peak = rival.peak_bytes if rival is not None else None
-        measured = conditions.end([rival.pid] if rival is not None else [])
     sets = skip_sets(vlm.num_blocks)
     frames = measure_frames(
         subject, sets, settings.frames, lambda: on_step(f'{name}: whole frames')
@@ -152,12 +151,13 @@ def _measure_model(
     paced = measure_paced(subject, settings.paced, lambda: on_step(f'{name}: paced at 1 Hz'))
     on_step(f'{name}: pixels')
     pictures = _measure_pixels(settings, subject)
+    measured = conditions.end()
 
     vision_ms = frames.rows[0]['parts_ms']['vision']['p50']
     notes, errors = rounds.differences()
     floors, undercuts = rounds.floors(probes, vision_ms)
     values = rounds.values(vision_ms)
-    values.update({known: picture['ratio'] for known, picture in pictures.items()})
+    values.update({ratio['name']: ratio for ratio in _ratios_of(pictures)})
     for ratio in frames.ratios:
         values[ratio['name']] = values[bars.ON_GPU + ratio['name']] = ratio
     if weights is not None:
@@ -184,7 +184,7 @@ def _measure_model(
             'gpu_bytes': vlm.device_memory_bytes(),
         },
         'rows': rounds.rows(),
-        'ratios': [*rounds.ratios(), *frames.ratios],
+        'ratios': [*rounds.ratios(), *frames.ratios, *_ratios_of(pictures)],
         'floors': floors,
         'natural': natural,
         'frames': frames.rows,
@@ -300,6 +300,13 @@ def _weights_in_memory(
         held = resident_bytes() - before
     value = held / subject.weights_bytes
     return {'value': value, 'held_bytes': held, 'weights_bytes': subject.weights_bytes}, {}
+
+
+def _ratios_of(pictures: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {'name': name, 'phase': 'before the model', **picture['ratio']}
+        for name, picture in pictures.items()
+    ]
 
 
 def _measure_pixels(settings: LatencySettings, subject: Subject) -> dict[str, Any]:

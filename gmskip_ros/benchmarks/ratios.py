@@ -26,7 +26,7 @@ def percentiles(times_ms: Sequence[float]) -> dict[str, Any]:
 def paired_ratio(
     numerators: Sequence[float], denominators: Sequence[float], seed: int = 0
 ) -> dict[str, Any]:
-    """Return the median of the ratios of pairs, with its interval and both medians, as JSON.
+    """Return the median of the ratios of pairs, its interval, both medians and all pairs, as JSON.
 
     Each pair was measured one after the other, in an order that alternates. The interval is the
     percentile bootstrap over pairs (Efron and Tibshirani 1993, chapter 13) at CONFIDENCE; the same
@@ -46,4 +46,5 @@ def paired_ratio(
         'numerator_ms': float(np.median(above)),
         'denominator_ms': float(np.median(below)),
         'pairs': len(ratios),
+        'samples': [[float(a), float(b)] for a, b in zip(above, below, strict=True)],
     }

@@ -137,12 +137,16 @@ def _load_checkpoint(
     from gmskip_ros.vlm.hub import find_local_folder
     from gmskip_ros.vlm.image_fit import FittedImageProcessor
     from gmskip_ros.vlm.load import load_processor, load_vlm, quiet_hugging_face, read_config
+    from gmskip_ros.vlm.tiles import cap_image_tokens
 
     vlm = load_vlm(wanted.model, device, dtype, **load_options)
     folder = find_local_folder(wanted.model)
     with quiet_hugging_face():
         config = read_config(wanted.model, folder)
         _, image_processor, _ = load_processor(wanted.model, folder)
+        cap_image_tokens(
+            wanted.model, config, image_processor, load_options.get('max_image_tokens', 0)
+        )
     processor = FittedImageProcessor(wanted.model, image_processor, vlm.image_fit)
     return vlm, processor, config, str(folder)
 

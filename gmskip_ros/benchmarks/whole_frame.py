@@ -141,6 +141,7 @@ def _row(
         'skipped': {task: list(skipped) for task, skipped in blocks.items()},
         'answered_alone': None if drafts is None else sum(frame[ALONE] for frame in frames),
         'parts_ms': parts_ms,
+        'samples': [{part: frame[part] for part in PARTS if part in frame} for frame in frames],
     }
 
 
@@ -241,7 +242,13 @@ def measure_paced(
             late += 1
             due = now
         on_step()
-    return {'period_s': PERIOD_S, 'tokens': PACED_LENGTH, 'late': late, 'ms': percentiles(times_ms)}
+    return {
+        'period_s': PERIOD_S,
+        'tokens': PACED_LENGTH,
+        'late': late,
+        'ms': percentiles(times_ms),
+        'samples': times_ms,
+    }
 
 
 def check_count(found: int, wanted: int, who: str) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # it loads torch, which `gmskip --help` can do without
 
 JSON_NAME, PICTURE_NAME = 'latency.json', 'latency.png'
 ROUNDS = 10
+MAX_SEED = (1 << 63) - 1  # of PyTorch's generators
 QUICK = {'rounds': 2, 'length': 3, 'frames': 1, 'paced': 1, 'pixel_rounds': 2}
 
 
@@ -72,8 +73,8 @@ def run(args: argparse.Namespace) -> int:
 
     A bar that is missed is a result, not an error.
     """
-    if args.seed < 0:
-        raise UserError(f'--seed {args.seed} must be at least 0')
+    if not 0 <= args.seed <= MAX_SEED:
+        raise UserError(f'--seed {args.seed}: give a whole number from 0 to {MAX_SEED}')
     stop = StopSignals()
     with stop:
         folder = make_folder(args.out.expanduser())

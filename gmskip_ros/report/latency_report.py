@@ -35,7 +35,7 @@ PANEL_INCH = 3.6
 def latency_tables(result: Mapping[str, Any]) -> list[Table]:
     """Return all tables: per model what was measured, then the bars, then the projected cards."""
     tables = [table for model in result['models'] for table in _model_tables(result, model)]
-    return [*tables, _bars_table(result['bars']), _cards_table(result['projections'])]
+    return [*tables, *_bars_tables(result['bars']), _cards_table(result['projections'])]
 
 
 def latency_notes(model: Mapping[str, Any]) -> list[str]:
@@ -109,11 +109,14 @@ def _name(model: Mapping[str, Any]) -> str:
 
 def _model_tables(result: Mapping[str, Any], model: Mapping[str, Any]) -> list[Table]:
     where = fmt.machine_name({**model, 'machine': result['machine']})
-    heading = f'{_name(model)}: {where}, {result["threads"]} threads'
+    threads = fmt.count_of(result['threads'], 'thread')
+    tokens = model['answer_tokens']
+    heading = f'{_name(model)}: {where}, {threads}; answers of {tokens} tokens'
+    floors = f'Floors: no engine can be faster here (decode: {tokens - 1} tokens)'
     tables = [
         col.rich_table(heading, _row_columns(), model['rows'], '\n'.join(latency_notes(model))),
         col.rich_table('Ratios, of times in turn', _ratio_columns(), model['ratios']),
-        col.rich_table('Floors: no engine can be faster here', _floor_columns(), model['floors']),
+        col.rich_table(floors, _floor_columns(), model['floors']),
     ]
     if model['natural']:
         title = 'Answers that end by themselves, prefill + decode'
@@ -134,21 +137,23 @@ def _ms(value: Any) -> str:
 
 
 def _row_columns() -> list[Column]:
-    timed = [
-        Column(f'{title}, {quantile}', _time(key, quantile))
-        for title, key, quantiles in (
-            ('Prefill', 'prefill_ms', ('p50', 'p90', 'p99')),
-            ('Decode per token', 'decode_ms_per_token', ('p50', 'p90', 'p99')),
-            ('Answer', 'answer_ms', ('p50',)),
-        )
-        for quantile in quantiles
-    ]
     return [
         Column('ms', lambda row: row['name'], is_words=True, min_chars=12),
         col.field('Blocks', 'blocks', str),
-        col.field('Tokens', 'tokens', str),
-        *timed,
+        _quantiles('Prefill', 'prefill_ms'),
+        _quantiles('Decode per token', 'decode_ms_per_token'),
+        Column('Answer, p50', _time('answer_ms', 'p50')),
     ]
+
+
+def _quantiles(title: str, key: str) -> Column:
+    """Return a column with three quantiles side by side: it fits a terminal of 80 columns."""
+    times = [_time(key, quantile) for quantile in ('p50', 'p90', 'p99')]
+
+    def text(row: Row) -> str:
+        return ' / '.join(time(row) for time in times) if row[key] else fmt.DASH
+
+    return Column(f'{title}, p50 / p90 / p99', text)
 
 
 def _ratio_columns() -> list[Column]:
@@ -217,16 +222,30 @@ def _frame_columns() -> list[Column]:
     ]
 
 
-def _bars_table(bars: Sequence[Row]) -> Table:
-    columns = [
+def _bars_tables(bars: Sequence[Row]) -> list[Table]:
+    """Return a table of the bars that the run decides, and one of the others."""
+    decided = [
         col.words('Bar', 'name'),
         Column('Model', _bar_model, is_words=True),
         Column('Required', lambda row: f'{">=" if row["is_least"] else "<="} {row["bar"]:g}'),
         Column('Measured', lambda row: fmt.number(row['value'], 3)),
         Column('95 % interval', _interval),
-        Column('Verdict', _verdict, is_words=True, min_chars=12),
+        Column('Verdict', lambda row: 'holds' if row['holds'] else 'missed', is_words=True),
     ]
-    return col.rich_table('Bars', columns, bars)
+    open_bars = [
+        col.words('Bars that this run does not decide', 'name'),
+        Column('Not measured', _why_not, is_words=True),
+    ]
+    tables = [
+        ('Bars', decided, [row for row in bars if row['holds'] is not None]),
+        ('', open_bars, [row for row in bars if row['holds'] is None]),
+    ]
+    return [col.rich_table(title, columns, rows) for title, columns, rows in tables if rows]
+
+
+def _why_not(row: Row) -> str:
+    names_model = row['model'] in row['reason']
+    return fmt.one_line(row['reason'] if names_model else f'{_bar_model(row)}: {row["reason"]}')
 
 
 def _bar_model(row: Row) -> str:
@@ -234,29 +253,32 @@ def _bar_model(row: Row) -> str:
     return row['model'] if tokens is None else f'{row["model"]}, {tokens}'
 
 
-def _verdict(row: Row) -> str:
-    if row['holds'] is None:
-        return f'not measured: {row["reason"]}'
-    return 'holds' if row['holds'] else 'missed'
-
-
-def _cards_table(rows: Sequence[Row]) -> Table:
-    def pair(name: str) -> Any:
-        return lambda row: f'{_ms(row["floor_ms"][name])} / {_ms(row["assumed_ms"][name])}'
-
+def _cards_table(cards: Sequence[Row]) -> Table:
+    times = {
+        'vision': 'Vision',
+        'prefill': 'Prefill',
+        'decode_per_token': 'Decode per token',
+        'one_word': 'One word',
+        'frame': 'Three full answers',
+    }
+    rows: list[dict[str, Any]] = []
+    for card in cards:
+        shares = card['assumed_share_of_rate'], card['assumed_share_of_bandwidth']
+        for name, (of_rate, of_bandwidth), figures in (
+            (card['card'], (1.0, 1.0), 'floor_ms'),
+            ('  at {:.0%} / {:.0%}'.format(*shares), shares, 'assumed_ms'),
+        ):
+            rates = card['tflops_per_s'] * of_rate, card['gb_per_s'] * of_bandwidth
+            rows.append({'name': name, 'rates': rates, **card[figures]})
     columns = [
-        col.words('Card', 'card'),
-        Column('TFLOP/s', lambda row: fmt.number(row['tflops_per_s'])),
-        Column('GB/s', lambda row: fmt.number(row['gb_per_s'])),
-        Column('Vision', pair('vision')),
-        Column('Prefill', pair('prefill')),
-        Column('Decode per token', pair('decode_per_token')),
-        Column('One word', pair('one_word')),
-        Column('Three full answers', pair('frame')),
+        Column('Card', lambda row: row['name'], is_words=True, min_chars=16),
+        Column('TFLOP/s', lambda row: fmt.number(row['rates'][0])),
+        Column('GB/s', lambda row: fmt.number(row['rates'][1], 0)),
+        *(col.field(title, key, _ms) for key, title in times.items()),
     ]
     title = 'PROJECTION, not measured: LLaVA-1.5-7B, half precision, ms'
     caption = (
-        "Floor at the data sheet's peak rates / with half of the matrix rate and 80 % of the "
-        'bandwidth. Nothing skipped, nothing shared.'
+        "The floor at the data sheet's peak rates, and at a share of them that good kernels reach. "
+        'Nothing skipped, nothing shared.'
     )
     return col.rich_table(title, columns, rows, caption)

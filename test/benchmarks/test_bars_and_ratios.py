@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -26,6 +28,7 @@ def test_a_ratio_is_the_median_over_pairs() -> None:
     assert found['value'] == 1.0  # of 0.5, 4 and 1; not of the medians, 3 / 2
     assert (found['numerator_ms'], found['denominator_ms'], found['pairs']) == (3.0, 2.0, 3)
     assert found['interval'] == [0.5, 4.0]
+    assert found['samples'] == [[1.0, 2.0], [8.0, 2.0], [3.0, 3.0]]
     assert found == paired_ratio([1.0, 8.0, 3.0], [2.0, 2.0, 3.0])
 
 
@@ -157,6 +160,16 @@ def test_a_busy_machine_is_noticed(monkeypatch, other_s: float, is_busy: bool) -
     assert found['is_busy'] is is_busy
     assert found['other_share'] == float(is_busy)
     assert found['load_before'] >= 0 and found['load_after'] >= 0
+
+
+def test_what_its_own_processes_do_does_not_make_a_machine_busy(monkeypatch) -> None:
+    """A rival's process, for one, once it has ended."""
+    busy_s = iter([5.0, 5.4])
+    monkeypatch.setattr(conditions, '_busy_seconds', lambda: next(busy_s))
+    during = conditions.Conditions()
+    work = 'import time\nwhile time.process_time() < 0.5: pass'
+    subprocess.run([sys.executable, '-S', '-c', work], check=True)
+    assert during.end()['other_share'] == 0.0
 
 
 def test_the_peak_of_memory_can_be_forgotten() -> None:

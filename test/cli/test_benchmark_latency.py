@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 from dataclasses import replace
 
 import pytest
+from rich.console import Console
 from tiny_models import make_tiny_model
 
 from gmskip_ros.benchmarks import bars, figures, latency
@@ -15,6 +17,7 @@ from gmskip_ros.benchmarks.floors import Rates
 from gmskip_ros.benchmarks.ratios import paired_ratio, percentiles
 from gmskip_ros.benchmarks.rivals import RivalProcess
 from gmskip_ros.cli import main
+from gmskip_ros.report.latency_report import latency_tables
 from gmskip_ros.vlm import Vlm
 from gmskip_ros.vlm.shared_frame import VlmSharedFrame
 
@@ -78,6 +81,13 @@ def test_figures_and_their_arithmetic(benchmark, model, tmp_path, high_rates) ->
     assert {row['holds'] for row in result['bars']} == {None}
     for said in ('not measured', 'PROJECTION', 'RTX 3090', DYNAMIC, STATIC, 'not run'):
         assert said in output
+    check_pixels(figures)
+    console = Console(width=80, file=io.StringIO(), record=True)
+    for table in latency_tables(result):
+        console.print(table)
+    narrow = console.export_text()  # nothing is cut off
+    for said in ('Answer,', 'Own /', 'Whole,', 'RTX 3090', 'compiling takes longer'):
+        assert said in narrow
 
 
 def check_rows(figures) -> None:
@@ -140,6 +150,17 @@ def check_ratios(figures) -> None:
     assert figures['values'][bars.HALF]['value'] == half['value']
 
 
+def check_pixels(figures) -> None:
+    """Check that what happens before the model is a ratio as well, with its samples."""
+    ratios = {ratio['name']: ratio for ratio in figures['ratios']}
+    assert ratios.keys() >= {bars.PREPROCESS, bars.JPEG}
+    for name in (bars.PREPROCESS, bars.JPEG):
+        own, plain = zip(*ratios[name]['samples'], strict=True)
+        assert percentiles(own) == figures['pixels'][name]['own_ms']
+        assert percentiles(plain) == figures['pixels'][name]['plain_ms']
+        assert figures['values'][name] == ratios[name]
+
+
 def check_frames(figures) -> None:
     """Check that a frame's parts sum to the whole, and shared against isolated frames."""
     isolated, *shared = figures['frames']
@@ -156,12 +177,13 @@ def check_frames(figures) -> None:
         shares = [] if suffix is None else ['shared']
         assert list(parts) == ['preprocess', 'vision', *shares, 'skip', 'full']
         assert wholes[-1] == pytest.approx(sum(parts.values()))  # there is one of each
+        assert row['samples'] == [parts]
         if suffix is not None:
             ratio = ratios[name + suffix]
             assert (ratio['numerator_ms'], ratio['denominator_ms']) == (wholes[-1], wholes[0])
             assert ratio['value'] == pytest.approx(wholes[-1] / wholes[0])
     assert figures['values'][bars.THREE_TASKS] == ratios[bars.THREE_TASKS]
-    assert figures['paced']['ms']['count'] == 1
+    assert figures['paced']['ms'] == percentiles(figures['paced']['samples'])
 
 
 def test_a_figure_below_its_floor_fails_the_run(benchmark, model, tmp_path, monkeypatch) -> None:
@@ -250,6 +272,7 @@ def test_a_signal_stops_with_one_line(benchmark, tmp_path, monkeypatch, number, 
     'arguments, said',
     [
         (['--seed', -1], '--seed -1'),
+        (['--seed', 1 << 63], '--seed 9223372036854775808: give a whole number from 0 to'),
         (['--model', 'random:nothing'], "'random:nothing' is unknown"),
         (['--model', 'random:llava-cpu', '--chat-template', '{{ x }}'], '--chat-template'),
         (['--model', 'no/such/folder'], 'no/such/folder'),
