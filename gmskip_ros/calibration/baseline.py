@@ -13,7 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from gmskip_ros.calibration.objective import VISUAL_GAIN, Objective, base_metric, make_objective
+from gmskip_ros.calibration.objective import (
+    VISUAL_GAIN,
+    Objective,
+    above_zero,
+    base_metric,
+    make_objective,
+)
 from gmskip_ros.calibration.questions import Questions
 from gmskip_ros.skipping import Baselines, ConstantBaseline
 from gmskip_ros.tasks import PRESENCE, Cider, Task, caption_tokens
@@ -98,10 +104,10 @@ def baselines(
     """Return the baselines of one task, or of several tasks' joint score, as JSON values.
 
     The keys are those of a skip list: 'constant' (with 'answer' and 'score') and 'empty' (a score).
-    `full`: the full model's score of each task. A joint score is the least of score / full score,
-    None where a full score is unknown or not above 0; there 'tasks' has each task's own baselines,
-    by name, and the joint answer names each task's. None if no question is scored. Raises what
-    best_constant_answer raises.
+    `full`: the full model's score of each task. A joint score is the least of score / full score
+    over the tasks with a full score above 0, None where one is unknown or none is above 0; there
+    'tasks' has each task's own baselines, by name, and the joint answer names each task's. None if
+    no question is scored. Raises what best_constant_answer raises.
     """
     of_tasks: dict[str, dict[str, Any]] = {}
     for of_task, metric in zip(questions, metrics, strict=True):
@@ -116,9 +122,10 @@ def baselines(
         return next(iter(of_tasks.values()))
 
     def joint(scores: Sequence[Any]) -> float | None:
-        if any(whole is None or whole <= 0 for whole in full):
+        known = [whole for whole in full if whole is not None]
+        if len(known) < len(full):
             return None
-        return min(score / float(whole or 1) for score, whole in zip(scores, full, strict=True))
+        return min((scores[part] / float(known[part]) for part in above_zero(known)), default=None)
 
     answers = [f'{name}: {of_task["constant"]["answer"]}' for name, of_task in of_tasks.items()]
     return {

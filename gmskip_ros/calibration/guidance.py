@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from gmskip_ros.calibration.errors import UnguidedError
 from gmskip_ros.calibration.likelihood import reference_texts
+from gmskip_ros.calibration.objective import above_zero
 from gmskip_ros.calibration.questions import Questions
 from gmskip_ros.tasks.normalisation import normalise
 from gmskip_ros.tasks.scoring import Absent, Score
@@ -100,7 +101,7 @@ def _reasons_of_scores(
     if metric == 'cider' and len(questions.references) == 1:
         yield (
             'CIDEr of a single image is 0 whatever the answer, since it weighs words by how few '
-            'images have them: use more images; with one, no --metric can tell answers apart'
+            'images have them: use more images, whatever the --metric'
         )
     elif most <= least:
         yield (
@@ -120,6 +121,11 @@ def _reasons_of_scores(
         )
     elif all(score >= high - tolerance for score, (_, high) in zip(scores, bounds, strict=True)):
         return
+    elif len(scores) == 1:
+        yield (
+            f'only one answer is scored ({metric} {_hundredths(full_score)}), so nothing shows '
+            'that the score depends on the image: use more images, whatever the --metric'
+        )
     elif max(scores) - min(scores) < tolerance:
         yield (
             f'all {len(scores)} answers of the full model score the same {metric} '
@@ -203,6 +209,21 @@ def constant_warnings(
                 'model looks at the image'
             )
     return lines
+
+
+def left_out_warnings(
+    names: Sequence[str], metrics: Sequence[str], full_scores: Sequence[Score]
+) -> list[str]:
+    """Return a line for each task of a joint score that it leaves out; see Objective."""
+    if len(names) == 1:
+        return []
+    counted = above_zero(full_scores)
+    return [
+        f'{name}: the {metric} of the full model is {_hundredths(float(score))}, so the joint '
+        'score leaves this task out'
+        for part, (name, metric, score) in enumerate(zip(names, metrics, full_scores, strict=True))
+        if part not in counted
+    ]
 
 
 def refuse(guidance: Sequence[Guidance], force: bool) -> str | None:

@@ -15,11 +15,12 @@ from typing import Any
 from gmskip_ros.calibration.answer_log import AnswerLog, plain_reference
 from gmskip_ros.calibration.answering import Answerer, ImageQuestion
 from gmskip_ros.calibration.errors import CalibrationError
-from gmskip_ros.calibration.guidance import Guidance, ScoredText, judge
+from gmskip_ros.calibration.guidance import Guidance, ScoredText, judge, left_out_warnings
 from gmskip_ros.calibration.objective import (
     BALANCED_ACCURACY,
     VISUAL_GAIN,
     Objective,
+    above_zero,
     base_metric,
     make_objective,
     shuffled_images,
@@ -95,8 +96,8 @@ class Evaluator:
         those to every question about its own image, including images without the target.
 
         - images: number of different images in the score. answers: number of all answers.
-        - score: in the given metric; joint: the least of score / full score over the tasks, None
-          where a full score is not above 0. scores: every metric of the task that these
+        - score: in the given metric; joint: the least of score / full score over the tasks whose
+          full score is above 0, None without any. scores: every metric of the task that these
           references allow, else None; joint: 'single_object.accuracy' and so on; presence: the
           means of `yes_no_figures` over the splits, and 'random.accuracy' and so on.
           match_scores: the score if the same answers were read as STRICTER (for visual_gain: of
@@ -169,7 +170,11 @@ class Evaluator:
                 reason
                 for part, answers in zip(self._parts, full, strict=True)
                 for reason in part.judge(answers).reasons
-            ]
+            ] + left_out_warnings(
+                [part.questions.name for part in self._parts],
+                [part.metric for part in self._parts],
+                [part.score(answers) for part, answers in zip(self._parts, full, strict=True)],
+            )
         if not self._is_joint:
             part = self._parts[0]
             figures.update(_most_frequent(answers))
@@ -576,9 +581,9 @@ def _noise(times: Sequence[_Timed]) -> float:
 
 def _least_ratio(scores: Sequence[Score | None], full: Sequence[Score]) -> float | None:
     known = [score for score in scores if score is not None]
-    if len(known) < len(full) or min(full) <= 0:
+    if len(known) < len(full):
         return None
-    return min(float(score / whole) for score, whole in zip(known, full, strict=True))
+    return min((float(known[part] / full[part]) for part in above_zero(full)), default=None)
 
 
 def _difference(a: float | None, b: float | None) -> float | None:

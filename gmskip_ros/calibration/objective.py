@@ -94,9 +94,12 @@ class Objective:
 
     def compared(self, full: Sequence[Score]) -> list[int]:
         """Return which parts count, given the full model's score of each."""
-        if not self.is_joint:
-            return [0]
-        return [part for part, whole in enumerate(full) if whole > 0]
+        return above_zero(full) if self.is_joint else [0]
+
+
+def above_zero(full: Sequence[Score]) -> list[int]:
+    """Return which parts of a joint score count: those with a full score to divide by."""
+    return [part for part, whole in enumerate(full) if whole > 0]
 
 
 def make_objective(

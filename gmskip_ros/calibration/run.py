@@ -31,6 +31,7 @@ from gmskip_ros.calibration.guidance import (
     constant_warnings,
     guidance_lines,
     guidance_of,
+    left_out_warnings,
     refuse,
 )
 from gmskip_ros.calibration.measuring import Evaluator
@@ -156,7 +157,7 @@ def calibrate(
         chosen = method.choose(scorer)
         warnings = [
             *constant_warnings(guidance, calibration_baselines),
-            *_warn_of_left_out(scorer),
+            *left_out_warnings([part.task for part in guidance], metrics, scorer.full_scores),
             *_warn_of_no_effect(scorer),
             *chosen.warnings,
         ]
@@ -255,18 +256,6 @@ def set_near_tie(
             margin = answerer.measure_near_tie(asked)
         known[NEAR_TIE_KEY] = margin
     answerer.near_tie = known[NEAR_TIE_KEY]
-
-
-def _warn_of_left_out(scorer: Scorer) -> list[str]:
-    """Return a line for each task that a forced joint score leaves out."""
-    parts = scorer.objective.parts
-    compared = scorer.objective.compared(scorer.full_scores)
-    return [
-        f'{part.questions.name}: the full model scores {float(score):g} ({part.metric}), so the '
-        'joint score leaves this task out'
-        for number, (part, score) in enumerate(zip(parts, scorer.full_scores, strict=True))
-        if number not in compared
-    ]
 
 
 def _warn_of_no_effect(scorer: Scorer) -> list[str]:

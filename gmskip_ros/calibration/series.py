@@ -65,10 +65,10 @@ def calibrate_targets(
             except UnguidedError as error:
                 if num_searches == 1:
                     raise
-                name = ', '.join(filter(None, [target, f'seed {seed}' if num_seeds > 1 else None]))
-                unguided.append(f'{name}: {error}')
+                seed_name = f'seed {seed}' if num_seeds > 1 else None
+                unguided.append(' '.join(filter(None, [target, seed_name])))
                 if ranks.rank == 0:
-                    listener.note(f'warning: {unguided[-1]}')
+                    listener.note(f'warning: {unguided[-1]}: {error}')
                 if not found:  # further seeds only show how stable the first one's list is
                     break
                 continue
@@ -81,7 +81,10 @@ def calibrate_targets(
         if found:
             yield found[0], into
     if unguided:
-        raise UnguidedError(f'not searched: {"; ".join(unguided)}')
+        raise UnguidedError(
+            f'not searched, for the reasons above: {", ".join(unguided)}; --force searches all the '
+            'same'
+        )
 
 
 def skip_list_path(skip_list: SkipList, folder: Path) -> Path:

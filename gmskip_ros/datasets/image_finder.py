@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+_COCO = re.compile(r'(.*?)(?:COCO_(?:train|val)2014_)?(\d{12}\.jpg)')
+
+
+def coco_names(image: str) -> list[str]:
+    """Return the names that an image may have: COCO's of 2014 are longer than those of 2017."""
+    match = _COCO.fullmatch(image)
+    if match is None:
+        return [image]
+    folder, number = match.groups()
+    names = [number, *(f'COCO_{part}2014_{number}' for part in ('val', 'train'))]
+    return list(dict.fromkeys([image, *(folder + name for name in names)]))
 
 
 class ImageFinder:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from gmskip_ros.datasets.coco import image_folders, training_warnings
 from gmskip_ros.datasets.errors import DatasetError
-from gmskip_ros.datasets.image_finder import ImageFinder
+from gmskip_ros.datasets.image_finder import ImageFinder, coco_names
 from gmskip_ros.datasets.json_file import Record, note, read_text
 from gmskip_ros.datasets.sample import Dataset, PresenceQuestion, Sample
 from gmskip_ros.datasets.wrong_files import refuse_file
@@ -21,7 +21,6 @@ _LABEL = re.compile(r'Is there an? (.+?) in the ')
 _FIELDS = {'image', 'text', 'label'}
 _ANSWERS = ('yes', 'no')
 _HEAD = 1 << 16  # bytes; a question is far shorter
-_COCO_2014 = re.compile(r'COCO_(?:train|val)2014_(\d{12}\.jpg)')
 _COCO_SPLITS = ('val2014', 'val2017', 'train2017')
 
 
@@ -76,7 +75,7 @@ def open_pope(files: Iterable[Path], images_dir: Path | None = None) -> Dataset:
             questions.append(
                 PopeQuestion(image, record.text('text'), _answer(record, 'label'), split)
             )
-    dataset = pope_dataset(name, questions, lambda image: finder.find(_names(image)))
+    dataset = pope_dataset(name, questions, lambda image: finder.find(coco_names(image)))
     if not dataset.samples:
         num_images = len({question.image for question in questions})
         raise DatasetError(
@@ -174,9 +173,3 @@ def _decoded(text: str, path: Path, place: str) -> Any:
         raise DatasetError(
             f'{path}: {place} is not JSON ({error}); fetch the file again'
         ) from error
-
-
-def _names(image: str) -> list[str]:
-    """Return the names that an image may have: COCO's of 2014 are shorter in its later splits."""
-    match = _COCO_2014.fullmatch(image)
-    return [image, match[1]] if match else [image]

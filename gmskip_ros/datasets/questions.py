@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from gmskip_ros.datasets.errors import DatasetError
-from gmskip_ros.datasets.image_finder import ImageFinder
+from gmskip_ros.datasets.image_finder import ImageFinder, coco_names
 from gmskip_ros.datasets.json_file import Record, has_word, note, read_text
 from gmskip_ros.datasets.sample import Dataset, Sample
 
@@ -83,7 +83,7 @@ def open_questions(
 
     def find(record: Record) -> tuple[str, Path | None]:
         image = record.text(record.first_of(_IMAGE))
-        names = [image + suffix for suffix in _SUFFIXES]
+        names = [name + suffix for suffix in _SUFFIXES for name in coco_names(image)]
         found = beside.find(names)
         return image, above.find(names) if found is None and '/' in image else found
 

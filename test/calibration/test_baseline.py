@@ -247,8 +247,11 @@ def test_joint_is_the_least_share_of_the_full_scores() -> None:
         }
     }
     assert baselines_of_evaluation(questions, metrics, figures) == found
-    for unknown in (None, 0):
-        without = baselines(questions, metrics, [*full[:2], unknown])
+    # A task in which the full model scores nothing is left out, as in the score.
+    without = baselines(questions, metrics, [full[0], 0, full[2]])
+    assert without['constant']['score'] == min(shares[0], shares[2])
+    for unknown in ([*full[:2], None], [0, 0, 0]):
+        without = baselines(questions, metrics, unknown)
         assert without['constant']['score'] is without['empty'] is None
         assert list_baselines(without) == Baselines(None, None)
 

@@ -361,14 +361,19 @@ def test_a_constant_answer_is_exposed(vlm, dataset):
     assert (found['score'], found['score_without_target'], found['visual_gain']) == (1, 0, 0)
     assert found['scores']['balanced_accuracy'] == 0.5
 
-    # Nothing is right in a joint score, so there is nothing to divide by.
+    # Two of three tasks score nothing: a joint score has nothing to divide by and leaves them out.
     wrong = [replace(sample, labels=('bus',), main_object='bus') for sample in samples]
     joint = questions_about(dataset, 'joint', wrong)
-    found = make_evaluator(vlm, joint, ['accuracy', 'set_precision', 'rouge_l'], SaysCar)[
-        0
-    ].evaluate([5])
-    assert (found['score'], found['difference'], found['visual_gain']) == (None, None, None)
+    metrics = ['accuracy', 'set_precision', 'rouge_l']
+    evaluator = make_evaluator(vlm, joint, metrics, SaysCar)[0]
+    found = evaluator.evaluate([5])
+    assert (found['score'], found['difference'], found['visual_gain']) == (1, 0, 0)
     assert found['scores']['captioning.rouge_l'] > 0
+    warnings = evaluator.evaluate([])['score_warnings']
+    left_out = [line.partition(':')[0] for line in warnings if 'joint score leaves' in line]
+    assert left_out == ['single_object', 'multi_object']
+    nothing = make_evaluator(vlm, joint[:2], metrics[:2], SaysCar)[0].evaluate([5])
+    assert (nothing['score'], nothing['difference'], nothing['visual_gain']) == (None, None, None)
 
 
 def test_generic_questions_have_no_vocabulary_and_a_single_image_no_shuffle(vlm, dataset):

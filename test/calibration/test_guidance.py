@@ -134,7 +134,7 @@ def test_references_of_more_than_four_times_the_length_are_refused(
         # One image.
         (captioned('a red car'), 'captioning', 'cider', ['a red car'], 'CIDEr of a single image'),
         (asked('a red car'), 'generic', 'cider', ['a red car'], 'CIDEr of a single image is 0'),
-        (shows('car bus'), 'multi_object', 'set_f1', ['car'], 'all 1 answers of the full model'),
+        (shows('car bus'), 'multi_object', 'set_f1', ['car'], 'only one answer is scored'),
         # Equal scores: no block can be told from another by them.
         (shows('car', 'bus'), 'multi_object', 'set_precision', ['car, dog', 'bus, dog'], 'all 2 '),
         (captioned('a b', 'c d'), 'captioning', 'rouge_l', ['a', 'c'], 'score the same rouge_l'),

@@ -134,6 +134,17 @@ def test_llava_s_questions_and_answers(tmp_path):
     )
 
 
+@pytest.mark.parametrize('stored', ['000000441147.jpg', 'COCO_val2014_000000441147.jpg'])
+@pytest.mark.parametrize('asked', ['000000441147.jpg', 'COCO_val2014_000000441147.jpg'])
+def test_coco_s_images_are_found_under_the_names_of_both_years(tmp_path, asked, stored):
+    """qa90_questions.jsonl has the shorter name, the folder val2014 that it is about the longer."""
+    write_images(tmp_path / 'val2014', [stored])
+    line = {'question_id': 0, 'image': asked, 'text': 'What is it?', 'answer': 'A suitcase.'}
+    path = write_lines(tmp_path / 'qa90_questions.jsonl', line)
+    (sample,) = open_dataset(path, images_dir=tmp_path / 'val2014').samples
+    assert (sample.image_path.name, sample.image_name) == (stored, asked)
+
+
 def test_llava_s_training_data(tmp_path):
     """llava_instruct_150k.json: conversations, whose first question has the token <image>."""
     turns = [
