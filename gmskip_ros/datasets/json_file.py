@@ -120,8 +120,10 @@ class Record:
         return self._values[name]
 
     def identity(self, name: str) -> int | str:
-        """Return an id: a whole number or a text. "7" is 7: files mix them; "007" is a text."""
+        """Return an id: a whole number or a text. "7" and 7.0 are 7; "007" is a text."""
         value = self.value(name, 'a whole number')
+        if isinstance(value, float) and value.is_integer():  # as pandas writes it
+            value = int(value)
         if not (is_whole_number(value) or isinstance(value, str)):
             raise self.error(name, f'is {short(value)}; it must be a whole number or a text')
         if isinstance(value, str) and len(value) < 30 and _DECIMAL.fullmatch(value):

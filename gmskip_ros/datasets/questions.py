@@ -82,6 +82,12 @@ def open_questions(
     above = ImageFinder([] if images_dir else path.absolute().parents[1:4])
 
     def find(record: Record) -> tuple[str, Path | None]:
+        if not record.has_any(_IMAGE) and record.number_in_file is not None:
+            raise record.error(
+                'image',
+                "is missing, as in files of a model's answers; give the file of questions that "
+                'names their images',
+            )
         image = record.text(record.first_of(_IMAGE))
         names = [name + suffix for suffix in _SUFFIXES for name in coco_names(image)]
         found = beside.find(names)

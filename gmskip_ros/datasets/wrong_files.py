@@ -16,6 +16,7 @@ _IMAGES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp')
 _OTHER_FORMS = {
     **dict.fromkeys(('.csv', '.tsv'), 'a table'),
     '.xml': 'XML, as Pascal VOC has it',
+    **dict.fromkeys(('.txt', '.token'), 'plain text'),
 }
 _ARCHIVES = ('.zip', '.tar', '.gz', '.tgz', '.7z', '.rar')
 _LFS_POINTER = b'version https://git-lfs.github.com/spec/'
@@ -42,11 +43,6 @@ def refuse_file(path: Path) -> None:
         raise DatasetError(
             f'{path}: is a git-LFS pointer, not the file itself; fetch it with git lfs pull'
         )
-    if what := _OTHER_FORMS.get(path.suffix.lower()):
-        raise DatasetError(
-            f"{path}: is {what}; give the annotations as a .json file in COCO's or Karpathy's "
-            'format, or questions as a .jsonl file'
-        )
     if path.suffix.lower() in _ARCHIVES:
         raise DatasetError(f'{path}: is an archive; unpack it and give what is in it')
     if path.suffix.lower() in _IMAGES:
@@ -56,16 +52,22 @@ def refuse_file(path: Path) -> None:
             f"{path}: is Flickr's token file, which has captions and no splits; give Karpathy's "
             'dataset_flickr8k.json or dataset_flickr30k.json'
         )
+    if what := _OTHER_FORMS.get(path.suffix.lower()):
+        raise DatasetError(
+            f"{path}: is {what}; give the annotations as a .json file in COCO's or Karpathy's "
+            'format, or questions as a .jsonl file'
+        )
 
 
 def refuse_content(content: object, path: Path) -> None:
     """Raise DatasetError for JSON that is known not to be annotations."""
     what = None
     if isinstance(content, list) and content and isinstance(content[0], dict):
-        if 'image_id' in content[0] and not {'question', 'text', 'query'} & content[0].keys():
+        has_id = not {'image_id', 'question_id'}.isdisjoint(content[0])
+        if has_id and not {'question', 'text', 'query', 'conversations'} & content[0].keys():
             what = (
                 "is a list of a model's results, not what is right; give the file that they are "
-                'compared with, such as instances_val2017.json or captions_val2017.json'
+                'compared with: instances_val2017.json, captions_val2017.json, or the questions'
             )
     elif isinstance(content, dict):
         what = _kind_of_object(content, path)

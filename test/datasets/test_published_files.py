@@ -126,7 +126,7 @@ def test_ids_may_be_texts_and_an_area_of_0_is_not_stated(tmp_path):
         [image('1', 'a.jpg'), image('x7', 'b.jpg')],
         [
             box('1', 1, '3', (0, 0, 9, 9), area=0),
-            box('2', 'x7', '1', (0, 0, 9, 9), area=None),
+            box(2.0, 'x7', 1.0, (0, 0, 9, 9), area=None),  # as pandas writes numbers
             {'id': '3', 'image_id': 'x7', 'category_id': '3', 'segmentation': [[0, 0, 1, 1, 2, 2]]},
             box('4', 'x7', '3', (0, 0, 9, 9)) | {'bbox': []},
         ],
@@ -279,6 +279,18 @@ POINTER = 'version https://git-lfs.github.com/spec/v1\noid sha256:c879\nsize 263
             'is a table; give',
         ),
         ('mmbench_dev_20230712.tsv', 'index\tquestion\n', 'is a table; give'),
+        ('captions.txt', 'image,caption\na.jpg,A child\n', 'is plain text; give'),
+        ('Flickr_8k.trainImages.txt', 'a.jpg\n', 'is plain text; give'),
+        (
+            'v2_OpenEnded_mscoco_train2014_fake_results.json',  # of the repository VQA
+            [{'question_id': 409380, 'answer': '4'}],
+            "a list of a model's results.*or the questions",
+        ),
+        (
+            'llava-v1.5-13b.jsonl',  # an answer file of LLaVA's model_vqa.py
+            {'question_id': 0, 'prompt': 'What?', 'text': 'A car.', 'answer_id': 'x'},
+            "line 1.image is missing, as in files of a model's answers; give the file of the quest",
+        ),
         ('2007_000027.xml', '<annotation></annotation>', 'is XML, as Pascal VOC has it; give'),
         ('instances_val2017.json', '', 'is empty; fetch it again'),
         ('coco_pope_random.json', POINTER, 'is a git-LFS pointer'),
