@@ -289,7 +289,7 @@ POINTER = 'version https://git-lfs.github.com/spec/v1\noid sha256:c879\nsize 263
         (
             'llava-v1.5-13b.jsonl',  # an answer file of LLaVA's model_vqa.py
             {'question_id': 0, 'prompt': 'What?', 'text': 'A car.', 'answer_id': 'x'},
-            "line 1.image is missing, as in files of a model's answers; give the file of the quest",
+            "line 1.image is missing, as in files of a model's answers; give the file of questions",
         ),
         ('2007_000027.xml', '<annotation></annotation>', 'is XML, as Pascal VOC has it; give'),
         ('instances_val2017.json', '', 'is empty; fetch it again'),
