@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, TypeGuard
 
 
@@ -21,6 +22,15 @@ MOST_SCORE_RATIO = 2
 def percent_hint(value: float) -> str:
     """Return ': did you mean 0.95?' for 95, where a share belongs; '' for what is no percentage."""
     return f': did you mean {value / 100:g}?' if 2 <= value <= 100 else ''
+
+
+def share_text_hint(text: str) -> str:
+    """Return ': did you mean 0.95?' for '95%' or '0,95'; '' for any other text."""
+    if percent := re.fullmatch(r'\s*(\d+(?:\.\d+)?)\s*%\s*', text):
+        return f': did you mean {float(percent[1]) / 100:g}?'
+    if comma := re.fullmatch(r'\s*0?,(\d+)\s*', text):
+        return f': did you mean 0.{comma[1]}?'
+    return ''
 
 
 def score_ratio_problem(ratio: float) -> str:

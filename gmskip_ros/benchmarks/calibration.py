@@ -23,13 +23,13 @@ from gmskip_ros.machine import describe_run
 from gmskip_ros.vlm import CalibrationEngine, load_vlm
 
 FORMAT = 'gmskip/benchmark-calibration/1'
-EXHAUSTIVE, BATCHED = 'exhaustive', 'batched'
+EXHAUSTIVE, BATCHED, WALK = 'exhaustive', 'batched', 'walk'
 # Name -> how candidates are answered, and whether those that cannot win are pruned.
 METHODS = {
     EXHAUSTIVE: ('alone', False),
     BATCHED: ('batched', False),  # exhaustive, with many images in a batch
     'walk without abandonment': ('walk', False),
-    'walk': ('walk', True),
+    WALK: ('walk', True),  # what calibrate does
 }
 
 

@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gmskip_ros.calibration.baseline import best_constant_answer
+    from gmskip_ros.calibration.compare import compare_methods
     from gmskip_ros.calibration.errors import CalibrationError
-    from gmskip_ros.calibration.evaluate import evaluate_all
+    from gmskip_ros.calibration.evaluate import evaluate_all, without_calibration_images
     from gmskip_ros.calibration.methods.registry import METHODS, search_settings
+    from gmskip_ros.calibration.redundancy import measure_redundancy
     from gmskip_ros.calibration.result import Calibration
     from gmskip_ros.calibration.run import calibrate
     from gmskip_ros.calibration.settings import (
         CalibrationSettings,
+        CompareSettings,
         EvaluationSettings,
         Listener,
         SearchSettings,
@@ -29,26 +32,34 @@ _MODULE_OF = {
     'Calibration': 'result',
     'CalibrationError': 'errors',
     'CalibrationSettings': 'settings',
+    'CompareSettings': 'settings',
     'EvaluationSettings': 'settings',
     'Listener': 'settings',
     'SearchSettings': 'settings',
     'best_constant_answer': 'baseline',
     'calibrate': 'run',
+    'compare_methods': 'compare',
     'evaluate_all': 'evaluate',
+    'measure_redundancy': 'redundancy',
     'search_settings': 'methods.registry',
+    'without_calibration_images': 'evaluate',
 }
 __all__ = [
     'METHODS',
     'Calibration',
     'CalibrationError',
     'CalibrationSettings',
+    'CompareSettings',
     'EvaluationSettings',
     'Listener',
     'SearchSettings',
     'best_constant_answer',
     'calibrate',
+    'compare_methods',
     'evaluate_all',
+    'measure_redundancy',
     'search_settings',
+    'without_calibration_images',
 ]
 
 

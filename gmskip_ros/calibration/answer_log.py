@@ -43,10 +43,6 @@ class AnswerLog:
         """The skip sets of which all answers are in the file, by skip_set_key."""
         return set(self._lines)
 
-    def clear(self) -> None:
-        """Forget all sets: they were asked about other images."""
-        self._lines = {}
-
     def add(self, skip_set: SkipSet, records: Iterable[Mapping[str, Any]]) -> None:
         """Write the answers of a set, in place of those it had. Raises CalibrationError."""
         key = skip_set_key(skip_set)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -78,7 +79,7 @@ class Plan:
 
 
 def check(dataset: Dataset, settings: CompareSettings, test_dataset: Dataset | None = None) -> None:
-    """Raise what `compare` raises for settings and datasets that do not work together.
+    """Raise what `compare_methods` raises for settings and datasets that do not work together.
 
     This needs no model and little time.
     """
@@ -147,7 +148,7 @@ class _Sets:
         return self.skip_sets.index(skip_set)
 
 
-def compare(
+def compare_methods(
     vlm: CalibrationEngine,
     dataset: Dataset,
     settings: CompareSettings,
@@ -237,7 +238,9 @@ def compare(
         reference_tokens = tokens_per_reference(
             answerer, data.test_questions, data.images.index_of, remember
         )
-        speeds = _time(vlm, settings, data, sets, checkpoint, save, ranks, listener, should_stop)
+        speeds, conditions = _time(
+            vlm, settings, data, sets, checkpoint, save, ranks, listener, should_stop
+        )
     except Exception:  # not KeyboardInterrupt, which may come between two changes of the state
         save()
         raise
@@ -251,6 +254,7 @@ def compare(
         'score_note': score_note(evaluations[0]),
         'sparsities': list(settings.sparsities),
         'tokens_per_reference': reference_tokens,
+        'timing_conditions': conditions,
         'baselines': baselines_of_evaluation(data.test_questions, metrics, evaluations[0]),
         'methods': methods,
         'sets': [
@@ -400,25 +404,32 @@ def _time(
     ranks: Ranks,
     listener: Listener,
     should_stop: Callable[[], bool],
-) -> list[dict[str, Any] | None]:
+) -> tuple[list[dict[str, Any] | None], dict[str, Any] | None]:
     """Return each set's times (see speed_figures), measured by rank 0; None if not asked for.
 
-    Rounds that were measured of exactly these sets are kept: sets are compared only within one
-    run of rounds, so one new set means that all are timed again.
+    And under which conditions: threads, of PyTorch on the CPU; load, in each round, the processes
+    that the machine had to run (the mean of the minute before its end).
+
+    Rounds that were measured of exactly these sets are kept: sets are compared only within one run
+    of rounds, so one new set means that all are timed again.
     """
     if not settings.latency_images:
-        return [None] * len(sets.skip_sets)
+        return [None] * len(sets.skip_sets), None
     figures: list[dict[str, Any] | None] = []
+    conditions: dict[str, Any] = {}
     if ranks.rank == 0:
+        import torch  # here: `gmskip --help` loads this file
+
         questions = _timed_questions(data, settings.latency_images)
         setup: dict[str, Any] = {
             'sets': [skip_set_key(skip_set) for skip_set in sets.skip_sets],
             'machine': machine(vlm.device),
+            'threads': torch.get_num_threads(),
             'questions': [[str(one.path), one.prompt, one.max_new_tokens] for one in questions],
         }
         known = checkpoint.evaluations.get('times') or {}
         if {name: known.get(name) for name in setup} != setup:
-            known = checkpoint.evaluations['times'] = {**setup, 'rounds': []}
+            known = checkpoint.evaluations['times'] = {**setup, 'rounds': [], 'load': []}
         rounds: list[list[list[Sample]]] = known['rounds']
         per_round = len(questions) * len(sets.skip_sets)
         total = per_round * settings.latency_rounds
@@ -435,6 +446,7 @@ def _time(
         while len(rounds) < settings.latency_rounds:
             number = len(rounds)
             rounds.append(time_round(vlm, questions, sets.skip_sets, number, show, should_stop))
+            known['load'].append(os.getloadavg()[0])
             save()
         used = rounds[: settings.latency_rounds]
         samples = [
@@ -442,7 +454,8 @@ def _time(
             for index in range(len(sets.skip_sets))
         ]
         figures = [speed_figures(of_set, samples[0], len(questions)) for of_set in samples]
-    return ranks.of_first(figures)
+        conditions = {'threads': known['threads'], 'load': known['load'][: len(used)]}
+    return ranks.of_first((figures, conditions))
 
 
 def _timed_questions(data: Data, count: int) -> list[TimedQuestion]:
@@ -530,7 +543,7 @@ def _header(
 ) -> dict[str, Any]:
     prompts = {prompt for questions in data.test_questions for prompt in questions.prompts}
     return {
-        **record_header(FORMAT, vlm, settings, metrics),
+        **record_header(FORMAT, vlm, settings, metrics, data.test_questions),
         'started': started,
         'prompt': prompts.pop() if len(prompts) == 1 else None,
         'latency_images': settings.latency_images,

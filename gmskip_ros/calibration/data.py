@@ -11,7 +11,7 @@ from gmskip_ros.calibration.choosing import Chosen, choose, choose_by_first
 from gmskip_ros.calibration.distributed import Ranks
 from gmskip_ros.calibration.errors import CalibrationError
 from gmskip_ros.calibration.images import EncodedImages
-from gmskip_ros.calibration.questions import Questions, make_questions
+from gmskip_ros.calibration.questions import Questions, label_set, make_questions
 from gmskip_ros.calibration.settings import (
     CalibrationSettings,
     CompareSettings,
@@ -118,7 +118,11 @@ def load_data(
 
 
 def record_header(
-    format: str, vlm: CalibrationEngine, settings: SharedSettings, metrics: Sequence[str]
+    format: str,
+    vlm: CalibrationEngine,
+    settings: SharedSettings,
+    metrics: Sequence[str],
+    questions: Sequence[Questions],
 ) -> dict[str, Any]:
     """Return what a record of measurements begins with, as JSON values: what ran, when, on what."""
     now = datetime.datetime.now(datetime.timezone.utc)
@@ -135,4 +139,5 @@ def record_header(
         'target': settings.target,
         'metric': ', '.join(metrics),
         'match': settings.used_match,
+        'labels': label_set(questions),
     }

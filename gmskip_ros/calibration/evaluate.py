@@ -54,7 +54,7 @@ def without_calibration_images(
     dataset: Dataset,
     skip_lists: Mapping[str, SkipList],
     settings: EvaluationSettings,
-    print_line: Callable[[str], None],
+    print_line: Callable[[str], None] = print,
 ) -> Dataset:
     """Return the dataset without the images that a skip list was calibrated on.
 
@@ -166,18 +166,20 @@ def evaluate_all(
     dataset: Dataset,
     settings: EvaluationSettings,
     skip_lists: Mapping[str, SkipList],
-    ranks: Ranks,
-    listener: Listener,
-    print_line: Callable[[str], None],
+    ranks: Ranks | None = None,
+    listener: Listener | None = None,
+    print_line: Callable[[str], None] = print,
     answer_files: AnswerFiles | None = None,
     log: AnswerLog | None = None,
 ) -> dict[str, Any]:
     """Return the figures of every row as JSON values, in the form of evaluation.json.
 
+    The dataset may hold images that a list was calibrated on: see without_calibration_images.
     `print_line` receives warnings; rank 0 writes the answers to `answer_files` and `log`. With
     several ranks every process makes the same call, but only the first needs the dataset. Raises
     CalibrationError, DatasetError, TaskError, SkipListError, VlmError.
     """
+    ranks, listener = ranks or Ranks(), listener or Listener()
     sets = choose_sets(vlm.num_blocks, skip_lists, settings)
     metrics = choose_metrics([task.name for task in settings.tasks()], settings.metric)
     chosen = value_of_first(ranks, lambda: choose(dataset, settings, 0, settings.images))
@@ -324,7 +326,7 @@ def _record(
     first = rows[0]['evaluation']
     samples = data.test_questions[0].samples
     return {
-        **record_header(FORMAT, vlm, settings, metrics),
+        **record_header(FORMAT, vlm, settings, metrics, data.test_questions),
         'prompt': _common_prompt(data.test_questions),
         'dataset': {
             'name': dataset.name,

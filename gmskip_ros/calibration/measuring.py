@@ -51,6 +51,8 @@ LATENCY_FIGURES = (
     'load',
     'answers_got_shorter',
 )
+# (part, question) -> per round: the times of the set's answer and of full's.
+_Times = dict[tuple[int, int], list[dict[str, dict[str, float]]]]
 STRICTER = ('strict', 'forms')  # also shown, however answers are read
 LATENCY_ROUNDS = 2  # of each image under each set; their difference is the noise
 
@@ -128,12 +130,12 @@ class Evaluator:
         if self._on_answers is not None:
             for part, of_part in zip(self._parts, found, strict=True):
                 self._on_answers(part.questions, [answer.text for answer in of_part.real])
-        if self.log is not None:
-            self.log.add(skip_set, self._records(found))
         score, shuffled_score, visual_gain = self._overall(found)
         full_score = self._overall(full)[0]
         answers = [answer for part_answers in found for answer in part_answers.real]
         full_answers = [answer for part_answers in full for answer in part_answers.real]
+        timed, times = self._timed(skip_set)
+        target_logs: dict[int, float] = {}
         figures = {
             'images': len(
                 {
@@ -158,7 +160,7 @@ class Evaluator:
             'difference': _difference(score, full_score),
             'interval': None,
             'mcnemar_p': None,
-            **self._timed(skip_set),
+            **timed,
             'parameters_run': self._answerer.vlm.num_parameters_run(skip_set),
             'token_agreement': statistics.fmean(
                 answer.token_ids == full_answer.token_ids
@@ -180,22 +182,34 @@ class Evaluator:
             figures.update(_most_frequent(answers))
             figures.update(_against_full(part, found[0], full[0]))
             if part.without_target:
-                figures['auroc'] = self._auroc(part, skip_set)
+                target_logs = self._target_log_probabilities(part, skip_set)
+                without = part.without_target
+                figures['auroc'] = auroc(
+                    [value for i, value in target_logs.items() if i not in without],
+                    [value for i, value in target_logs.items() if i in without],
+                )
                 figures['score_without_target'] = statistics.fmean(
                     float(part.objective.parts[0].scorer.score(i, found[0].real[i].text))
                     for i in part.without_target
                 )
+        if self.log is not None:
+            self.log.add(skip_set, self._records(found, target_logs, times))
         return figures
 
-    def _records(self, found: Sequence[_Answers]) -> Iterator[dict[str, Any]]:
-        """Yield what answers.jsonl holds of each answer."""
-        for part, answers in zip(self._parts, found, strict=True):
+    def _records(
+        self, found: Sequence[_Answers], target_logs: Mapping[int, float], times: _Times
+    ) -> Iterator[dict[str, Any]]:
+        """Yield what answers.jsonl holds of each answer.
+
+        target_logs: of the questions about their own image, of a single part.
+        """
+        for index, (part, answers) in enumerate(zip(self._parts, found, strict=True)):
             questions = part.questions
             path_of = dict(zip(part.images, (s.image_path for s in questions.samples), strict=True))
             asked = [(i, part.images[i], answer) for i, answer in enumerate(answers.real)]
             other = [(i, part.shuffled[i], answer) for i, answer in answers.shuffled.items()]
             for number, (i, image, answer) in enumerate(asked + other):
-                yield {
+                record = {
                     'task': questions.name,
                     'question': i,
                     'key': questions.samples[i].key,
@@ -207,6 +221,14 @@ class Evaluator:
                     'answer': answer.text,
                     'token_ids': list(answer.token_ids),
                 }
+                if questions.splits:
+                    record['splits'] = list(questions.splits[i])
+                if number < len(asked) and i in target_logs:
+                    log = target_logs[i]
+                    record['target_log_probability'] = log if math.isfinite(log) else None
+                if number < len(asked) and (index, i) in times:
+                    record['times'] = times[index, i]
+                yield record
 
     @cached_property
     def _full(self) -> list[_Answers]:
@@ -283,8 +305,8 @@ class Evaluator:
         ]
         return statistics.fmean(inside) if inside else None
 
-    def _auroc(self, part: _Part, skip_set: SkipSet) -> float:
-        """Return how well the target's probability separates images with it from those without.
+    def _target_log_probabilities(self, part: _Part, skip_set: SkipSet) -> dict[int, float]:
+        """Return how likely the target is as the answer to each question, ascending: log(p).
 
         It is the summed probability of the target's spellings at the start of the answer: with a
         capital letter or not, after a space or not. One image is scored at a time, so that neither
@@ -309,14 +331,10 @@ class Evaluator:
         found: dict[int, float] = {}
         for of_rank in self._answerer.ranks.gather(mine):
             found.update(of_rank)
-        without = set(part.without_target)
-        return auroc(
-            [value for i, value in sorted(found.items()) if i not in without],
-            [value for i, value in sorted(found.items()) if i in without],
-        )
+        return dict(sorted(found.items()))
 
-    def _timed(self, skip_set: SkipSet) -> dict[str, Any]:
-        """Return the times of single answers (batch 1, from cached image features).
+    def _timed(self, skip_set: SkipSet) -> tuple[dict[str, Any], _Times]:
+        """Return the times of single answers (batch 1, from cached image features), and each one.
 
         The first scored questions (alternating between several tasks) are answered twice by full
         and by the skip set, in turn, now one first and now the other, so that other load on the
@@ -340,18 +358,24 @@ class Evaluator:
           of the language model's time; noise is the difference of the two rounds' median
           language_ms, relative to the larger one, in the noisier of the two sets.
         """
-        result = dict.fromkeys(LATENCY_FIGURES)
+        result, times = dict.fromkeys(LATENCY_FIGURES), _Times()
         if self._latency_images and self._answerer.ranks.rank == 0:
-            result.update(self._measure(skip_set))
-        return self._answerer.ranks.of_first(result)
+            figures, times = self._measure(skip_set)
+            result.update(figures)
+        return self._answerer.ranks.of_first((result, times))
 
-    def _measure(self, skip_set: SkipSet) -> dict[str, Any]:
+    def _measure(self, skip_set: SkipSet) -> tuple[dict[str, Any], _Times]:
         import torch  # here: `gmskip --help` loads this file
 
         vlm = self._answerer.vlm
+        chosen = self._timed_questions()
         timed = [
-            (self._answerer.images[part.images[i]], part.questions.prompts[i], part.questions)
-            for part, i in self._timed_questions()
+            (
+                self._answerer.images[self._parts[part].images[i]],
+                self._parts[part].questions.prompts[i],
+                self._parts[part].questions,
+            )
+            for part, i in chosen
         ]
         full = SkipSet()
         sets = [full, skip_set] if skip_set else [full]
@@ -371,7 +395,7 @@ class Evaluator:
         num_tokens, num_full_tokens = (
             sum(answer.tokens for answer in answers) for answers in (times, full_times)
         )
-        return {
+        figures = {
             'latency_ms': statistics.median(answer.total_ms for answer in times),
             'ms_per_token': statistics.median(per_token) if per_token else language_ms,
             'language_ms': language_ms,
@@ -385,14 +409,19 @@ class Evaluator:
             'answers_got_shorter': num_tokens < num_full_tokens
             and cut > len(skip_set.blocks) / vlm.num_blocks + noise,
         }
+        of_question: _Times = {}
+        for place, timed_answer, full_answer in zip(
+            chosen * LATENCY_ROUNDS, times, full_times, strict=True
+        ):
+            records = {'set': timed_answer.record(), 'full': full_answer.record()}
+            of_question.setdefault(place, []).append(records)
+        return figures, of_question
 
-    def _timed_questions(self) -> list[tuple[_Part, int]]:
-        longest = max(part.questions.num_scored for part in self._parts)
+    def _timed_questions(self) -> list[tuple[int, int]]:
+        """Return the part and the question of each, by their numbers."""
+        counts = [part.questions.num_scored for part in self._parts]
         alternating = [
-            (part, i)
-            for i in range(longest)
-            for part in self._parts
-            if i < part.questions.num_scored
+            (part, i) for i in range(max(counts)) for part, count in enumerate(counts) if i < count
         ]
         return alternating[: self._latency_images]
 
@@ -489,6 +518,10 @@ class _Timed:
         self.tokens = len(answer.token_ids)
         # Prefill gives the first token; token_ids do not include one that ends the answer.
         self.passes = min(self.tokens, max_new_tokens - 1)
+
+    def record(self) -> dict[str, float]:
+        """Return what the figures are computed from, as JSON values."""
+        return dict(vars(self))
 
 
 def _presence_figures(questions: Questions, answers: _Answers) -> dict[str, float | None]:

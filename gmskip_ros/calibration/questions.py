@@ -56,6 +56,12 @@ class Questions:
         return min(len(token_ids), self.max_new_tokens - 1)
 
 
+def label_set(questions: Sequence[Questions]) -> list[str]:
+    """Return the labels that answers are read with; [] where no task has any."""
+    tasks = [of_task.task for of_task in questions if of_task.task is not None]
+    return list(dict.fromkeys(label for task in tasks for label in task.labels))
+
+
 def reread(questions: Questions, match: str) -> Questions | None:
     """Return the same questions with answers read in a different way; None for other tasks.
 

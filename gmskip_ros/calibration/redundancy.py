@@ -153,7 +153,7 @@ def measure_redundancy(
         raise
     record = _figures(table, changes, settings.seed)
     return {
-        **record_header(FORMAT, vlm, settings, metrics),
+        **record_header(FORMAT, vlm, settings, metrics, data.questions),
         'dataset': {
             'name': dataset.name,
             'chosen': chosen.line,

@@ -38,6 +38,7 @@ class Facts:
     dataset: Mapping[str, Any]
     unreadable: tuple[str, ...]
     metrics: tuple[str, ...]
+    labels: Sequence[str]
     prompt: Prompt
     method: str
     phases: tuple[str, ...]
@@ -105,6 +106,7 @@ def make_calibration(
         'target': settings.target,
         'metric': skip_list.metric,
         'match': skip_list.match,
+        'labels': list(facts.labels),
         'prompt': skip_list.prompt.text,
         'rendered_prompt': skip_list.prompt.rendered,
         'method': skip_list.method,

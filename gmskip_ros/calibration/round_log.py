@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from gmskip_ros.calibration.log_file import write_lines
 from gmskip_ros.calibration.scoring import Scorer
@@ -24,6 +26,7 @@ class RoundLog:
         self._path = folder / FILE_NAME
         self._listener = listener
         self._num_reported = 0
+        self._records: list[dict[str, Any]] = []  # of rounds that are not in the scorer's state
 
     def begin(self) -> None:
         """Report what an earlier run has found. Call the scorer's score_full first."""
@@ -42,6 +45,16 @@ class RoundLog:
         for number in range(self._num_reported + 1, len(rounds) + 1):
             self._listener.round_done(self._done(number, rounds, is_new))
         self._num_reported = len(rounds)
+
+    def add(self, done: RoundDone, record: Mapping[str, Any]) -> None:
+        """Report a round that is not in the scorer's state, and write the file.
+
+        Raises CalibrationError.
+        """
+        more = {'full_score': done.full_score, 'sparsity': done.sparsity}
+        self._records.append({**record, **more})
+        write_lines(self._path, map(json.dumps, self._records))
+        self._listener.round_done(done)
 
     def _done(self, number: int, rounds: list[Round], is_new: bool) -> RoundDone:
         scorer, done = self._scorer, rounds[number - 1]

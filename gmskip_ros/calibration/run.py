@@ -38,6 +38,7 @@ from gmskip_ros.calibration.measuring import Evaluator
 from gmskip_ros.calibration.methods.method import Method
 from gmskip_ros.calibration.methods.registry import check_settings, get_method
 from gmskip_ros.calibration.objective import Objective, choose_metrics, make_objective
+from gmskip_ros.calibration.questions import label_set
 from gmskip_ros.calibration.result import Calibration, Facts, make_calibration
 from gmskip_ros.calibration.round_log import RoundLog
 from gmskip_ros.calibration.scoring import Scorer, set_key
@@ -153,6 +154,7 @@ def calibrate(
         if ranks.rank == 0:
             listener.full_score(float(scorer.full_score))
             log.begin()
+            scorer.on_resumed, scorer.on_round = listener.resumed, log.add
         scorer.on_save = save
         chosen = method.choose(scorer)
         warnings = [
@@ -477,6 +479,7 @@ def _facts(
         },
         unreadable=tuple(data.unreadable),
         metrics=tuple(metrics),
+        labels=label_set(data.questions),
         prompt=Prompt(
             prompt,
             vlm.template_sha256,

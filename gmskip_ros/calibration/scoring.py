@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 from gmskip_ros.calibration.answering import Answerer, ImageQuestion
 from gmskip_ros.calibration.errors import CalibrationError
 from gmskip_ros.calibration.objective import Objective
-from gmskip_ros.calibration.settings import Progress, SearchSettings
+from gmskip_ros.calibration.settings import Progress, RoundDone, SearchSettings
 from gmskip_ros.calibration.trajectory import FULL, Round, ScoredAnswer, ScoredSet, SearchState
 from gmskip_ros.skipping import SkipSet
 from gmskip_ros.tasks.scoring import Score
@@ -39,7 +39,9 @@ class Scorer:
         """`on_save(state, True)` is called after a round, and with False within one.
 
         `remembered` keeps what `remember` computes, so that a resumed run has it. `num_candidates`:
-        how many of so many retained blocks a round tries, for the time left.
+        how many of so many retained blocks a round tries, for the time left. Methods whose rounds
+        are not in the state report them to `on_resumed` (round, most rounds), where they go on, and
+        `on_round` (with its record).
         """
         self.objective = objective
         self.answerer = answerer
@@ -47,6 +49,8 @@ class Scorer:
         self.state = state or SearchState()
         self.on_progress = on_progress
         self.on_save = on_save
+        self.on_resumed: Callable[[int, int], None] = lambda number, most_rounds: None
+        self.on_round: Callable[[RoundDone, Mapping[str, Any]], None] = lambda done, record: None
         self._remembered = {} if remembered is None else remembered
         self._num_candidates = num_candidates
         self.num_items = len(objective.items)
@@ -189,6 +193,10 @@ class Scorer:
             self._remembered[key] = compute()
             self.on_save(self.state, True)
         return self._remembered[key]
+
+    def is_remembered(self, key: str) -> bool:
+        """Return whether `remember` has computed this already."""
+        return key in self._remembered
 
     def forget(self, key: str) -> None:
         """Let `remember` compute this again."""

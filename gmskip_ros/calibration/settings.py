@@ -8,7 +8,7 @@ from typing import Any
 
 from gmskip_ros.calibration.errors import CalibrationError
 from gmskip_ros.numbers import percent_hint, score_ratio_problem
-from gmskip_ros.skipping import JOINT, KV_POLICIES, PHASES, meets_ratio
+from gmskip_ros.skipping import JOINT, KV_POLICIES, OPERATING_POINTS, PHASES, meets_ratio
 from gmskip_ros.tasks import DEFAULT_MATCH, PRESENCE, TASK_NAMES, Task, make_task
 
 GENERIC = 'generic'
@@ -214,7 +214,7 @@ class CalibrationSettings(SharedSettings):
 class EvaluationSettings(SharedSettings):
     """One evaluation: at which operating points, beside which of Skip-MLLM's fixed intervals."""
 
-    operating_points: tuple[str, ...] = ()
+    operating_points: tuple[str, ...] = OPERATING_POINTS
     intervals: tuple[int, ...] | None = None  # None: the paper's that fit the model
 
 
@@ -260,17 +260,23 @@ class Progress:
 
 @dataclass(frozen=True)
 class RoundDone:
-    """One finished round: what it removed (None: every score was too low), and what is left."""
+    """One finished round: what it removed (None: every score was too low), and what is left.
+
+    A method that compares something else than the task's score has it as `value`, and may not know
+    the score; one that removes no block says in words `what` the round found.
+    """
 
     number: int
     most_rounds: int
     removed: int | None
-    score: float
+    score: float | None
     full_score: float
     sparsity: float  # after it
     seconds: float
     seconds_left: float | None  # of the whole search at most; None once it is over
     is_new: bool  # not taken over from an earlier run
+    value: float | None = None
+    what: str = ''
 
 
 class Listener:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gmskip_ros.cli import benchmark_latency
-from gmskip_ros.cli.options import add_model_options, load_options, split_list
+from gmskip_ros.cli.options import add_model_options, load_options, share, split_list
 from gmskip_ros.errors import UserError
 from gmskip_ros.numbers import numbers_in
 from gmskip_ros.tasks import TASK_NAMES
@@ -57,7 +57,7 @@ def add_parser(subparsers: Any) -> None:
     )
     calibration.add_argument(
         '--max-sparsity',
-        type=float,
+        type=share,
         default=0.9,
         metavar='S',
         help='stop at this sparsity, whatever the score (default: 0.9)',
@@ -154,9 +154,13 @@ def print_report(report: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from gmskip_ros.benchmarks.calibration import EXHAUSTIVE
+    from gmskip_ros.benchmarks.calibration import EXHAUSTIVE, WALK
+    from gmskip_ros.report.formatting import demo_alert
+    from gmskip_ros.report.headlines import search_headline
 
     console = Console()
+    for line in (search_headline(report['tasks'], WALK), *demo_alert(report)):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     device = report['device']
     if device == 'cpu':
         device = f'{report["machine"]["cpu"]}, {report["threads"]} threads'

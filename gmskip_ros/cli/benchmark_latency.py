@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gmskip_ros.cli.options import add_load_options, load_options, make_folder, positive_int
+from gmskip_ros.cli.options import add_load_options, load_options, locked, positive_int
 from gmskip_ros.errors import UserError
 from gmskip_ros.signals import StopSignals
 
@@ -77,9 +77,9 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f'--seed {args.seed}: give a whole number from 0 to {MAX_SEED}')
     stop = StopSignals()
     with stop:
-        folder = make_folder(args.out.expanduser())
+        folder = args.out.expanduser()
         try:
-            with stop.at_once():
+            with locked(folder), stop.at_once():
                 result = measure_with_progress(args)
                 write(result, folder)
         except KeyboardInterrupt:
@@ -146,9 +146,12 @@ def print_result(result: Mapping[str, Any], folder: Path) -> None:
     """Print the tables, and where the files are."""
     from rich.console import Console
 
+    from gmskip_ros.report.headlines import latency_headline
     from gmskip_ros.report.latency_report import latency_tables
 
     console = Console()
+    if line := latency_headline(result):
+        console.print(line, markup=False, highlight=False)
     for table in latency_tables(result):
         console.print(table)
         console.print()

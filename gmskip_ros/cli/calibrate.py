@@ -29,6 +29,7 @@ from gmskip_ros.cli.options import (
     parse_phases,
     parse_protect,
     parse_sparsities,
+    share,
     shared_settings,
     split_list,
 )
@@ -74,13 +75,13 @@ def add_parser(subparsers: Any) -> None:
     )
     search.add_argument(
         '--min-score-ratio',
-        type=float,
+        type=share,
         default=1.0,
         metavar='R',
         help='stop when every further removal would score below R x the full score (default: 1.0)',
     )
     search.add_argument(
-        '--max-sparsity', type=float, metavar='S', help='stop at this sparsity (default: 0.9)'
+        '--max-sparsity', type=share, metavar='S', help='stop at this sparsity (default: 0.9)'
     )
     search.add_argument(
         '--sparsity',

@@ -153,7 +153,7 @@ def run(args: argparse.Namespace) -> int:
 def compare_and_report(args: argparse.Namespace, settings: CompareSettings, run: LongRun) -> None:
     """Open the data, load the model, compare, and write and print the results."""
     from gmskip_ros.calibration.choosing import OF_FIRST
-    from gmskip_ros.calibration.compare import check, compare
+    from gmskip_ros.calibration.compare import check, compare_methods
 
     dataset, test_dataset = OF_FIRST, None
     if run.is_first:
@@ -162,7 +162,7 @@ def compare_and_report(args: argparse.Namespace, settings: CompareSettings, run:
     run.open_folder()
     run.show_notes(dataset, test_dataset)
     vlm = run.load_model(args)
-    result = compare(
+    result = compare_methods(
         vlm,
         dataset,
         settings,

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gmskip_ros.cli.options import add_timing_option, positive_float, positive_int
+from gmskip_ros.cli.options import add_timing_option, locked, positive_float, positive_int
 from gmskip_ros.pipeline.timing import ISOLATED, SHARED, TIMINGS
 from gmskip_ros.signals import StopSignals
 
@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
         )
         screen = Screen(show_progress=not args.no_progress)
         try:
-            with screen.live():
+            with locked(args.out), screen.live():
                 frames = run_demo(options, stop, screen)
         except LiveRunError as error:
             print(f'gmskip demo: error: {error}', file=sys.stderr)

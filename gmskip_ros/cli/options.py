@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from gmskip_ros.calibration.methods.method import Method
 from gmskip_ros.calibration.methods.registry import all_options
 from gmskip_ros.errors import UserError
 from gmskip_ros.files import FolderLock
-from gmskip_ros.numbers import percent_hint
+from gmskip_ros.numbers import percent_hint, share_text_hint
 from gmskip_ros.pipeline.timing import ISOLATED, TIMINGS
 from gmskip_ros.skipping import PHASES
 from gmskip_ros.tasks import DEFAULT_MATCH, MATCHES, PRESENCE, TASK_NAMES
@@ -64,6 +65,15 @@ def positive_float(text: str) -> float:
     if not 0 < value < 1e6:
         raise argparse.ArgumentTypeError(f'{text!r} is not a number above 0')
     return value
+
+
+def share(text: str) -> float:
+    """Return a number, such as a ratio or a sparsity, as the type of an argument."""
+    try:
+        return float(text)
+    except ValueError:
+        hint = share_text_hint(text)
+        raise argparse.ArgumentTypeError(f'{text!r} is not a number{hint}') from None
 
 
 # Of load_vlm; the node's parameters have the same names.
@@ -423,6 +433,17 @@ def lock_folder(folder: Path, lock: FolderLock) -> None:
         raise UserError(f'--out {folder}: {error.strerror}: give a different folder') from error
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[Path]:
+    """Make the folder of --out, and keep other processes out of it in the block. Raises UserError.
+
+    Yields the folder.
+    """
+    with FolderLock() as lock:
+        lock_folder(make_folder(folder), lock)
+        yield folder
+
+
 def load_model(
     args: argparse.Namespace, ranks: Ranks, on_progress: Callable[[str], None]
 ) -> CalibrationEngine:
@@ -468,6 +489,7 @@ def parse_sparsities(text: str) -> tuple[float, ...]:
     except InvalidOperation:
         numbers = []
     usage = f'--sparsity {text!r}: give START:STOP:STEP, such as 0.05:0.5:0.05, or 0.25,0.5'
+    usage += next(filter(None, map(share_text_hint, parts)), '')
     if not numbers or not all(number.is_finite() for number in numbers):
         raise UserError(usage)
     if ':' in text:

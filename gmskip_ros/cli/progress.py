@@ -106,6 +106,7 @@ class ProgressBars(Bars, Listener):
         self._has_lines = is_shown
         self._others = others
         self._next_line_s = monotonic() + FIRST_LINE_S
+        self._step, self._step_start_s, self._step_done = '', 0.0, 0
         self._title = ''
         self._round = -1
         self._noted: set[str] = set()
@@ -154,9 +155,11 @@ class ProgressBars(Bars, Listener):
         """Print a line about a round that is new."""
         if done.is_new and self._has_lines:
             what = 'nothing removed' if done.removed is None else f'block {done.removed} removed'
+            score = '' if done.score is None else f'score {done.score:.4f}'
             parts = [
-                f'gmskip: round {done.number} of at most {done.most_rounds}{self._title}: {what}',
-                f'score {done.score:.4f} (full {done.full_score:.4f})',
+                f'gmskip: round {done.number} of at most {done.most_rounds}{self._title}: '
+                f'{done.what or what}',
+                score and f'{score} (full {done.full_score:.4f})',
                 f'sparsity {100 * done.sparsity:.1f} %',
                 about(done.seconds_left),
             ]
@@ -182,15 +185,26 @@ class ProgressBars(Bars, Listener):
         info = f'{counted}  {details}' if details else counted
         beside = SEARCH_BARS if name in SEARCH_BARS else ()
         self.show(name, done, total, description=name + self._title, info=info, beside=beside)
-        if self._has_lines and not self.is_terminal and monotonic() >= self._next_line_s:
-            self._next_line_s = monotonic() + LINE_EVERY_S
-            self.print(f'gmskip: {name}{self._title}: {info}')
+        now_s = monotonic()
+        if name != self._step or done < self._step_done:
+            self._step, self._step_start_s, self._step_done = name, now_s, done
+        if self._has_lines and not self.is_terminal and now_s >= self._next_line_s:
+            self._next_line_s = now_s + LINE_EVERY_S
+            left = ''
+            if not details and done > self._step_done:
+                each_s = (now_s - self._step_start_s) / (done - self._step_done)
+                left = f', about {duration(each_s * (total - done))} left'
+            self.print(f'gmskip: {name}{self._title}: {info}{left}')
 
 
 def about(seconds: float | None) -> str:
     """Return 'at most about 1:02:00 left'; '' if it is not known."""
     if seconds is None:
         return ''
-    # To the minute where there are hours: it is an estimate.
+    return f'at most about {duration(seconds)} left'
+
+
+def duration(seconds: float) -> str:
+    """Return '1:02:00': to the minute where there are hours, since it is an estimate."""
     step = 60 if seconds > 3600 else 1
-    return f'at most about {timedelta(seconds=round(seconds / step) * step)} left'
+    return str(timedelta(seconds=round(seconds / step) * step))

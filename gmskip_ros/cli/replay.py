@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gmskip_ros.cli.options import LOAD_OPTIONS, add_load_options, add_match_option
+from gmskip_ros.cli.options import LOAD_OPTIONS, add_load_options, add_match_option, locked
 from gmskip_ros.errors import UserError
 from gmskip_ros.signals import StopSignals
 
@@ -174,9 +174,10 @@ def compare(args: argparse.Namespace) -> int:
             )
         results = ('changes.csv', 'comparison.json', 'report.html')
         check_output(folder, results, args.overwrite, files)
-        clear_output(folder, results)
         try:
-            write_comparison_report(result, folder, [str(file) for file in files])
+            with locked(folder):
+                clear_output(folder, results)
+                write_comparison_report(result, folder, [str(file) for file in files])
         except OSError as error:
             raise UserError(
                 f'--out {folder}: {error.strerror}: choose a different folder'
@@ -219,7 +220,7 @@ def _replay(args: argparse.Namespace, stop: StopSignals) -> int:
         bag = open_camera_bag(path, args.topic, args.distro or 'jazzy')
     with bag:
         check_output(folder, RESULTS, args.overwrite, [path])
-        with Bars(not args.no_progress) as bars:
+        with locked(folder), Bars(not args.no_progress) as bars:
             outcome = replay_bag(bag, settings, skip_lists, options, folder, stop, _Screen(bars))
         return _print_outcome(outcome, bag, folder, stop)
 

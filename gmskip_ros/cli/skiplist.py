@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gmskip_ros.cli.options import share
 from gmskip_ros.errors import UserError
 from gmskip_ros.skipping import PHASES
 from gmskip_ros.skipping.skip_list import reselect
@@ -29,7 +30,7 @@ def add_parser(subparsers: Any) -> None:
         action_parser.add_argument('file', help='a *.skip.yaml file, or the name of a shipped list')
     reselect_parser.add_argument(
         '--min-score-ratio',
-        type=float,
+        type=share,
         required=True,
         metavar='R',
         help="least share of the full model's score; at least the list's own ratio, if the search "

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gmskip_ros.cli.options import positive_float
+from gmskip_ros.cli.options import locked, positive_float
 from gmskip_ros.signals import StopSignals
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
             command='gmskip ' + shlex.join(args.arguments),
         )
         try:
-            with Bars(not args.no_progress) as bars:
+            with locked(args.out), Bars(not args.no_progress) as bars:
                 result = run_soak(options, stop, _Screen(bars))
         except LiveRunError as error:
             print(f'gmskip soak: error: {error}', file=sys.stderr)
@@ -148,13 +148,16 @@ def print_result(result: Mapping[str, Any], out: Path) -> None:
     from rich.text import Text
 
     from gmskip_ros.report import formatting as fmt
+    from gmskip_ros.report.headlines import soak_headline
 
     console = Console(highlight=False, markup=False, emoji=False)
     minutes = result['measured_s'] / 60
     lines = [
+        soak_headline(result),
+        *fmt.demo_alert(result),
         f'{fmt.one_line(result["model"])} on {result["device"]}, {minutes:.1f} min, camera at '
         f'{result["camera"]["rate_hz"]:g} Hz, answers at '
-        f'{fmt.number(result["achieved_rate_hz"], 2)} Hz, timing: {result["timing"]}'
+        f'{fmt.number(result["achieved_rate_hz"], 2)} Hz, timing: {result["timing"]}',
     ]
     if not result['complete']:
         lines.append(

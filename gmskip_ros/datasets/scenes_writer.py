@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from gmskip_ros import __version__
 from gmskip_ros.datasets.errors import DatasetError
 from gmskip_ros.datasets.json_file import read_object
-from gmskip_ros.files import write_atomically
+from gmskip_ros.files import FolderLock, write_atomically
 
 if TYPE_CHECKING:
     from gmskip_ros.datasets.scenes import Scene
@@ -33,7 +33,7 @@ def write_scenes(
     Images are scenes/<seed as 12 digits>.jpg, so different seeds have different keys. Areas are
     visible pixels. An interrupted job is resumed; returns False if it was already complete.
     `on_progress` is called with the number of scenes done. Raises DatasetError if the folder
-    contains anything else or cannot be written.
+    contains anything else or cannot be written, and UserError while another process writes there.
     """
     if count < 1 or seed < 0 or seed + count > 10**12:
         raise DatasetError(
@@ -49,9 +49,11 @@ def write_scenes(
         if instances.exists():
             partial.unlink(missing_ok=True)
             return False
-        descriptions = _render(root, range(seed, seed + count), partial, on_progress)
-        _write_annotations(root, descriptions, instances)
-        partial.unlink()
+        with FolderLock() as lock:
+            lock.acquire(root)
+            descriptions = _render(root, range(seed, seed + count), partial, on_progress)
+            _write_annotations(root, descriptions, instances)
+            partial.unlink()
     except OSError as error:
         raise DatasetError(
             f'{error.filename or root}: cannot be written ({error.strerror}); check the folder, '

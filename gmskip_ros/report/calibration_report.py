@@ -69,10 +69,10 @@ def calibration_table(result: Mapping[str, Any]) -> Table:
     notes += [f'Stopped: {fmt.one_line(result["stopped_by"])}', *baseline_lines(result)]
     notes += [*answer_lines(result), *_tests_notes(rows)]
     if col.any_timed(rows):
-        notes.append(f'Latency: median of the test images on {fmt.machine_name(result)}')
+        notes.append(f'Speed-up: in turns with the full model, on {fmt.machine_name(result)}')
         speed_up = col.speed_up(rows)
         notes += [
-            f'Speed-up, in turns with the full model: {row["point"]} {speed_up.text(row)}'
+            f'{row["point"]}: {speed_up.text(row)}, {col.LATENCY.text(row)} ms per answer'
             for row in rows
             if row['point'] and row['length']
         ]
@@ -130,30 +130,48 @@ def _prefix_name(prefix: Mapping[str, Any], point_of: Mapping[int, str]) -> str:
 def _trajectory_columns(result: Mapping[str, Any]) -> list[Column]:
     """Return the columns that identify a row: the round's block, or the set's blocks."""
     if result['nested']:
-        return [col.field('Round', 'round'), col.field('Block', 'block')]
+        return [
+            col.field('Round', 'round', explanation='In each round one more block is removed.'),
+            col.field('Block', 'block', explanation='The block removed in it, counted from 0.'),
+        ]
     return [col.NUM_SKIPPED, col.BLOCKS]
 
 
-CALIBRATION_SCORE = col.field('Calibration', 'calibration_score', fmt.hundredths)
-TEST_SCORE = Column('Test', col.measured('score', fmt.hundredths))
+CALIBRATION_SCORE = col.field(
+    'Calibration',
+    'calibration_score',
+    fmt.hundredths,
+    'The score on the images that the search chose the blocks by: the best of many, so optimistic.',
+)
+TEST_SCORE = Column(
+    'Test',
+    col.measured('score', fmt.hundredths),
+    'The score on images that the search never saw: the one to cite.',
+)
 GAP = Column(
     'Gap',
     lambda row: fmt.points(row['gap']),
     'Calibration score minus test score. The search picks what suits the calibration images; a gap '
     'that grows along the trajectory means that it picked by luck.',
 )
-POINT = col.words('Operating point', 'point')
+POINT = col.words(
+    'Operating point',
+    'point',
+    'Which sets the node can use by name. high_performance: the best calibration score, the full '
+    'model included; of equal ones, the most blocks. high_sparsity: the most blocks all of whose '
+    'beginnings keep min_score_ratio x the full score.',
+)
 
 
 def _terminal_columns(result: Mapping[str, Any], rows: list[dict[str, Any]]) -> list[Column]:
     return [
         *_trajectory_columns(result),
+        col.speed_up(rows, with_interval=False),  # the notes have it: it would be too wide
         col.SPARSITY,
         CALIBRATION_SCORE,
         TEST_SCORE,
         *col.match_columns(rows),
         col.VISUAL_GAIN,
-        Column(col.LATENCY.title, lambda row: col.LATENCY.text(row) + col.shorter_mark(row)),
         POINT,
     ]
 
@@ -236,11 +254,15 @@ def _page(result: Mapping[str, Any], trade_off: Picture, heat_map: Picture | Non
         all_controls=col.html_table(controls, rows),
         explanations=[
             speed_up,
+            col.SPARSITY,
+            CALIBRATION_SCORE,
+            TEST_SCORE,
             GAP,
             *col.match_columns(rows),
             *col.AGAINST_FULL,
             *col.CONTROLS,
             *col.COST,
+            POINT,
         ],
         balanced_explanation=col.BALANCED_EXPLANATION,
         stability=_stability(result),

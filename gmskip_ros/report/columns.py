@@ -46,14 +46,16 @@ class Column:
     min_chars: int = 0  # of words: never folded into less on a narrow terminal
 
 
-def field(title: str, key: str, show: Callable[[Any], str] = fmt.one_line) -> Column:
+def field(
+    title: str, key: str, show: Callable[[Any], str] = fmt.one_line, explanation: str = ''
+) -> Column:
     """Return a column of figures that shows a row's `key`."""
-    return Column(title, lambda row: show(row[key]))
+    return Column(title, lambda row: show(row[key]), explanation)
 
 
-def words(title: str, key: str) -> Column:
+def words(title: str, key: str, explanation: str = '') -> Column:
     """Return a column of text that shows a row's `key`."""
-    return Column(title, lambda row: fmt.one_line(row[key]), is_words=True)
+    return Column(title, lambda row: fmt.one_line(row[key]), explanation, is_words=True)
 
 
 def measured(key: str, show: Callable[[Any], str]) -> Callable[[Row], str]:
@@ -99,15 +101,27 @@ def _saved(phase: str) -> Column:
     )
 
 
-NAME = words('Skip set', 'name')
-NUM_SKIPPED = Column('Skipped blocks', lambda row: str(len(row['blocks'])))
-SPARSITY = field('Sparsity, %', 'sparsity', fmt.hundredths)
+NAME = words('Skip set', 'name', 'The blocks that are skipped together; Full skips none.')
+NUM_SKIPPED = Column(
+    'Skipped blocks', lambda row: str(len(row['blocks'])), 'How many blocks the set skips.'
+)
+SPARSITY = field(
+    'Sparsity, %',
+    'sparsity',
+    fmt.hundredths,
+    'Skipped blocks / all blocks of the language decoder.',
+)
 SAVED = (_saved('prefill'), _saved('decode'))
-BLOCKS = Column('Blocks', _blocks, is_words=True)
-IMAGES = Column('Images', measured('images', fmt.one_line))
-SIMILARITY = Column('Alike x100', _similarity)
-TASK = words('Task', 'task')
-BRANCH = words('Branch', 'branch')
+BLOCKS = Column('Blocks', _blocks, 'Their numbers, from 0, in the order of removal.', is_words=True)
+IMAGES = Column('Images', measured('images', fmt.one_line), 'Different images in the score.')
+SIMILARITY = Column(
+    'Alike x100',
+    _similarity,
+    'Similarity of the two answers, mean over the frames: of sets the Jaccard index, of captions '
+    'ROUGE-L.',
+)
+TASK = words('Task', 'task', 'What the model was asked.')
+BRANCH = words('Branch', 'branch', 'skip: with skipped blocks; full: with all.')
 SHUFFLED = Column(
     'Shuffled score',
     measured('shuffled_score', fmt.hundredths),
@@ -144,14 +158,14 @@ def speed_up_of(evaluation: Row | None, full: Row | None) -> float | None:
     return full_ms / skip_ms
 
 
-def speed_up(rows: Sequence[Row]) -> Column:
+def speed_up(rows: Sequence[Row], with_interval: bool = True) -> Column:
     """Return the column of the speed-up over the row without skipped blocks."""
     full = next((row['evaluation'] for row in rows if not row['blocks']), None)
 
     def text(row: Row) -> str:
         shown = fmt.number(speed_up_of(row['evaluation'], full), 2)
         interval = (row['evaluation'] or {}).get('speed_up_with_vision_interval')
-        if interval and row['blocks']:
+        if with_interval and interval and row['blocks']:
             shown += f' [{fmt.number(interval[0], 2)}, {fmt.number(interval[1], 2)}]'
         return shown + shorter_mark(row)
 

@@ -79,7 +79,8 @@ def comparison_tables(result: Mapping[str, Any]) -> list[Table]:
         )
     ]
     settings += [each for each in result['differences'] if each['what'] not in ('model', 'machine')]
-    tables = [col.rich_table('A against B', _SETTINGS, settings, '\n'.join(_alerts(result)))]
+    notes = [*filter(None, [comparison_headline(groups)]), *_alerts(result)]
+    tables = [col.rich_table('A against B', _SETTINGS, settings, '\n'.join(notes))]
     if not result['frames']['both']:
         return tables
     tables.append(col.rich_table('Answers', _ANSWERS, groups))
@@ -162,6 +163,9 @@ def _no_ratio(groups: Sequence[Row]) -> list[str]:
 def _alerts(result: Mapping[str, Any]) -> list[str]:
     """Return what a reader must know before reading any figure, one line each."""
     frames, alerts = result['frames'], []
+    models = {model for run in result['runs'].values() for model in run['models']}
+    if fmt.DEMO in models:
+        alerts += fmt.demo_alert({'model': fmt.DEMO})
     if not frames['both']:
         alerts.append('No frame is in both runs; nothing can be compared.')
     for run, key in (('A', 'only_a'), ('B', 'only_b')):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,11 @@ from gmskip_ros.report import formatting as fmt
 from gmskip_ros.report.plotting import (
     BLUE,
     DARK,
+    GREEN,
     GREY,
+    ORANGE,
+    PURPLE,
+    SKY,
     Picture,
     add_hover,
     add_label,
@@ -26,7 +31,8 @@ def draw_score_over_latency(result: Mapping[str, Any]) -> Picture | None:
     """Return the score of every skip set over its latency; None if no times were measured.
 
     The latency is full's median / the paired speed-up, since sets were measured at different times.
-    Bars are the intervals of the difference from full, around full's score.
+    Bars are the intervals of the difference from full, around full's score, and of the speed-up.
+    Each operating point of a skip list has its colour.
     """
     full_row = next((row for row in result['rows'] if not row['blocks']), None)
     full = full_row['evaluation'] if full_row else {}
@@ -38,6 +44,7 @@ def draw_score_over_latency(result: Mapping[str, Any]) -> Picture | None:
     ]
     if not points:
         return None
+    colours = itertools.cycle((ORANGE, GREEN, PURPLE, SKY))  # of skip lists
     with report_style():
         figure = new_figure(4.6)
         axis = figure.subplots()
@@ -45,7 +52,11 @@ def draw_score_over_latency(result: Mapping[str, Any]) -> Picture | None:
         for row, latency_ms in points:
             evaluation, name = row['evaluation'], fmt.one_line(row['name'])
             at = (latency_ms, 100 * evaluation['score'])
-            colour = BLUE if row['blocks'] else DARK
+            colour = DARK if not row['blocks'] else next(colours) if row['source'] else BLUE
+            cuts = evaluation.get('speed_up_with_vision_interval')
+            if cuts and row['blocks']:
+                ends = [full['latency_ms'] / cut for cut in cuts]
+                axis.hlines(at[1], *ends, color=GREY, linewidth=3, alpha=0.4)
             interval = evaluation.get('interval')
             if interval and fmt.is_known(full['score']):
                 ends = [100 * (full['score'] + end) for end in interval]

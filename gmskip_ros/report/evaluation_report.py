@@ -124,7 +124,13 @@ def _page(result: Mapping[str, Any], drawn: Picture | None) -> bytes:
         ],
         picture=drawn and drawn.element,
         sets=col.html_table(sets, rows),
-        explanations=[col.speed_up(rows), *col.COST, *col.AGAINST_FULL, *col.CONTROLS],
+        explanations=[
+            col.speed_up(rows),
+            col.SPARSITY,
+            *col.COST,
+            *col.AGAINST_FULL,
+            *col.CONTROLS,
+        ],
         balanced_explanation=col.BALANCED_EXPLANATION,
         facts=_facts(result),
     )

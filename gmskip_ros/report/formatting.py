@@ -13,6 +13,7 @@ from typing import Any
 from gmskip_ros.numbers import numbers_in
 
 DASH = '-'
+DEMO = 'demo'  # the model whose redundancy is by construction
 MAX_TEXT_CHARS = 400
 MAX_NAME_CHARS = 40  # in a title
 
@@ -181,7 +182,7 @@ def method_names(result: Mapping[str, Any]) -> dict[str, str]:
 
 def demo_alert(result: Mapping[str, Any]) -> list[str]:
     """Return the alert about figures of the demo model; none for other models."""
-    if result['model'] != 'demo':
+    if result['model'] != DEMO:
         return []
     return [
         "The demo model's redundancy is by construction: these figures show that the code runs, "

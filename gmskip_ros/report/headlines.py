@@ -10,6 +10,9 @@ from gmskip_ros.report import formatting as fmt
 from gmskip_ros.report.columns import Row
 from gmskip_ros.report.replay_figures import point_name
 
+SIGNIFICANT = 0.05
+HUGGING_FACE = 'against Hugging Face'  # how the names of such ratios begin
+
 
 def calibration_headline(result: Mapping[str, Any]) -> str:
     """Return what the high-performance point of a calibration does; '' without one."""
@@ -64,9 +67,10 @@ def compare_headline(result: Mapping[str, Any]) -> str:
         interval = evaluation.get('interval')
         if (interval and interval[1] < 0) or (not interval and evaluation['score'] < full['score']):
             continue
-        speed = (sets[row['set']]['speed'] or {}).get('speed_up')
+        speed = sets[row['set']]['speed'] or {}
+        faster = _faster(speed.get('speed_up'), interval=speed.get('speed_up_interval'))
         name = f'{names[row["method"]]}, {size} of {result["num_blocks"]} blocks skipped'
-        return _sentence(name, [_faster(speed), _score(full, evaluation, result)])
+        return _sentence(name, [faster, _score(full, evaluation, result)])
     return 'No method keeps the score of the full model at any sparsity that was asked for'
 
 
@@ -91,11 +95,89 @@ def comparison_headline(groups: Sequence[Row]) -> str:
     return f'A and B: {same} of {compared} answers the same' if compared else ''
 
 
+def targets_headline(rows: Sequence[Row]) -> str:
+    """Return what the high-performance points of all targets skip, and what it does to them."""
+    skipped = [row['high_performance_sparsity'] for row in rows]
+    kept = sum(row['high_performance_score'] >= row['full_score'] for row in rows)
+    shares = ' to '.join(dict.fromkeys(fmt.hundredths(f(skipped)) for f in (min, max)))
+    return (
+        f'high_performance: {shares} % of the blocks skipped, '
+        f'the score kept for {kept} of {fmt.count_of(len(rows), "target")}'
+    )
+
+
+def redundancy_headline(result: Mapping[str, Any]) -> str:
+    """Return how many blocks can be missed one at a time, and what predicts which."""
+    num_blocks = result['num_blocks']
+    unmissed = num_blocks - result['blocks_that_change']['score_change']
+    name = fmt.score_label(result).removesuffix(', %').removesuffix(' x100')
+    known = [
+        row
+        for row in result['correlations']
+        if row['target'] == 'kl' and fmt.is_known(row['spearman'])
+    ]
+    best = max(known, key=lambda row: row['spearman'], default=None)
+    predictor = 'no measure can be said to predict which'
+    if best is not None and best['p'] <= SIGNIFICANT:
+        predictor = (
+            f'{best["measure"].replace("_", " ")} predicts best which '
+            f'(rank correlation {best["spearman"]:.2f})'
+        )
+    return _sentence(
+        'Skipped one at a time',
+        [f"{unmissed} of {num_blocks} blocks change no answer's {name}", predictor],
+    )
+
+
+def soak_headline(result: Mapping[str, Any]) -> str:
+    """Return whether a soak's verdicts hold, and over how many answers."""
+    verdicts = result['verdicts']
+    failing = [verdict['name'] for verdict in verdicts if not verdict['holds']]
+    outcome = f'fails: {", ".join(failing)}' if failing else f'all {len(verdicts)} checks hold'
+    rate = fmt.number(result['achieved_rate_hz'], 2)
+    parts = [
+        outcome,
+        f'{fmt.count_of(result["frames"]["answered"], "frame")} answered at {rate} Hz',
+    ]
+    return _sentence(f'{result["measured_s"] / 60:.1f} min', parts)
+
+
+def latency_headline(result: Mapping[str, Any]) -> str:
+    """Return how answers stand against Hugging Face's, and how many bars hold."""
+    ratios = [
+        1 / ratio['value']
+        for model in result['models']
+        for ratio in model['ratios']
+        if ratio['name'].startswith(HUGGING_FACE)
+    ]
+    judged = [bar['holds'] for bar in result['bars'] if bar['holds'] is not None]
+    faster = _faster(*ratios)
+    parts = [
+        f'{faster} {"than" if min(ratios) >= 1 else "as"} Hugging Face' if ratios else '',
+        f'{sum(judged)} of {fmt.count_of(len(judged), "bar")} met' if judged else '',
+    ]
+    return _sentence('Prefill and decode', parts) if any(parts) else ''
+
+
+def search_headline(tasks: Sequence[Row], walk: str) -> str:
+    """Return whether a search finds what exhaustive search finds, and with how much less work."""
+    ratios = [1 / task['methods'][walk]['share'] for task in tasks]
+    less = ' to '.join(dict.fromkeys(f'{value:.1f}x' for value in (min(ratios), max(ratios))))
+    wrong = sum(bool(task['errors']) for task in tasks)
+    same = 'the same result as exhaustive search'
+    if wrong:
+        same = f'NOT {same} in {wrong} of {len(tasks)} tasks'
+    return f'{same}, with {less} less work'
+
+
 def _headline(name: str, evaluation: Row, full: Row, result: Mapping[str, Any]) -> str:
     same = evaluation.get('token_agreement')
     count = evaluation.get('answers') or evaluation['images']  # older results: one answer each
     parts = [
-        _faster(col.speed_up_of(evaluation, full)),
+        _faster(
+            col.speed_up_of(evaluation, full),
+            interval=evaluation.get('speed_up_with_vision_interval'),
+        ),
         f'{round(same * count)} of {count} answers the same' if fmt.is_known(same) else '',
         _score(full, evaluation, result),
     ]
@@ -106,12 +188,18 @@ def _sentence(name: str, parts: Sequence[str]) -> str:
     return f'{name}: {", ".join(part for part in parts if part)}'
 
 
-def _faster(*speed_ups: Any) -> str:
-    """Return '2.5x faster', '1.9x to 2.6x faster'; '' if nothing was measured."""
+def _faster(*speed_ups: Any, interval: Sequence[float] | None = None) -> str:
+    """Return '2.5x faster', '1.90x to 2.60x faster'; '' if nothing was measured.
+
+    'not measurably faster (0.9x to 1.2x)' where the speed-up's interval holds 1.
+    """
     known = [value for value in speed_ups if fmt.is_known(value)]
     if not known:
         return ''
-    ends = dict.fromkeys(f'{value:.1f}x' for value in (min(known), max(known)))
+    if interval and interval[0] <= 1 <= interval[1]:
+        return f'not measurably faster ({interval[0]:.2f}x to {interval[1]:.2f}x)'
+    digits = 1 if min(known) >= 2 else 2
+    ends = dict.fromkeys(f'{value:.{digits}f}x' for value in (min(known), max(known)))
     return f'{" to ".join(ends)} {"faster" if min(known) >= 1 else "as fast"}'
 
 

@@ -19,6 +19,7 @@ from gmskip_ros.report import columns as col
 from gmskip_ros.report import formatting as fmt
 from gmskip_ros.report.baselines import baseline_alerts, baseline_lines, score_alerts
 from gmskip_ros.report.columns import Column
+from gmskip_ros.report.headlines import redundancy_headline
 from gmskip_ros.report.plotting import (
     BLUE,
     GREEN,
@@ -71,7 +72,9 @@ def redundancy_tables(result: Mapping[str, Any]) -> list[Table]:
             f'Every block, {result["dataset"]["images"]} images',
             _block_columns(result, brief=True),
             result['blocks'],
-            '\n'.join([*baseline_lines(result), *fmt.demo_alert(result)]),
+            '\n'.join(
+                [redundancy_headline(result), *baseline_lines(result), *fmt.demo_alert(result)]
+            ),
         ),
     ]
 
@@ -183,6 +186,7 @@ def _page(result: Mapping[str, Any], drawn: Picture) -> bytes:
         title=f'Redundancy: {fmt.subject(result)}',
         result=result,
         score_label=fmt.score_label(result),
+        headline=redundancy_headline(result),
         alerts=alerts + fmt.unreadable_alert(result['unreadable']),
         notes=fmt.dataset_notes(result),
         unreadable=result['unreadable'],

@@ -154,20 +154,21 @@ def _quantile(title: str, key: str, quantile: str, digits: int = 1) -> Column:
 _POINT = col.words('Operating point', 'operating_point')
 _FRAMES = col.field('Frames', 'frames')
 _AGREE = col.field('Agree, %', 'agreement', fmt.hundredths)
+_SPEEDUP = Column('Speed-up', _speedup)
 _TERMINAL = (  # fits 80 columns
     col.TASK,
     _POINT,
+    _SPEEDUP,
     Column('Skipped', lambda row: str(len(row['skipped_blocks']))),
     _AGREE,
     col.SIMILARITY,
     _quantile('Skip ms', 'skip_total_ms', 'median'),
     _quantile('Full ms', 'full_total_ms', 'median'),
-    Column('Full / skip', _speedup),
 )
 _SUMMARY = (
     col.TASK,
     _POINT,
-    Column('Speed-up', _speedup),
+    _SPEEDUP,
     col.SPARSITY,
     _FRAMES,
     _AGREE,

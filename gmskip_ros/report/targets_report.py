@@ -11,6 +11,7 @@ from rich.table import Table
 from gmskip_ros.report import columns as col
 from gmskip_ros.report import formatting as fmt
 from gmskip_ros.report.columns import Column, Row
+from gmskip_ros.report.headlines import targets_headline
 from gmskip_ros.report.writing import write_files
 from gmskip_ros.skipping import OPERATING_POINTS
 
@@ -36,10 +37,13 @@ def targets_table(results: Sequence[Mapping[str, Any]]) -> Table:
     images = 'test images' if _tested(results[0]) else 'images of the search'
     first = results[0]
     subject = f'{fmt.one_line(first["task"])}, {fmt.short_name(first["model"])}'
-    notes = [f'{fmt.score_label(first)}, on the {images}', *fmt.demo_alert(first)]
-    return col.rich_table(
-        f'All targets: {subject}', COLUMNS, target_rows(results), '\n'.join(notes)
-    )
+    rows = target_rows(results)
+    notes = [
+        targets_headline(rows),
+        f'{fmt.score_label(first)}, on the {images}',
+        *fmt.demo_alert(first),
+    ]
+    return col.rich_table(f'All targets: {subject}', COLUMNS, rows, '\n'.join(notes))
 
 
 def target_rows(results: Sequence[Mapping[str, Any]]) -> list[Row]:

@@ -117,6 +117,7 @@ def write_run(
         'created': datetime.now(timezone.utc).strftime('%Y-%m-%dT%H:%M:%SZ'),
         'command': command,
         **description,
+        'load': os.getloadavg()[0],  # processes to run, the mean of the last minute
         'frames': dict(frames),
         'problems': list(problems),
         'gallery': {'disagreeing': gallery.seen, 'shown': len(gallery.frames)},

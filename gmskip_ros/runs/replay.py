@@ -164,6 +164,8 @@ class _Run:
 
     def describe(self, vlm: Engine, plans: Sequence[FramePlan]) -> None:
         """Keep what the report says about the run."""
+        import torch
+
         self._description = {
             'source': {
                 'bag': str(self._bag.path),
@@ -177,6 +179,7 @@ class _Run:
             **describe_run(
                 vlm.name, vlm.device, vlm.dtype, vlm.quantization, vlm.num_blocks, vlm.image_fit
             ),
+            'threads': torch.get_num_threads(),
             'timing': ISOLATED,  # whatever the parameter file says: a replay compares times
             **describe_questions(
                 self._settings,

@@ -14,6 +14,7 @@ from typing import Any
 from gmskip_ros.bags.reading import is_bag
 from gmskip_ros.machine import describe_run
 from gmskip_ros.pipeline.settings import Settings
+from gmskip_ros.report.headlines import soak_headline
 from gmskip_ros.report.soak_picture import draw_soak
 from gmskip_ros.runs.soak_record import COMPARISON, Answer, Recorder
 from gmskip_ros.runs.soak_verdicts import (
@@ -236,13 +237,11 @@ def samples_csv(samples: Sequence[Sample]) -> bytes:
 
 def memory_picture(seen: Seen, result: Mapping[str, Any]) -> bytes:
     """Return memory.png."""
-    failing = [verdict['name'] for verdict in result['verdicts'] if not verdict['holds']]
-    outcome = f'fails: {", ".join(failing)}' if failing else 'all holds'
     minutes = seen.measured_s / 60.0
     return draw_soak(
         [elapsed_s / 60.0 for elapsed_s in seen.series('elapsed_s')],
         seen.series('own_mib'),
         [(begin * minutes, end * minutes) for begin, end in (BEGINNING, END)],
         seen.medians('own_mib') or (),
-        f'{result["model"]} on {result["device"]}, {minutes:.1f} min: {outcome}',
+        f'{result["model"]} on {result["device"]}, {soak_headline(result)}',
     )

@@ -10,6 +10,7 @@ from statistics import fmean
 
 import pytest
 
+from gmskip_ros.calibration.answer_log import AnswerLog
 from gmskip_ros.calibration.answering import Answerer
 from gmskip_ros.calibration.distributed import Ranks
 from gmskip_ros.calibration.errors import CalibrationError
@@ -169,11 +170,18 @@ def test_full_is_compared_to_itself_and_the_order_of_calls_is_nothing(vlm, datas
     assert alone.evaluate([]) == first
 
 
-def test_a_target_is_asked_about_on_images_with_and_without_it(vlm, dataset):
+def logged(folder):
+    """Return the lines of answers.jsonl that are about a question's own image."""
+    lines = map(json.loads, (folder / 'answers.jsonl').read_text().splitlines())
+    return [line for line in lines if not line['is_shuffled']]
+
+
+def test_a_target_is_asked_about_on_images_with_and_without_it(vlm, dataset, tmp_path):
     (questions,) = questions_about(dataset, 'single_object', target='car')
     with_car, count = questions.num_scored, len(questions.samples)
     assert 2 < with_car < count - 2
     evaluator, _ = make_evaluator(vlm, [questions], ['accuracy'])
+    evaluator.log = AnswerLog(tmp_path)
     found = evaluator.evaluate(BLOCKS)
 
     says_car = [answer.text == 'car' for answer in ask_alone(vlm, questions, BLOCKS)]
@@ -200,6 +208,10 @@ def test_a_target_is_asked_about_on_images_with_and_without_it(vlm, dataset):
         0.5 if a == b else float(a > b) for a in chances[:with_car] for b in chances[with_car:]
     ]
     assert found['auroc'] == pytest.approx(fmean(pairs), abs=1e-12)
+    kept = [line['target_log_probability'] for line in logged(tmp_path)]
+    assert kept == pytest.approx([math.log(chance) for chance in chances], abs=1e-5)
+    pairs = [0.5 if a == b else float(a > b) for a in kept[:with_car] for b in kept[with_car:]]
+    assert found['auroc'] == fmean(pairs)
 
 
 @pytest.mark.parametrize('target', [None, 'car'])
@@ -421,21 +433,22 @@ class ImageNames(list):
         return True
 
 
-def timed(dataset, full, skip, blocks=(4, 5), images=2):
+def timed(dataset, full, skip, blocks=(4, 5), images=2, log=None):
     """Return the evaluation, and which images were answered with which set."""
     (questions,) = questions_about(dataset, 'single_object', dataset.samples[:4], max_new_tokens=3)
     vlm = TimedVlm(full, skip)
     answerer = SaysCar(vlm, ImageNames('abcd'), Ranks())
     image_of = {sample.image_path: i for i, sample in enumerate(questions.samples)}
     evaluator = Evaluator([questions], ['accuracy'], answerer, image_of, SEED, images)
+    evaluator.log = log
     return evaluator.evaluate(blocks), vlm.order
 
 
-def test_latency_is_of_answers_one_after_the_other(dataset):
+def test_latency_is_of_answers_one_after_the_other(dataset, tmp_path):
     warm_up = (999.0, 999.0, 3)
     full = [warm_up, (10, 20, 3), (10, 40, 3), (14, 20, 3), (10, 44, 3)]
     skip = [warm_up, (9, 4, 1), (9, 0, 0), (9, 10, 2), (11, 10, 3)]
-    found, order = timed(dataset, full, skip)
+    found, order = timed(dataset, full, skip, log=AnswerLog(tmp_path))
     images = ['a', 'a', 'b', 'a', 'b']
     assert order == [
         (image, is_skip)
@@ -454,6 +467,20 @@ def test_latency_is_of_answers_one_after_the_other(dataset):
     # One image alone, with both its rounds: the least and the most that two images can give.
     assert found['speed_up_interval'] == pytest.approx([64 / 32, 104 / 30])
     assert found['threads'] >= 1 and found['load'] >= 0
+    # Every time is kept beside the answer to its question.
+    kept = [line['times'] for line in logged(tmp_path) if 'times' in line]
+    assert [[one['set']['language_ms'] for one in times] for times in kept] == [[13, 19], [9, 21]]
+    sums = [
+        sum(one[which]['total_ms'] for times in kept for one in times) for which in ('full', 'set')
+    ]
+    assert found['speed_up_with_vision'] == sums[0] / sums[1]
+    assert kept[0][1]['set'] == {
+        'total_ms': 22,
+        'decode_ms': 10,
+        'language_ms': 19,
+        'tokens': 2,
+        'passes': 2,
+    }
     # Fewer tokens, and a cut of 0.63 where 0.2 of the blocks are skipped, but the noise is 0.45.
     noise = 1 - sum(language[:2]) / sum(language[2:])
     assert 0.2 + noise > found['latency_cut']

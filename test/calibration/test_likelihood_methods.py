@@ -34,7 +34,7 @@ from gmskip_ros.calibration.methods.registry import check_settings, get_method, 
 from gmskip_ros.calibration.objective import make_objective
 from gmskip_ros.calibration.run import calibrate
 from gmskip_ros.calibration.scoring import Scorer
-from gmskip_ros.calibration.settings import GIB, CalibrationSettings
+from gmskip_ros.calibration.settings import GIB, CalibrationSettings, Listener, RoundDone
 from gmskip_ros.datasets import Sample
 from gmskip_ros.skipping import SkipSet
 from gmskip_ros.vlm import Stopped, load_vlm
@@ -467,6 +467,73 @@ def test_progress_and_stopping(vlm, samples) -> None:
         stop.append(True)
         with pytest.raises(Stopped):
             get_method(method).choose(scorer)
+
+
+class Rounds(Listener):
+    """Keeps what a run reports of its rounds; raises KeyboardInterrupt after `most` new ones."""
+
+    def __init__(self, most: int = 99) -> None:
+        self.most = most
+        self.resumed_at: list[tuple[int, int]] = []
+        self.done: list[RoundDone] = []
+
+    def resumed(self, number: int, most_rounds: int) -> None:
+        self.resumed_at.append((number, most_rounds))
+
+    def round_done(self, done: RoundDone) -> None:
+        self.done.append(done)
+        if sum(each.is_new for each in self.done) == self.most:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize('method', ['sleb', 'evopress'])
+def test_every_round_is_reported_and_an_interrupted_search_goes_on(tmp_path, vlm, samples, method):
+    def run(folder: str, listener: Rounds, **limits: Any):
+        values = {'sparsities': SIZE_2, 'offspring': 3} if method == 'evopress' else {}
+        (tmp_path / folder).mkdir(exist_ok=True)
+        search = search_settings(method, min_score_ratio=0, **values, **limits)
+        settings = CalibrationSettings(
+            'captioning',
+            metric='rouge_l',
+            images=NUM_IMAGES,
+            test_images=0,
+            max_new_tokens=NUM_TOKENS,
+            search=search,
+            force=True,
+        )
+        data = as_dataset(samples)
+        found = calibrate(vlm, data, settings, tmp_path / folder, listener=listener)
+        lines = (tmp_path / folder / 'rounds.jsonl').read_text().splitlines()
+        return found.result['objective'], [json.loads(line) for line in lines]
+
+    few, many = ({'rounds': 2}, {'rounds': 4})
+    if method == 'evopress':
+        few, many = ({'generations': 1}, {'generations': 3})
+    whole_listener, listener = Rounds(), Rounds()
+    whole = run('whole', whole_listener, **many)
+    run('parts', Rounds(), **few)  # to its end: what it found is the beginning of the other
+    with pytest.raises(KeyboardInterrupt):
+        run('parts', Rounds(most=1), **many)
+    parts = run('parts', listener, **many)
+    assert parts[0] == whole[0]
+    for done in (*parts[1], *whole[1]):
+        assert done.pop('seconds') > 0 and done.pop('token_blocks') > 0
+    assert parts[1] == whole[1]
+    assert [done['round'] for done in whole[1]] == [1, 2, 3, 4]
+    assert listener.resumed_at == [(4, 4)] and whole_listener.resumed_at == []
+    assert [done.is_new for done in listener.done] == [False, False, False, True]
+    assert all(done.seconds_left > 0 for done in listener.done[:3])
+    assert listener.done[3].seconds_left is None
+    last = whole[1][-1]
+    if method == 'sleb':
+        assert last['removed'] in [cell['block'] for cell in last['cells']]
+        assert last['value'] == min(cell['value'] for cell in last['cells'])
+        assert last['sparsity'] == 4 / NUM_BLOCKS
+        assert f'block {last["removed"]} removed, {last["value"]:.4g} nats' in listener.done[3].what
+    else:
+        assert (last['size'], last['generation']) == (2, 3)
+        assert [done['value'] for done in whole[1]] == whole[0]['sets'][0]['generations']
+        assert 'generation 3 of 2 blocks, divergence ' in listener.done[3].what
 
 
 def test_the_record_has_what_was_compared(tmp_path, vlm, samples) -> None:

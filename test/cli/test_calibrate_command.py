@@ -145,8 +145,8 @@ def test_what_is_written(gmskip, vlm, scenes, tmp_path):
     assert stated.constant.score == constant['score']
     # The table, the page and the CSV agree.
     for block, prefix in zip(removed, result['prefixes'][1:], strict=True):
-        score, time = 100 * prefix['calibration_score'], prefix['test']['latency_ms']
-        row = rf'{block} +{100 * prefix["sparsity"]:.1f} +{score:.1f} .* {time:.1f} '
+        score, speed_up = 100 * prefix['calibration_score'], prefix['test']['speed_up_with_vision']
+        row = rf'{block} +{speed_up:.2f} +{100 * prefix["sparsity"]:.1f} +{score:.1f} '
         assert re.search(row, output), (row, output)
     assert f'skip list: {out / "single_object.skip.yaml"}\n' in output
     with open(out / 'trajectory.csv', newline='') as file:
@@ -586,6 +586,7 @@ def test_another_split_is_tested_on(gmskip, scenes, tmp_path):
         ('--min-score-ratio nan', ('min score ratio nan', '0 or more')),
         ('--min-score-ratio 95', ('min score ratio 95', 'at most 2', 'did you mean 0.95?')),
         ('--max-sparsity 50', ('max sparsity 50', 'did you mean 0.5?')),
+        ('--method random --sparsity 0.1,25%', ("'0.1,25%'", 'did you mean 0.25?')),
         ('--method random --sparsity 25,50', ("'25,50'", '25', 'did you mean 0.25?')),
         ('--start 2', ('--start', '--method gm-skip')),
         ('--interval 3', ('--interval', '--method gm-skip')),

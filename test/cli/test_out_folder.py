@@ -11,6 +11,7 @@ import pytest
 from redundant_pair import write_questions
 
 from gmskip_ros.cli import main
+from gmskip_ros.datasets import write_scenes
 from gmskip_ros.errors import UserError
 from gmskip_ros.files import FolderLock
 
@@ -42,6 +43,26 @@ def test_a_second_run_in_a_folder_is_refused(command, questions, tmp_path, capsy
     assert main.main([command, *options, '--images', '2', '--model', '/nowhere']) == 2
     assert '/nowhere' in capsys.readouterr().err
     assert not list(out.iterdir())
+
+
+@pytest.mark.parametrize(
+    'command', [['benchmark', 'latency'], ['demo'], ['soak'], ['scenes', '-n', '2'], ['replay']]
+)
+def test_other_commands_keep_out_of_each_others_folder_as_well(command, tmp_path, capsys):
+    out = tmp_path / 'out'
+    if command == ['replay']:
+        assert main.main(['scenes', '--bag', str(tmp_path / 'bag'), '-n', '2']) == 0
+        command = ['replay', str(tmp_path / 'bag')]
+    if command[0] == 'scenes':  # begun, and not finished
+        write_scenes(out, 2, 0)
+        (out / 'annotations' / 'instances_scenes.json').unlink()
+    out.mkdir(exist_ok=True)
+    with FolderLock() as first:
+        first.acquire(out)
+        assert main.main([*command, '--out', str(out)]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith(f'gmskip: error: --out {out}: process {os.getpid()} on ')
+    assert errors.count('\n') == 1
 
 
 def test_a_killed_process_leaves_no_lock(tmp_path):

@@ -281,3 +281,12 @@ def test_shipped_lists_are_found_by_name(skiplist):
     assert [row[2] for row in rows(output)[1:]] == [
         str(removal.block) for removal in shipped.removed
     ]
+
+
+@pytest.mark.parametrize(
+    ('text', 'meant'), [('95%', '0.95'), ('0,98', '0.98'), ('87.5 %', '0.875')]
+)
+def test_a_share_in_other_words_is_refused_with_what_was_meant(capsys, text, meant):
+    with pytest.raises(SystemExit):
+        main.main(['skiplist', 'reselect', 'x', '--out', 'y', '--min-score-ratio', text])
+    assert f'{text!r} is not a number: did you mean {meant}?' in capsys.readouterr().err

@@ -87,7 +87,13 @@ def test_a_run_is_the_same_as_itself(tmp_path):
     assert 'Model, machine and skipped blocks are the same.' in page.text
     assert 'li' not in page.tags, 'no alert'
     assert (tmp_path / 'changes.csv').read_text().startswith('stamp_ns,frame_a,frame_b,task,branch')
-    assert 'Changed answers' not in printed(comparison_tables(result))
+    text = printed(comparison_tables(result))
+    assert 'Changed answers' not in text and 'A and B: 81 of 81 answers the same' in text
+    demo = [replace(row, model='demo') for row in rows]
+    result = compare_runs(rows, demo)
+    sentence = "The demo model's redundancy is by construction"
+    assert sentence in write(tmp_path, result).text
+    assert sentence in ' '.join(printed(comparison_tables(result)).split())
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,12 @@ from gmskip_ros.report.headlines import (
     compare_headline,
     comparison_headline,
     evaluation_headline,
+    latency_headline,
+    redundancy_headline,
     replay_headlines,
+    search_headline,
+    soak_headline,
+    targets_headline,
 )
 
 
@@ -40,7 +45,15 @@ def test_gain_and_cost_stand_in_one_sentence():
     [
         ({'interval': [-0.05, -0.01]}, 'accuracy 97.5 -> 96.7 (significant)'),
         ({'interval': [0.01, 0.02]}, 'accuracy 97.5 -> 96.7 (significant)'),
-        ({'latency_ms': 500.0}, '0.5x as fast, accuracy 97.5 -> 96.7'),
+        (
+            {'speed_up_with_vision': 1.05, 'speed_up_with_vision_interval': [0.97, 1.12]},
+            'not measurably faster (0.97x to 1.12x), accuracy 97.5 -> 96.7',
+        ),
+        (
+            {'speed_up_with_vision': 1.05, 'speed_up_with_vision_interval': [1.03, 1.12]},
+            '1.05x faster, accuracy 97.5 -> 96.7',
+        ),
+        ({'latency_ms': 500.0}, '0.50x as fast, accuracy 97.5 -> 96.7'),
         ({}, 'accuracy 97.5 -> 96.7'),
         (
             {'token_agreement': 0.5, 'answers': 180},
@@ -100,4 +113,65 @@ def test_all_tasks_of_an_operating_point_are_in_its_sentence():
         }
 
     rows = [row('a', 1.9, 20), row('b', 2.6, 18), row('c', None, 20)]
-    assert replay_headlines(rows) == ['8 blocks: 1.9x to 2.6x faster, 58 of 60 answers agree']
+    assert replay_headlines(rows) == ['8 blocks: 1.90x to 2.60x faster, 58 of 60 answers agree']
+
+
+def test_a_redundancy_says_how_many_blocks_can_be_missed_and_what_predicts_it():
+    def result(p):
+        found = {'measure': 'norm_ratio_decode', 'target': 'kl', 'spearman': 0.84, 'p': p}
+        return {
+            'task': 'single_object',
+            'metric': 'accuracy',
+            'num_blocks': 32,
+            'blocks_that_change': {'kl': 30, 'score_change': 12},
+            'correlations': [found, {**found, 'measure': 'depth', 'spearman': None, 'p': None}],
+        }
+
+    beginning = "Skipped one at a time: 20 of 32 blocks change no answer's accuracy, "
+    assert redundancy_headline(result(0.01)) == (
+        f'{beginning}norm ratio decode predicts best which (rank correlation 0.84)'
+    )
+    assert redundancy_headline(result(0.2)) == (
+        f'{beginning}no measure can be said to predict which'
+    )
+
+
+def test_a_soak_says_what_holds_and_what_fails():
+    verdicts = [{'name': 'memory', 'holds': True}, {'name': 'frames', 'holds': True}]
+    result = {
+        'verdicts': verdicts,
+        'achieved_rate_hz': 0.998,
+        'frames': {'answered': 1796},
+        'measured_s': 1800.0,
+    }
+    assert soak_headline(result) == ('30.0 min: all 2 checks hold, 1796 frames answered at 1.00 Hz')
+    verdicts[0]['holds'] = False
+    assert soak_headline(result).startswith('30.0 min: fails: memory, 1796')
+
+
+def test_benchmarks_say_how_they_stand():
+    ratio = {'name': 'against Hugging Face, dynamic cache: prefill', 'value': 0.5}
+    models = [{'ratios': [ratio, {**ratio, 'value': 0.4}, {'name': 'own', 'value': 9.0}]}]
+    bars = [{'holds': True}, {'holds': False}, {'holds': None}]
+    assert latency_headline({'models': models, 'bars': bars}) == (
+        'Prefill and decode: 2.0x to 2.5x faster than Hugging Face, 1 of 2 bars met'
+    )
+    assert latency_headline({'models': [{'ratios': []}], 'bars': []}) == ''
+    tasks = [
+        {'methods': {'walk': {'share': share}}, 'errors': errors}
+        for share, errors in ((0.25, []), (0.1, ['wrong']))
+    ]
+    assert search_headline(tasks[:1], 'walk') == (
+        'the same result as exhaustive search, with 4.0x less work'
+    )
+    assert search_headline(tasks, 'walk').startswith('NOT the same result as exhaustive search in')
+
+
+def test_all_targets_of_a_table_are_in_one_sentence():
+    rows = [
+        {'high_performance_sparsity': share, 'high_performance_score': score, 'full_score': 0.9}
+        for share, score in ((0.25, 0.9), (0.5, 0.8))
+    ]
+    assert targets_headline(rows) == (
+        'high_performance: 25.0 to 50.0 % of the blocks skipped, the score kept for 1 of 2 targets'
+    )

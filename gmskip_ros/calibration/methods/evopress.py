@@ -13,9 +13,11 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import Protocol
 
 from gmskip_ros.calibration.errors import CalibrationError
 from gmskip_ros.calibration.likelihood import GivenAnswers, OnDone, own_answers, questions_asked
+from gmskip_ros.calibration.methods.measured_rounds import MeasuredRounds
 from gmskip_ros.calibration.methods.method import Method, Option
 from gmskip_ros.calibration.scoring import Scorer
 from gmskip_ros.calibration.settings import Progress, SearchSettings
@@ -30,8 +32,25 @@ STAGES = ((16, 4), (4, 8))
 FEWEST_ANSWERS = 4
 ATTEMPTS = 50  # to draw a set that is not known yet
 Blocks = tuple[int, ...]
-# The cost of each set on the answers of these indices; less is better.
-MeasureSets = Callable[[Sequence[Blocks], Sequence[int], OnDone], list[float]]
+
+
+class _Fitness(Protocol):
+    """What sets are compared by: their cost, of which less is better.
+
+    sign * cost is what `name`, and in a few words `short_name`, says.
+    """
+
+    name: str
+    short_name: str
+    sign: int
+
+    @property
+    def num_answers(self) -> int: ...
+
+    def measure(
+        self, sets: Sequence[Blocks], chosen: Sequence[int], on_done: OnDone
+    ) -> list[float]:
+        """Return the cost of each set on the answers of these indices."""
 
 
 @dataclass(frozen=True)
@@ -46,20 +65,21 @@ class EvolutionarySearch:
     def __init__(
         self,
         scorer: Scorer,
-        measure: MeasureSets,
-        num_answers: int,
+        fitness: _Fitness,
         generations: int = GENERATIONS,
         offspring: int = OFFSPRING,
     ) -> None:
         self.scorer = scorer
-        self._measure = measure
-        self._num_answers = num_answers
+        self._fitness = fitness
         self._generations = generations
         self._offspring = offspring
         self._known: set[Blocks] = set()  # measured on all answers
         self._rng = random.Random()
         self._round = 0
         self._round_of_size = 0
+        self._most_rounds = len(scorer.sizes()) * (generations + 1)
+        # The first generation of a size has twice as many sets.
+        self._rounds = MeasuredRounds(scorer, [2, *[1] * generations] * len(scorer.sizes()))
 
     def search(self, size: int) -> list[_Measured]:
         """Return the best set after each generation, the first one's of random sets at the front.
@@ -107,7 +127,9 @@ class EvolutionarySearch:
         """Return the best of the sets and their parent; of equally good ones, not the parent."""
         self._round += 1
         self._round_of_size += 1
-        every = range(self._num_answers)
+        size = len(sets[0])
+        self._rounds.begin(f'{self._round_of_size} of evopress, {size} blocks')
+        every = range(self._fitness.num_answers)
         for share, surviving in STAGES:
             num_answers = max(FEWEST_ANSWERS, math.ceil(len(every) / share))
             num_survivors = max(1, self._offspring // surviving)
@@ -119,7 +141,23 @@ class EvolutionarySearch:
         costs = self._costs(sets, every)
         self._known.update(sets)
         measured = [_Measured(*pair) for pair in zip(sets, costs, strict=True)]
-        return min([*measured, *filter(None, [parent])], key=lambda one: one.cost)
+        best_set = min([*measured, *filter(None, [parent])], key=lambda one: one.cost)
+        value = self._fitness.sign * best_set.cost
+        generation = self._round_of_size - 1
+        self._rounds.end(
+            {
+                'size': size,
+                'generation': generation,
+                'blocks': list(best_set.blocks),
+                'value': value,
+            },
+            sparsity=size / self.scorer.num_blocks,
+            value=value,
+            what=f'generation {generation} of {size} blocks, '
+            f'{self._fitness.short_name} {value:.4g}',
+            is_last=self._round == self._most_rounds,
+        )
+        return best_set
 
     def _costs(self, sets: Sequence[Blocks], chosen: Sequence[int]) -> list[float]:
         """Return the sets' costs on the chosen answers; they are remembered for a resumed run.
@@ -131,20 +169,21 @@ class EvolutionarySearch:
             self.scorer.on_progress(
                 Progress(
                     round=self._round,
-                    most_rounds=len(self.scorer.sizes()) * (self._generations + 1),
+                    most_rounds=self._most_rounds,
                     candidates=len(sets),
                     done=done,
                     total=len(sets) * len(chosen),
                     best_block=None,
                     best_score=None,
+                    seconds_left=self._rounds.seconds_left(),
                 )
             )
 
         report(0)
-        costs: list[float] = self.scorer.remember(
+        costs: list[float] = self._rounds.remember(
             # Each size by itself, so that a run with more sizes knows those it has.
             f'evopress {len(sets[0])} blocks, round {self._round_of_size}, {len(chosen)} answers',
-            lambda: self._measure(sets, chosen, report),
+            lambda: self._fitness.measure(sets, chosen, report),
         )
         return costs
 
@@ -153,6 +192,7 @@ class _Divergence:
     """The cost is the divergence from the full model, on its own answers."""
 
     name = "KL(full model || skip set) on the full model's own answers (nats, mean over the tokens)"
+    short_name = 'divergence'
     sign = 1
 
     def __init__(self, scorer: Scorer) -> None:
@@ -178,6 +218,7 @@ class _NegativeScore:
     """The cost is the task's score, negated; answers not chosen count as the full model's."""
 
     name = "the task's score"
+    short_name = 'score'
     sign = -1
 
     def __init__(self, scorer: Scorer) -> None:
@@ -205,9 +246,7 @@ def choose(scorer: Scorer) -> ChosenSets:
     """Return the best set found of each size."""
     options = METHOD.options_of(scorer.settings)
     fitness = (_NegativeScore if options['fitness'] == 'score' else _Divergence)(scorer)
-    search = EvolutionarySearch(
-        scorer, fitness.measure, fitness.num_answers, options['generations'], options['offspring']
-    )
+    search = EvolutionarySearch(scorer, fitness, options['generations'], options['offspring'])
     sets, record = [scorer.scored_set(())], []
     for size in scorer.sizes():
         found = search.search(size)
@@ -267,6 +306,7 @@ METHOD: Method = Method(
             metavar='N',
             parse=partial(parse_count, '--generations'),
             help=f'generations of evopress for each size (default: {GENERATIONS})',
+            is_extent=True,
         ),
         Option(
             'offspring',

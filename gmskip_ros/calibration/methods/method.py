@@ -20,7 +20,8 @@ class Option:
 
     name: its key in SearchSettings.options and in calibration.json. A default of True makes the
     flag a switch that sets it to False. `parse` turns the command line's text into the value and
-    raises CalibrationError. is_extent: it says how many sets are chosen, and changes none of them.
+    raises CalibrationError. is_extent: it says how far the method goes; a run that goes further
+    begins with what one that goes less far has done.
     """
 
     name: str

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from gmskip_ros.calibration.likelihood import GivenAnswers, reference_answers
+from gmskip_ros.calibration.methods.measured_rounds import MeasuredRounds
 from gmskip_ros.calibration.methods.method import Method
 from gmskip_ros.calibration.methods.removal import limit_reached
 from gmskip_ros.calibration.scoring import Scorer, set_key
 from gmskip_ros.calibration.settings import Progress
-from gmskip_ros.calibration.trajectory import ChosenSets, warn_of_ties
+from gmskip_ros.calibration.trajectory import ChosenSets, ScoredSet, warn_of_ties
 
 PROTECT = (1, 1)  # SLEB's code calls it the early and the latter barrier
 
@@ -45,6 +46,9 @@ class LikelihoodSearch:
         self._answers = answers
         self._name = f'negative log-likelihood of {name}'
         self._most = scorer.settings.num_removals(scorer.num_blocks)
+        # Candidates times the blocks that each runs, in every round.
+        costs = [(len(scorer.removable) - n) * (scorer.num_blocks - n) for n in range(self._most)]
+        self._rounds = MeasuredRounds(scorer, costs)
 
     def choose(self) -> ChosenSets:
         """Return every prefix with the task's score, which ends the search when it is too low.
@@ -60,10 +64,13 @@ class LikelihoodSearch:
             if len(removed) >= self._most:
                 stopped_by = limit_reached(self.scorer, self._most)
                 continue
+            self._rounds.begin(f'{len(removed) + 1} by {self._name}')
             rounds.append(_Round(self._values(removed)))
             best = rounds[-1].best
             scored = self.scorer.scored_set((*removed, best))
-            if self.scorer.settings.allows_score(scored.score, sets[0].score):
+            is_allowed = self.scorer.settings.allows_score(scored.score, sets[0].score)
+            self._report_round(rounds[-1], len(removed), scored, is_allowed)
+            if is_allowed:
                 sets.append(scored)
             else:
                 ratio = self.scorer.settings.min_score_ratio
@@ -90,6 +97,27 @@ class LikelihoodSearch:
             warnings=tuple(
                 warn_of_ties([number for number, each in enumerate(rounds, 1) if each.is_tied])
             ),
+        )
+
+    def _report_round(
+        self, found: _Round, num_removed: int, scored: ScoredSet, is_allowed: bool
+    ) -> None:
+        removed = found.best if is_allowed else None
+        value = found.values[found.best]
+        what = 'nothing removed' if removed is None else f'block {removed} removed'
+        self._rounds.end(
+            {
+                'removed': removed,
+                'score': scored.score,
+                'value': value,
+                'cells': [{'block': block, 'value': each} for block, each in found.values.items()],
+            },
+            sparsity=(num_removed + is_allowed) / self.scorer.num_blocks,
+            value=value,
+            what=f'{what}, {value:.4g} nats per answer',
+            score=scored.score,
+            removed=removed,
+            is_last=not is_allowed or num_removed + 1 == self._most,
         )
 
     def _values(self, removed: Sequence[int]) -> dict[int, float]:
@@ -119,16 +147,14 @@ class LikelihoodSearch:
         num_answers = len(self._answers.answers)
 
         def report(done: int) -> None:
-            self.scorer.on_progress(
-                replace(
-                    progress,
-                    done=progress.done * num_answers + done,
-                    total=progress.total * num_answers,
-                )
-            )
+            done += progress.done * num_answers
+            total = progress.total * num_answers
+            left = self._rounds.seconds_left(done / total) if blocks else None
+            self.scorer.on_progress(replace(progress, done=done, total=total, seconds_left=left))
 
+        remember = self._rounds.remember if blocks else self.scorer.remember
         return float(
-            self.scorer.remember(
+            remember(
                 f'{self._name} without {set_key(blocks)}',
                 lambda: self._answers.negative_log_likelihood(self.scorer.skip_set(blocks), report),
             )
