@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gmskip_ros.cli.options import add_timing_option, locked, positive_float, positive_int
+from gmskip_ros.errors import UserError
 from gmskip_ros.pipeline.timing import ISOLATED, SHARED, TIMINGS
 from gmskip_ros.signals import StopSignals
 
@@ -99,7 +100,6 @@ def run(args: argparse.Namespace) -> int:
     """Run the demo; return 0, 1 after an error, or 128 + the signal that stopped it."""
     with StopSignals(hangup=True) as stop:
         from gmskip_ros.runs.demo import DemoOptions, run_demo
-        from gmskip_ros.runs.live import LiveRunError
 
         options = DemoOptions(
             num_frames=args.frames,
@@ -116,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             with locked(args.out), screen.live():
                 frames = run_demo(options, stop, screen)
-        except LiveRunError as error:
+        except UserError as error:  # LiveRunError, or --out
             print(f'gmskip demo: error: {error}', file=sys.stderr)
             return 1
         except KeyboardInterrupt:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gmskip_ros.cli.options import locked, positive_float
+from gmskip_ros.errors import UserError
 from gmskip_ros.signals import StopSignals
 
 if TYPE_CHECKING:
@@ -85,7 +86,6 @@ def run(args: argparse.Namespace) -> int:
     """Run the soak; 0 if all verdicts hold, 1 if not, 128 + the signal that stopped it."""
     with StopSignals(hangup=True) as stop:
         from gmskip_ros.cli.progress import Bars
-        from gmskip_ros.runs.live import LiveRunError
         from gmskip_ros.runs.soak import run_soak
         from gmskip_ros.runs.soak_result import SoakOptions
 
@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             with locked(args.out), Bars(not args.no_progress) as bars:
                 result = run_soak(options, stop, _Screen(bars))
-        except LiveRunError as error:
+        except UserError as error:  # LiveRunError, or --out
             print(f'gmskip soak: error: {error}', file=sys.stderr)
             return 1
         except KeyboardInterrupt:

@@ -191,13 +191,15 @@ def test_a_difference_of_a_batch_is_only_reported(benchmark, monkeypatch, scenes
         return nonsense(answers) if len(features) > 1 else answers
 
     monkeypatch.setattr(Vlm, 'answer_batch', answer_batch)
-    ways = {'exhaustive': ('alone', False), 'batched': ('batched', False)}
+    alone, batched = ('alone', False), ('batched', False)
+    ways = {'exhaustive': alone, 'batched': batched, 'walk': alone}
     monkeypatch.setattr('gmskip_ros.benchmarks.calibration.METHODS', ways)
     status, output, errors = benchmark(
         '--tasks', 'single_object', '--dataset', scenes, '--images', IMAGES, '--rounds', 1
     )
     assert (status, errors) == (0, '')
     assert 'single_object: batched: the full score is 0, exhaustive: 1' in output
+    assert output.startswith('the same result as exhaustive search, with 1.0x less work\n')
 
 
 def test_a_whole_trajectory_of_a_model_that_is_never_right(benchmark, tmp_path, scenes):
