@@ -14,7 +14,7 @@ from gmskip_ros.datasets.errors import DatasetError
 from gmskip_ros.datasets.json_file import read_json
 from gmskip_ros.datasets.karpathy import PREFIX, is_karpathy, karpathy_splits, open_karpathy
 from gmskip_ros.datasets.parquet import PARQUET, open_parquet, parquet_splits
-from gmskip_ros.datasets.pope import is_pope, open_pope, pope_files
+from gmskip_ros.datasets.pope import POPE_SPLITS, is_pope, open_pope, pope_files
 from gmskip_ros.datasets.questions import entries_of, is_lines, lines_of, open_questions
 from gmskip_ros.datasets.sample import Dataset
 from gmskip_ros.datasets.wrong_files import explain_folder, refuse_content, refuse_file
@@ -106,6 +106,10 @@ def _open_folder(
         return open_pope(chosen, images_dir)
     if parts := parquet_splits(place):
         _refuse_others(place, captions, images_dir)
+        if split is None and set(parts) == set(POPE_SPLITS):  # one of its files has one of them
+            return open_parquet(
+                [path for part in POPE_SPLITS for path in parts[part]], name_of(place)
+            )
         part = _choose(split, list(parts), place)
         return open_parquet(parts[part], f'{name_of(place)}/{part}')
     problem = explain_folder(place) or f'is not a supported dataset; {_LAYOUTS}'

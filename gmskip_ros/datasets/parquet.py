@@ -14,7 +14,8 @@ from gmskip_ros.datasets.questions import make_dataset
 from gmskip_ros.datasets.sample import Dataset
 
 PARQUET = '.parquet'
-_SHARD = re.compile(r'(.+?)(?:-\d{5}-of-\d{5})?\.parquet')  # test-00000-of-00003.parquet
+# test-00000-of-00003.parquet; in older datasets with a hash: test-00000-of-00003-0f11003c77497969
+_SHARD = re.compile(r'(.+?)(?:-\d{5}-of-\d{5}(?:-[0-9a-f]{16})?)?\.parquet')
 _FOLDERS = ('', 'data')
 
 

@@ -127,7 +127,8 @@ def make_dataset(
         if references is None:
             if question_id is None and not captions:
                 record.value('references', 'a text or a list of texts')  # raises
-            unanswered.append(key)
+            if question is not None:
+                unanswered.append(key)
         elif not any(map(has_word, references)):
             if record.has('references'):
                 raise record.error('references', 'has no letter or digit; remove the line')

@@ -253,15 +253,39 @@ def test_pope_in_a_parquet_file(tmp_path, write_parquet):
     (question,) = sample.presence
     assert (question.label, question.answer) == ('snowboard', 'yes')
     assert question.splits == ('adversarial', 'popular', 'random')
+    # Its configuration Full has the same rows in a file for each split.
+    for row in rows:
+        write_parquet(tmp_path / 'Full' / f'{row["category"]}-00000-of-00001.parquet', [row])
+    (sample,) = open_dataset(tmp_path / 'Full').samples
+    assert sorted(sample.presence[0].splits) == ['adversarial', 'popular', 'random']
+    (sample,) = open_dataset(tmp_path / 'Full', split='popular').samples
+    assert sample.presence[0].splits == ('popular',)
 
 
 def test_captions_in_a_parquet_file(tmp_path, write_parquet):
     """lmms-lab/flickr30k: `caption` is a list of five, `image` has the name of its file."""
     image = picture(tmp_path, '1.jpg', path='1007129816.jpg')
     rows = [{'image': image, 'caption': ['A man .', 'A hat .'], 'filename': '1007129816.jpg'}]
-    (sample,) = open_dataset(write_parquet(tmp_path / 'test.parquet', rows)).samples
+    dataset = open_dataset(write_parquet(tmp_path / 'test.parquet', rows))
+    (sample,) = dataset.samples
+    assert dataset.notes == ()
     assert (sample.captions, sample.question) == (('A man .', 'A hat .'), None)
     assert sample.key == '1007129816.jpg:1'
+
+
+def test_parts_of_a_split_whose_names_have_a_hash(tmp_path, write_parquet):
+    """HuggingFaceM4/ChartQA: `label` is a list, and the older names of parts have a hash."""
+    rows = [
+        {'image': picture(tmp_path, f'{n}.jpg'), 'query': 'How many?', 'label': [str(n)]}
+        for n in range(2)
+    ]
+    for n, (row, name) in enumerate(
+        zip(rows, ('49492f364babfa44', '7302bae5e425bbc7'), strict=True)
+    ):
+        write_parquet(tmp_path / 'data' / f'train-{n:05d}-of-00002-{name}.parquet', [row])
+    dataset = open_dataset(tmp_path)
+    assert content_of(dataset) == [('How many?', ('0',)), ('How many?', ('1',))]
+    assert dataset.name == f'{tmp_path.name}/train'
 
 
 def test_parquet_files_that_cannot_be_used(tmp_path, write_parquet):
