@@ -20,6 +20,7 @@ from gmskip_ros.pipeline.settings import (
     load_skip_lists,
 )
 from gmskip_ros.skipping import SkipListError
+from gmskip_ros.vlm.engine import smaller_dtype
 from gmskip_ros.vlm.memory import GIB, SMALLER_WEIGHTS, free_bytes
 
 # The oldest version tested, and the first one that is too new (None: no limit).
@@ -183,7 +184,8 @@ def check_memory(setup: Setup, proc: Path = Path('/proc')) -> Finding:
     )
     host_bytes = free_bytes('cpu', proc)
     remedy = f'stop other users of this memory, use {SMALLER_WEIGHTS[quantization]}a smaller model'
-    remedy += ', or dtype: float16' if trial['dtype'] == 'float32' else ''
+    half = smaller_dtype(trial['dtype'], trial['device'])
+    remedy += f', or dtype: {half}' if half else ''
     if trial['device'].startswith('cuda'):
         free, where = setup.torch['free_bytes'], f'on {trial["device"]}'
         remedy += ' (nvidia-smi shows who uses the GPU)'

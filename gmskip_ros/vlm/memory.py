@@ -44,6 +44,7 @@ from typing import Any
 import safetensors
 
 from gmskip_ros.numbers import numbers_in
+from gmskip_ros.vlm.engine import smaller_dtype
 from gmskip_ros.vlm.errors import ModelLoadError
 from gmskip_ros.vlm.hub import INDEX_FILE, SINGLE_FILE, weight_files
 from gmskip_ros.vlm.tiles import grid_tokens, tile_tokens, tower_tokens
@@ -254,7 +255,8 @@ def _check_need(
     free = free_bytes(device)
     if free is None or need.total_bytes + headroom_gib * GIB <= free:
         return
-    smaller = 'dtype float16, ' if dtype == 'float32' and device != 'cpu' else ''
+    half = smaller_dtype(dtype, device)
+    smaller = f'dtype {half}, ' if half else ''
     smaller += SMALLER_WEIGHTS[quantization]
     numbers = numbers_in(dtype, quantization)
     raise ModelLoadError(

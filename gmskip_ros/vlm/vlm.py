@@ -33,6 +33,7 @@ from gmskip_ros.vlm.answer import (
 )
 from gmskip_ros.vlm.candidates import NEAR_TIE_CANDIDATES, Candidate, CandidateWalk
 from gmskip_ros.vlm.decoder import ALL, NONE, TEXT, Decoder, who_runs_and_stores
+from gmskip_ros.vlm.engine import smaller_dtype
 from gmskip_ros.vlm.errors import (
     ImageError,
     NonFiniteLogitsError,
@@ -42,6 +43,7 @@ from gmskip_ros.vlm.errors import (
     VlmOutOfMemoryError,
 )
 from gmskip_ros.vlm.image_fit import FittedImageProcessor
+from gmskip_ros.vlm.memory import SMALLER_WEIGHTS
 from gmskip_ros.vlm.prompt import ChatTokenizer, end_of_sequence_ids
 from gmskip_ros.vlm.quantization import num_parameters
 from gmskip_ros.vlm.shared_frame import VlmSharedFrame
@@ -129,9 +131,12 @@ class Vlm:
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
+            half = smaller_dtype(self.dtype, self.device)
+            half = f'dtype {half}, ' if half else ''
             raise VlmOutOfMemoryError(
-                f'{self.name} ran out of memory in {self.dtype} on {self.device}: use a smaller '
-                'model, dtype float16, a smaller batch or another device'
+                f'{self.name} ran out of memory in {self.dtype} on {self.device}: use {half}'
+                f'{SMALLER_WEIGHTS[self.quantization]}a smaller model, a smaller batch or another '
+                'device'
             ) from error
 
     def free_memory(self) -> None:

@@ -416,5 +416,5 @@ def test_no_memory_left_is_said_in_one_line(vlm, monkeypatch) -> None:
 
     features = vlm.encode(IMAGE)
     monkeypatch.setattr(vlm.decoder, 'run_blocks', fail)
-    with pytest.raises(VlmOutOfMemoryError, match=r'out of memory .*: use a smaller'):
+    with pytest.raises(VlmOutOfMemoryError, match=r'out of memory .*: use dtype bfloat16, quant'):
         vlm.answer(features, PROMPT, draft=[5, 6])
