@@ -159,6 +159,15 @@ class Rounds:
                 (notes if contender.is_rival else errors).append(line)
         return notes, errors
 
+    def impossible_floors(self) -> list[str]:
+        """Return the names of ratios to a floor that are below 1, which no engine can be.
+
+        Other load must have slowed the measurements of the rates; the best of them, which the rows
+        of `floors` rest on, do not show it.
+        """
+        ratios = map(self._to_floor, PHASES)
+        return [ratio['name'] for ratio in ratios if ratio['value'] < 1]
+
     def values(self, vision_ms: float) -> dict[str, Any]:
         """Return what bars may be about, by name: ratios, and times on a GPU."""
         values: dict[str, Any] = {str(ratio['name']): ratio for ratio in self.ratios()}

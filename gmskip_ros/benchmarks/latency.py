@@ -50,6 +50,9 @@ from gmskip_ros.vlm.release import release_memory
 FORMAT = 'gmskip/benchmark-latency/1'
 COMPILED = 'Hugging Face, static cache, compiled'
 NOT_COMPILED = 'compiling takes longer than the measurement; Hugging Face compiles on GPUs only'
+IMPOSSIBLE = (
+    'below 1, so other load slowed the measurement of the floor: run again on an idle machine'
+)
 LEAST_WEIGHTS_BYTES = 256 << 20  # below, what libraries allocate would count as weights
 
 
@@ -162,6 +165,10 @@ def _measure_model(
         values[ratio['name']] = values[bars.ON_GPU + ratio['name']] = ratio
     if weights is not None:
         values[bars.WEIGHTS] = weights
+    for ratio_name in rounds.impossible_floors():
+        del values[ratio_name]
+        reasons[ratio_name] = IMPOSSIBLE
+        notes.append(f'{ratio_name}: {IMPOSSIBLE}')
     return {
         'model': wanted.model,
         'image_tokens': subject.features.num_tokens,

@@ -20,8 +20,8 @@ from gmskip_ros.pipeline.settings import (
     load_skip_lists,
 )
 from gmskip_ros.skipping import SkipListError
-from gmskip_ros.vlm.engine import smaller_dtype
-from gmskip_ros.vlm.memory import GIB, SMALLER_WEIGHTS, free_bytes
+from gmskip_ros.vlm.engine import SMALLER_WEIGHTS, smaller_dtype
+from gmskip_ros.vlm.memory import GIB, free_bytes
 
 # The oldest version tested, and the first one that is too new (None: no limit).
 VERSIONS = {'torch': ((2, 8), None), 'transformers': ((5, 10), (6,))}

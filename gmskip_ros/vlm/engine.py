@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 
 DTYPES = ('float32', 'float16', 'bfloat16')  # that a model can be loaded in
 QUANTIZATIONS = ('none', 'int8', 'int4')  # of the weights of the decoder's linear layers
+SMALLER_WEIGHTS = {  # what may be advised against too little memory
+    'none': 'quantization int8 or int4, ',
+    'int8': 'quantization int4, ',
+    'int4': '',
+}
 MAX_THREADS = 1024  # that compute an answer; far more crash OpenMP
 IMAGE_FITS = ('auto', 'checkpoint', 'pad', 'squash')  # how a frame becomes the model's square
 

@@ -44,7 +44,7 @@ from typing import Any
 import safetensors
 
 from gmskip_ros.numbers import numbers_in
-from gmskip_ros.vlm.engine import smaller_dtype
+from gmskip_ros.vlm.engine import SMALLER_WEIGHTS, smaller_dtype
 from gmskip_ros.vlm.errors import ModelLoadError
 from gmskip_ros.vlm.hub import INDEX_FILE, SINGLE_FILE, weight_files
 from gmskip_ros.vlm.tiles import grid_tokens, tile_tokens, tower_tokens
@@ -55,11 +55,6 @@ BYTES_PER_NUMBER = {'float32': 4, 'float16': 2, 'bfloat16': 2}
 GIB = 1 << 30
 RUNTIME_BYTES = {'cpu': GIB, 'cuda': GIB // 4}
 TEXT_TOKENS = 256  # allowed for a prompt with its chat template
-SMALLER_WEIGHTS = {  # what else may be advised
-    'none': 'quantization int8 or int4, ',
-    'int8': 'quantization int4, ',
-    'int4': '',
-}
 RESERVE = 0.1  # of what is allocated anew for every answer
 
 

@@ -33,7 +33,7 @@ from gmskip_ros.vlm.answer import (
 )
 from gmskip_ros.vlm.candidates import NEAR_TIE_CANDIDATES, Candidate, CandidateWalk
 from gmskip_ros.vlm.decoder import ALL, NONE, TEXT, Decoder, who_runs_and_stores
-from gmskip_ros.vlm.engine import smaller_dtype
+from gmskip_ros.vlm.engine import SMALLER_WEIGHTS, smaller_dtype
 from gmskip_ros.vlm.errors import (
     ImageError,
     NonFiniteLogitsError,
@@ -43,7 +43,6 @@ from gmskip_ros.vlm.errors import (
     VlmOutOfMemoryError,
 )
 from gmskip_ros.vlm.image_fit import FittedImageProcessor
-from gmskip_ros.vlm.memory import SMALLER_WEIGHTS
 from gmskip_ros.vlm.prompt import ChatTokenizer, end_of_sequence_ids
 from gmskip_ros.vlm.quantization import num_parameters
 from gmskip_ros.vlm.shared_frame import VlmSharedFrame

@@ -196,6 +196,14 @@ def test_a_figure_below_its_floor_fails_the_run(benchmark, model, tmp_path, monk
     assert lines == [f'gmskip: wrong: {line}' for line in result['errors']]
     assert len(lines) == 1 + 2 * 4  # vision, and both phases of each number of blocks
     assert all('is below the floor of' in line for line in lines)
+    [model_figures] = result['models']
+    for name in (
+        bars.FLOOR_PREFILL,
+        bars.FLOOR_DECODE,
+    ):
+        assert name not in model_figures['values']
+        assert model_figures['reasons'][name] == latency.IMPOSSIBLE
+        assert f'{name}: {latency.IMPOSSIBLE}' in model_figures['notes']
 
 
 def test_a_missed_bar_is_a_result(benchmark, model, tmp_path, monkeypatch, high_rates) -> None:

@@ -303,7 +303,9 @@ def test_no_memory_left_is_said_in_one_line(vlm, monkeypatch, error) -> None:
         patched.setattr(vlm._model, 'get_image_features', fail)
         patched.setattr(vlm.decoder, 'forward', fail)
         for ask in (lambda: vlm.encode(IMAGE), lambda: vlm.answer(features, PROMPT)):
-            with pytest.raises(VlmOutOfMemoryError, match=r'out of memory .*: use dtype bfloat16, '):
+            with pytest.raises(
+                VlmOutOfMemoryError, match=r'out of memory .*: use dtype bfloat16, '
+            ):
                 ask()
     assert vlm.answer(IMAGE, PROMPT).token_ids
 
