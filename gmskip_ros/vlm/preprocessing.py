@@ -21,6 +21,8 @@ from transformers.image_processing_utils import get_patch_output_size, select_be
 from transformers.image_transforms import get_resize_output_image_size
 from transformers.image_utils import ChannelDimension
 
+from gmskip_ros.vlm.errors import ImageError
+
 # Class of transformers -> whether it cuts the image into a grid of tiles.
 KNOWN_CLASSES = {
     'CLIPImageProcessorPil': False,
@@ -36,6 +38,8 @@ TWO_PASS_FILTERS = (
     Image.Resampling.LANCZOS,
 )
 Colour = tuple[int, int, int]
+MAX_PIXELS_AT_ONCE = 1 << 24  # of padding that is added to a tall image
+MAX_PIXELS = 1 << 29  # of a resized image that is cropped: 1.5 GiB
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,10 @@ class Preprocessing:
     def _whole(
         self, picture: Image.Image, colour: Colour | None, height: int, width: int
     ) -> np.ndarray:
-        """Return the whole image, uint8 (*crop, 3); height and width are the padded image's."""
+        """Return the whole image, uint8 (*crop, 3); height and width are the padded image's.
+
+        Raises ImageError for one so tall that its resized image would not fit into memory.
+        """
         if len(self.size) == 2:
             height, width = self.size
         else:
@@ -83,6 +90,12 @@ class Preprocessing:
                 _stand_in(height, width), side, False, input_data_format=ChannelDimension.FIRST
             )
         rows, columns = self.crop
+        if columns * height > MAX_PIXELS:  # a wide image is cropped before its rows are resized
+            raise ImageError(
+                f'image of {picture.width}x{picture.height} pixels: would be resized to '
+                f'{width}x{height} before it is cropped: use image_fit pad or squash, or frames '
+                'that are not so tall'
+            )
         left, top = (width - columns) // 2, (height - rows) // 2
         resized = resize(picture, (width, height), self.resample, colour, (left, left + columns))
         return np.asarray(resized)[top : top + rows]
@@ -134,21 +147,40 @@ def resize(
     that are not wanted are removed there.
     """
     width, height = picture.size
-    if colour is not None and height > width:
-        picture = expand_to_square(picture, colour)
-        width = height
-    is_padded = colour is not None and height < width
+    is_low = colour is not None and height < width  # padded above and below
+    is_tall = colour is not None and height > width  # padded on both sides
     is_cropped = columns is not None and columns != (0, size[0])
-    if not (is_padded or is_cropped):
+    if not (is_low or is_tall or is_cropped):
         return picture.resize(size, resample)
-    narrow = picture.resize((size[0], height), resample)
+    if is_tall:
+        narrow = _rows_of_square(picture, size[0], resample, colour)
+    else:
+        narrow = picture.resize((size[0], height), resample)
     if columns is not None:
         narrow = narrow.crop((columns[0], 0, columns[1], height))
-    if is_padded:
+    if is_low:
         square = Image.new('RGB', (narrow.width, width), colour)
         square.paste(narrow, (0, (width - height) // 2))
         narrow = square
     return narrow.resize((narrow.width, size[1]), resample)
+
+
+def _rows_of_square(
+    picture: Image.Image, width: int, resample: Image.Resampling, colour: Colour | None
+) -> Image.Image:
+    """Return the rows of a tall image, padded to a square of `colour`, resized to this width.
+
+    A few rows at a time: the square of a very tall image would take more memory than there is.
+    """
+    old_width, height = picture.size
+    narrow = Image.new('RGB', (width, height))
+    step = max(1, MAX_PIXELS_AT_ONCE // height)
+    for top in range(0, height, step):
+        bottom = min(top + step, height)
+        rows = Image.new('RGB', (height, bottom - top), colour)
+        rows.paste(picture.crop((0, top, old_width, bottom)), ((height - old_width) // 2, 0))
+        narrow.paste(rows.resize((width, bottom - top), resample), (0, top))
+    return narrow
 
 
 def expand_to_square(image: Image.Image, colour: Colour) -> Image.Image:

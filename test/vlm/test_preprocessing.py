@@ -19,7 +19,7 @@ from transformers import (
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from gmskip_ros.benchmarks import before_the_model
-from gmskip_ros.vlm import load_vlm
+from gmskip_ros.vlm import ImageError, load_vlm, preprocessing
 from gmskip_ros.vlm.image_fit import FittedImageProcessor
 
 FITS = ['checkpoint', 'pad', 'squash']
@@ -91,6 +91,37 @@ def test_every_value_is_the_processors(name, fit) -> None:
     for size in SIZES:
         for image in images(size).values():
             assert_same(processor(image), before_the_model.preprocess(processor, image))
+
+
+@pytest.mark.parametrize('at_once', [1, 5000])
+@pytest.mark.parametrize('name', ['llava-1.5', 'llava, padding', 'siglip', 'llava-next'])
+def test_tall_images_are_padded_a_few_rows_at_a_time(name, at_once, monkeypatch) -> None:
+    monkeypatch.setattr(preprocessing, 'MAX_PIXELS_AT_ONCE', at_once)
+    processor = FittedImageProcessor('a model', PROCESSORS[name](), 'pad')
+    for size in ((193, 71), (90, 3)):
+        image = images(size)['noise']
+        assert_same(processor(image), before_the_model.preprocess(processor, image))
+
+
+def test_a_line_of_pixels_takes_no_more_memory_than_there_is(monkeypatch) -> None:
+    """A square of 60,000 pixels a side takes 10 GB, 336 x 20 million pixels take 20."""
+    sizes = []
+    new = Image.new
+
+    def counted(mode, size, *colour):
+        sizes.append(size[0] * size[1])
+        return new(mode, size, *colour)
+
+    monkeypatch.setattr(Image, 'new', counted)
+    hugging_face = CLIPImageProcessorPil(size={'shortest_edge': 336}, crop_size=square(336))
+    line = np.zeros((9_000, 1, 3), np.uint8)
+    padded = FittedImageProcessor('a model', hugging_face, 'pad')
+    assert padded(line)['pixel_values'].shape == (1, 3, 336, 336)
+    assert max(sizes) <= preprocessing.MAX_PIXELS_AT_ONCE < 9_000**2
+    cropped = FittedImageProcessor('a model', hugging_face, 'checkpoint')
+    with pytest.raises(ImageError, match=r'1x9000 pixels: .* use image_fit pad or squash'):
+        cropped(line)
+    assert cropped(line.transpose(1, 0, 2))['pixel_values'].shape == (1, 3, 336, 336)
 
 
 @pytest.mark.parametrize('name', ['llava-next', 'llava-onevision'])
