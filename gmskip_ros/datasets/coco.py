@@ -98,7 +98,7 @@ def open_coco_file(
     if captions is not None:
         read_captions(read_annotations(captions), captions, images, notes)
         _check_captions(captions, images)
-    beside = [*image_folders(root, split), *image_folders(path.parent, split)]
+    beside = [*image_folders(root, split), *image_folders(path.absolute().parent, split)]
     finder = ImageFinder(beside if images_dir is None else image_folders(images_dir, split))
     return _make_dataset(name, split, images, labels, finder, notes, warnings)
 
@@ -149,7 +149,7 @@ def _make_dataset(
 def image_folders(folder: Path, *splits: str) -> list[Path]:
     """Return where the images of these splits may be, the most specific place first."""
     own = [at for split in splits for at in (folder / split, folder / 'images' / split)]
-    return [*own, folder / 'images', folder]
+    return [*own, folder / 'images', folder / 'data', folder]  # data: as FiftyOne exports
 
 
 def _check_captions(path: Path | None, images: dict[Id, ImageEntry]) -> None:

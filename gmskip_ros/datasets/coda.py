@@ -41,18 +41,33 @@ def is_coda_split(folder: Path) -> bool:
     return (folder / _ALL).is_file() or (folder / _CORNER_CASES).is_file()
 
 
+def is_coda(content: object) -> bool:
+    """Return whether an annotation file is CODA's, by the spelling of one of its classes."""
+    categories = content.get('categories') if isinstance(content, dict) else None
+    return isinstance(categories, list) and any(
+        isinstance(each, dict) and each.get('name') in _RENAMED for each in categories
+    )
+
+
 def name_of(folder: Path) -> str:
     """Return the folder's name as given in the path: links are not resolved, '.' is."""
     return Path(os.path.abspath(folder)).name
 
 
-def open_coda(folder: Path, captions: Path | None, images_dir: Path | None = None) -> Dataset:
+def open_coda(
+    folder: Path,
+    captions: Path | None,
+    images_dir: Path | None = None,
+    file: Path | None = None,
+) -> Dataset:
     """Return the split in `folder`: CODA's base-val-1500, CODA2022's val, test or sample.
 
-    The split is named after the folder. Corner cases and common classes are both labels.
+    The split is named after the folder. Corner cases and common classes are both labels. `file`:
+    the annotations, if they are not those that the folder has under CODA's own names.
     """
     split = name_of(folder)
-    path = next(path for path in (folder / _ALL, folder / _CORNER_CASES) if path.is_file())
+    own = (path for path in (folder / _ALL, folder / _CORNER_CASES) if path.is_file())
+    path = file or next(own)
     notes: list[str] = []
     content = read_annotations(path)
     images = read_images(content, path, split, notes)

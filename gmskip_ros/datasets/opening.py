@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gmskip_ros.datasets.coco import coco_splits, open_coco, open_coco_file
-from gmskip_ros.datasets.coda import coda_splits, is_coda_split, name_of, open_coda
+from gmskip_ros.datasets.coda import coda_splits, is_coda, is_coda_split, name_of, open_coda
 from gmskip_ros.datasets.errors import DatasetError
 from gmskip_ros.datasets.json_file import read_json
 from gmskip_ros.datasets.karpathy import PREFIX, is_karpathy, karpathy_splits, open_karpathy
@@ -140,6 +140,8 @@ def _open_file(
         splits = _choose_karpathy(split, karpathy_splits(content, place), place)
         return open_karpathy(place.parent, splits, content, place, images_dir)
     _refuse_split(place, split)
+    if is_coda(content):
+        return open_coda(place.parent, captions, images_dir, place)
     if isinstance(content, dict) and 'images' in content:
         return open_coco_file(place, content, captions, images_dir)
     if questions := entries_of(content, place):

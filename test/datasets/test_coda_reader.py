@@ -54,6 +54,7 @@ def test_the_layout_of_every_split_is_supported(tmp_path, split):
     folder = write_split(tmp_path, split)
     dataset = open_dataset(tmp_path)
     assert dataset == open_dataset(folder) == open_dataset(tmp_path, split=split)
+    assert dataset == open_dataset(folder / FILES[split])
     assert dataset.name == f'coda-{split}'
     assert dataset.labels == ('pedestrian', 'car', 'dog', 'suitcase')
     samples = by_key(dataset.samples)

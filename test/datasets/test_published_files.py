@@ -56,6 +56,7 @@ def test_a_file_as_roboflow_exports_it(tmp_path):
         ('images/train', 'a.jpg'),
         ('images', 'a.jpg'),
         ('', 'a.jpg'),  # in the root
+        ('data', 'a.jpg'),  # as FiftyOne exports
         ('', 'images/train/a.jpg'),
         ('', 'images\\train\\a.jpg'),  # as tools on Windows write it
         ('annotations', 'a.jpg'),
