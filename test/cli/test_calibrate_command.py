@@ -767,7 +767,7 @@ def test_joint_with_a_task_that_scores_nothing_is_refused_unless_forced(gmskip, 
     for annotation in captions['annotations']:
         annotation['caption'] = 'xyzzy'
     path.write_text(json.dumps(captions))
-    options = {'task': 'joint', 'dataset': data, 'images': 2, 'rounds': 1}
+    options = {'task': 'joint', 'dataset': data, 'images': 2, 'test_images': 0, 'rounds': 1}
     result = gmskip(**options)
     assert is_refused(result, 'guide a search: captioning: no answer can score above 0', '--force')
     status, _, errors = gmskip('--force', **options)
