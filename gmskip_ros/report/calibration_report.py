@@ -164,15 +164,18 @@ POINT = col.words(
 
 
 def _terminal_columns(result: Mapping[str, Any], rows: list[dict[str, Any]]) -> list[Column]:
+    point = Column(
+        'Point', lambda row: fmt.one_line(row['point']).removeprefix('high_'), is_words=True
+    )
     return [
-        *_trajectory_columns(result),
+        *_trajectory_columns(result)[result['nested'] :],  # rows are in the order of rounds
         col.speed_up(rows, with_interval=False),  # the notes have it: it would be too wide
         col.SPARSITY,
         CALIBRATION_SCORE,
         TEST_SCORE,
         *col.match_columns(rows),
         col.VISUAL_GAIN,
-        POINT,
+        point,
     ]
 
 

@@ -234,7 +234,7 @@ def test_every_latency_has_its_machine(tmp_path):
         (on_cpu, 'AMD EPYC 9554 (cpu, float32)', 'H200'),
     ):
         write_calibration_report(result, tmp_path)
-        lines = ' '.join(table_lines(result, 120))
+        lines = ' '.join(' '.join(table_lines(result, 120)).split())
         assert name in lines
         assert other not in lines
         assert {record['machine'] for record in read_csv(tmp_path)} == {name}
@@ -409,8 +409,8 @@ def test_long_model_path_keeps_its_end_in_titles(tmp_path):
     path = '/models/' + 'folder/' * 30 + 'llava-1.5-7b'
     result = made_up.calibration(model=path)
     write_calibration_report(result, tmp_path)
-    lines = table_lines(result, 80)
-    assert lines[0].rstrip().endswith('folder/llava-1.5-7b: accuracy, %')
+    text = ' '.join(' '.join(table_lines(result, 80)).split())
+    assert 'folder/llava-1.5-7b: accuracy, %' in text and path not in text
     page = HtmlPage(tmp_path / 'report.html')
     assert path in page.text  # in full among the facts
     assert path not in page.text.partition('Result')[0]
