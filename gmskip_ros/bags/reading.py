@@ -35,6 +35,7 @@ from gmskip_ros.bags.salvage import IMAGE_TYPES, Message, Source, in_time_order,
 from gmskip_ros.bags.sqlite3_salvage import Sqlite3Scan, has_wal, is_cut_off
 from gmskip_ros.errors import UserError
 
+OVERLAY_TOPIC = '/debug/image'  # of the node's own: a camera's image with answers drawn on it
 STORAGES = {'.db3': 'sqlite3', '.mcap': 'mcap'}
 _SUFFIXES = ('.db3', '.mcap', '.db3.zstd', '.mcap.zstd')
 _ZSTD_MAGIC = b'\x28\xb5\x2f\xfd'  # a CDR message begins with 0
@@ -280,6 +281,8 @@ class CameraBag:
                     counts,
                     'record a camera topic; it has',
                 )
+            cameras = [entry for entry in usable if OVERLAY_TOPIC not in entry[0]]
+            usable = cameras or usable
             if len(usable) > 1:
                 images = Counter({entry: counts[entry] for entry in usable})
                 raise self._topic_error('several camera topics', images, 'give one as the topic:')

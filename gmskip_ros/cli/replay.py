@@ -60,7 +60,11 @@ def add_parser(subparsers: Any) -> None:
         '--overwrite', action='store_true', help='replace the results of an earlier run in it'
     )
     frames = parser.add_argument_group('frames')
-    frames.add_argument('--topic', metavar='NAME', help='camera topic (default: the only one)')
+    frames.add_argument(
+        '--topic',
+        metavar='NAME',
+        help="camera topic (default: the only one, besides the node's own debug/image)",
+    )
     frames.add_argument(
         '--rate',
         type=float,

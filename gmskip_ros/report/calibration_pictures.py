@@ -317,10 +317,10 @@ def draw_heat_map(result: Mapping[str, Any]) -> Picture | None:
     ]
     num_rounds, num_blocks = scores.shape
     is_wide = num_blocks > 48
-    cell_inch = 0.19 if is_wide else 0.30
+    cell_inch = 0.19 if is_wide else 0.23
     with report_style():
         figure = new_figure(
-            max(2.6, 1.5 + cell_inch * num_rounds), max(9.0, 2.2 + cell_inch * num_blocks)
+            max(2.8, 1.8 + cell_inch * num_rounds), max(9.0, 2.2 + cell_inch * num_blocks)
         )
         axis = figure.subplots()
         grid: dict[str, Any] = {'interpolation': 'nearest', 'aspect': 'auto'}
@@ -368,9 +368,9 @@ def draw_heat_map(result: Mapping[str, Any]) -> Picture | None:
             handles=legend,
             loc='lower left',
             bbox_to_anchor=(0, 1),
-            ncol=4 if num_blocks > 24 else 2,
+            ncol=4 if is_wide else 2,
             frameon=False,
-            fontsize=9,
+            fontsize=8,
             borderaxespad=0.4,
         )
         return picture(figure)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def compare_tables(result: Mapping[str, Any]) -> list[Table]:
     ]
     if _any_timed(result):
         # Without answers/s, of which the speed-up is the ratio: it would be too wide.
-        speed = [*SPEED[:4], SPEED[5], Column('95 % interval', _speed_up_interval)]
+        speed = [SPEED_UP, Column('95 % interval', _speed_up_interval), *SPEED[2:-1]]
         sections.append((f'Speed: {fmt.subject(result)}', speed, [_speed_note(result)]))
     return [
         col.rich_table(
@@ -237,6 +238,13 @@ def _speed_up_interval(row: Row) -> str:
     return f'{fmt.number(ends[0], 2)} to {fmt.number(ends[1], 2)}' if ends else fmt.DASH
 
 
+def _speed_up_text(row: Row) -> str:
+    """Return the speed-up with its interval: '1.18 [1.09, 1.25]'."""
+    text = SPEED_UP.text(row)
+    ends = row['speed'] and row['speed'].get('speed_up_interval')
+    return f'{text} [{ends[0]:.2f}, {ends[1]:.2f}]' if ends and row['num_skipped'] else text
+
+
 def _share(phase: str) -> Callable[[Row], str]:
     return lambda row: fmt.hundredths(row['sparsity'][phase]) if row['sparsity'] else fmt.DASH
 
@@ -295,6 +303,13 @@ SPEED_UP = Column(
     "The full model's time of prefill and decode / this set's, on the same questions.",
 )
 SPEED = (
+    SPEED_UP,
+    Column(
+        'Speed-up, 95 % interval',
+        _speed_up_interval,
+        'Paired bootstrap over the timed questions, each with all its rounds. It does not cover '
+        'what a different machine or day changes; with few questions it is too narrow.',
+    ),
     Column('Prefill ms', _timed('prefill_ms'), 'Median time of the pass over image and prompt.'),
     Column(
         'Decode ms per token',
@@ -313,13 +328,6 @@ SPEED = (
         'tokens, so this rises with length alone.',
     ),
     Column('Answers/s', _timed('answers_per_s', 2), 'Answers / all time of prefill and decode.'),
-    SPEED_UP,
-    Column(
-        'Speed-up, 95 % interval',
-        _speed_up_interval,
-        'Paired bootstrap over the timed questions, each with all its rounds. It does not cover '
-        'what a different machine or day changes; with few questions it is too narrow.',
-    ),
 )
 MORE_SPEED = (
     Column(
@@ -529,7 +537,8 @@ def _latex(result: Mapping[str, Any]) -> bytes:
 
 def _page(result: Mapping[str, Any], pictures: Mapping[str, Picture | None]) -> bytes:
     rows = table_rows(result)
-    speed_up = [SPEED_UP] if _any_timed(result) else []
+    with_interval = replace(SPEED_UP, text=_speed_up_text)
+    speed_up = [with_interval] if _any_timed(result) else []
     scores = [*PLACE[:2], *speed_up, *PLACE[2:], SCORE, *DIFFERENCE, col.VISUAL_GAIN, MARKS]
     controls = [
         SPARSITY,

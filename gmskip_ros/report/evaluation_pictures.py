@@ -49,7 +49,8 @@ def draw_score_over_latency(result: Mapping[str, Any]) -> Picture | None:
         figure = new_figure(4.6)
         axis = figure.subplots()
         set_heading(figure, f'Score against latency: {fmt.subject(result)}')
-        for row, latency_ms in points:
+        points.sort(key=lambda point: point[1])
+        for number, (row, latency_ms) in enumerate(points, start=1):
             evaluation, name = row['evaluation'], fmt.one_line(row['name'])
             at = (latency_ms, 100 * evaluation['score'])
             colour = DARK if not row['blocks'] else next(colours) if row['source'] else BLUE
@@ -61,11 +62,16 @@ def draw_score_over_latency(result: Mapping[str, Any]) -> Picture | None:
             if interval and fmt.is_known(full['score']):
                 ends = [100 * (full['score'] + end) for end in interval]
                 axis.vlines(at[0], *ends, color=GREY, linewidth=3, alpha=0.4)
-            axis.plot(*at, marker='o' if row['blocks'] else '*', color=colour, markersize=8)
-            add_label(axis, literal(name), at, (7, 5), fontsize=8)
+            label = literal(f'{number} {name}')
+            marker = 'o' if row['blocks'] else '*'
+            axis.plot(*at, marker, color=colour, markersize=8, label=label)
+            # Names at the points would hide each other where sets are alike.
+            add_label(axis, str(number), at, (5, 8), fontsize=9)
             text = f'{name}: {at[0]:.1f} ms, score {at[1]:.1f}, {len(row["blocks"])} blocks skipped'
             add_hover(axis, [at[0]], [at[1]], [text])
-        axis.margins(x=0.18, y=0.15)
+        beside = {'loc': 'upper left', 'bbox_to_anchor': (1.0, 1.0)}
+        axis.legend(**beside, frameon=False, fontsize=9, handlelength=1.0)
+        axis.margins(x=0.1, y=0.15)
         axis.set_xlim(left=0)
         axis.set_xlabel(literal(f'latency of an answer, ms, on {fmt.machine_name(result)}'))
         axis.set_ylabel(literal(fmt.score_label(result)))

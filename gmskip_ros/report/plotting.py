@@ -30,6 +30,7 @@ SKY = '#56B4E9'
 GREY, DARK, PALE = '#767676', '#222222', '#CFCFCF'
 DPI = 130
 WIDTH_INCH = 9.5
+LEAST_PX_PER_POINT = 0.893  # of an SVG on a narrow screen; WIDTH_INCH then fits 640 pixels
 DASHED = (0, (5, 3))
 _HOVER = 'hover:'  # what marks a text of `add_hover` among the links of an SVG
 _HOVER_LINK = re.compile(
@@ -146,9 +147,16 @@ class Picture:
 
     @property
     def element(self) -> str:
-        """The SVG as an element of a page, which may hold several."""
+        """The SVG as an element of a page, which may hold several.
+
+        It is never so narrow that its text cannot be read.
+        """
         text = self.svg.decode('utf-8')
-        return re.sub(r'<g id="[^"]*"', '<g', text[text.index('<svg') :])
+        text = re.sub(r'<g id="[^"]*"', '<g', text[text.index('<svg') :])
+        width = re.search(r'width="([\d.]+)pt"', text)
+        assert width is not None
+        least_px = round(LEAST_PX_PER_POINT * float(width[1]))
+        return text.replace('<svg', f'<svg style="min-width: {least_px}px"', 1)
 
 
 def picture(figure: Figure) -> Picture:

@@ -66,15 +66,14 @@ def write_redundancy_report(result: Mapping[str, Any], folder: Path) -> list[Pat
 def redundancy_tables(result: Mapping[str, Any]) -> list[Table]:
     """Return the tables for the terminal: the correlations, and every block's main measures."""
     title = f'What predicts skippability: {fmt.subject(result)}'
+    headline = redundancy_headline(result)
     return [
-        col.rich_table(title, _correlation_columns(), result['correlations'], ''),
+        col.rich_table(title, _correlation_columns(), result['correlations'], headline),
         col.rich_table(
             f'Every block, {result["dataset"]["images"]} images',
             _block_columns(result, brief=True),
             result['blocks'],
-            '\n'.join(
-                [redundancy_headline(result), *baseline_lines(result), *fmt.demo_alert(result)]
-            ),
+            '\n'.join([*baseline_lines(result), *fmt.demo_alert(result)]),
         ),
     ]
 

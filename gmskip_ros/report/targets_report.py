@@ -16,11 +16,11 @@ from gmskip_ros.report.writing import write_files
 from gmskip_ros.skipping import OPERATING_POINTS
 
 COLUMNS: tuple[Column, ...] = (
-    col.words('Target', 'target'),
+    Column('Target', lambda row: fmt.one_line(row['target']), is_words=True, min_chars=12),
     col.field('Constant', 'constant_score', fmt.hundredths),
     col.field('Full', 'full_score', fmt.hundredths),
     *(
-        col.field(f'{point} {title}', f'{point}_{key}', fmt.hundredths)
+        col.field(f'{point.replace("_", " ")} {title}', f'{point}_{key}', fmt.hundredths)
         for point in OPERATING_POINTS
         for title, key in (('score', 'score'), ('sparsity, %', 'sparsity'))
     ),
@@ -62,6 +62,7 @@ def _row(result: Mapping[str, Any]) -> dict[str, Any]:
     }
     for point, length in (result['operating_points'] or {}).items():
         row[f'{point}_score'] = _score(of_length[length])
+        row[f'{point}_speed_up'] = col.speed_up_of(of_length[length]['test'], of_length[0]['test'])
         row[f'{point}_sparsity'] = of_length[length]['sparsity']
         row[f'{point}_blocks'] = ' '.join(map(str, of_length[length]['blocks']))
     return row

@@ -308,6 +308,16 @@ def test_the_topic_may_be_left_out_or_given(tmp_path):
     )
 
 
+def test_the_nodes_own_overlay_is_not_taken_for_a_camera(tmp_path):
+    front, overlay = camera_messages(3), camera_messages(2)
+    names = ('/front/compressed', '/dual_vlm/debug/image/compressed')
+    both = write_bag(tmp_path / 'bag', dict(zip(names, (front, overlay), strict=True)))
+    bag, frames = read(both)
+    assert bag.topic == names[0]
+    assert_equal(frames, front)
+    assert read(write_bag(tmp_path / 'overlay', {names[1]: overlay}))[0].topic == names[1]
+
+
 @pytest.mark.parametrize(
     ('topic', 'words'),
     [

@@ -37,7 +37,7 @@ FILES = [
 @pytest.fixture
 def undrawn(monkeypatch):
     """Write no pictures: drawing them takes a second."""
-    picture = Picture(b'png', b'<svg></svg>')
+    picture = Picture(b'png', b'<svg width="684pt"></svg>')
     for name in ('draw_score_over_sparsity', 'draw_score_over_speed'):
         monkeypatch.setattr(compare_report, name, lambda result: picture)
 
@@ -49,7 +49,7 @@ def figures(monkeypatch):
 
     def keep(figure):
         drawn.append(figure)
-        return Picture(b'png', b'<svg></svg>')
+        return Picture(b'png', b'<svg width="684pt"></svg>')
 
     monkeypatch.setattr(compare_pictures, 'picture', keep)
     return drawn
