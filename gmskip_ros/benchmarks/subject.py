@@ -190,6 +190,7 @@ def _check_memory(model: str, config: Any, device: str, dtype: str) -> None:
     import torch
     import transformers
 
+    from gmskip_ros.vlm.engine import smaller_dtype
     from gmskip_ros.vlm.memory import free_bytes
 
     with torch.device('meta'):
@@ -198,9 +199,11 @@ def _check_memory(model: str, config: Any, device: str, dtype: str) -> None:
     needed = numbers * getattr(torch, dtype).itemsize / GIB + FREE_GIB
     free = free_bytes(device)
     if free is not None and needed > free / GIB:
+        half = smaller_dtype(dtype, device)
+        half = f'--dtype {half}, ' if half else ''
         raise UserError(
             f'--model {model}: its weights need {needed:.1f} GiB in {dtype} on {device}, '
-            f'and {free / GIB:.1f} are free: use --dtype bfloat16, a GPU, or random:llava-cpu'
+            f'and {free / GIB:.1f} are free: use {half}a GPU, or random:llava-cpu'
         )
 
 
