@@ -21,10 +21,13 @@ from gmskip_ros.benchmarks.architecture import (
 )
 from gmskip_ros.benchmarks.floors import Rates
 from gmskip_ros.benchmarks.random_weights import make_config
+from gmskip_ros.benchmarks.shared_cost import shared_frame_costs
+from gmskip_ros.benchmarks.subject import FRAME_LENGTHS, skip_sets
 
 MODEL, IMAGE_SIZE, NUMBER_BYTES = 'random:llava-1.5-7b', 336, 2
 IMAGE_TOKENS, TEXT_TOKENS = 576, 24
-FRAME_LENGTHS = (3, 16, 20)  # tokens of the three tasks' answers
+SYSTEM_TOKENS = 4  # of the text, before the image
+WANTED_MS = {'RTX 3090': {'one_word': 190.0, 'shared_frame': 900.0}}
 ASSUMED_BANDWIDTH, ASSUMED_RATE = 0.8, 0.5
 
 
@@ -54,8 +57,10 @@ CARDS = (
 def project() -> list[dict[str, Any]]:
     """Return a row per card, JSON values in milliseconds: phases, one word, a whole frame.
 
-    The model is LLaVA-1.5-7B in half precision, nothing skipped, a prompt of 600 tokens. `frame`:
-    three full answers of FRAME_LENGTHS, each with its own prefill, after one pass of the tower.
+    The model is LLaVA-1.5-7B in half precision, a prompt of 600 tokens. `one_word` and `frame` skip
+    and share nothing: an answer, and three full ones of FRAME_LENGTHS, after one pass of the tower.
+    `shared_frame`: both branches' three answers with `timing: shared`, the skip branch with the
+    published lists, the full branch agreeing. wanted_ms: goals for this card.
     """
     config = make_config(MODEL, IMAGE_SIZE)
     shape = decoder_shape(config.text_config, NUMBER_BYTES)
@@ -67,15 +72,21 @@ def project() -> list[dict[str, Any]]:
     }
     answers = [
         [*costs['prefill'], decode_costs(shape, rows, length, shape.num_blocks)]
-        for length in FRAME_LENGTHS
+        for length in FRAME_LENGTHS.values()
     ]
     costs['one_word'] = [*costs['vision'], *answers[0]]
     costs['frame'] = [*costs['vision'], *(cost for answer in answers for cost in answer)]
+    published = skip_sets(shape.num_blocks)['published lists']
+    shared = shared_frame_costs(
+        shape, published, FRAME_LENGTHS, IMAGE_TOKENS + SYSTEM_TOKENS, TEXT_TOKENS - SYSTEM_TOKENS
+    )
+    costs['shared_frame'] = [*costs['vision'], *shared]
     return [
         {
             'card': card.name,
             'model': MODEL,
             'is_projection': True,
+            'wanted_ms': dict(WANTED_MS.get(card.name, {})),
             'tflops_per_s': card.tflops_per_s,
             'gb_per_s': card.gb_per_s,
             'assumed_share_of_rate': ASSUMED_RATE,

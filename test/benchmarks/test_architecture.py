@@ -20,6 +20,7 @@ from gmskip_ros.benchmarks.architecture import (
 )
 from gmskip_ros.benchmarks.floors import MatrixProbe, PhaseProbe, Rates
 from gmskip_ros.benchmarks.random_weights import MODELS, make_config
+from gmskip_ros.benchmarks.shared_cost import shared_frame_costs
 
 # H 4, query width 4, key and value width 2, feed-forward 6, vocabulary 10; numbers of 2 bytes.
 SHAPE = DecoderShape(
@@ -133,6 +134,26 @@ def test_quantised_weights_are_tried_as_well(monkeypatch: pytest.MonkeyPatch) ->
     assert (probe.kernel, probe.seconds() > 0) == ('int8', True)
 
 
+def test_a_shared_frame_is_counted_pass_by_pass() -> None:
+    """Two tasks with lists that part at block 1, answers of 1 and 3 tokens; then all blocks."""
+    shape = dataclasses.replace(SHAPE, num_blocks=3, counts_attention=False)
+    found = shared_frame_costs(shape, {'a': [0], 'b': [0, 1]}, {'a': 1, 'b': 3}, 5, 2)
+    stored = 4 * 2 + 4 * 2  # what makes keys and values
+    expected = [  # multiplications, and blocks that are read
+        (HEAD + 2 * 2 * BLOCK + 5 * (BLOCK + stored), 2),
+        (HEAD + 2 * BLOCK + 5 * stored, 1),
+        (HEAD + BLOCK, 1),
+        (HEAD + BLOCK, 1),
+        # Both questions, the two tokens of b's draft that are run, a choice after each of these.
+        (4 * HEAD + 6 * 3 * BLOCK + 5 * (2 * BLOCK + stored), 3),
+    ]
+    assert found == [
+        Cost(2 * products, 2 * (HEAD + read * (5 * (2 + 2) + BLOCK))) for products, read in expected
+    ]
+    joint = shared_frame_costs(shape, {'a': [0], 'b': [0]}, {'a': 1, 'b': 1}, 5, 2)
+    assert len(joint) == 2  # one pass of each branch
+
+
 def test_cards_are_projected_from_their_rates() -> None:
     rows = cards.project()
     assert [row['card'] for row in rows] == [card.name for card in cards.CARDS]
@@ -144,6 +165,8 @@ def test_cards_are_projected_from_their_rates() -> None:
         assert row['floor_ms']['decode_per_token'] == pytest.approx(read_ms)
         assert row['assumed_ms']['decode_per_token'] == pytest.approx(read_ms / 0.8)
         assert row['assumed_ms']['prefill'] == pytest.approx(2 * row['floor_ms']['prefill'])
+        assert row['floor_ms']['shared_frame'] < 2 * row['floor_ms']['frame']
+    assert rows[0]['wanted_ms'] == {'one_word': 190.0, 'shared_frame': 900.0}
 
 
 def test_the_shapes_of_random_models() -> None:
