@@ -92,18 +92,24 @@ def make_ladder(
 
     Of one list: its best-scoring prefix (ties: the longer), then the best-scoring of the longer
     ones, and so on; without scores every prefix, the shortest first. Of several: they give way in
-    turn, each time the one whose next prefix keeps the larger share of its full score. A prefix
-    without a score counts as keeping the share of blocks that it keeps. Lists that are not nested
-    give their sets in place of prefixes.
+    turn, each time the one whose next prefix keeps the larger share of its full score; a list that
+    several tasks have, such as a joint one, gives way for all of them. A prefix without a score
+    counts as keeping the share of blocks that it keeps. Lists that are not nested give their sets
+    in place of prefixes.
     """
-    fronts = [_front(skip_list, operating_point) for skip_list in skip_lists]
+    lists: list[SkipList | None] = []
+    for skip_list in skip_lists:
+        if skip_list not in lists:
+            lists.append(skip_list)
+    which = [lists.index(skip_list) for skip_list in skip_lists]  # by task
+    fronts = [_front(skip_list, operating_point) for skip_list in lists]
     chosen = [0] * len(fronts)
     rungs = []
     while True:
-        points = [front[place] for front, place in zip(fronts, chosen, strict=True)]
+        points = [fronts[i][chosen[i]] for i in which]
         rungs.append(_rung(skip_lists, points, num_blocks))
         steps = [
-            (_kept(skip_lists[i], fronts[i][place + 1], num_blocks), -i)
+            (_kept(lists[i], fronts[i][place + 1], num_blocks), -i)
             for i, place in enumerate(chosen)
             if place + 1 < len(fronts[i])
         ]
@@ -111,8 +117,8 @@ def make_ladder(
             break
         chosen[-max(steps)[1]] += 1
     last = [
-        HIGH_SPARSITY if HIGH_SPARSITY in _operating_points(skip_list) else front[-1]
-        for skip_list, front in zip(skip_lists, fronts, strict=True)
+        HIGH_SPARSITY if HIGH_SPARSITY in _operating_points(lists[i]) else fronts[i][-1]
+        for i in which
     ]
     return Ladder(tuple(rungs), _rung(skip_lists, last, num_blocks))
 

@@ -86,8 +86,16 @@ def test_several_lists_give_way_in_turn() -> None:
     assert lengths_of(both) == [(1, 1, 0), (1, 2, 0), (2, 2, 0), (3, 2, 0)]
     assert both.fallback.points == ('high_sparsity', 'high_sparsity', 0)
     assert both.rungs[0].work[2] == Work.of(SkipSet(), NUM_BLOCKS)
-    even = make_ladder([UNSCORED, UNSCORED], 2, NUM_BLOCKS)
+    even = make_ladder([UNSCORED, trajectory([None] * 13, None)], 2, NUM_BLOCKS)
     assert lengths_of(even) == [(0, 0), (1, 0), (1, 1), (2, 1), (2, 2)]
+
+
+def test_a_list_that_several_tasks_have_gives_way_for_all() -> None:
+    """Equal skip sets share the image's pass with `timing: shared`; a joint score is of all."""
+    joint = trajectory([1.0, 0.96, 0.91])
+    ladder = make_ladder([joint, trajectory([1.0, 0.96, 0.91]), None], 'high_sparsity', NUM_BLOCKS)
+    assert lengths_of(ladder) == [(1, 1, 0), (2, 2, 0), (3, 3, 0)]
+    assert ladder.fallback.points == ('high_sparsity', 'high_sparsity', 0)
 
 
 def test_lists_that_are_not_nested_give_their_sets() -> None:
