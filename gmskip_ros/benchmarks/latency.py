@@ -291,11 +291,18 @@ def _rounds(
 def _weights_in_memory(
     subject: Subject, before: int
 ) -> tuple[dict[str, Any] | None, dict[str, str]]:
-    """Return memory held for both branches / one copy of the weights, or why it is not known."""
+    """Return memory held for both branches / one copy of the weights, or why it is not known.
+
+    After answers of both, each alone and then together.
+    """
+    from gmskip_ros.vlm import FrameQuestion, SkipSet
+
     vlm = subject.vlm
     half = spread(vlm.num_blocks, vlm.num_blocks // 2)
     for skipped in ((), half, ()):
         vlm.answer(subject.features, subject.prompt, skipped, forced_length=2)
+    questions = [FrameQuestion(subject.prompt, SkipSet.of(half)), FrameQuestion(subject.prompt)]
+    vlm.share_frame(subject.features, questions).answer([0, 1], forced_lengths={0: 2, 1: 2})
     release_memory()
     if vlm.device.startswith('cuda'):
         import torch
