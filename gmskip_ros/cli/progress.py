@@ -72,7 +72,7 @@ class Bars:
         if self._progress is None:
             self._progress = Progress(
                 TextColumn('{task.description}'),
-                BarColumn(),
+                BarColumn(bar_width=20),  # what stands behind it fits 80 columns
                 TimeRemainingColumn(),
                 TextColumn('{task.fields[info]}'),
                 console=self._console,

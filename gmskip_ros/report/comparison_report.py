@@ -162,10 +162,10 @@ def _no_ratio(groups: Sequence[Row]) -> list[str]:
 
 def _alerts(result: Mapping[str, Any]) -> list[str]:
     """Return what a reader must know before reading any figure, one line each."""
-    frames, alerts = result['frames'], []
+    frames = result['frames']
+    alerts: list[str] = []
     models = {model for run in result['runs'].values() for model in run['models']}
-    if fmt.DEMO in models:
-        alerts += fmt.demo_alert({'model': fmt.DEMO})
+    alerts += dict.fromkeys(line for model in models for line in fmt.demo_alert({'model': model}))
     if not frames['both']:
         alerts.append('No frame is in both runs; nothing can be compared.')
     for run, key in (('A', 'only_a'), ('B', 'only_b')):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import synthetic_results as made_up
 
+from gmskip_ros.report.formatting import demo_alert
 from gmskip_ros.report.headlines import (
     calibration_headline,
     compare_headline,
@@ -17,6 +18,7 @@ from gmskip_ros.report.headlines import (
     soak_headline,
     targets_headline,
 )
+from gmskip_ros.vlm.hub import find_local_folder
 
 
 def measured(score: float, **changes):
@@ -175,3 +177,9 @@ def test_all_targets_of_a_table_are_in_one_sentence():
     assert targets_headline(rows) == (
         'high_performance: 25.0 to 50.0 % of the blocks skipped, the score kept for 1 of 2 targets'
     )
+
+
+def test_the_demo_model_is_known_by_its_folder_as_well():
+    folder = find_local_folder('demo')
+    assert demo_alert({'model': 'demo'}) == demo_alert({'model': f'{folder}/'}) != []
+    assert demo_alert({'model': 'llava-hf/llava-1.5-7b-hf'}) == []
