@@ -17,6 +17,7 @@ from gmskip_ros.pipeline.rows import SHARED, FrameRow
 from gmskip_ros.report.formatting import count_of
 
 PHASES = ('preprocess', 'vision', 'prefill', 'decode', 'total')
+RESAMPLES = 1000
 SHORTER_RATIO = 0.95  # of full's tokens: answers with fewer got shorter
 
 
@@ -155,6 +156,7 @@ def _summary(series: Series, all_series: Sequence[Series]) -> dict[str, Any]:
         'speedup': {
             'frames': int(speedups.size),
             **_quantiles(speedups, min=0, p5=5, p95=95, max=100),
+            'interval': _median_interval(speedups),
             'slower_share': float((speedups < 1).mean()) if speedups.size else None,
         },
         'skip_tokens': _mean(row.tokens for row in series.rows),
@@ -240,6 +242,19 @@ def _quantiles(values: np.ndarray, **percents: float) -> dict[str, float | None]
         name: float(np.percentile(values, percent)) if values.size else None
         for name, percent in percents.items()
     }
+
+
+def _median_interval(values: np.ndarray) -> list[float] | None:
+    """Return the 95 % bootstrap interval of the median (Efron and Tibshirani 1993, chapter 13).
+
+    None for fewer than two values.
+    """
+    if values.size < 2:
+        return None
+    random = np.random.default_rng(0)
+    medians = [np.median(random.choice(values, values.size)) for _ in range(RESAMPLES)]
+    low, high = np.quantile(medians, [0.025, 0.975])
+    return [float(low), float(high)]
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -60,7 +60,8 @@ DEFINITIONS = (  # {captions}: see _definitions
     ),
     (
         'Speed-up',
-        "Full's total time divided by skip's on the same frame; median over the frames. Not with "
+        "Full's total time divided by skip's on the same frame; median over the frames, with its "
+        '95 % interval (a bootstrap over the frames). Not with '
         'timing: shared, where the answers share work that no time of an answer counts.',
     ),
     (
@@ -142,9 +143,12 @@ def _shared_notes(summary: Sequence[Row]) -> list[str]:
     return [NO_SPEEDUP] if any(row['timing'] == SHARED for row in summary) else []
 
 
-def _speedup(row: Row) -> str:
+def _speedup(row: Row, with_interval: bool = False) -> str:
     mark = col.SHORTER_MARK if row['answers_got_shorter'] else ''
-    return fmt.number(row['speedup']['median'], 2) + mark
+    text = fmt.number(row['speedup']['median'], 2)
+    if with_interval and (ends := row['speedup']['interval']):
+        text += f' [{ends[0]:.2f}, {ends[1]:.2f}]'
+    return text + mark
 
 
 def _quantile(title: str, key: str, quantile: str, digits: int = 1) -> Column:
@@ -168,7 +172,7 @@ _TERMINAL = (  # fits 80 columns
 _SUMMARY = (
     col.TASK,
     _POINT,
-    _SPEEDUP,
+    Column('Speed-up', lambda row: _speedup(row, with_interval=True)),
     col.SPARSITY,
     _FRAMES,
     _AGREE,

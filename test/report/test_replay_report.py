@@ -213,7 +213,12 @@ def test_tables_show_the_embedded_figures(report):
         assert row['Differ'] == str(entry['compared'] - entry['agreeing'])
         assert row['Skip, median ms'] == f'{entry["skip_total_ms"]["median"]:.1f}'
         assert row['Full, p95 ms'] == f'{entry["full_total_ms"]["p95"]:.1f}'
-        assert row['Speed-up'].rstrip(' *') == f'{entry["speedup"]["median"]:.2f}'
+        speed_up, ends = entry['speedup'], entry['speedup']['interval']
+        text = f'{speed_up["median"]:.2f}'
+        if speed_up['frames'] > 1:
+            assert speed_up['min'] <= ends[0] <= speed_up['median'] <= ends[1] <= speed_up['max']
+            text += f' [{ends[0]:.2f}, {ends[1]:.2f}]'
+        assert row['Speed-up'].rstrip(' *') == text
     latencies = [table for table in page.tables if 'Decode, p95' in table[0]]
     rows = [dict(zip(t[0], row, strict=True)) for t in latencies for row in t[1:]]
     for row, entry in zip(rows, figures['latency'], strict=True):
@@ -350,6 +355,7 @@ def test_speed_up_is_paired_by_frame(tmp_path):
         'p5': pytest.approx(2.15),
         'p95': pytest.approx(6.7),
         'max': 7.0,
+        'interval': [2.0, 7.0],
         'slower_share': 0.0,
     }
 
