@@ -281,7 +281,11 @@ class CameraBag:
                     counts,
                     'record a camera topic; it has',
                 )
-            cameras = [entry for entry in usable if OVERLAY_TOPIC not in entry[0]]
+            cameras = [
+                entry
+                for entry in usable
+                if not entry[0].removesuffix('/compressed').endswith(OVERLAY_TOPIC)
+            ]
             usable = cameras or usable
             if len(usable) > 1:
                 images = Counter({entry: counts[entry] for entry in usable})

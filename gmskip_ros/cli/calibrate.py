@@ -190,6 +190,7 @@ def calibrate_all(
             if run.is_first:
                 write_and_print(calibration, target_folder)
     except UnguidedError as error:  # after the others, which are reported first
+        run.bars.stop()
         unguided = error
     if run.is_first and len(results) > 1:
         write_targets_report(results, run.folder)

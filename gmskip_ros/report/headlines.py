@@ -10,7 +10,6 @@ from gmskip_ros.report import formatting as fmt
 from gmskip_ros.report.columns import Row
 from gmskip_ros.report.replay_figures import point_name
 
-SIGNIFICANT = 0.05
 HUGGING_FACE = 'against Hugging Face'  # how the names of such ratios begin
 
 
@@ -83,10 +82,23 @@ def replay_headlines(summary: Sequence[Row]) -> list[str]:
     return [
         _sentence(
             f'{fmt.one_line(point_name(point))}{f" on {fmt.one_line(machine)}" if several else ""}',
-            [_faster(*(row['speedup']['median'] for row in rows)), _agreeing(rows)],
+            [
+                _faster(
+                    *(row['speedup']['median'] for row in rows), interval=_common_interval(rows)
+                ),
+                _agreeing(rows),
+            ],
         )
         for (machine, point), rows in groups.items()
     ]
+
+
+def _common_interval(rows: Sequence[Row]) -> list[float] | None:
+    """Return the least and the greatest end of the speed-ups' intervals if each contains 1."""
+    intervals = [row['speedup'].get('interval') for row in rows if row['speedup']['median']]
+    if not intervals or not all(ends and ends[0] <= 1 <= ends[1] for ends in intervals):
+        return None
+    return [min(ends[0] for ends in intervals), max(ends[1] for ends in intervals)]
 
 
 def comparison_headline(groups: Sequence[Row]) -> str:
@@ -96,37 +108,24 @@ def comparison_headline(groups: Sequence[Row]) -> str:
 
 
 def targets_headline(rows: Sequence[Row]) -> str:
-    """Return what the high-performance points of all targets skip, and what it does to them."""
+    """Return what the high-performance points of all targets skip, and what they gain and cost."""
     skipped = [row['high_performance_sparsity'] for row in rows]
     kept = sum(row['high_performance_score'] >= row['full_score'] for row in rows)
     shares = ' to '.join(dict.fromkeys(fmt.hundredths(f(skipped)) for f in (min, max)))
-    return (
-        f'high_performance: {shares} % of the blocks skipped, '
-        f'the score kept for {kept} of {fmt.count_of(len(rows), "target")}'
-    )
+    parts = [
+        f'{shares} % of the blocks skipped',
+        _faster(*(row['high_performance_speed_up'] for row in rows)),
+        f'the score kept for {kept} of {fmt.count_of(len(rows), "target")}',
+    ]
+    return _sentence('high_performance', parts)
 
 
 def redundancy_headline(result: Mapping[str, Any]) -> str:
-    """Return how many blocks can be missed one at a time, and what predicts which."""
+    """Return how many blocks can be missed one at a time."""
     num_blocks = result['num_blocks']
     unmissed = num_blocks - result['blocks_that_change']['score_change']
     name = fmt.score_label(result).removesuffix(', %').removesuffix(' x100')
-    known = [
-        row
-        for row in result['correlations']
-        if row['target'] == 'kl' and fmt.is_known(row['spearman'])
-    ]
-    best = max(known, key=lambda row: row['spearman'], default=None)
-    predictor = 'no measure can be said to predict which'
-    if best is not None and best['p'] <= SIGNIFICANT:
-        predictor = (
-            f'{best["measure"].replace("_", " ")} predicts best which '
-            f'(rank correlation {best["spearman"]:.2f})'
-        )
-    return _sentence(
-        'Skipped one at a time',
-        [f"{unmissed} of {num_blocks} blocks change no answer's {name}", predictor],
-    )
+    return f"Skipped one at a time, {unmissed} of {num_blocks} blocks change no answer's {name}"
 
 
 def soak_headline(result: Mapping[str, Any]) -> str:
@@ -160,14 +159,14 @@ def latency_headline(result: Mapping[str, Any]) -> str:
 
 
 def search_headline(tasks: Sequence[Row], walk: str) -> str:
-    """Return whether a search finds what exhaustive search finds, and with how much less work."""
-    ratios = [1 / task['methods'][walk]['share'] for task in tasks]
-    less = ' to '.join(dict.fromkeys(f'{value:.1f}x' for value in (min(ratios), max(ratios))))
+    """Return whether a search finds what exhaustive search finds, and with which share of work."""
+    work = [100 * task['methods'][walk]['share'] for task in tasks]
+    shares = ' to '.join(dict.fromkeys(f'{f(work):.0f} %' for f in (min, max)))
     wrong = sum(bool(task['errors']) for task in tasks)
     same = 'the same result as exhaustive search'
     if wrong:
         same = f'NOT {same} in {wrong} of {len(tasks)} tasks'
-    return f'{same}, with {less} less work'
+    return f'{same}, with {shares} of its work'
 
 
 def _headline(name: str, evaluation: Row, full: Row, result: Mapping[str, Any]) -> str:

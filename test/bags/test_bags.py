@@ -316,6 +316,9 @@ def test_the_nodes_own_overlay_is_not_taken_for_a_camera(tmp_path):
     assert bag.topic == names[0]
     assert_equal(frames, front)
     assert read(write_bag(tmp_path / 'overlay', {names[1]: overlay}))[0].topic == names[1]
+    cameras = {names[0]: front, '/camera/debug/image_rect': overlay}
+    with pytest.raises(BagError, match='several camera topics'):
+        read(write_bag(tmp_path / 'cameras', cameras))
 
 
 @pytest.mark.parametrize(

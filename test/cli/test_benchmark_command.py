@@ -199,7 +199,7 @@ def test_a_difference_of_a_batch_is_only_reported(benchmark, monkeypatch, scenes
     )
     assert (status, errors) == (0, '')
     assert 'single_object: batched: the full score is 0, exhaustive: 1' in output
-    assert output.startswith('the same result as exhaustive search, with 1.0x less work\n')
+    assert output.startswith('the same result as exhaustive search, with 100 % of its work\n')
 
 
 def test_a_whole_trajectory_of_a_model_that_is_never_right(benchmark, tmp_path, scenes):
