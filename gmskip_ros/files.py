@@ -1,4 +1,4 @@
-"""Writing files: whole or not at all; rows as CSV."""
+"""Writing files: whole or not at all; rows as CSV; where the demo's own are."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pathlib import Path
 from gmskip_ros.errors import UserError
 
 LOCK_NAME = '.lock'
+DEMO_FOLDER = Path(__file__).resolve().parent / 'assets' / 'demo'  # the model of that name
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:

@@ -53,11 +53,6 @@ class RivalProcess:
         self._errors.close()
         self._folder.cleanup()
 
-    @property
-    def pid(self) -> int:
-        """The process id."""
-        return self._process.pid
-
     def load(
         self,
         model: str,

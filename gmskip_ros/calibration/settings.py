@@ -262,7 +262,7 @@ class Progress:
 class RoundDone:
     """One finished round: what it removed (None: every score was too low), and what is left.
 
-    A method that compares something else than the task's score has it as `value`, and may not know
+    A method that compares something other than the task's score has it as `value`, and may not know
     the score; one that removes no block says in words `what` the round found.
     """
 

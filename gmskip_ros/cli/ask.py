@@ -16,6 +16,7 @@ from gmskip_ros.cli.options import (
     load_options,
 )
 from gmskip_ros.errors import UserError
+from gmskip_ros.files import DEMO_FOLDER
 from gmskip_ros.numbers import numbers_in
 from gmskip_ros.pipeline.timing import ISOLATED, SHARED
 from gmskip_ros.tasks import DEFAULT_MATCH, TASK_NAMES
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from gmskip_ros.tasks import Task
     from gmskip_ros.vlm import Answer, ImageFeatures, SkipSet, Vlm
 
-SAMPLE = Path(__file__).parents[1] / 'assets' / 'demo' / 'sample.jpg'
+SAMPLE = DEMO_FOLDER / 'sample.jpg'
 DEMO_WARNING = (
     'the model demo only knows the driving scenes that this package renders: its answer about any '
     'other image means nothing; give a model with --model'

@@ -155,9 +155,8 @@ def print_result(result: Mapping[str, Any], out: Path) -> None:
     lines = [
         soak_headline(result),
         *fmt.demo_alert(result),
-        f'{fmt.one_line(result["model"])} on {result["device"]}, {minutes:.1f} min, camera at '
-        f'{result["camera"]["rate_hz"]:g} Hz, answers at '
-        f'{fmt.number(result["achieved_rate_hz"], 2)} Hz, timing: {result["timing"]}',
+        f'{fmt.one_line(result["model"])} on {result["device"]}, camera at '
+        f'{result["camera"]["rate_hz"]:g} Hz, timing: {result["timing"]}',
     ]
     if not result['complete']:
         lines.append(

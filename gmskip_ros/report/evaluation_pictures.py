@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,13 +27,15 @@ from gmskip_ros.report.plotting import (
     set_heading,
 )
 
+LEGEND_CHARS = 36  # in a line
+
 
 def draw_score_over_latency(result: Mapping[str, Any]) -> Picture | None:
     """Return the score of every skip set over its latency; None if no times were measured.
 
     The latency is full's median / the paired speed-up, since sets were measured at different times.
     Bars are the intervals of the difference from full, around full's score, and of the speed-up.
-    Each operating point of a skip list has its colour.
+    Sets of skip lists take turns with four colours; the numbers tell the sets apart.
     """
     full_row = next((row for row in result['rows'] if not row['blocks']), None)
     full = full_row['evaluation'] if full_row else {}
@@ -62,7 +65,9 @@ def draw_score_over_latency(result: Mapping[str, Any]) -> Picture | None:
             if interval and fmt.is_known(full['score']):
                 ends = [100 * (full['score'] + end) for end in interval]
                 axis.vlines(at[0], *ends, color=GREY, linewidth=3, alpha=0.4)
-            label = literal(f'{number} {name}')
+            # A set of several lists has all their names; the page's table has them in full.
+            lines = textwrap.wrap(f'{number} {name}', LEGEND_CHARS, max_lines=2, placeholder='...')
+            label = literal('\n'.join(lines))
             marker = 'o' if row['blocks'] else '*'
             axis.plot(*at, marker, color=colour, markersize=8, label=label)
             # Names at the points would hide each other where sets are alike.

@@ -11,11 +11,11 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from gmskip_ros.files import DEMO_FOLDER
 from gmskip_ros.numbers import numbers_in
 
 DASH = '-'
 DEMO = 'demo'  # the model whose redundancy is by construction
-DEMO_FOLDER = Path(__file__).resolve().parents[1] / 'assets' / 'demo'
 MAX_TEXT_CHARS = 400
 MAX_NAME_CHARS = 40  # in a title
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from gmskip_ros.report.formatting import one_line
-from gmskip_ros.report.plotting import BLUE, DPI, PALE, literal, png_bytes, report_style
+from gmskip_ros.report.plotting import BLUE, DPI, PALE, png_bytes, report_style, set_heading
 
 SIZE_INCH = (9.5, 4.0)
 LEAST_SPAN_MIB = 50.0  # of the axis, so that what is flat looks flat
@@ -27,7 +27,7 @@ def draw_soak(
     with report_style():
         figure = Figure(figsize=SIZE_INCH, dpi=DPI, layout='constrained')
         axis = figure.subplots()
-        axis.set_title(literal(one_line(title)))
+        set_heading(figure, one_line(title))
         axis.plot(times_min, own_mib, color=BLUE, linewidth=1.4)
         for begin, end in windows_min:
             axis.axvspan(begin, end, color=PALE, alpha=0.4, linewidth=0, zorder=0)

@@ -8,7 +8,6 @@ repeated; `owner/name@revision` takes a branch, tag or commit.
 from __future__ import annotations
 
 import fnmatch
-import importlib.resources
 import json
 import re
 import time
@@ -20,6 +19,7 @@ import huggingface_hub
 from huggingface_hub.errors import DryRunError
 from tqdm import tqdm
 
+from gmskip_ros.files import DEMO_FOLDER
 from gmskip_ros.vlm.errors import ModelLoadError
 
 JSON_FILES = ['*.json', '*.jinja']
@@ -144,7 +144,7 @@ def weight_files(folder: Path, names: Mapping[str, int]) -> set[str]:
 def _folder_of(model: str) -> Path | None:
     """Return the folder of 'demo' or of a path, None for a hub id; refuse anything else."""
     if model == 'demo':
-        return Path(str(importlib.resources.files('gmskip_ros') / 'assets' / 'demo'))
+        return DEMO_FOLDER
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder

@@ -31,7 +31,7 @@ from gmskip_ros.runs import soak as soak_run
 from gmskip_ros.runs.live import FIRST_SCENE_SEED
 from gmskip_ros.runs.soak import run_soak
 from gmskip_ros.runs.soak_record import Answer, HealthReport, Recorder, process_use
-from gmskip_ros.runs.soak_result import Sample, Seen, SoakOptions, make_result
+from gmskip_ros.runs.soak_result import Sample, Seen, SoakOptions, make_result, memory_picture
 from gmskip_ros.runs.soak_verdicts import (
     duration_by_state,
     end_verdict,
@@ -283,6 +283,8 @@ def test_no_percentile_mixes_two_timings(tmp_path):
     assert result['timing'] == 'shared'
     for window in ('beginning', 'end'):
         assert result['latency_ms']['skip'][window] == {'p50': 30.0, 'p95': 30.0}
+    content = np.frombuffer(memory_picture(seen, {**result, 'model': 'long name ' * 15}), np.uint8)
+    assert (cv2.imdecode(content, 0)[:, -1] == 255).all()  # the heading ends before the edge
 
 
 # ---- is every frame answered once?

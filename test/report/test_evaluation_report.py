@@ -35,6 +35,17 @@ def test_writes_a_csv_and_a_page_that_loads_nothing(tmp_path):
     assert result == before
 
 
+def test_long_names_leave_room_for_the_picture(tmp_path):
+    result = made_up.evaluated()
+    result['rows'][1]['name'] = ', '.join(f'list_{n}:high_performance' for n in range(20))
+    pages = []
+    for name in (result['rows'][1]['name'], result['rows'][1]['name'][:100]):
+        result['rows'][1]['name'] = name
+        write_evaluation_report(result, tmp_path)
+        pages.append((tmp_path / 'score_over_latency.png').read_bytes())
+    assert pages[0] == pages[1]
+
+
 def test_page_and_csv_have_the_figures_of_the_result(tmp_path):
     result = made_up.evaluated()
     write_evaluation_report(result, tmp_path)

@@ -1,4 +1,4 @@
-"""Rounds of the methods that compare something else than the task's score: time, record, report.
+"""Rounds of the methods that compare something other than the task's score: time, record, report.
 
 Their values are remembered one by one, so a resumed run goes through its rounds again, in no time.
 """
