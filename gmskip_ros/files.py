@@ -66,10 +66,11 @@ class FolderLock:
             os.close(self._descriptor)
         self._descriptor = None
 
-    def acquire(self, folder: Path) -> None:
+    def acquire(self, folder: Path, prefix: str = '') -> None:
         """Lock the folder, unless its file system has no locks.
 
-        Raises UserError if another process has it, and OSError if the file cannot be written.
+        Raises UserError, which begins with `prefix` and the folder, if another process has it, and
+        OSError if the file cannot be written.
         """
         path = folder / LOCK_NAME
         while True:
@@ -84,8 +85,8 @@ class FolderLock:
                 os.close(descriptor)
                 if error.errno in (errno.EAGAIN, errno.EACCES):
                     raise UserError(
-                        f'--out {folder}: {holder or "another process"} is working there: wait '
-                        'for it, stop it, or give a different folder'
+                        f'{prefix}{folder}: {holder or "another process"} is working there: '
+                        'wait for it, stop it, or give a different folder'
                     ) from error
                 if error.errno in (errno.ENOLCK, errno.ENOTSUP):
                     return

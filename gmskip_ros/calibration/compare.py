@@ -29,7 +29,7 @@ from gmskip_ros.calibration.distributed import Ranks
 from gmskip_ros.calibration.errors import CalibrationError
 from gmskip_ros.calibration.evaluate import score_note
 from gmskip_ros.calibration.likelihood import likeliest_way, reference_texts
-from gmskip_ros.calibration.measuring import Evaluator
+from gmskip_ros.calibration.measuring import FIGURES, Evaluator
 from gmskip_ros.calibration.methods.fixed_interval import intervals_of_all_sizes
 from gmskip_ros.calibration.methods.method import Method
 from gmskip_ros.calibration.methods.registry import check_settings, get_method, search_settings
@@ -386,7 +386,7 @@ def _evaluate(
     figures = []
     for done, skip_set in enumerate(skip_sets):
         listener.evaluations(done, len(skip_sets))
-        key = f'test with {skip_set_key(skip_set)}'
+        key = f'test {FIGURES} with {skip_set_key(skip_set)}'
         if skip_set_key(skip_set) not in answered:
             checkpoint.evaluations.pop(key, None)
         figures.append(remember(key, functools.partial(evaluator.evaluate, skip_set)))

@@ -38,6 +38,9 @@ from gmskip_ros.vlm import Answer, CandidateAnswer
 
 # Metrics whose answers are right or wrong, which McNemar's test compares, image by image.
 RIGHT_OR_WRONG = ('accuracy', 'exact', 'contains', 'relaxed', 'set_exact_match')
+# The version of an evaluation's figures: what an older one has measured is measured again.
+# 2: McNemar's test by image.
+FIGURES = 2
 LATENCY_FIGURES = (
     'latency_ms',
     'ms_per_token',
@@ -563,9 +566,11 @@ def _against_full(part: _Part, answers: _Answers, full: _Answers) -> dict[str, A
     )
     p = None
     if part.metric in RIGHT_OR_WRONG:
+        splits = part.questions.splits  # a question counts in each, as in the score
         won: Counter[int] = Counter()  # image -> questions gained minus lost
         for item, gain in zip(part.objective.items, gains, strict=True):
-            won[item.image] += (gain > 0) - (gain < 0)
+            count = len(splits[item.question]) if splits else 1
+            won[item.image] += count * ((gain > 0) - (gain < 0))
         p = clustered_mcnemar_p(list(won.values()))
     return {'interval': list(interval), 'mcnemar_p': p}
 

@@ -34,7 +34,7 @@ from gmskip_ros.calibration.guidance import (
     left_out_warnings,
     refuse,
 )
-from gmskip_ros.calibration.measuring import Evaluator
+from gmskip_ros.calibration.measuring import FIGURES, Evaluator
 from gmskip_ros.calibration.methods.method import Method
 from gmskip_ros.calibration.methods.registry import check_settings, get_method
 from gmskip_ros.calibration.objective import Objective, choose_metrics, make_objective
@@ -289,7 +289,7 @@ def _test(
             figures.append(None)
             continue
         skip_set = scorer.skip_set(scored.blocks)
-        key = f'test without {set_key(scored.blocks)}'
+        key = f'test {FIGURES} without {set_key(scored.blocks)}'
         if skip_set_key(skip_set) not in answered:
             scorer.forget(key)
         figures.append(scorer.remember(key, functools.partial(evaluator.evaluate, skip_set)))

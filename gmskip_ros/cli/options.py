@@ -428,7 +428,7 @@ def make_folder(folder: Path) -> Path:
 def lock_folder(folder: Path, lock: FolderLock) -> None:
     """Keep other processes out of the folder of --out. Raises UserError."""
     try:
-        lock.acquire(folder)
+        lock.acquire(folder, '--out ')
     except OSError as error:
         raise UserError(f'--out {folder}: {error.strerror}: give a different folder') from error
 

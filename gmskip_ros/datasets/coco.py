@@ -17,7 +17,7 @@ from gmskip_ros.datasets.coco_format import (
     read_labels,
 )
 from gmskip_ros.datasets.errors import DatasetError
-from gmskip_ros.datasets.image_finder import ImageFinder
+from gmskip_ros.datasets.image_finder import ImageFinder, coco_names
 from gmskip_ros.datasets.sample import Dataset
 from gmskip_ros.datasets.scenes_writer import scenes_name
 from gmskip_ros.datasets.wrong_files import read_annotations
@@ -66,7 +66,7 @@ def open_coco(
         _check_captions(captions, images)
     finder = ImageFinder(image_folders(images_dir or folder, split))
     name = scenes_name(folder, split) or split
-    return _make_dataset(name, split, images, labels, finder, notes, ())
+    return make_dataset(name, split, images, labels, finder, notes, ())
 
 
 def open_coco_file(
@@ -76,7 +76,7 @@ def open_coco_file(
 
     The split is what its name says; images are looked for in `images_dir`, or beside the file.
     """
-    name, split, root = _name_split_and_root(path)
+    name, split, root = name_split_and_root(path)
     notes: list[str] = []
     warnings: list[str] = []
     labels: tuple[str, ...] = ()
@@ -98,12 +98,19 @@ def open_coco_file(
     if captions is not None:
         read_captions(read_annotations(captions), captions, images, notes)
         _check_captions(captions, images)
-    beside = [*image_folders(root, split), *image_folders(path.absolute().parent, split)]
-    finder = ImageFinder(beside if images_dir is None else image_folders(images_dir, split))
-    return _make_dataset(name, split, images, labels, finder, notes, warnings)
+    finder = find_beside(path, root, split, images_dir)
+    return make_dataset(name, split, images, labels, finder, notes, warnings)
 
 
-def _name_split_and_root(path: Path) -> tuple[str, str, Path]:
+def find_beside(path: Path, root: Path, split: str, images_dir: Path | None) -> ImageFinder:
+    """Return what finds a file's images: in `images_dir`, or below `root` and beside the file."""
+    if images_dir is not None:
+        return ImageFinder(image_folders(images_dir, split))
+    parent = path.absolute().parent
+    return ImageFinder([*image_folders(root, split), *image_folders(parent, split)])
+
+
+def name_split_and_root(path: Path) -> tuple[str, str, Path]:
     """Return a dataset's name, the split that its file is about, and the folder above it."""
     parent = path.absolute().parent
     root = parent.parent if parent.name == 'annotations' else parent
@@ -121,7 +128,7 @@ def _has_captions(content: dict[str, Any]) -> bool:
     return isinstance(first, dict) and 'caption' in first
 
 
-def _make_dataset(
+def make_dataset(
     name: str,
     split: str,
     images: dict[Id, ImageEntry],
@@ -130,14 +137,15 @@ def _make_dataset(
     notes: list[str],
     warnings: Sequence[str],
 ) -> Dataset:
+    """Return the dataset of these images, those that `finder` finds; `name` is not COCO's own."""
     # Ids of two folders may share a file name; a name in coco_url has its folder before it.
     last = [image.file_name.rpartition('/')[2] for image in images.values()]
     are_unique = len(set(last)) == len(last)
 
     def find(number: Id, image: ImageEntry) -> Path | None:
-        names = [image.file_name]
+        names = coco_names(image.file_name)
         if are_unique and '/' in image.file_name:
-            names.append(image.file_name.rpartition('/')[2])
+            names += coco_names(image.file_name.rpartition('/')[2])
         return finder.find(names)
 
     samples = make_samples(images, labels, find, str(finder), notes)

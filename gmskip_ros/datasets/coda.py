@@ -8,22 +8,18 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
-from gmskip_ros.datasets.coco_format import (
-    Id,
-    ImageEntry,
-    make_samples,
-    read_images,
-    read_labels,
-)
+from gmskip_ros.datasets.coco import find_beside, make_dataset, name_split_and_root
+from gmskip_ros.datasets.coco_format import Id, ImageEntry, read_images, read_labels
 from gmskip_ros.datasets.errors import DatasetError
-from gmskip_ros.datasets.image_finder import ImageFinder
 from gmskip_ros.datasets.json_file import Record, note
 from gmskip_ros.datasets.sample import Dataset
 from gmskip_ros.datasets.wrong_files import read_annotations
 
 _ALL = 'annotations.json'
 _CORNER_CASES = 'corner_case.json'
+_OWN = (_ALL, _CORNER_CASES)
 _RENAMED = {'suitcace': 'suitcase'}  # CODA's spelling; a model says 'suitcase'
 _NAMELESS = ('misc',)  # a class that no answer can name
 _LM_FOLDERS = ('Train', 'Val', 'Test', 'Mini')  # Mini is a subset of Val
@@ -38,14 +34,14 @@ def coda_splits(folder: Path) -> list[str]:
 
 def is_coda_split(folder: Path) -> bool:
     """Return whether the folder contains annotations.json or corner_case.json."""
-    return (folder / _ALL).is_file() or (folder / _CORNER_CASES).is_file()
+    return any((folder / name).is_file() for name in _OWN)
 
 
 def is_coda(content: object) -> bool:
     """Return whether an annotation file is CODA's, by the spelling of one of its classes."""
     categories = content.get('categories') if isinstance(content, dict) else None
     return isinstance(categories, list) and any(
-        isinstance(each, dict) and each.get('name') in _RENAMED for each in categories
+        isinstance(each, dict) and str(each.get('name')) in _RENAMED for each in categories
     )
 
 
@@ -54,40 +50,35 @@ def name_of(folder: Path) -> str:
     return Path(os.path.abspath(folder)).name
 
 
-def open_coda(
-    folder: Path,
-    captions: Path | None,
-    images_dir: Path | None = None,
-    file: Path | None = None,
-) -> Dataset:
-    """Return the split in `folder`: CODA's base-val-1500, CODA2022's val, test or sample.
+def open_coda(folder: Path, captions: Path | None, images_dir: Path | None = None) -> Dataset:
+    """Return the split in `folder`: CODA's base-val-1500, CODA2022's val, test or sample."""
+    path = next(path for name in _OWN if (path := folder / name).is_file())
+    return open_coda_file(path, read_annotations(path), captions, images_dir)
 
-    The split is named after the folder. Corner cases and common classes are both labels. `file`:
-    the annotations, if they are not those that the folder has under CODA's own names.
+
+def open_coda_file(
+    path: Path, content: dict[str, Any], captions: Path | None, images_dir: Path | None
+) -> Dataset:
+    """Return what a file of CODA's annotations holds: corner cases and common classes as labels.
+
+    Under CODA's own names the split is named after the folder, else as a file of COCO's format is.
     """
-    split = name_of(folder)
-    own = (path for path in (folder / _ALL, folder / _CORNER_CASES) if path.is_file())
-    path = file or next(own)
+    _, split, root = name_split_and_root(path)
+    if path.name in _OWN:
+        split = name_of(root)
     notes: list[str] = []
-    content = read_annotations(path)
     images = read_images(content, path, split, notes)
     labels = read_labels(content, path, images, notes, renamed=_RENAMED, nameless=_NAMELESS)
     if captions is not None:
         _read_coda_lm(captions, split, images, notes)
-
-    finder = ImageFinder([images_dir or folder / 'images'])
-
-    def find(number: Id, image: ImageEntry) -> Path | None:
-        return finder.find([image.file_name])
-
-    samples = make_samples(images, labels, find, str(finder), notes)
     warnings = []
     if path.name == _CORNER_CASES:
         warnings.append(
             f'{_CORNER_CASES} labels only corner cases: an image may show classes that are not '
             'among its labels'
         )
-    return Dataset(f'coda-{split}', samples, labels, tuple(notes), tuple(warnings))
+    finder = find_beside(path, root, split, images_dir)
+    return make_dataset(f'coda-{split}', split, images, labels, finder, notes, warnings)
 
 
 def _read_coda_lm(folder: Path, split: str, images: dict[Id, ImageEntry], notes: list[str]) -> None:

@@ -15,7 +15,7 @@ from gmskip_ros.datasets.coco_format import (
     read_images,
     read_labels,
 )
-from gmskip_ros.datasets.image_finder import ImageFinder
+from gmskip_ros.datasets.image_finder import ImageFinder, coco_names
 from gmskip_ros.datasets.json_file import Record, note, records
 from gmskip_ros.datasets.sample import Dataset
 from gmskip_ros.datasets.wrong_files import read_annotations
@@ -93,10 +93,7 @@ def open_karpathy(
     )
 
     def find(number: Id, image: ImageEntry) -> Path | None:
-        names = [image.file_name]  # that of 2014
-        if isinstance(number, int):
-            names.append(f'{number:012d}.jpg')  # that of 2017
-        return finder.find(names)
+        return finder.find(coco_names(image.file_name))
 
     samples = make_samples(images, labels, find, str(root), notes)
     collection = str(content.get('dataset') or path.stem.removeprefix('dataset_'))

@@ -9,7 +9,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gmskip_ros.datasets.coco import coco_splits, open_coco, open_coco_file
-from gmskip_ros.datasets.coda import coda_splits, is_coda, is_coda_split, name_of, open_coda
+from gmskip_ros.datasets.coda import (
+    coda_splits,
+    is_coda,
+    is_coda_split,
+    name_of,
+    open_coda,
+    open_coda_file,
+)
 from gmskip_ros.datasets.errors import DatasetError
 from gmskip_ros.datasets.json_file import read_json
 from gmskip_ros.datasets.karpathy import PREFIX, is_karpathy, karpathy_splits, open_karpathy
@@ -141,7 +148,7 @@ def _open_file(
         return open_karpathy(place.parent, splits, content, place, images_dir)
     _refuse_split(place, split)
     if is_coda(content):
-        return open_coda(place.parent, captions, images_dir, place)
+        return open_coda_file(place, content, captions, images_dir)
     if isinstance(content, dict) and 'images' in content:
         return open_coco_file(place, content, captions, images_dir)
     if questions := entries_of(content, place):

@@ -10,10 +10,10 @@ from gmskip_ros.datasets.errors import DatasetError
 from gmskip_ros.datasets.image_finder import ImageFinder, coco_names
 from gmskip_ros.datasets.json_file import Record, has_word, note, read_text
 from gmskip_ros.datasets.sample import Dataset, Sample
+from gmskip_ros.datasets.wrong_files import ASKS, QUESTION
 
 # The names of the fields in: our own files, CODA-LM, OCRBench and TextVQA, ChartQA, LLaVA.
 _IMAGE = ('image', 'imgname', 'image_path', 'image_id')
-_QUESTION = ('question', 'query', 'text')
 _ANSWER = ('references', 'answers', 'answer', 'label')
 _CAPTIONS = ('captions', 'caption', 'annotations_captions')  # of datasets of captions on the hub
 _SUFFIXES = ('', '.jpg', '.png')  # TextVQA names images without
@@ -57,7 +57,7 @@ def entries_of(content: object, path: Path) -> list[Record] | None:
         content, place = content.get('data'), 'data'
     if not isinstance(content, list) or not content or not isinstance(content[0], dict):
         return None
-    if not {*_QUESTION, 'conversations'} & content[0].keys():
+    if ASKS.isdisjoint(content[0]):
         return None
     return [Record(values, path, f'{place}[{index}]') for index, values in enumerate(content)]
 
@@ -89,7 +89,7 @@ def open_questions(
                 'names their images',
             )
         image = record.text(record.first_of(_IMAGE))
-        names = [name + suffix for suffix in _SUFFIXES for name in coco_names(image)]
+        names = [name for suffix in _SUFFIXES for name in coco_names(image + suffix)]
         found = beside.find(names)
         return image, above.find(names) if found is None and '/' in image else found
 
@@ -181,9 +181,9 @@ def _key(record: Record, question_id: int | str | None, otherwise: str) -> str:
 def _question(record: Record) -> str | None:
     if record.has('conversations'):
         return _turn(record, 0).replace(_IMAGE_TOKEN, '').strip()
-    if record.has_any(_CAPTIONS) and not record.has_any(_QUESTION):
+    if record.has_any(_CAPTIONS) and not record.has_any(QUESTION):
         return None
-    return record.text(record.first_of(_QUESTION)).replace(_IMAGE_TOKEN, '').strip()
+    return record.text(record.first_of(QUESTION)).replace(_IMAGE_TOKEN, '').strip()
 
 
 def _references(record: Record, given: tuple[str, ...] | None) -> tuple[str, ...] | None:

@@ -10,6 +10,8 @@ from typing import Any
 from gmskip_ros.datasets.errors import DatasetError
 from gmskip_ros.datasets.json_file import kind_of, read_json, read_text
 
+QUESTION = ('question', 'query', 'text')  # the names that a field with a question has
+ASKS = frozenset({*QUESTION, 'conversations'})  # an entry that asks has one of these
 _TOKEN_LINE = re.compile(r'[^\t\n]+\.(?:jpg|jpeg|png)#[0-9]+[\t ]', re.IGNORECASE)
 _IMAGES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp')
 # Annotations that no reader reads: what they are, and in which form they can be given.
@@ -64,7 +66,7 @@ def refuse_content(content: object, path: Path) -> None:
     what = None
     if isinstance(content, list) and content and isinstance(content[0], dict):
         has_id = not {'image_id', 'question_id'}.isdisjoint(content[0])
-        if has_id and not {'question', 'text', 'query', 'conversations'} & content[0].keys():
+        if has_id and ASKS.isdisjoint(content[0]):
             what = (
                 "is a list of a model's results, not what is right; give the file that they are "
                 'compared with: instances_val2017.json, captions_val2017.json, or the questions'

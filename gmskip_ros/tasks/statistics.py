@@ -89,9 +89,10 @@ def mcnemar_p(only_a_right: int, only_b_right: int) -> float:
 def clustered_mcnemar_p(gains: Sequence[int]) -> float:
     """Return the two-sided p-value of McNemar's exact test with several questions per image, 0..1.
 
-    `gains`: for each image, the questions that only A gets right minus those that only B does. If
-    both are equally good, each of them has the other sign with probability 1/2; p is the
-    probability of a sum at least as far from 0. With one question per image it is `mcnemar_p`.
+    `gains`: for each image, the questions that only A gets right minus those that only B does; a
+    question that counts several times in the score does so here. If both are equally good, each of
+    them has the other sign with probability 1/2; p is the probability of a sum at least as far from
+    0. With one question per image it is `mcnemar_p`.
     (A randomisation test by image: questions about one image are not independent.)
     """
     sizes = [abs(gain) for gain in gains if gain]

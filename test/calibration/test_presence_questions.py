@@ -223,7 +223,7 @@ def test_the_score_is_the_mean_of_the_splits_accuracies() -> None:
 class TableEvaluator:
     """Stands in for an Answerer of an Evaluator: the full model is always right."""
 
-    def __init__(self, questions: Questions, wrong: Callable[[int, str], bool]) -> None:
+    def __init__(self, questions: Questions, wrong: Callable[[int, str, bool], bool]) -> None:
         self.vlm = SimpleNamespace(num_parameters_run=lambda _: 1)
         self.ranks = Ranks()
         images = list(dict.fromkeys(questions.samples))
@@ -240,7 +240,7 @@ class TableEvaluator:
         texts = []
         for question in asked:
             says_yes = self._right.get((question.image, question.prompt)) == 'yes'
-            if skip_set and self._wrong(question.image, question.prompt):
+            if self._wrong(question.image, question.prompt, bool(skip_set)):
                 says_yes = not says_yes
             texts.append('Yes' if says_yes else 'No')
         return [[CandidateAnswer(tuple(map(ord, text)), text)] for text in texts]
@@ -254,7 +254,7 @@ def test_figures_of_an_evaluation() -> None:
     def says_no(image: int, prompt: str) -> bool:
         return image >= 4 or (' car ' in prompt and 'car' in SHOWN['abcdef'[image]])
 
-    answerer = TableEvaluator(questions, says_no)
+    answerer = TableEvaluator(questions, lambda *asked: asked[2] and says_no(*asked[:2]))
     evaluator = Evaluator([questions], ['accuracy'], answerer, image_of, latency_images=0)
     full, found = evaluator.evaluate([]), evaluator.evaluate([3])
     assert (full['score'], full['scores']['random.f1'], full['scores']['yes_share']) == (1, 1, 0.5)
@@ -279,6 +279,23 @@ def test_figures_of_an_evaluation() -> None:
     losses = [-1 / 6, -1 / 6, -1 / 6, 0, -1, -1]
     assert found['interval'] == pytest.approx(paired_bootstrap_interval(losses), abs=1e-12)
     assert found['mcnemar_p'] == 2 / 2**5  # five images lose, however many questions each has
+
+
+def test_mcnemar_counts_a_question_in_each_of_its_splits_as_the_score_does() -> None:
+    """Skipping gains three questions of all splits, and loses three of one split each."""
+    of_image = [*[SPLITS] * 3, *[(split,) for split in SPLITS]]
+    shown = [
+        Sample(key, Path(f'{key}.jpg'), presence=(PresenceQuestion('car', right, splits),))
+        for key, splits, right in zip(SHOWN, of_image, ['yes', 'no'] * 3, strict=True)
+    ]
+    questions = ask(shown)
+    image_of = {sample.image_path: i for i, sample in enumerate(shown)}
+    answerer = TableEvaluator(questions, lambda image, _, skips: skips == (image >= 3))
+    evaluator = Evaluator([questions], ['accuracy'], answerer, image_of, latency_images=0)
+    found = evaluator.evaluate([3])
+    assert found['difference'] == pytest.approx(3 / 4 - 1 / 4)
+    # Of the 64 sums of three times +-3 and three times +-1, 22 are as far from 0 as 9 - 3.
+    assert found['mcnemar_p'] == 22 / 64
 
 
 def test_a_constant_answer_gets_half() -> None:

@@ -149,20 +149,22 @@ def test_captions_alone_are_a_dataset_without_labels(tmp_path):
 
 @pytest.mark.parametrize('place', ['{split}', 'images/{split}', 'images'])
 @pytest.mark.parametrize(
-    'split, name',
+    'split, name, stored',
     [
-        ('val2017', '000000000042.jpg'),
-        ('val2014', 'COCO_val2014_000000000042.jpg'),
+        ('val2017', '000000000042.jpg', '000000000042.jpg'),
+        ('val2017', '000000000042.jpg', 'COCO_train2014_000000000042.jpg'),
+        ('val2014', 'COCO_val2014_000000000042.jpg', 'COCO_val2014_000000000042.jpg'),
+        ('val2014', 'COCO_val2014_000000000042.jpg', '000000000042.jpg'),
     ],
 )
-def test_the_layouts_of_2014_and_2017(tmp_path, place, split, name):
-    write_images(tmp_path / place.format(split=split), [name])
+def test_the_layouts_of_2014_and_2017(tmp_path, place, split, name, stored):
+    write_images(tmp_path / place.format(split=split), [stored])
     boxes = [box(1, 42, 3, (0, 0, 9, 9))]
     content = {'images': [image(42, name)], 'annotations': boxes, 'categories': CLASSES}
     write_json(tmp_path / 'annotations' / f'instances_{split}.json', content)
     (sample,) = open_dataset(tmp_path).samples
     assert sample.key == f'{split}/{name}'
-    assert sample.image_path == tmp_path / place.format(split=split) / name
+    assert sample.image_path == tmp_path / place.format(split=split) / stored
     assert sample.labels == ('car',)
 
 

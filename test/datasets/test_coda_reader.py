@@ -67,6 +67,31 @@ def test_the_layout_of_every_split_is_supported(tmp_path, split):
     assert (fourth.labels, fourth.main_object) == ((), None)
 
 
+@pytest.mark.parametrize(
+    'name, place, images_dir',
+    [
+        ('annotations/val.json', 'images', None),
+        ('annotations/val.json', 'val/images', 'val'),
+        ('val/val.json', 'val', None),
+        ('val/annotations.json', 'val', None),
+        ('val/annotations/annotations.json', 'val/images', None),
+    ],
+)
+def test_a_file_by_its_path_finds_images_where_any_file_in_coco_s_format_does(
+    tmp_path, name, place, images_dir
+):
+    folder = write_split(tmp_path / 'as_published', 'val')
+    for source, to in ((folder / 'images', place), (folder / FILES['val'], name)):
+        (tmp_path / to).parent.mkdir(parents=True, exist_ok=True)
+        source.rename(tmp_path / to)
+    dataset = open_dataset(tmp_path / name, images_dir=images_dir and tmp_path / images_dir)
+    assert dataset.name == 'coda-val'
+    assert [sample.image_path for sample in dataset.samples] == [
+        tmp_path / place / f'{number:04d}.jpg' for number in range(1, 5)
+    ]
+    assert 'suitcase' in dataset.labels
+
+
 def test_ignored_and_corrected_entries_are_noted(tmp_path):
     notes = open_dataset(write_split(tmp_path, 'val')).notes
     assert note_about(notes, 'misc') == (
@@ -117,7 +142,7 @@ def test_missing_images(tmp_path):
     dataset = open_dataset(folder)
     assert note_about(dataset.notes, 'missing') == '1 image is missing, ignored: val/0002.jpg'
     (folder / 'images').rename(folder / 'elsewhere')
-    with pytest.raises(DatasetError, match=r'val/images: none of 4 images was found'):
+    with pytest.raises(DatasetError, match=r'val/images or .*: none of 4 images was found'):
         open_dataset(folder)
 
 
@@ -210,3 +235,7 @@ def test_broken_annotations_name_their_place(tmp_path):
     write_json(folder / 'annotations.json', content)
     with pytest.raises(DatasetError, match=r'val/annotations\.json: annotations\[0\]\.iscrowd'):
         open_dataset(folder)
+    content['categories'][0]['name'] = ['car']
+    path = write_json(folder / 'mine.json', content)
+    with pytest.raises(DatasetError, match=r'mine\.json: categories\[0\]\.name is \["car"\]'):
+        open_dataset(path)

@@ -135,7 +135,9 @@ def test_llava_s_questions_and_answers(tmp_path):
 
 
 @pytest.mark.parametrize('stored', ['000000441147.jpg', 'COCO_val2014_000000441147.jpg'])
-@pytest.mark.parametrize('asked', ['000000441147.jpg', 'COCO_val2014_000000441147.jpg'])
+@pytest.mark.parametrize(
+    'asked', ['000000441147', '000000441147.jpg', 'COCO_val2014_000000441147.jpg']
+)
 def test_coco_s_images_are_found_under_the_names_of_both_years(tmp_path, asked, stored):
     """qa90_questions.jsonl has the shorter name, the folder val2014 that it is about the longer."""
     write_images(tmp_path / 'val2014', [stored])
