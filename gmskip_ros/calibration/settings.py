@@ -272,7 +272,7 @@ class RoundDone:
     score: float | None
     full_score: float
     sparsity: float  # after it
-    seconds: float
+    seconds: float | None  # None: an older version did not measure them
     seconds_left: float | None  # of the whole search at most; None once it is over
     is_new: bool  # not taken over from an earlier run
     value: float | None = None

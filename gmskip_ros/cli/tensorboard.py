@@ -56,9 +56,9 @@ class TensorBoard(Listener):
 
     def round_done(self, done: RoundDone) -> None:
         """Write a round."""
-        values = {'score': done.score, 'value': done.value}
+        values = {'score': done.score, 'value': done.value, 'seconds': done.seconds}
         measured = {name: value for name, value in values.items() if value is not None}
-        self._write(done.number, {**measured, 'sparsity': done.sparsity, 'seconds': done.seconds})
+        self._write(done.number, {**measured, 'sparsity': done.sparsity})
 
     def close(self) -> None:
         """Write what is not written yet."""

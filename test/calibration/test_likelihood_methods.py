@@ -12,6 +12,7 @@ import os
 import pickle
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from gmskip_ros.calibration.distributed import Ranks
 from gmskip_ros.calibration.errors import CalibrationError
 from gmskip_ros.calibration.images import EncodedImages
 from gmskip_ros.calibration.likelihood import own_answers, reference_answers, reference_text
+from gmskip_ros.calibration.methods import measured_rounds
 from gmskip_ros.calibration.methods.fixed_interval import fixed_interval
 from gmskip_ros.calibration.methods.registry import check_settings, get_method, search_settings
 from gmskip_ros.calibration.objective import make_objective
@@ -534,6 +536,56 @@ def test_every_round_is_reported_and_an_interrupted_search_goes_on(tmp_path, vlm
         assert (last['size'], last['generation']) == (2, 3)
         assert [done['value'] for done in whole[1]] == whole[0]['sets'][0]['generations']
         assert 'generation 3 of 2 blocks, divergence ' in listener.done[3].what
+    # A finished folder of a version that did not time rounds.
+    path = tmp_path / 'whole' / 'checkpoint.json'
+    content = json.loads(path.read_text())
+    kept = content['evaluations']
+    content['evaluations'] = {key: kept[key] for key in kept if not key.startswith('round ')}
+    assert len(content['evaluations']) == len(kept) - 4
+    path.write_text(json.dumps(content))
+    old_listener = Rounds()
+    old = run('whole', old_listener, **many)
+    assert old[1] == [{**done, 'seconds': None, 'token_blocks': None} for done in whole[1]]
+    for done in old_listener.done:
+        assert not done.is_new and done.seconds_left is done.seconds is None
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_the_time_left_is_what_is_left(vlm, samples, method, monkeypatch) -> None:
+    """Where a second is a token's way through a block, and answers are equally long."""
+    monkeypatch.setattr(
+        measured_rounds, 'time', SimpleNamespace(monotonic=lambda: float(vlm.token_blocks))
+    )
+    said: list[tuple[int, float | None, int]] = []
+    ended: list[int] = []
+    limits = {} if method == 'evopress' else {'min_score_ratio': 0}
+    scorer = make_scorer(
+        vlm,
+        samples,
+        method,
+        on_progress=lambda now: said.append((now.round, now.seconds_left, vlm.token_blocks)),
+        **{**METHODS[method], **limits},
+    )
+    scorer.on_round = lambda done, record: ended.append(vlm.token_blocks)
+    said.clear()
+    get_method(method).choose(scorer)
+    known = [(left, ended[-1] - at) for _, left, at in said if left is not None]
+    assert len(known) >= len(said) - 2  # unknown before the first answers
+    slack = 0.02 * known[0][1]
+    for left, really_left in known:
+        assert 0.95 * really_left <= left <= 1.45 * really_left + slack
+    later = [left for number, left, _ in said if number > 1]
+    assert later == sorted(later, reverse=True)
+
+
+def test_a_search_without_further_sets_is_over(vlm, samples) -> None:
+    done: list[RoundDone] = []
+    scorer = make_scorer(vlm, samples[:2], 'evopress', sparsities=(1 / 6, 1 / 3), offspring=4)
+    scorer.on_round = lambda each, record: done.append(each)
+    get_method('evopress').choose(scorer)
+    assert [each.number for each in done] == list(range(1, len(done) + 1))
+    assert done[0].most_rounds == 1 + 41 and done[-1].most_rounds == len(done) < 42
+    assert done[0].seconds_left > 0 and done[-1].seconds_left is None
 
 
 def test_the_record_has_what_was_compared(tmp_path, vlm, samples) -> None:

@@ -8,6 +8,7 @@ searched on its own, so the sets are not nested.
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -59,6 +60,17 @@ class _Measured:
     cost: float  # on all answers
 
 
+@dataclass(frozen=True)
+class _Stage:
+    num_sets: int
+    num_answers: int
+
+
+def _work(stages: Sequence[_Stage]) -> int:
+    """Return how many answers are measured in the stages."""
+    return sum(stage.num_sets * stage.num_answers for stage in stages)
+
+
 class EvolutionarySearch:
     """Finds the set of each size that costs least, by mutation and selection."""
 
@@ -75,11 +87,11 @@ class EvolutionarySearch:
         self._offspring = offspring
         self._known: set[Blocks] = set()  # measured on all answers
         self._rng = random.Random()
-        self._round = 0
         self._round_of_size = 0
-        self._most_rounds = len(scorer.sizes()) * (generations + 1)
-        # The first generation of a size has twice as many sets.
-        self._rounds = MeasuredRounds(scorer, [2, *[1] * generations] * len(scorer.sizes()))
+        first, others = (_work(self._stages(count)) for count in (2 * offspring, offspring))
+        self._rounds = MeasuredRounds(
+            scorer, [first, *[others] * generations] * len(scorer.sizes())
+        )
 
     def search(self, size: int) -> list[_Measured]:
         """Return the best set after each generation, the first one's of random sets at the front.
@@ -90,14 +102,17 @@ class EvolutionarySearch:
         self._known = set()
         self._round_of_size = 0
         self._rng = random.Random(f'evopress {self.scorer.settings.seed} {size}')
-        first = self._draw(2 * self._offspring, partial(self._random_set, size))
-        found = [self._select(first, None)]
-        for _ in range(self._generations):
-            draw_child = partial(self._mutated, found[-1].blocks)
-            offspring = self._draw(self._offspring, draw_child)
-            if not offspring:
-                break
-            found.append(self._select(offspring, found[-1]))
+        sets = self._draw(2 * self._offspring, partial(self._random_set, size))
+        found: list[_Measured] = []
+        while sets:
+            best = self._select(sets, found[-1] if found else None)
+            found.append(best)
+            rounds_left = self._generations + 1 - len(found)
+            draw_child = partial(self._mutated, best.blocks)
+            sets = self._draw(self._offspring, draw_child) if rounds_left else []
+            if not sets:
+                self._rounds.leave_out(rounds_left)
+            self._report_round(best)
         return found
 
     def _draw(self, count: int, draw: Callable[[], Blocks]) -> list[Blocks]:
@@ -125,57 +140,69 @@ class EvolutionarySearch:
 
     def _select(self, sets: Sequence[Blocks], parent: _Measured | None) -> _Measured:
         """Return the best of the sets and their parent; of equally good ones, not the parent."""
-        self._round += 1
         self._round_of_size += 1
-        size = len(sets[0])
-        self._rounds.begin(f'{self._round_of_size} of evopress, {size} blocks')
+        self._rounds.begin(f'{self._round_of_size} of evopress, {len(sets[0])} blocks')
         every = range(self._fitness.num_answers)
-        for share, surviving in STAGES:
-            num_answers = max(FEWEST_ANSWERS, math.ceil(len(every) / share))
-            num_survivors = max(1, self._offspring // surviving)
-            if num_answers < len(every) and num_survivors < len(sets):
-                chosen = sorted(self._rng.sample(every, num_answers))
-                costs = self._costs(sets, chosen)
-                best = sorted(range(len(sets)), key=lambda i: costs[i])  # stable
-                sets = [sets[i] for i in best[:num_survivors]]
-        costs = self._costs(sets, every)
+        stages = self._stages(len(sets))
+        done, total = 0, _work(stages)
+        for stage, following in itertools.pairwise(stages):
+            chosen = sorted(self._rng.sample(every, stage.num_answers))
+            costs = self._costs(sets, chosen, done, total)
+            best = sorted(range(len(sets)), key=lambda i: costs[i])  # stable
+            sets = [sets[i] for i in best[: following.num_sets]]
+            done += _work([stage])
+        costs = self._costs(sets, every, done, total)
         self._known.update(sets)
         measured = [_Measured(*pair) for pair in zip(sets, costs, strict=True)]
-        best_set = min([*measured, *filter(None, [parent])], key=lambda one: one.cost)
-        value = self._fitness.sign * best_set.cost
-        generation = self._round_of_size - 1
+        return min([*measured, *filter(None, [parent])], key=lambda one: one.cost)
+
+    def _stages(self, num_sets: int) -> list[_Stage]:
+        """Return the stages that so many sets go through."""
+        every, stages = self._fitness.num_answers, []
+        for share, surviving in STAGES:
+            num_answers = max(FEWEST_ANSWERS, math.ceil(every / share))
+            num_survivors = max(1, self._offspring // surviving)
+            if num_answers < every and num_survivors < num_sets:
+                stages.append(_Stage(num_sets, num_answers))
+                num_sets = num_survivors
+        return [*stages, _Stage(num_sets, every)]
+
+    def _report_round(self, best: _Measured) -> None:
+        size, generation = len(best.blocks), self._round_of_size - 1
+        value = self._fitness.sign * best.cost
         self._rounds.end(
             {
                 'size': size,
                 'generation': generation,
-                'blocks': list(best_set.blocks),
+                'blocks': list(best.blocks),
                 'value': value,
             },
             sparsity=size / self.scorer.num_blocks,
             value=value,
             what=f'generation {generation} of {size} blocks, '
             f'{self._fitness.short_name} {value:.4g}',
-            is_last=self._round == self._most_rounds,
         )
-        return best_set
 
-    def _costs(self, sets: Sequence[Blocks], chosen: Sequence[int]) -> list[float]:
+    def _costs(
+        self, sets: Sequence[Blocks], chosen: Sequence[int], before: int, total: int
+    ) -> list[float]:
         """Return the sets' costs on the chosen answers; they are remembered for a resumed run.
 
-        A resumed run draws the same sets and answers again.
+        A resumed run draws the same sets and answers again. Of the round's answers, `total`, the
+        stages before this one have `before`.
         """
 
         def report(done: int) -> None:
             self.scorer.on_progress(
                 Progress(
-                    round=self._round,
-                    most_rounds=self._most_rounds,
+                    round=self._rounds.number,
+                    most_rounds=self._rounds.most_rounds,
                     candidates=len(sets),
-                    done=done,
-                    total=len(sets) * len(chosen),
+                    done=before + done,
+                    total=total,
                     best_block=None,
                     best_score=None,
-                    seconds_left=self._rounds.seconds_left(),
+                    seconds_left=self._rounds.seconds_left((before + done) / total),
                 )
             )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from gmskip_ros.calibration.likelihood import GivenAnswers, reference_answers
 from gmskip_ros.calibration.methods.measured_rounds import MeasuredRounds
@@ -46,8 +47,10 @@ class LikelihoodSearch:
         self._answers = answers
         self._name = f'negative log-likelihood of {name}'
         self._most = scorer.settings.num_removals(scorer.num_blocks)
-        # Candidates times the blocks that each runs, in every round.
-        costs = [(len(scorer.removable) - n) * (scorer.num_blocks - n) for n in range(self._most)]
+        # Candidates, and the task's score, times the blocks that each runs, in every round.
+        costs = [
+            (len(scorer.removable) - n + 1) * (scorer.num_blocks - n) for n in range(self._most)
+        ]
         self._rounds = MeasuredRounds(scorer, costs)
 
     def choose(self) -> ChosenSets:
@@ -67,7 +70,7 @@ class LikelihoodSearch:
             self._rounds.begin(f'{len(removed) + 1} by {self._name}')
             rounds.append(_Round(self._values(removed)))
             best = rounds[-1].best
-            scored = self.scorer.scored_set((*removed, best))
+            scored = self._rounds.timed(partial(self.scorer.scored_set, (*removed, best)))
             is_allowed = self.scorer.settings.allows_score(scored.score, sets[0].score)
             self._report_round(rounds[-1], len(removed), scored, is_allowed)
             if is_allowed:
@@ -117,7 +120,7 @@ class LikelihoodSearch:
             what=f'{what}, {value:.4g} nats per answer',
             score=scored.score,
             removed=removed,
-            is_last=not is_allowed or num_removed + 1 == self._most,
+            is_last=not is_allowed,
         )
 
     def _values(self, removed: Sequence[int]) -> dict[int, float]:
@@ -149,7 +152,8 @@ class LikelihoodSearch:
         def report(done: int) -> None:
             done += progress.done * num_answers
             total = progress.total * num_answers
-            left = self._rounds.seconds_left(done / total) if blocks else None
+            share = done / (total + num_answers)  # the task's score follows
+            left = self._rounds.seconds_left(share) if blocks else None
             self.scorer.on_progress(replace(progress, done=done, total=total, seconds_left=left))
 
         remember = self._rounds.remember if blocks else self.scorer.remember
