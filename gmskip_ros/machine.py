@@ -1,4 +1,4 @@
-"""The machine and the software versions that measurements depend on; how its cores wait."""
+"""The machine and the software versions that measurements depend on; how PyTorch uses it."""
 
 from __future__ import annotations
 
@@ -29,11 +29,16 @@ def software() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in SOFTWARE}
 
 
-def wait_briefly() -> None:
-    """Let OpenMP's threads spin only briefly, unless its environment says how; before torch."""
+def tune_cpu() -> None:
+    """Set how PyTorch waits and allocates, unless the environment says how; before it is loaded.
+
+    OpenMP's threads spin only briefly; weights are in huge pages where the system has them, which
+    makes them faster to read (Linux; by default it gives them only on request).
+    """
     if not {'OMP_WAIT_POLICY', 'GOMP_SPINCOUNT'} & os.environ.keys():
         os.environ['OMP_WAIT_POLICY'] = 'PASSIVE'  # other libraries than GNU's know only this
         os.environ['GOMP_SPINCOUNT'] = str(SPIN_COUNT)
+    os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')
 
 
 def _cpu_name() -> str:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from gmskip_ros import __version__
 from gmskip_ros.errors import UserError
-from gmskip_ros.machine import wait_briefly
+from gmskip_ros.machine import tune_cpu
 
 COMMANDS = (
     'ask',
@@ -43,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; expected errors are one line on stderr."""
-    wait_briefly()
+    tune_cpu()
     try:
         args = build_parser().parse_args(argv)
         args.arguments = list(sys.argv[1:] if argv is None else argv)  # for reports

@@ -34,7 +34,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header, String
 from std_srvs.srv import SetBool
 
-from gmskip_ros.machine import wait_briefly
+from gmskip_ros.machine import tune_cpu
 from gmskip_ros.pipeline import records, stamps
 from gmskip_ros.pipeline.gate import Frame
 from gmskip_ros.pipeline.health import OK, WARN, resident_mib
@@ -392,7 +392,7 @@ def run(
     load: LoadEngine = load_engine,
 ) -> int:
     """Run the node until `stop` is set; return the exit status. `load` loads the model."""
-    wait_briefly()
+    tune_cpu()
     if stop.is_set():  # during the imports
         os._exit(0)  # another signal could interrupt Python's own way out
     try:

@@ -248,21 +248,23 @@ def test_names_with_markup_are_names(gmskip, folder, photo, tmp_path) -> None:
 @pytest.mark.parametrize(
     ('given', 'expected'),
     [
-        ({}, 'PASSIVE 2000'),
-        ({'OMP_WAIT_POLICY': 'ACTIVE'}, 'ACTIVE None'),
-        ({'GOMP_SPINCOUNT': '7'}, 'None 7'),
+        ({}, 'PASSIVE 2000 1'),
+        ({'OMP_WAIT_POLICY': 'ACTIVE'}, 'ACTIVE None 1'),
+        ({'GOMP_SPINCOUNT': '7', 'THP_MEM_ALLOC_ENABLE': '0'}, 'None 7 0'),
     ],
     ids=str,
 )
-def test_openmp_is_set_to_wait_briefly_before_torch_is_loaded(photo, given, expected) -> None:
+def test_the_cpu_is_tuned_before_torch_is_loaded(photo, given, expected) -> None:
     program = (
         'import os, sys\n'
         'from gmskip_ros.cli.main import main\n'
         f'assert main(["ask", {str(photo)!r}, "--skip", "x"]) == 2\n'
         'assert "torch" not in sys.modules\n'
-        'print(os.environ.get("OMP_WAIT_POLICY"), os.environ.get("GOMP_SPINCOUNT"))\n'
+        'names = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "THP_MEM_ALLOC_ENABLE"\n'
+        'print(*map(os.environ.get, names))\n'
     )
-    environment = {key: value for key, value in os.environ.items() if 'OMP_' not in key}
+    tuned = ('OMP_', 'GOMP_', 'THP_')
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(tuned)}
     result = subprocess.run(
         [sys.executable, '-c', program],
         env={**environment, **given},
