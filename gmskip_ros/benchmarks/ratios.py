@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from gmskip_ros.tasks.statistics import median_interval
+
 CONFIDENCE = 0.95
-RESAMPLES = 2000
 
 
 def percentiles(times_ms: Sequence[float]) -> dict[str, Any]:
@@ -36,13 +37,9 @@ def paired_ratio(
     if len(above) != len(below) or not len(above):
         raise ValueError(f'{len(above)} numerators, {len(below)} denominators: give pairs')
     ratios = above / below
-    random = np.random.default_rng(seed)
-    drawn = random.integers(len(ratios), size=(RESAMPLES, len(ratios)))
-    medians = np.median(ratios[drawn], axis=1)
-    low, high = np.quantile(medians, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return {
         'value': float(np.median(ratios)),
-        'interval': [float(low), float(high)],
+        'interval': list(median_interval(ratios, CONFIDENCE, seed=seed)),
         'numerator_ms': float(np.median(above)),
         'denominator_ms': float(np.median(below)),
         'pairs': len(ratios),

@@ -166,7 +166,7 @@ def speed_up(rows: Sequence[Row], with_interval: bool = True) -> Column:
         shown = fmt.number(speed_up_of(row['evaluation'], full), 2)
         interval = (row['evaluation'] or {}).get('speed_up_with_vision_interval')
         if with_interval and interval and row['blocks']:
-            shown += f' [{fmt.number(interval[0], 2)}, {fmt.number(interval[1], 2)}]'
+            shown += f' {fmt.ratio_interval(interval)}'
         return shown + shorter_mark(row)
 
     return Column(

@@ -242,7 +242,7 @@ def _speed_up_text(row: Row) -> str:
     """Return the speed-up with its interval: '1.18 [1.09, 1.25]'."""
     text = SPEED_UP.text(row)
     ends = row['speed'] and row['speed'].get('speed_up_interval')
-    return f'{text} [{ends[0]:.2f}, {ends[1]:.2f}]' if ends and row['num_skipped'] else text
+    return f'{text} {fmt.ratio_interval(ends)}' if ends and row['num_skipped'] else text
 
 
 def _share(phase: str) -> Callable[[Row], str]:

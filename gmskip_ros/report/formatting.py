@@ -90,6 +90,11 @@ def interval(value: Any) -> str:
     return f'[{points(value[0])}, {points(value[1])}]' if value else DASH
 
 
+def ratio_interval(ends: Sequence[Any]) -> str:
+    """Return an interval of ratios: '[1.09, 1.25]'."""
+    return f'[{number(ends[0], 2)}, {number(ends[1], 2)}]'
+
+
 def p_value(value: Any) -> str:
     """Return a probability: '0.031', or '<0.001'."""
     if not is_known(value):

@@ -15,6 +15,7 @@ import numpy as np
 
 from gmskip_ros.pipeline.rows import SHARED, FrameRow
 from gmskip_ros.report.formatting import count_of
+from gmskip_ros.tasks.statistics import median_interval
 
 PHASES = ('preprocess', 'vision', 'prefill', 'decode', 'total')
 RESAMPLES = 1000
@@ -245,16 +246,8 @@ def _quantiles(values: np.ndarray, **percents: float) -> dict[str, float | None]
 
 
 def _median_interval(values: np.ndarray) -> list[float] | None:
-    """Return the 95 % bootstrap interval of the median (Efron and Tibshirani 1993, chapter 13).
-
-    None for fewer than two values.
-    """
-    if values.size < 2:
-        return None
-    random = np.random.default_rng(0)
-    medians = [np.median(random.choice(values, values.size)) for _ in range(RESAMPLES)]
-    low, high = np.quantile(medians, [0.025, 0.975])
-    return [float(low), float(high)]
+    """Return the 95 % bootstrap interval of the median; None for fewer than two values."""
+    return list(median_interval(values, resamples=RESAMPLES)) if values.size > 1 else None
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -147,7 +147,7 @@ def _speedup(row: Row, with_interval: bool = False) -> str:
     mark = col.SHORTER_MARK if row['answers_got_shorter'] else ''
     text = fmt.number(row['speedup']['median'], 2)
     if with_interval and (ends := row['speedup']['interval']):
-        text += f' [{ends[0]:.2f}, {ends[1]:.2f}]'
+        text += f' {fmt.ratio_interval(ends)}'
     return text + mark
 
 

@@ -5,7 +5,7 @@ Not imported by gmskip_ros.tasks, which works without NumPy.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,13 +58,41 @@ def paired_bootstrap_interval(
         raise TaskError(f'confidence: {confidence!r} is not between 0 and 1; use for example 0.95')
     if resamples < 1:
         raise TaskError(f'resamples: {resamples!r} is less than 1; use for example 2000')
-    random = np.random.default_rng(seed)
     weighted = values * shares
-    means = np.empty(resamples)
+    return _bootstrap_interval(
+        lambda drawn: weighted[drawn].sum() / shares[drawn].sum(),
+        len(values),
+        confidence,
+        resamples,
+        seed,
+    )
+
+
+def median_interval(
+    values: np.ndarray, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """Return (low, high) of the percentile bootstrap interval of the median of values (N,), N > 0.
+
+    See paired_bootstrap_interval, of the mean. The same seed gives the same interval.
+    """
+    return _bootstrap_interval(
+        lambda drawn: np.median(values[drawn]), len(values), confidence, resamples, seed
+    )
+
+
+def _bootstrap_interval(
+    statistic: Callable[[np.ndarray], Any],
+    size: int,
+    confidence: float,
+    resamples: int,
+    seed: int,
+) -> tuple[float, float]:
+    """Return the interval of a statistic of `size` values, given the indices of those drawn."""
+    random = np.random.default_rng(seed)
+    found = np.empty(resamples)
     for index in range(resamples):  # one at a time, to bound the memory
-        drawn = random.integers(len(values), size=len(values))
-        means[index] = weighted[drawn].sum() / shares[drawn].sum()
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+        found[index] = statistic(random.integers(size, size=size))
+    low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 
 
