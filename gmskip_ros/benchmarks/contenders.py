@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from gmskip_ros.benchmarks.conditions import wake_cores
 from gmskip_ros.benchmarks.rivals import RivalProcess
 from gmskip_ros.benchmarks.subject import HALF_OF_32, SWEEP_OF_32, Subject, spread
 from gmskip_ros.benchmarks.whole_frame import check_count
@@ -102,6 +103,7 @@ def _verifying(subject: Subject, *, changes_first: bool) -> Callable[[int], Samp
 def _timed(
     subject: Subject, length: int, skipped: Sequence[int] = (), draft: Sequence[int] = ()
 ) -> Sample:
+    wake_cores()
     found = subject.vlm.answer(
         subject.features, subject.prompt, skipped, forced_length=length, draft=draft
     )

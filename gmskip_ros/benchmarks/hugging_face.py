@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import transformers
 
-from gmskip_ros.benchmarks.conditions import peak_bytes
+from gmskip_ros.benchmarks.conditions import peak_bytes, wake_cores
 from gmskip_ros.benchmarks.random_weights import is_random, make_config, make_hf_model
 
 
@@ -65,6 +65,7 @@ class HuggingFace:
             cache_implementation='static' if request['cache'] == 'static' else None,
             disable_compile=True,
         )
+        wake_cores()
         with _blocks_removed(self._model.model.language_model, request['removed']):
             first = _FirstToken(self._clock_ms)
             start_ms = self._clock_ms()

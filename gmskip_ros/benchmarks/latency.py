@@ -149,7 +149,11 @@ def _measure_model(
         rival_peak = rival.peak_bytes if rival is not None else None
     sets = skip_sets(vlm.num_blocks)
     frames = measure_frames(
-        subject, sets, settings.frames, lambda: on_step(f'{name}: whole frames')
+        subject,
+        sets,
+        settings.frames,
+        settings.rounds,
+        lambda: on_step(f'{name}: whole frames'),
     )
     paced = measure_paced(subject, settings.paced, lambda: on_step(f'{name}: paced at 1 Hz'))
     on_step(f'{name}: pixels')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gmskip_ros.benchmarks.conditions import wake_cores
 from gmskip_ros.benchmarks.ratios import paired_ratio, percentiles
 from gmskip_ros.benchmarks.rivals import RivalProcess
 from gmskip_ros.benchmarks.subject import Subject
@@ -56,6 +57,7 @@ def _measure_task(
 
 def _own(subject: Subject, task: str) -> Timed:
     limit = make_task(task).max_new_tokens
+    wake_cores()
     found = subject.vlm.answer(subject.features, subject.prompts[task], (), limit)
     return found.timing.prefill_ms + found.timing.decode_ms, found.token_ids
 

@@ -60,6 +60,7 @@ def measure_frames(
     subject: Subject,
     sets: Mapping[str, Blocks],
     rounds: int,
+    pairs: int,
     on_step: Callable[[], None] = lambda: None,
 ) -> FrameFigures:
     """Return percentiles of the parts and of whole frames, and shared against isolated.
@@ -67,8 +68,9 @@ def measure_frames(
     Answers have FRAME_LENGTHS. In every round a frame is encoded; then these take turns, in an
     order that is reversed from round to round: both branches with every answer on its own (the full
     branch, which is the same for every set, once); shared frames of both with each set and each of
-    DRAFTS; a shared frame of the full branch alone. Parts sum to the whole; 'shared' is what
-    several answers have in common. Raises UserError if sharing changes an answer.
+    DRAFTS. Parts sum to the whole; 'shared' is what several answers have in common. `pairs` of
+    times, in turns, compare a shared frame of the full branch alone with the prefills of its
+    answers. Raises UserError if sharing changes an answer.
     """
     branches: dict[str, Blocks] = {**sets, FULL: {}}
     own = {  # answers, to compare with and for drafts; this is the warm-up
@@ -77,7 +79,6 @@ def measure_frames(
     }
     ways: list[tuple[str, Drafts | None]] = [(name, None) for name in branches]
     ways += [(name, drafts) for name in sets for drafts in DRAFTS]
-    ways.append((FULL, AGREEING))
     taken: dict[tuple[str, Drafts | None], list[Parts]] = {way: [] for way in ways}
     for number in range(rounds):
         features = subject.vlm.encode(subject.frame)
@@ -86,22 +87,45 @@ def measure_frames(
             if drafts is None:
                 parts = _time_alone(subject, features, branches[name])
             else:
-                asked = [name] if name == FULL else [name, FULL]
-                parts = _time_shared(
-                    subject, features, [(branches[each], own[each]) for each in asked], drafts
-                )
+                asked = [(branches[each], own[each]) for each in (name, FULL)]
+                parts = _time_shared(subject, features, asked, drafts)
             taken[name, drafts].append({**encoded, **parts})
             on_step()
-    return _figures(sets, taken)
+    return _figures(sets, taken, _compare_with_prefills(subject, own[FULL], pairs, on_step))
+
+
+def _compare_with_prefills(
+    subject: Subject, own: Sequence[TokenIds], pairs: int, on_step: Callable[[], None]
+) -> dict[str, Any]:
+    """Return the ratio of a shared frame of the full branch, verified, to its tasks' prefills."""
+    verified: list[float] = []
+    prefills: list[float] = []
+
+    def share() -> None:
+        parts = _time_shared(subject, subject.features, [({}, own)], AGREEING)
+        verified.append(parts['shared'] + parts['full'])
+
+    def prefill() -> None:
+        timings = [
+            subject.vlm.answer(subject.features, prompt, forced_length=1).timing
+            for prompt in subject.prompts.values()
+        ]
+        prefills.append(sum(timing.prefill_ms for timing in timings))
+
+    for number in range(pairs):
+        for run in (share, prefill) if number % 2 == 0 else (prefill, share):
+            run()
+        on_step()
+    return _ratio(bars.THREE_TASKS, verified, prefills)
 
 
 def _figures(
-    sets: Mapping[str, Blocks], taken: Mapping[tuple[str, Drafts | None], Sequence[Parts]]
+    sets: Mapping[str, Blocks],
+    taken: Mapping[tuple[str, Drafts | None], Sequence[Parts]],
+    of_prefills: dict[str, Any],
 ) -> FrameFigures:
     full_alone = taken[FULL, None]
-    prefills = [parts['prefill'] for parts in full_alone]
-    verified = [parts['shared'] + parts['full'] for parts in taken[FULL, AGREEING]]
-    ratios = [_ratio(bars.THREE_TASKS, verified, prefills)]
+    ratios = [of_prefills]
     rows = []
     for name, blocks in sets.items():
         isolated = [
@@ -161,13 +185,10 @@ def _answers_alone(subject: Subject, features: ImageFeatures, skipped: Blocks) -
 
 
 def _time_alone(subject: Subject, features: ImageFeatures, skipped: Blocks) -> Parts:
-    """Return the time of all answers without that of the image, and of their prefills."""
+    """Return the time of all answers without that of the image."""
     timings = [answer.timing for answer in _answers_alone(subject, features, skipped)]
     of_image_ms = features.preprocess_ms + features.vision_ms
-    return {
-        'answers': sum(timing.total_ms - of_image_ms for timing in timings),
-        'prefill': sum(timing.prefill_ms for timing in timings),
-    }
+    return {'answers': sum(timing.total_ms - of_image_ms for timing in timings)}
 
 
 def _time_shared(

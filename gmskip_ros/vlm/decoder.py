@@ -82,8 +82,8 @@ class KeyValueStore:
             self.is_text[:, :prompt_columns] &= ~is_image
         self.num_columns = 0  # processed so far
         self.next_position = torch.zeros_like(is_real[:, :1], dtype=torch.long)  # (B, 1), per row
-        self.keys: list[Tensor | None] = [None] * num_blocks  # (B, K, capacity, D)
-        self.values: list[Tensor | None] = [None] * num_blocks
+        # The heads of keys, then those of values: (B, 2 K, capacity, D).
+        self.entries: list[Tensor | None] = [None] * num_blocks
         self.num_stored = [0] * num_blocks
         self.stored = [(ALL, 0)] * num_blocks  # which tokens, from which column on
 
@@ -125,19 +125,23 @@ class KeyValueStore:
     def _has_text(self) -> list[bool]:
         return self.is_text.any(dim=0).tolist()
 
-    def append(self, block: int, which: str, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store key and value (B, K, T, D) of such newest columns; return all of the block's."""
-        keys, values = self.keys[block], self.values[block]
-        if keys is None or values is None:
-            self.stored[block] = (which, self.num_columns - key.shape[2] if which == ALL else 0)
-            capacity = key.shape[2] + self.max_columns - self.num_columns
-            keys = self.keys[block] = key.new_empty(*key.shape[:2], capacity, key.shape[3])
-            values = self.values[block] = torch.empty_like(keys)
-        entries = slice(self.num_stored[block], self.num_stored[block] + key.shape[2])
-        keys[:, :, entries] = key
-        values[:, :, entries] = value
-        self.num_stored[block] = entries.stop
-        return keys[:, :, : entries.stop], values[:, :, : entries.stop]
+    def append(self, block: int, which: str, newest: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the keys and values (B, 2 K, T, D) of such newest columns.
+
+        Returns all keys and all values of the block, both (B, K, S, D).
+        """
+        entries = self.entries[block]
+        num_newest = newest.shape[2]
+        if entries is None:
+            self.stored[block] = (which, self.num_columns - num_newest if which == ALL else 0)
+            capacity = num_newest + self.max_columns - self.num_columns
+            entries = newest.new_empty(*newest.shape[:2], capacity, newest.shape[3])
+            self.entries[block] = entries
+        start = self.num_stored[block]
+        end = self.num_stored[block] = start + num_newest
+        entries[:, :, start:end] = newest
+        keys, values = entries[:, :, :end].chunk(2, dim=1)
+        return keys, values
 
     def mask(
         self, queries: Sequence[int], stored: tuple[str, int], window: int | None
@@ -242,10 +246,10 @@ class Decoder:
                 queries, hidden = store.newest(runs, num_wanted), hidden[:, -num_wanted:]
             is_whole = runs == stores == ALL and not is_cut
             if is_whole:
-                query, key, value = block.project(normed, rotary[ALL])
+                query, stored = block.project(normed, rotary[ALL])
             else:
-                key, value = block.project_stored(normed[:, newest[stores].at], rotary[stores])
-            keys, values = store.append(index, stores, key, value)  # (B, K, S, D)
+                stored = block.project_stored(normed[:, newest[stores].at], rotary[stores])
+            keys, values = store.append(index, stores, stored)  # (B, K, S, D)
             if not queries.columns:
                 continue
             if not is_whole:
@@ -269,7 +273,9 @@ class Decoder:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run a block's first half: rotated query (B, N, T, D), key, value (both (B, K, T, D))."""
         block = self.blocks[index]
-        return block.project(block.input_norm(hidden), _by_token(rotary, slice(None)))
+        query, stored = block.project(block.input_norm(hidden), _by_token(rotary, slice(None)))
+        key, value = stored.chunk(2, dim=1)
+        return query, key, value
 
     def finish_block(
         self,

@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-# Private: on the CPU, the public function runs the same steps one by one.
-_fused: Callable[..., tuple[Tensor, Tensor]] | None = getattr(torch, '_fused_rms_norm', None)
-
 
 class RmsNorm:
-    """Hugging Face's norm, bit for bit, in one step on the CPU where PyTorch has it."""
+    """Hugging Face's norm, up to rounding, in fewer steps on the CPU in float32."""
 
     def __init__(self, module: Any) -> None:
         """module: Hugging Face's, on its device."""
         self._module = module
         self._weight: Tensor = module.weight
-        self._eps: float = module.variance_epsilon
-        self._is_fused = _fused is not None and self._weight.device.type == 'cpu'
+        self._eps = torch.tensor(module.variance_epsilon)
+        self._is_direct = self._weight.device.type == 'cpu' and self._weight.dtype == torch.float32
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Return hidden (..., H), normed."""
-        if _fused is None or not self._is_fused:
+        if not self._is_direct:
             return self._module(hidden)
-        weight, shape = self._weight, self._weight.shape
-        if hidden.dtype == torch.float32:
-            return _fused(hidden, shape, weight, self._eps)[0]
-        # Rounded before it is scaled, as Hugging Face does.
-        return weight * _fused(hidden, shape, None, self._eps)[0]
+        length = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True)  # (..., 1)
+        mean_square = torch.addcmul(self._eps, length, length, value=1 / hidden.shape[-1])
+        return (hidden * mean_square.rsqrt_()).mul_(self._weight)

@@ -267,9 +267,11 @@ class PackedQuestions:
                 wanted = rows.wanted
                 at = num_prefix + wanted
             attended += self._attend(block, parts, rows, query, key, value, wanted)
-            hidden[:, at] = self.decoder.finish_attended(
-                block, hidden[:, at], torch.cat(attended, dim=1)
-            )
+            after = self.decoder.finish_attended(block, hidden[:, at], torch.cat(attended, dim=1))
+            if after.shape == hidden.shape:
+                hidden = after
+            else:
+                hidden[:, at] = after
         return hidden[:, num_prefix + rows.wanted]
 
     def _attend(
@@ -439,8 +441,9 @@ class _Stored:
 
 def _extended(states: Tensor, num_columns: int) -> Tensor:
     """Return the states with room behind them, of zeros: NaN would spread from hidden columns."""
-    extended = states.new_zeros(*states.shape[:2], num_columns, states.shape[3])
+    extended = states.new_empty(*states.shape[:2], num_columns, states.shape[3])
     extended[:, :, : states.shape[2]] = states
+    extended[:, :, states.shape[2] :] = 0
     return extended
 
 

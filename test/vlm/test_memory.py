@@ -59,7 +59,7 @@ def check_against_the_loaded_model(model: str, dtype: str, image, monkeypatch) -
     monkeypatch.setattr('gmskip_ros.vlm.generation.KeyValueStore', Recorded)
     features = vlm.encode(image)
     vlm.answer(features, PROMPT, forced_length=5)
-    stored_bytes = sum(tensor.nbytes for store in stores for tensor in (*store.keys, *store.values))
+    stored_bytes = sum(tensor.nbytes for store in stores for tensor in store.entries)
     image_tokens = len(features.tokens)
     text_tokens = len(vlm.input_ids(PROMPT, features)) - image_tokens
     need = memory_need(find_local_folder(model), dtype, max_new_tokens=5, text_tokens=text_tokens)

@@ -12,6 +12,7 @@ from references import Definition, HfReference
 from tiny_models import SLIDING_WINDOW, make_tiny_model
 
 from gmskip_ros.vlm import SkipSet, load_vlm
+from gmskip_ros.vlm.block import LONG, TILE
 from gmskip_ros.vlm.decoder import ALL, KeyValueStore
 
 NUM_BLOCKS = 6
@@ -90,6 +91,20 @@ def test_every_image_shape_matches(pair, size) -> None:
     image = make_image(*size)
     token_ids, logits = reference.greedy(reference.inputs([image], [PROMPT]), STEPS)
     answer = vlm.answer(image, PROMPT, forced_length=STEPS, return_logits=True)
+    assert_same(answer, token_ids[0], logits[0])
+
+
+@pytest.mark.parametrize('skip', [(), (0, 3), (NUM_BLOCKS - 1,)], ids=str)
+def test_a_long_prompt_matches(pair, skip) -> None:
+    """Attention over many keys takes another way, for the prompt and for each decoded token."""
+    vlm, reference = pair
+    prompt = ' '.join(f'Is it {number}?' for number in range(LONG // 7))
+    inputs = reference.inputs([IMAGE], [prompt])
+    num_tokens = inputs['input_ids'].shape[1]
+    assert num_tokens > LONG + TILE and num_tokens % TILE
+    with reference.blocks_removed(skip):
+        token_ids, logits = reference.greedy(inputs, STEPS)
+    answer = vlm.answer(IMAGE, prompt, skip, forced_length=STEPS, return_logits=True)
     assert_same(answer, token_ids[0], logits[0])
 
 
