@@ -47,7 +47,7 @@ def wake_cores() -> None:
     """Keep all of PyTorch's threads busy for a moment, before something short is timed.
 
     After a pause, and after another process, they may share one core for longer than a small model
-    answers (13 or 40 ms of prefill by chance). In a frame, the vision tower does this.
+    answers (13 or 41 ms of prefill, by chance). In a frame, the vision tower does this.
     """
     import torch
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gmskip_ros.benchmarks import bars
+from gmskip_ros.benchmarks.conditions import wake_cores
 from gmskip_ros.benchmarks.ratios import paired_ratio, percentiles
 from gmskip_ros.benchmarks.subject import FRAME_LENGTHS, Subject
 from gmskip_ros.errors import UserError
@@ -114,6 +115,7 @@ def _compare_with_prefills(
 
     for number in range(pairs):
         for run in (share, prefill) if number % 2 == 0 else (prefill, share):
+            wake_cores()
             run()
         on_step()
     return _ratio(bars.THREE_TASKS, verified, prefills)

@@ -19,9 +19,11 @@ from gmskip_ros.vlm.norm import RmsNorm
 from gmskip_ros.vlm.quantization import num_parameters
 from gmskip_ros.vlm.rotary import rotate_
 
-# Keys from which on PyTorch's own attention is slower in float32 on the CPU: with 600, 1.3 to 1.5
-# times for as many queries, 1.2 to 1.7 for one (16 heads of 64, 32 of 128; Zen 5, two threads).
-LONG = 256
+# In float32 on the CPU, plain products are faster than PyTorch's own attention for one query over
+# LONG keys or more that are not in the cache (1.2 to 1.7 times with 600); and for as many queries
+# as keys, fewer than VERY_LONG, from where on its kernel takes larger tiles (1.3 to 1.5 times with
+# 600; 16 heads of 64 and 32 of 128, on a Zen 5 with two threads).
+LONG, VERY_LONG = 256, 768
 TILE = 64
 Rotary = tuple[Tensor, Tensor]  # cosines and signed sines, (B, T, 1, D): for all heads
 
@@ -108,10 +110,12 @@ def attend(
     sees those before it and itself.
     """
     num_queries = query.shape[2]
-    if mask is None and keys.shape[2] >= LONG and _is_one_row_in_float32_on_cpu(query):
+    num_keys = keys.shape[2]
+    if mask is None and num_keys >= LONG and _is_one_row_in_float32_on_cpu(query):
         if num_queries == 1:
             return _attend_with_one(query[0], keys[0], values[0], scale)
-        return _attend_in_tiles(query[0], keys[0], values[0], scale)
+        if num_keys < VERY_LONG:
+            return _attend_in_tiles(query[0], keys[0], values[0], scale)
     groups = query.shape[1] // keys.shape[1]
     if mask is not None and groups > 1:  # with a mask, torch's fast kernels need equal heads
         keys = keys.repeat_interleave(groups, dim=1)

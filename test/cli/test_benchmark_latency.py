@@ -183,6 +183,7 @@ def check_frames(figures) -> None:
             assert (ratio['numerator_ms'], ratio['denominator_ms']) == (wholes[-1], wholes[0])
             assert ratio['value'] == pytest.approx(wholes[-1] / wholes[0])
     assert figures['values'][bars.THREE_TASKS] == ratios[bars.THREE_TASKS]
+    assert ratios[bars.THREE_TASKS]['pairs'] == figures['rounds']
     assert figures['paced']['ms'] == percentiles(figures['paced']['samples'])
 
 

@@ -28,6 +28,7 @@ from gmskip_ros.vlm import (
     load_vlm,
     packed,
 )
+from gmskip_ros.vlm.block import LONG, VERY_LONG
 from gmskip_ros.vlm.shared_frame import common_start
 
 NUM_BLOCKS = 5
@@ -136,6 +137,23 @@ def test_every_answer_is_the_one_given_alone(any_vlm, calls, sets) -> None:
     skipping = {3 + i: [answer.token_ids] for i, answer in enumerate(expected[:3])}
     assert_same(frame.answer([3, 4, 5], drafts=skipping), expected[3:])
     assert_same(frame.answer([5, 0, 3]), [expected[i] for i in (5, 0, 3)])
+    assert calls['alone'] == 0
+
+
+def test_a_long_prompt_is_shared_as_well(vlm, calls) -> None:
+    """Answers alone, and the prefix, take the way of attention over many keys."""
+    features = vlm.encode(IMAGE)
+    same = ' '.join(f'Is it {number}?' for number in range(LONG // 7))
+    questions = [
+        FrameQuestion(same + question.prompt, question.skip, STEPS, (7, 40))
+        for question in questions_of(SETS['three lists'])
+    ]
+    rows = [vlm.input_ids(question.prompt, features) for question in questions]
+    assert LONG < common_start(rows) < VERY_LONG
+    expected = [alone(vlm, features, question) for question in questions]
+    calls.update(alone=0)
+    frame = vlm.share_frame(features, questions)
+    assert_same(frame.answer([*range(6)]), expected)
     assert calls['alone'] == 0
 
 
