@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from gmskip_ros.report import columns as col
 from gmskip_ros.report import formatting as fmt
@@ -11,6 +11,20 @@ from gmskip_ros.report.columns import Row
 from gmskip_ros.report.replay_figures import point_name
 
 HUGGING_FACE = 'against Hugging Face'  # how the names of such ratios begin
+MAX_NAMED = 3  # of more, their number is said
+
+
+class SpeedUp(NamedTuple):
+    """A speed-up, its interval if there is one, and of what (only where there are several)."""
+
+    value: Any
+    interval: Sequence[float] | None = None
+    of: str = ''
+
+    @property
+    def is_measurable(self) -> bool:
+        """Whether its interval, if there is one, leaves 1 out."""
+        return not self.interval or not self.interval[0] <= 1 <= self.interval[1]
 
 
 def calibration_headline(result: Mapping[str, Any]) -> str:
@@ -67,7 +81,7 @@ def compare_headline(result: Mapping[str, Any]) -> str:
         if (interval and interval[1] < 0) or (not interval and evaluation['score'] < full['score']):
             continue
         speed = sets[row['set']]['speed'] or {}
-        faster = _faster(speed.get('speed_up'), interval=speed.get('speed_up_interval'))
+        faster = _faster([SpeedUp(speed.get('speed_up'), speed.get('speed_up_interval'))])
         name = f'{names[row["method"]]}, {size} of {result["num_blocks"]} blocks skipped'
         return _sentence(name, [faster, _score(full, evaluation, result)])
     return 'No method keeps the score of the full model at any sparsity that was asked for'
@@ -84,21 +98,14 @@ def replay_headlines(summary: Sequence[Row]) -> list[str]:
             f'{fmt.one_line(point_name(point))}{f" on {fmt.one_line(machine)}" if several else ""}',
             [
                 _faster(
-                    *(row['speedup']['median'] for row in rows), interval=_common_interval(rows)
+                    SpeedUp(row['speedup']['median'], row['speedup'].get('interval'), row['task'])
+                    for row in rows
                 ),
                 _agreeing(rows),
             ],
         )
         for (machine, point), rows in groups.items()
     ]
-
-
-def _common_interval(rows: Sequence[Row]) -> list[float] | None:
-    """Return the least and the greatest end of the speed-ups' intervals if each contains 1."""
-    intervals = [row['speedup'].get('interval') for row in rows if row['speedup']['median']]
-    if not intervals or not all(ends and ends[0] <= 1 <= ends[1] for ends in intervals):
-        return None
-    return [min(ends[0] for ends in intervals), max(ends[1] for ends in intervals)]
 
 
 def comparison_headline(groups: Sequence[Row]) -> str:
@@ -114,10 +121,16 @@ def targets_headline(rows: Sequence[Row]) -> str:
     shares = ' to '.join(dict.fromkeys(fmt.hundredths(f(skipped)) for f in (min, max)))
     parts = [
         f'{shares} % of the blocks skipped',
-        _faster(*(row['high_performance_speed_up'] for row in rows)),
+        _faster(_speed_up_of_target(row) for row in rows),
         f'the score kept for {kept} of {fmt.count_of(len(rows), "target")}',
     ]
     return _sentence('high_performance', parts)
+
+
+def _speed_up_of_target(row: Row) -> SpeedUp:
+    name = 'high_performance_speed_up'
+    interval = (row[f'{name}_low'], row[f'{name}_high'])
+    return SpeedUp(row[name], None if None in interval else interval, fmt.one_line(row['target']))
 
 
 def redundancy_headline(result: Mapping[str, Any]) -> str:
@@ -150,7 +163,7 @@ def latency_headline(result: Mapping[str, Any]) -> str:
         if ratio['name'].startswith(HUGGING_FACE)
     ]
     judged = [bar['holds'] for bar in result['bars'] if bar['holds'] is not None]
-    faster = _faster(*ratios)
+    faster = _faster(map(SpeedUp, ratios))
     parts = [
         f'{faster} {"than" if min(ratios) >= 1 else "as"} Hugging Face' if ratios else '',
         f'{sum(judged)} of {fmt.count_of(len(judged), "bar")} met' if judged else '',
@@ -174,8 +187,12 @@ def _headline(name: str, evaluation: Row, full: Row, result: Mapping[str, Any]) 
     count = evaluation.get('answers') or evaluation['images']  # older results: one answer each
     parts = [
         _faster(
-            col.speed_up_of(evaluation, full),
-            interval=evaluation.get('speed_up_with_vision_interval'),
+            [
+                SpeedUp(
+                    col.speed_up_of(evaluation, full),
+                    evaluation.get('speed_up_with_vision_interval'),
+                )
+            ]
         ),
         f'{round(same * count)} of {count} answers the same' if fmt.is_known(same) else '',
         _score(full, evaluation, result),
@@ -187,19 +204,27 @@ def _sentence(name: str, parts: Sequence[str]) -> str:
     return f'{name}: {", ".join(part for part in parts if part)}'
 
 
-def _faster(*speed_ups: Any, interval: Sequence[float] | None = None) -> str:
+def _faster(speed_ups: Iterable[SpeedUp]) -> str:
     """Return '2.5x faster', '1.90x to 2.60x faster'; '' if nothing was measured.
 
-    'not measurably faster (0.9x to 1.2x)' where the speed-up's interval holds 1.
+    Those whose interval holds 1 are said not to be measurable: 'not measurably faster (0.90x to
+    1.20x)' if all of them are so, else by what they are of, or how many they are.
     """
-    known = [value for value in speed_ups if fmt.is_known(value)]
+    known = [each for each in speed_ups if fmt.is_known(each.value)]
     if not known:
         return ''
-    if interval and interval[0] <= 1 <= interval[1]:
-        return f'not measurably faster ({interval[0]:.2f}x to {interval[1]:.2f}x)'
-    digits = 1 if min(known) >= 2 else 2
-    ends = dict.fromkeys(f'{value:.{digits}f}x' for value in (min(known), max(known)))
-    return f'{" to ".join(ends)} {"faster" if min(known) >= 1 else "as fast"}'
+    measurable = [each.value for each in known if each.is_measurable]
+    if not measurable:
+        ends = [end for each in known for end in each.interval or ()]
+        return f'not measurably faster ({min(ends):.2f}x to {max(ends):.2f}x)'
+    digits = 1 if min(measurable) >= 2 else 2
+    values = dict.fromkeys(f'{f(measurable):.{digits}f}x' for f in (min, max))
+    faster = f'{" to ".join(values)} {"faster" if min(measurable) >= 1 else "as fast"}'
+    others = [each.of for each in known if not each.is_measurable]
+    if not others:
+        return faster
+    named = ', '.join(others) if len(others) <= MAX_NAMED else f'{len(others)} of {len(known)}'
+    return f'{faster} (not measurably: {named})'
 
 
 def _score(full: Row, evaluation: Row, result: Mapping[str, Any]) -> str:

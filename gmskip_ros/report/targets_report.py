@@ -54,17 +54,21 @@ def target_rows(results: Sequence[Mapping[str, Any]]) -> list[Row]:
 def _row(result: Mapping[str, Any]) -> dict[str, Any]:
     of_length = {prefix['length']: prefix for prefix in result['prefixes']}
     baselines = (result['test_baselines'] if _tested(result) else result['baselines']) or {}
+    full = of_length[0]
     row: dict[str, Any] = {
         'target': result['target'],
         'images': _images(result),
         'constant_score': (baselines.get('constant') or {}).get('score'),
-        'full_score': _score(of_length[0]),
+        'full_score': _score(full),
     }
     for point, length in (result['operating_points'] or {}).items():
-        row[f'{point}_score'] = _score(of_length[length])
-        row[f'{point}_speed_up'] = col.speed_up_of(of_length[length]['test'], of_length[0]['test'])
-        row[f'{point}_sparsity'] = of_length[length]['sparsity']
-        row[f'{point}_blocks'] = ' '.join(map(str, of_length[length]['blocks']))
+        prefix = of_length[length]
+        row[f'{point}_score'] = _score(prefix)
+        row[f'{point}_speed_up'] = col.speed_up_of(prefix['test'], full['test'])
+        interval = (prefix['test'] or {}).get('speed_up_with_vision_interval') or (None, None)
+        row[f'{point}_speed_up_low'], row[f'{point}_speed_up_high'] = interval
+        row[f'{point}_sparsity'] = prefix['sparsity']
+        row[f'{point}_blocks'] = ' '.join(map(str, prefix['blocks']))
     return row
 
 

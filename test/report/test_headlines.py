@@ -119,8 +119,10 @@ def test_all_tasks_of_an_operating_point_are_in_its_sentence():
     for one, interval in zip(rows, ([0.97, 1.5], [0.9, 1.12], None), strict=True):
         one['speedup']['interval'] = interval
     assert 'not measurably faster (0.90x to 1.50x)' in replay_headlines(rows)[0]
-    rows[1]['speedup']['interval'] = [1.01, 1.12]
-    assert '1.90x to 2.60x faster' in replay_headlines(rows)[0]
+    rows[1]['speedup']['interval'] = [1.01, 3.12]
+    assert ': 2.6x faster (not measurably: a), 58 of 60' in replay_headlines(rows)[0]
+    rows[0]['speedup']['interval'] = [1.7, 2.1]
+    assert ': 1.90x to 2.60x faster, 58 of 60' in replay_headlines(rows)[0]
 
 
 def test_a_redundancy_says_how_many_blocks_can_be_missed():
@@ -166,20 +168,39 @@ def test_benchmarks_say_how_they_stand():
     assert search_headline(tasks, 'walk').startswith('NOT the same result as exhaustive search in')
 
 
+def of_target(target, share, score, speed_up, interval=(None, None)):
+    point = 'high_performance'
+    return {
+        'target': target,
+        'full_score': 0.9,
+        f'{point}_sparsity': share,
+        f'{point}_score': score,
+        f'{point}_speed_up': speed_up,
+        f'{point}_speed_up_low': interval[0],
+        f'{point}_speed_up_high': interval[1],
+    }
+
+
 def test_all_targets_of_a_table_are_in_one_sentence():
-    rows = [
-        {
-            'high_performance_sparsity': share,
-            'high_performance_score': score,
-            'high_performance_speed_up': speed_up,
-            'full_score': 0.9,
-        }
-        for share, score, speed_up in ((0.25, 0.9, 1.2), (0.5, 0.8, 1.75))
-    ]
+    rows = [of_target('car', 0.25, 0.9, 1.2, (1.1, 1.3)), of_target('bus', 0.5, 0.8, 1.75)]
     assert targets_headline(rows) == (
         'high_performance: 25.0 to 50.0 % of the blocks skipped, 1.20x to 1.75x faster, '
         'the score kept for 1 of 2 targets'
     )
+
+
+@pytest.mark.parametrize(
+    'num_unsure, expected',
+    [
+        (1, '1.20x faster (not measurably: 0)'),
+        (3, '1.20x faster (not measurably: 0, 1, 2)'),
+        (4, '1.20x faster (not measurably: 4 of 5)'),
+    ],
+)
+def test_targets_whose_gain_is_not_measurable_are_not_among_the_gains(num_unsure, expected):
+    unsure = [of_target(str(n), 0.25, 0.9, 1.01, (0.9, 1.1)) for n in range(num_unsure)]
+    rows = [*unsure, of_target('car', 0.25, 0.9, 1.2, (1.1, 1.3))]
+    assert f', {expected}, the score kept' in targets_headline(rows)
 
 
 def test_the_demo_model_is_known_by_its_folder_as_well():

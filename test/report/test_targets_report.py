@@ -24,6 +24,9 @@ def test_a_row_per_target(tmp_path, test):
             expected = prefix['test']['score'] if test else prefix['calibration_score']
             assert float(row[f'{point}_score']) == expected
             assert float(row[f'{point}_sparsity']) == prefix['sparsity']
+            ends = prefix['test']['speed_up_with_vision_interval'] if test else ('', '')
+            shown = (row[f'{point}_speed_up_{end}'] for end in ('low', 'high'))
+            assert tuple(shown) == tuple(map(str, ends))
         constant = result['test_baselines' if test else 'baselines']['constant']['score']
         assert float(row['constant_score']) == constant
     shown = printed([targets_table(results)], 100)
