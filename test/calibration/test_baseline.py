@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from calibration_helpers import LABELS, make_all_questions, make_samples
+from coco_mini import COCO_MINI, needs_coco_mini
 
 from gmskip_ros.calibration import baseline
 from gmskip_ros.calibration.baseline import (
@@ -32,7 +33,6 @@ from gmskip_ros.skipping import Baselines, ConstantBaseline
 from gmskip_ros.tasks import METRICS, Cider, TaskError, caption_tokens, make_scorer, rouge_l
 from gmskip_ros.tasks.metrics import SET_METRICS
 
-COCO_MINI = Path(__file__).resolve().parents[3] / 'shared/data/coco-mini'
 TEXTS = ('yes', 'Yes.', 'no', 'a red bus', 'red', '2', 'two', '2.05', '40%', 'the bus is red')
 
 
@@ -279,7 +279,7 @@ def test_what_cannot_be_scored_is_refused() -> None:
 # ---- photographs -------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not COCO_MINI.is_dir(), reason='stored beside the repository')
+@needs_coco_mini
 def test_photographs_of_coco() -> None:
     """Labels counted in the annotation file itself; captions scored one by one."""
     dataset = open_dataset(COCO_MINI, split='val2017')

@@ -12,6 +12,7 @@ from unittest.mock import Mock
 import pytest
 import yaml
 from calibrate_process import found, leftovers, read_json, without_reports
+from coco_mini import COCO_MINI, needs_coco_mini
 
 from gmskip_ros.calibration.errors import CalibrationError
 from gmskip_ros.calibration.methods.method import Method, Option
@@ -26,7 +27,6 @@ from gmskip_ros.tasks import make_task
 from gmskip_ros.tasks.scoring import make_scorer
 from gmskip_ros.vlm import load_vlm
 
-COCO_MINI = Path(__file__).parents[3] / 'shared' / 'data' / 'coco-mini'
 NUM_BLOCKS = 32
 NO_SEARCH = '--method random --sparsity 0.05'
 QUICK = {'--images': 3, '--test-images': 2, '--rounds': 2, '--latency-images': 0}
@@ -827,7 +827,7 @@ def test_a_folder_that_cannot_be_written_to(gmskip, tmp_path, kind):
 # Real photographs
 
 
-@pytest.mark.skipif(not COCO_MINI.is_dir(), reason=f'{COCO_MINI} is not there')
+@needs_coco_mini
 @pytest.mark.parametrize('task', ['single_object', 'multi_object', 'captioning'])
 def test_photographs_of_coco_about_which_the_demo_model_knows_nothing(gmskip, tmp_path, task):
     status, output, errors = gmskip(

@@ -10,9 +10,9 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from coco_mini import COCO_MINI, needs_coco_mini
 from tiny_models import make_tiny_model
 
 from gmskip_ros.calibration.questions import choose_question_samples
@@ -24,7 +24,6 @@ from gmskip_ros.skipping import Removal, SkipSet, load_skip_list, save_skip_list
 from gmskip_ros.tasks import make_task
 from gmskip_ros.vlm import load_vlm
 
-COCO_MINI = Path(__file__).resolve().parents[3] / 'shared/data/coco-mini'
 SPEED_UPS = [f'speed_up{of}{part}' for of in ('', '_with_vision') for part in ('', '_interval')]
 QUICK = ('--images', 4, '--latency-images', 0, '--interval', 'none')
 
@@ -427,6 +426,7 @@ def test_help_needs_no_torch():
     assert (done.stdout, done.stderr) == ('[]\n', '')
 
 
+@needs_coco_mini
 def test_a_list_made_under_another_view_is_a_warning(gmskip, monkeypatch, tmp_path, capsys):
     """What a LLaVA-1.5 that crops does not see is left out of the truth; its list says so."""
     model = make_tiny_model(tmp_path / 'model', 'llava', 'llama', 4)

@@ -7,12 +7,10 @@ import re
 from pathlib import Path
 
 import pytest
+from coco_mini import COCO_MINI, needs_coco_mini
 from look_alikes import box, by_key, classes, image, note_about, write_images, write_json
 
 from gmskip_ros.datasets import DatasetError, open_dataset
-
-COCO_MINI = Path(__file__).resolve().parents[3] / 'shared/data/coco-mini'
-needs_coco_mini = pytest.mark.skipif(not COCO_MINI.is_dir(), reason=f'{COCO_MINI} does not exist')
 
 CLASSES = classes(person=1, car=3, dog=18)
 

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import numpy as np
+from coco_mini import COCO_MINI, needs_coco_mini
 from PIL import Image
 
 from gmskip_ros.datasets import open_dataset, within_view
 
-COCO_MINI = Path(__file__).resolve().parents[3] / 'shared/data/coco-mini'
 NAMES = ('car', 'dog', 'bus')
 
 
@@ -75,6 +75,7 @@ def test_a_whole_view_changes_nothing(tmp_path) -> None:
     assert within_view(dataset, lambda *_: (0.0, 0.0, 1.0, 1.0)) == dataset
 
 
+@needs_coco_mini
 def test_the_photographs_of_coco() -> None:
     """Counted by hand from the annotations: a centre crop hides 16 of 169 labels of images."""
     dataset = open_dataset(COCO_MINI)

@@ -7,11 +7,11 @@ import math
 import signal
 from collections.abc import Iterator
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from coco_mini import COCO_MINI, needs_coco_mini
 from diagnostic_msgs.msg import DiagnosticStatus
 from node_probe import PARAMETERS, Probe, keys, picture, quick_command
 from ros_process import RosProcess, ros_command, ros_node
@@ -23,7 +23,6 @@ from gmskip_ros.ros.conversions import image_to_rgb, rgb_to_image
 from gmskip_ros.skipping import load_skip_list, save_skip_list
 from gmskip_ros.tasks import DEFAULT_PROMPTS, TASK_NAMES
 
-PHOTOGRAPHS = Path(__file__).resolve().parents[3] / 'shared/data/coco-mini/val2017'
 RESULT_KEYS = [
     'format',
     'answer',
@@ -351,12 +350,12 @@ def test_a_bag_that_starts_over_is_answered_again(probe: Probe) -> None:
     probe.ask()
 
 
-@pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason=f'there is no {PHOTOGRAPHS}')
+@needs_coco_mini
 def test_real_photographs_at_10_hz(probe: Probe) -> None:
     before = len(probe.on('output/comparison'))
     player = ros_command(
         'image_player',
-        source=PHOTOGRAPHS,
+        source=COCO_MINI / 'val2017',
         rate_hz=10.0,
         count=48,
         loop=False,

@@ -6,24 +6,17 @@ import json
 import math
 import random
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
+from coco_mini import COCO_MINI, load_goldens, needs_coco_mini
 
 from gmskip_ros.tasks import Cider, TaskError, caption_tokens, make_scorer, make_task
 
-COCO_MINI = Path(__file__).resolve().parents[3] / 'shared/data/coco-mini'
 
-
-@pytest.fixture(scope='module')
-def goldens() -> dict:
-    if not COCO_MINI.is_dir():
-        pytest.skip(f'{COCO_MINI} does not exist: it is stored beside the repository')
-    return json.loads((COCO_MINI / 'caption_metric_goldens.json').read_text())
-
-
-def test_scores_are_those_of_the_official_scorer(goldens: dict) -> None:
+@needs_coco_mini
+def test_scores_are_those_of_the_official_scorer() -> None:
+    goldens = load_goldens()
     images = goldens['per_image']
     cider = Cider([[text.split() for text in image['references']] for image in images])
     scores = []
@@ -35,10 +28,10 @@ def test_scores_are_those_of_the_official_scorer(goldens: dict) -> None:
     assert math.fsum(scores) / 48 == pytest.approx(goldens['CIDEr'], rel=0, abs=1e-9)
 
 
+@needs_coco_mini
 @pytest.mark.parametrize(('metric', 'total'), [('cider', 'CIDEr'), ('rouge_l', 'ROUGE_L')])
-def test_raw_captions_score_as_with_the_official_tokenizer(
-    goldens: dict, metric: str, total: str
-) -> None:
+def test_raw_captions_score_as_with_the_official_tokenizer(metric: str, total: str) -> None:
+    goldens = load_goldens()
     records = json.loads((COCO_MINI / 'annotations/captions_val2017.json').read_text())
     captions: dict[int, list[str]] = {}
     for record in sorted(records['annotations'], key=lambda record: record['id']):

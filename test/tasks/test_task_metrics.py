@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
+from coco_mini import load_goldens, needs_coco_mini
 
 from gmskip_ros.tasks import (
     TaskError,
@@ -18,17 +16,10 @@ from gmskip_ros.tasks import (
     set_recall,
 )
 
-GOLDENS = Path(__file__).resolve().parents[3] / 'shared/data/coco-mini/caption_metric_goldens.json'
 
-
-@pytest.fixture(scope='module')
-def goldens() -> dict:
-    if not GOLDENS.is_file():
-        pytest.skip(f'{GOLDENS} does not exist: it is stored beside the repository')
-    return json.loads(GOLDENS.read_text())
-
-
-def test_rouge_l_is_that_of_the_official_scorer(goldens: dict) -> None:
+@needs_coco_mini
+def test_rouge_l_is_that_of_the_official_scorer() -> None:
+    goldens = load_goldens()
     scores = []
     for image in goldens['per_image']:
         references = [reference.split() for reference in image['references']]

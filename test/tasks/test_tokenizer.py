@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import json
 import random
-from pathlib import Path
 
 import pytest
+from coco_mini import COCO_MINI, load_goldens, needs_coco_mini
 
 from gmskip_ros.tasks import caption_tokens
 from gmskip_ros.tasks.tokenizer import is_without_spaces
 
-COCO_MINI = Path(__file__).resolve().parents[3] / 'shared/data/coco-mini'
 PUNCTUATION = {"''", "'", '``', '`', '.', '?', '!', ',', ':', '-', '--', '...', ';'}
 
 
+@needs_coco_mini
 def test_real_captions_give_the_official_tokens() -> None:
-    if not COCO_MINI.is_dir():
-        pytest.skip(f'{COCO_MINI} does not exist: it is stored beside the repository')
-    goldens = json.loads((COCO_MINI / 'caption_metric_goldens.json').read_text())
+    goldens = load_goldens()
     annotations = json.loads((COCO_MINI / 'annotations/captions_val2017.json').read_text())
     captions: dict[int, list[str]] = {}
     for annotation in sorted(annotations['annotations'], key=lambda record: record['id']):
