@@ -7,10 +7,10 @@ import os
 import platform
 from pathlib import Path
 
-# Turns of waiting before one of PyTorch's threads sleeps. Without any, waking it costs more than a
-# small layer takes: a token of the demo model took 13 ms instead of 4. By default they are so many
-# that on cores which other processes keep busy an answer took 40 times longer.
-SPIN_COUNT = 2000
+# Turns of waiting before one of PyTorch's threads sleeps, of some 15 ns each. Waking it costs more
+# than a small layer takes, so they have to last from one layer to the next, which is longer on a
+# slower core. OpenMP's default (300,000) outlasts the turn of a process that needs the core.
+SPIN_COUNT = 10_000
 SOFTWARE = ('gmskip_ros', 'torch', 'transformers')
 
 

@@ -19,10 +19,9 @@ from gmskip_ros.vlm.norm import RmsNorm
 from gmskip_ros.vlm.quantization import num_parameters
 from gmskip_ros.vlm.rotary import rotate_
 
-# In float32 on the CPU, plain products are faster than PyTorch's own attention for one query over
-# LONG keys or more that are not in the cache (1.2 to 1.7 times with 600); and for as many queries
-# as keys, fewer than VERY_LONG, from where on its kernel takes larger tiles (1.3 to 1.5 times with
-# 600; 16 heads of 64 and 32 of 128, on a Zen 5 with two threads).
+# In float32 on the CPU, plain products are faster than PyTorch's own attention for as many queries
+# as keys, from LONG on, and fewer than VERY_LONG, from where on its kernel takes larger tiles (1.3
+# to 1.5 times with 600; 16 heads of 64 and 32 of 128, two threads, on a Zen 5 and on a Xeon).
 LONG, VERY_LONG = 256, 768
 TILE = 64
 Rotary = tuple[Tensor, Tensor]  # cosines and signed sines, (B, T, 1, D): for all heads
@@ -111,11 +110,9 @@ def attend(
     """
     num_queries = query.shape[2]
     num_keys = keys.shape[2]
-    if mask is None and num_keys >= LONG and _is_one_row_in_float32_on_cpu(query):
-        if num_queries == 1:
-            return _attend_with_one(query[0], keys[0], values[0], scale)
-        if num_keys < VERY_LONG:
-            return _attend_in_tiles(query[0], keys[0], values[0], scale)
+    is_long = num_queries == num_keys and LONG <= num_keys < VERY_LONG
+    if mask is None and is_long and _is_one_row_in_float32_on_cpu(query):
+        return _attend_in_tiles(query[0], keys[0], values[0], scale)
     groups = query.shape[1] // keys.shape[1]
     if mask is not None and groups > 1:  # with a mask, torch's fast kernels need equal heads
         keys = keys.repeat_interleave(groups, dim=1)
@@ -135,13 +132,6 @@ def attend(
 
 def _is_one_row_in_float32_on_cpu(states: Tensor) -> bool:
     return len(states) == 1 and states.dtype == torch.float32 and states.device.type == 'cpu'
-
-
-def _attend_with_one(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
-    """Return what query (N, 1, D) finds in keys and values (K, S, D): (1, 1, N D)."""
-    by_key = query.view(len(keys), -1, query.shape[-1])  # (K, N / K, D)
-    scores = torch.bmm(keys, by_key.mT).mul_(scale)  # (K, S, N / K); keys first reads them fastest
-    return torch.bmm(scores.mT.softmax(-1), values).view(1, 1, -1)
 
 
 def _attend_in_tiles(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:

@@ -248,7 +248,7 @@ def test_names_with_markup_are_names(gmskip, folder, photo, tmp_path) -> None:
 @pytest.mark.parametrize(
     ('given', 'expected'),
     [
-        ({}, 'PASSIVE 2000 1'),
+        ({}, 'PASSIVE 10000 1'),
         ({'OMP_WAIT_POLICY': 'ACTIVE'}, 'ACTIVE None 1'),
         ({'GOMP_SPINCOUNT': '7', 'THP_MEM_ALLOC_ENABLE': '0'}, 'None 7 0'),
     ],

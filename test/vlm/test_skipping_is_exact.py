@@ -96,7 +96,7 @@ def test_every_image_shape_matches(pair, size) -> None:
 
 @pytest.mark.parametrize('skip', [(), (0, 3), (NUM_BLOCKS - 1,)], ids=str)
 def test_a_long_prompt_matches(pair, skip) -> None:
-    """Attention over many keys takes another way, for the prompt and for each decoded token.
+    """Attention of many queries over as many keys takes another way.
 
     Not so where a window binds: in every block of Mistral's here, in every second one of Qwen2's.
     """
