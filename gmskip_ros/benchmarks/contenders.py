@@ -15,6 +15,8 @@ PHASES = ('prefill', 'decode')
 OWN = 'own'
 AGREEING, DISAGREEING = 'own, verifying a right draft', 'own, verifying a wrong draft'
 DYNAMIC, STATIC = 'Hugging Face, dynamic cache', 'Hugging Face, static cache'
+COMPILED = f'{STATIC}, compiled'
+RIVALS = (DYNAMIC, STATIC, COMPILED)
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Contender:
     @property
     def is_rival(self) -> bool:
         """Return whether it is Hugging Face's."""
-        return self.name in (DYNAMIC, STATIC)
+        return self.name in RIVALS
 
     @property
     def has_phases(self) -> bool:
@@ -55,8 +57,13 @@ class Contender:
         return self.name not in (AGREEING, DISAGREEING)
 
 
-def make_contenders(subject: Subject, rival: RivalProcess | None) -> list[Contender]:
-    """Return all ways to answer; each stands next to the own one that it is held to."""
+def make_contenders(
+    subject: Subject, rival: RivalProcess | None, is_compiled: bool
+) -> list[Contender]:
+    """Return all ways to answer; each stands next to the own one that it is held to.
+
+    is_compiled: whether the rival also answers in compiled form.
+    """
     num_blocks = subject.vlm.num_blocks
     retained = sorted({subject.retained(of_32) for of_32 in SWEEP_OF_32}, reverse=True)
     contenders = [Contender(OWN, count, _own(subject, count)) for count in retained]
@@ -70,6 +77,7 @@ def make_contenders(subject: Subject, rival: RivalProcess | None) -> list[Conten
         for name, count, cache in (
             (DYNAMIC, num_blocks, 'dynamic'),
             (STATIC, num_blocks, 'static'),
+            *([(COMPILED, num_blocks, 'compiled')] if is_compiled else []),
             (DYNAMIC, half, 'dynamic'),
         ):
             after = next(i for i, c in enumerate(contenders) if (c.name, c.blocks) == (OWN, count))

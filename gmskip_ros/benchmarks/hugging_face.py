@@ -56,14 +56,16 @@ class HuggingFace:
     @torch.inference_mode()
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Return token ids (an end-of-sequence token included), prefill and decode times."""
-        length, end_ids = request['length'], request['end_ids']
+        length, end_ids, cache = request['length'], request['end_ids'], request['cache']
+        is_compiled = cache == 'compiled'
         settings = transformers.GenerationConfig(
             max_new_tokens=length,
             do_sample=False,
             eos_token_id=end_ids or None,
             pad_token_id=0,
-            cache_implementation='static' if request['cache'] == 'static' else None,
-            disable_compile=True,
+            cache_implementation=None if cache == 'dynamic' else 'static',
+            compile_config=_compile_on_any_device() if is_compiled else None,
+            disable_compile=not is_compiled,
         )
         wake_cores()
         with _blocks_removed(self._model.model.language_model, request['removed']):
@@ -105,6 +107,13 @@ class _FirstToken(transformers.StoppingCriteria):
         if self._is_first:
             self.at_ms, self._is_first = self._clock_ms(), False
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def _compile_on_any_device() -> transformers.CompileConfig:
+    """Return Hugging Face's own settings; without the second line it compiles on GPUs only."""
+    settings = transformers.CompileConfig()
+    settings._compile_all_devices = True
+    return settings
 
 
 @contextlib.contextmanager

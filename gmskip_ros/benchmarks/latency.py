@@ -22,9 +22,9 @@ from gmskip_ros.benchmarks.conditions import (
     resident_bytes,
 )
 from gmskip_ros.benchmarks.contenders import (
-    DYNAMIC,
+    COMPILED,
     PHASES,
-    STATIC,
+    RIVALS,
     Contender,
     Sample,
     make_contenders,
@@ -32,7 +32,7 @@ from gmskip_ros.benchmarks.contenders import (
 from gmskip_ros.benchmarks.figures import Rounds
 from gmskip_ros.benchmarks.floors import MatrixProbe, PhaseProbe, Rates
 from gmskip_ros.benchmarks.natural import measure_natural
-from gmskip_ros.benchmarks.rivals import RivalProcess
+from gmskip_ros.benchmarks.rivals import RivalError, RivalProcess
 from gmskip_ros.benchmarks.subject import (
     FREE_GIB,
     GIB,
@@ -45,11 +45,10 @@ from gmskip_ros.benchmarks.subject import (
 )
 from gmskip_ros.benchmarks.whole_frame import measure_frames, measure_paced
 from gmskip_ros.machine import machine, software
+from gmskip_ros.tasks import TASK_NAMES
 from gmskip_ros.vlm.release import release_memory
 
 FORMAT = 'gmskip/benchmark-latency/1'
-COMPILED = 'Hugging Face, static cache, compiled'
-NOT_COMPILED = 'compiling takes longer than the measurement; Hugging Face compiles on GPUs only'
 IMPOSSIBLE = (
     'below 1, so other load slowed the measurement of the floor: run again on an idle machine'
 )
@@ -70,6 +69,7 @@ class LatencySettings:
     paced: int = 5  # frames at 1 Hz
     pixel_rounds: int = 20
     rivals: bool = True
+    why_not_compiled: str = ''  # why Hugging Face is not compiled as well; '' to compile it
     seed: int = 0
     command: str = ''
 
@@ -126,20 +126,23 @@ def _measure_model(
     name = f'{wanted.model}, {subject.features.num_tokens} image tokens'
     weights, reasons = _weights_in_memory(subject, before)
     peak = peak_bytes()  # before the probes of floors take theirs
-    not_run = [{'name': COMPILED, 'reason': NOT_COMPILED}]
     with ExitStack() as stack:
         rival = None
         reason = _why_no_rivals(settings, subject)
+        not_run = dict.fromkeys(RIVALS, reason) if reason else {}
         if not reason:
             on_step(f"{name}: loading Hugging Face's copy")
-            rival = stack.enter_context(RivalProcess())
-            _load_rival(settings, subject, rival)
+            rival = _load_rival(settings, subject, stack)
+            on_step(f'{name}: compiling Hugging Face')
+            if not_compiled := settings.why_not_compiled or _compile(settings, subject, rival):
+                not_run[COMPILED] = not_compiled
+            if rival.has_ended:
+                rival = _load_rival(settings, subject, stack)
         else:
-            not_run += [{'name': rival_name, 'reason': reason} for rival_name in (DYNAMIC, STATIC)]
             reasons.update(dict.fromkeys((bars.HF_PREFILL, bars.HF_DECODE), reason))
         on_step(f'{name}: rates of this machine')
         probes = _make_probes(subject)
-        contenders = make_contenders(subject, rival)
+        contenders = make_contenders(subject, rival, COMPILED not in not_run)
         rounds = _rounds(
             settings, subject, contenders, probes, lambda step: on_step(f'{name}: {step}')
         )
@@ -201,7 +204,7 @@ def _measure_model(
         'frames': frames.rows,
         'paced': paced,
         'pixels': pictures,
-        'not_run': not_run,
+        'not_run': [{'name': name, 'reason': reason} for name, reason in not_run.items()],
         'notes': notes,
         'values': values,
         'reasons': reasons,
@@ -226,9 +229,11 @@ def _why_no_rivals(settings: LatencySettings, subject: Subject) -> str:
     return ''
 
 
-def _load_rival(settings: LatencySettings, subject: Subject, rival: RivalProcess) -> None:
+def _load_rival(settings: LatencySettings, subject: Subject, stack: ExitStack) -> RivalProcess:
+    """Return a process with the model and the features of the image; `stack` ends it."""
     import torch
 
+    rival = stack.enter_context(RivalProcess())
     rival.load(
         subject.wanted.model,
         folder=subject.folder,
@@ -239,6 +244,16 @@ def _load_rival(settings: LatencySettings, subject: Subject, rival: RivalProcess
         threads=torch.get_num_threads(),
         features=subject.features.tokens,
     )
+    return rival
+
+
+def _compile(settings: LatencySettings, subject: Subject, rival: RivalProcess) -> str:
+    """Let the rival compile itself for answers of these lengths; return why it cannot, or ''."""
+    try:
+        rival.answer(subject.input_ids[TASK_NAMES[0]], settings.length, cache='compiled')
+    except RivalError as error:
+        return error.reason
+    return ''
 
 
 def _make_probes(subject: Subject) -> dict[str, PhaseProbe]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,14 @@ END_TIMEOUT_S = 5.0
 
 
 class RivalError(UserError):
-    """Hugging Face could not do what it was asked; the message is one line."""
+    """Hugging Face could not do what it was asked; the message is one line.
+
+    reason: the message without the remedy.
+    """
+
+    def __init__(self, reason: str, remedy: str) -> None:
+        super().__init__(f'{reason}: {remedy}')
+        self.reason = reason
 
 
 class RivalProcess:
@@ -38,6 +46,8 @@ class RivalProcess:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
+            # What it compiles goes with its folder.
+            env={'TORCHINDUCTOR_CACHE_DIR': f'{self._folder.name}/compiled', **os.environ},
         )
 
     def __enter__(self) -> RivalProcess:
@@ -52,6 +62,11 @@ class RivalProcess:
             self._process.stdout.close()
         self._errors.close()
         self._folder.cleanup()
+
+    @property
+    def has_ended(self) -> bool:
+        """Return whether the process is no more."""
+        return self._process.poll() is not None
 
     def load(
         self,
@@ -97,8 +112,10 @@ class RivalProcess:
     ) -> dict[str, Any]:
         """Return token_ids, prefill_ms, decode_ms and peak_bytes of an answer.
 
-        cache: 'dynamic' or 'static'. removed: blocks taken out. end_ids: tokens that end the
-        answer, which is returned with it; without, it has `length` tokens. Raises RivalError.
+        cache: 'dynamic', 'static', or 'compiled': static, and all tokens but the first from a
+        compiled model; the first such answer of a length waits for the compiler. removed: blocks
+        taken out. end_ids: tokens that end the answer, which is returned with it; without, it has
+        `length` tokens. Raises RivalError.
         """
         return self._ask(
             {
@@ -121,12 +138,14 @@ class RivalProcess:
             line = ''
         if not line:
             raise RivalError(
-                f"Hugging Face's process ended ({self._last_error()}): run again with --no-rivals, "
-                'or with more free memory'
+                f"Hugging Face's process ended ({self._last_error()})",
+                'run again with --no-rivals, or with more free memory',
             )
         reply = json.loads(line)
         if 'error' in reply:
-            raise RivalError(f'Hugging Face failed ({reply["error"]}): use --no-rivals without it')
+            raise RivalError(
+                f'Hugging Face failed ({reply["error"]})', 'run again with --no-rivals'
+            )
         self.peak_bytes = max(self.peak_bytes, reply.get('peak_bytes', 0))
         return reply
 

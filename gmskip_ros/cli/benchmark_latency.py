@@ -53,9 +53,16 @@ def add_parser(kinds: Any) -> None:
         help="do not load Hugging Face's copy of the weights to compare with",
     )
     parser.add_argument(
+        '--no-compile',
+        action='store_true',
+        help="do not compare with Hugging Face compiled by PyTorch's compiler, which takes about "
+        'half a minute per model',
+    )
+    parser.add_argument(
         '--quick',
         action='store_true',
-        help='few, short answers: shows that everything runs; its figures are of no use',
+        help='few, short answers, and nothing compiled: shows that everything runs; its figures '
+        'are of no use',
     )
     parser.add_argument(
         '--out',
@@ -96,6 +103,7 @@ def make_settings(args: argparse.Namespace) -> LatencySettings:
     from gmskip_ros.benchmarks.latency import LatencySettings
 
     counts = dict(QUICK) if args.quick else {'rounds': ROUNDS}
+    why_not_compiled = '--quick' if args.quick else '--no-compile' if args.no_compile else ''
     if args.rounds is not None:
         counts['rounds'] = args.rounds
     return LatencySettings(
@@ -104,6 +112,7 @@ def make_settings(args: argparse.Namespace) -> LatencySettings:
         dtype=args.dtype,
         load_options=load_options(args),
         rivals=not args.no_rivals,
+        why_not_compiled=why_not_compiled,
         seed=args.seed,
         command='gmskip ' + shlex.join(args.arguments),
         **counts,

@@ -15,7 +15,7 @@ MAX_NAMED = 3  # of more, their number is said
 
 
 class SpeedUp(NamedTuple):
-    """A speed-up, its interval if there is one, and of what (only where there are several)."""
+    """A speed-up, its interval if there is one, and of what, if it is to be named."""
 
     value: Any
     interval: Sequence[float] | None = None
@@ -156,16 +156,15 @@ def soak_headline(result: Mapping[str, Any]) -> str:
 
 def latency_headline(result: Mapping[str, Any]) -> str:
     """Return how answers stand against Hugging Face's, and how many bars hold."""
-    ratios = [
-        1 / ratio['value']
+    speed_ups = [
+        SpeedUp(1 / ratio['value'], [1 / end for end in reversed(ratio['interval'])])
         for model in result['models']
         for ratio in model['ratios']
         if ratio['name'].startswith(HUGGING_FACE)
     ]
     judged = [bar['holds'] for bar in result['bars'] if bar['holds'] is not None]
-    faster = _faster(map(SpeedUp, ratios))
     parts = [
-        f'{faster} {"than" if min(ratios) >= 1 else "as"} Hugging Face' if ratios else '',
+        _faster(speed_ups, rival='Hugging Face'),
         f'{sum(judged)} of {fmt.count_of(len(judged), "bar")} met' if judged else '',
     ]
     return _sentence('Prefill and decode', parts) if any(parts) else ''
@@ -204,8 +203,8 @@ def _sentence(name: str, parts: Sequence[str]) -> str:
     return f'{name}: {", ".join(part for part in parts if part)}'
 
 
-def _faster(speed_ups: Iterable[SpeedUp]) -> str:
-    """Return '2.5x faster', '1.90x to 2.60x faster'; '' if nothing was measured.
+def _faster(speed_ups: Iterable[SpeedUp], rival: str = '') -> str:
+    """Return '2.5x faster', '1.90x to 2.60x faster than <rival>'; '' if nothing was measured.
 
     Those whose interval holds 1 are said not to be measurable: 'not measurably faster (0.90x to
     1.20x)' if all of them are so, else by what they are of, or how many they are.
@@ -216,15 +215,18 @@ def _faster(speed_ups: Iterable[SpeedUp]) -> str:
     measurable = [each.value for each in known if each.is_measurable]
     if not measurable:
         ends = [end for each in known for end in each.interval or ()]
-        return f'not measurably faster ({min(ends):.2f}x to {max(ends):.2f}x)'
+        than = f' than {rival}' if rival else ''
+        return f'not measurably faster{than} ({min(ends):.2f}x to {max(ends):.2f}x)'
     digits = 1 if min(measurable) >= 2 else 2
     values = dict.fromkeys(f'{f(measurable):.{digits}f}x' for f in (min, max))
-    faster = f'{" to ".join(values)} {"faster" if min(measurable) >= 1 else "as fast"}'
+    word, than = ('faster', 'than') if min(measurable) >= 1 else ('as fast', 'as')
+    faster = f'{" to ".join(values)} {word}' + (f' {than} {rival}' if rival else '')
     others = [each.of for each in known if not each.is_measurable]
     if not others:
         return faster
-    named = ', '.join(others) if len(others) <= MAX_NAMED else f'{len(others)} of {len(known)}'
-    return f'{faster} (not measurably: {named})'
+    are_named = len(others) <= MAX_NAMED and all(others)
+    which = ', '.join(others) if are_named else f'{len(others)} of {len(known)}'
+    return f'{faster} (not measurably: {which})'
 
 
 def _score(full: Row, evaluation: Row, result: Mapping[str, Any]) -> str:

@@ -151,7 +151,8 @@ def test_an_unknown_random_model_is_one_line() -> None:
         random_weights.random_model('random:x')
 
 
-def test_the_process_answers_and_ends(tmp_path) -> None:
+def test_the_process_answers_and_ends(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv('CXX', str(tmp_path / 'no_compiler'))
     folder = str(make_tiny_model(tmp_path / 'model'))
     vlm = load_vlm(folder, 'cpu')
     features = vlm.encode(IMAGE)
@@ -171,6 +172,9 @@ def test_the_process_answers_and_ends(tmp_path) -> None:
         ]
         rival.load(folder, folder=folder, **options)
         ids = vlm.input_ids(PROMPT, features)
+        with pytest.raises(RivalError) as error:
+            rival.answer(ids, LENGTH, cache='compiled')
+        assert error.value.reason.startswith('Hugging Face failed (Inductor')
         found = rival.answer(ids, LENGTH, cache='dynamic')
         assert tuple(found['token_ids']) == vlm.answer(IMAGE, PROMPT, forced_length=5).token_ids
         assert rival.peak_bytes == found['peak_bytes']

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import signal
+import sys
 from dataclasses import replace
 
 import pytest
@@ -31,6 +32,7 @@ SUFFIXES = (
     ', 100 % agreement, previous skip answers 0 % right',
 )
 DYNAMIC, STATIC = 'Hugging Face, dynamic cache', 'Hugging Face, static cache'
+COMPILED = 'Hugging Face, static cache, compiled'
 
 
 @pytest.fixture
@@ -76,7 +78,7 @@ def test_figures_and_their_arithmetic(benchmark, model, tmp_path, high_rates) ->
     assert {floor['phase'] for floor in figures['floors']} == {'vision', 'prefill', 'decode'}
     assert figures['conditions']['seconds'] > 0
     assert figures['memory']['rival_peak_bytes'] > figures['memory']['weights_bytes']
-    assert [entry['name'] for entry in figures['not_run']] == [latency.COMPILED]
+    assert figures['not_run'] == [{'name': COMPILED, 'reason': '--quick'}]
     # No bar is about this model.
     assert {row['holds'] for row in result['bars']} == {None}
     for said in ('not measured', 'PROJECTION', 'RTX 3090', DYNAMIC, STATIC, 'not run'):
@@ -86,8 +88,43 @@ def test_figures_and_their_arithmetic(benchmark, model, tmp_path, high_rates) ->
     for table in latency_tables(result):
         console.print(table)
     narrow = console.export_text()  # nothing is cut off
-    for said in ('Answer,', 'Own /', 'Whole,', 'RTX 3090', 'compiling takes longer'):
+    for said in ('Answer,', 'Own /', 'Whole,', 'RTX 3090', 'not run:'):
         assert said in narrow
+
+
+# Ends the process that compiles, as a compiler that crashes does.
+FATAL_COMPILER = f"""#!{sys.executable}
+import os, psutil
+for parent in psutil.Process().parents():
+    if 'gmskip_ros.benchmarks.hugging_face' in parent.cmdline():
+        parent.kill()
+        os._exit(1)
+"""
+
+
+@pytest.mark.parametrize('compiler', ['working', 'fatal'])
+def test_hugging_face_is_compiled_where_that_works(
+    model, tmp_path, monkeypatch, high_rates, compiler
+) -> None:
+    if compiler == 'fatal':
+        fatal = tmp_path / 'compiler'
+        fatal.write_text(FATAL_COMPILER)
+        fatal.chmod(0o755)
+        monkeypatch.setenv('CXX', str(fatal))
+    counts = {'rounds': 1, 'length': 3, 'frames': 1, 'paced': 1, 'pixel_rounds': 1}
+    result = latency.measure(latency.LatencySettings(model, 'cpu', **counts))
+    [figures] = result['models']
+    assert figures['notes'] == result['errors'] == []  # all tokens are the same
+    rows = {(row['name'], row['blocks']) for row in figures['rows']}
+    assert {(DYNAMIC, 4), (STATIC, 4), (DYNAMIC, 2)} <= rows
+    assert ((COMPILED, 4) in rows) == (compiler == 'working')
+    if compiler == 'working':
+        assert figures['not_run'] == []
+        assert f'against {COMPILED}: decode' in {ratio['name'] for ratio in figures['ratios']}
+    else:
+        [entry] = figures['not_run']
+        assert entry['name'] == COMPILED
+        assert entry['reason'].startswith("Hugging Face's process ended (")
 
 
 def check_rows(figures) -> None:
@@ -218,7 +255,9 @@ def test_a_missed_bar_is_a_result(benchmark, model, tmp_path, monkeypatch, high_
     assert 'missed' in output
     [figures] = json.loads((tmp_path / 'latency.json').read_text())['models']
     assert {row['name'] for row in figures['rows']} == {'own', RIGHT, WRONG}
-    assert {entry['reason'] for entry in figures['not_run'][1:]} == {'--no-rivals'}
+    assert figures['not_run'] == [
+        {'name': name, 'reason': '--no-rivals'} for name in (DYNAMIC, STATIC, COMPILED)
+    ]
 
 
 def test_a_missing_token_of_a_rival_is_noticed(benchmark, model, tmp_path, monkeypatch) -> None:

@@ -151,11 +151,27 @@ def test_a_soak_says_what_holds_and_what_fails():
 
 
 def test_benchmarks_say_how_they_stand():
-    ratio = {'name': 'against Hugging Face, dynamic cache: prefill', 'value': 0.5}
-    models = [{'ratios': [ratio, {**ratio, 'value': 0.4}, {'name': 'own', 'value': 9.0}]}]
+    def ratio(value, low, high):
+        name = 'against Hugging Face, dynamic cache: prefill'
+        return {'name': name, 'value': value, 'interval': [low, high]}
+
+    own = {'name': 'own', 'value': 9.0, 'interval': [8.0, 10.0]}
+    models = [{'ratios': [ratio(0.5, 0.4, 0.6), ratio(0.4, 0.3, 0.5), own]}]
     bars = [{'holds': True}, {'holds': False}, {'holds': None}]
     assert latency_headline({'models': models, 'bars': bars}) == (
         'Prefill and decode: 2.0x to 2.5x faster than Hugging Face, 1 of 2 bars met'
+    )
+    models[0]['ratios'].append(ratio(0.98, 0.9, 1.1))
+    assert latency_headline({'models': models, 'bars': []}) == (
+        'Prefill and decode: 2.0x to 2.5x faster than Hugging Face (not measurably: 1 of 3)'
+    )
+    models[0]['ratios'].append(ratio(1.25, 1.1, 1.4))
+    assert '0.80x to 2.50x as fast as Hugging Face (' in (
+        latency_headline({'models': models, 'bars': []})
+    )
+    unsure = [{'ratios': [ratio(0.98, 0.8, 1.25)]}]
+    assert latency_headline({'models': unsure, 'bars': []}) == (
+        'Prefill and decode: not measurably faster than Hugging Face (0.80x to 1.25x)'
     )
     assert latency_headline({'models': [{'ratios': []}], 'bars': []}) == ''
     tasks = [
