@@ -117,9 +117,11 @@ class KeyValueStore:
     def newest(self, which: str, num_tokens: int) -> Selection:
         """Return which of the newest columns hold such tokens in some row."""
         columns = self.columns(which, self.num_columns - num_tokens)
-        if which == ALL:
+        if not columns:
+            return Selection(columns, slice(0, 0))
+        if len(columns) == num_tokens:  # such as a decoded token: nothing to send to the device
             return Selection(columns, slice(-num_tokens, None))
-        return Selection(columns, _as_tensor(columns).to(self.is_real.device) - self.num_columns)
+        return Selection(columns, _as_tensor(columns, self.is_real.device) - self.num_columns)
 
     @functools.cached_property
     def _has_text(self) -> list[bool]:
@@ -159,8 +161,8 @@ class KeyValueStore:
         if not (hides or window_binds) and (queries[0] == keys[-1] or queries == keys):
             return None
         device = self.is_real.device
-        key = _as_tensor(keys).to(device)  # (S,)
-        query = _as_tensor(queries).to(device)[:, None]  # (Q, 1)
+        key = _as_tensor(keys, device)  # (S,)
+        query = _as_tensor(queries, device)[:, None]  # (Q, 1)
         allowed = key <= query
         if window is not None:
             allowed = allowed & (key > query - window)
@@ -170,10 +172,10 @@ class KeyValueStore:
         return (allowed | (key == query))[:, None]
 
 
-def _as_tensor(columns: Sequence[int]) -> Tensor:
+def _as_tensor(columns: Sequence[int], device: torch.device) -> Tensor:
     if isinstance(columns, range):
-        return torch.arange(columns.start, columns.stop)
-    return torch.tensor(columns, dtype=torch.long)
+        return torch.arange(columns.start, columns.stop, device=device)
+    return torch.tensor(columns, dtype=torch.long, device=device)
 
 
 class Decoder:
