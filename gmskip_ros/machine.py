@@ -8,8 +8,8 @@ import platform
 from pathlib import Path
 
 # Turns of waiting before one of PyTorch's threads sleeps, of some 15 ns each. Waking it costs more
-# than a small layer takes, so they have to last from one layer to the next, which is longer on a
-# slower core. OpenMP's default (300,000) outlasts the turn of a process that needs the core.
+# than a small layer takes, so they have to last from one layer to the next, and that takes longer
+# on a slower core. OpenMP's default (300,000) outlasts the turn of a process that needs the core.
 SPIN_COUNT = 10_000
 SOFTWARE = ('gmskip_ros', 'torch', 'transformers')
 

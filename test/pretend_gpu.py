@@ -18,7 +18,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 GPU, CPU = torch.device('cuda', 0), torch.device('cpu')
-READS = ('tolist', 'item', '__bool__', '__int__', '__index__', '__float__', 'nonzero', 'equal')
+READS = ('tolist', 'item', '__bool__', '__int__', '__index__', '__float__', 'equal')
+SIZED_BY_VALUES = ('nonzero', 'masked_select', 'unique')  # so the CPU has to know these first
+SENDS = ('tensor', 'as_tensor', 'new_tensor')
 MAY_MIX = ('copy_', '__setitem__', '__get__', '__set__')  # a copy from device to device, or none
 OF_CUDA: Mapping[str, Callable[..., Any]] = {
     'is_available': lambda: True,
@@ -88,13 +90,12 @@ def _call(func: Any, args: Sequence[Any], kwargs: dict[str, Any], waits: list[st
         return False
     if name in ('cpu', 'to') and isinstance(first, Tensor):
         return _moved(func, args, kwargs, waits)
-    if on_gpu:
-        _check(name, args, kwargs)
-        if name in READS or (name == '__getitem__' and _reads_size(args[1])):
-            waits.append(name)
     is_made_there = _is(kwargs.get('device'), GPU)
     if not on_gpu and not is_made_there:
         return func(*args, **kwargs)
+    _check(name, args, kwargs)
+    if name in (*READS, *SIZED_BY_VALUES, *SENDS) or _crosses(name, args):
+        waits.append(name)
     found = func(*tree_map(_held, tuple(args)), **tree_map(_held, kwargs))
     is_in_place = name.endswith('_') and not name.endswith('__')
     if is_in_place or name in ('__setitem__', '__iadd__', '__imul__', '__iand__'):
@@ -106,7 +107,7 @@ def _call(func: Any, args: Sequence[Any], kwargs: dict[str, Any], waits: list[st
 
 def _check(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     """Raise what PyTorch raises for tensors of both devices; a number may be on either."""
-    if name in ('numpy', '__array__'):
+    if name in ('numpy', '__array__') and isinstance(args[0], OnGpu):
         raise TypeError("can't convert cuda:0 device type tensor to numpy")
     leaves = tree_leaves((args, kwargs))
     on_cpu = [
@@ -138,10 +139,22 @@ def _moved(func: Any, args: Sequence[Any], kwargs: dict[str, Any], waits: list[s
     return _on_gpu(moved) if goes_to_gpu else moved
 
 
-def _reads_size(index: Any) -> bool:
-    """Return whether how much an index gives depends on values on the device."""
-    parts = index if isinstance(index, tuple) else (index,)
-    return any(isinstance(part, Tensor) and part.dtype == torch.bool for part in parts)
+def _crosses(name: str, args: Sequence[Any]) -> bool:
+    """Return whether a copy or an index takes values from one device to the other."""
+    if name == 'copy_':
+        return isinstance(args[0], OnGpu) != isinstance(args[1], OnGpu)
+    if name not in ('__getitem__', '__setitem__'):
+        return False
+    target, index, *values = args
+    if any(isinstance(value, Tensor) and value.dim() for value in values):
+        if isinstance(target, OnGpu) != isinstance(values[0], OnGpu):
+            return True
+    # How much a mask selects depends on its values.
+    return any(
+        isinstance(part, list)
+        or (isinstance(part, Tensor) and (part.dtype == torch.bool or not isinstance(part, OnGpu)))
+        for part in (index if isinstance(index, tuple) else (index,))
+    )
 
 
 def _is(wanted: Any, device: torch.device) -> bool:

@@ -82,7 +82,7 @@ def make_contenders(
         ):
             after = next(i for i, c in enumerate(contenders) if (c.name, c.blocks) == (OWN, count))
             contenders.insert(
-                after + 1, Contender(name, count, _hugging_face(subject, rival, count, cache))
+                after + 1, Contender(name, count, _hugging_face(subject, rival, name, count, cache))
             )
     return contenders
 
@@ -120,7 +120,7 @@ def _timed(
 
 
 def _hugging_face(
-    subject: Subject, rival: RivalProcess, blocks: int, cache: str
+    subject: Subject, rival: RivalProcess, name: str, blocks: int, cache: str
 ) -> Callable[[int], Sample]:
     num_blocks = subject.vlm.num_blocks
     removed = spread(num_blocks, num_blocks - blocks)
@@ -129,7 +129,7 @@ def _hugging_face(
     def answer(length: int) -> Sample:
         found = rival.answer(input_ids, length, cache=cache, removed=removed)
         ids = found['token_ids']
-        check_count(len(ids), length, f'Hugging Face, {cache} cache, {blocks} blocks')
+        check_count(len(ids), length, f'{name}, {blocks} blocks')
         return Sample(found['prefill_ms'], found['decode_ms'], tuple(ids))
 
     return answer

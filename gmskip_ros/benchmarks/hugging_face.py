@@ -82,6 +82,8 @@ class HuggingFace:
                 stopping_criteria=transformers.StoppingCriteriaList([first]),
             )[0].tolist()
             done_ms = self._clock_ms()
+        if is_compiled and not hasattr(self._model, '_compiled_call'):
+            raise RuntimeError('generate did not compile the model')
         return {
             'token_ids': chosen,
             'prefill_ms': first.at_ms - start_ms,

@@ -133,10 +133,14 @@ def _measure_model(
         if not reason:
             on_step(f"{name}: loading Hugging Face's copy")
             rival = _load_rival(settings, subject, stack)
-            on_step(f'{name}: compiling Hugging Face')
-            if not_compiled := settings.why_not_compiled or _compile(settings, subject, rival):
+            not_compiled = settings.why_not_compiled
+            if not not_compiled:
+                on_step(f'{name}: compiling Hugging Face')
+                not_compiled = _compile(settings, subject, rival)
+            if not_compiled:
                 not_run[COMPILED] = not_compiled
             if rival.has_ended:
+                on_step(f"{name}: loading Hugging Face's copy again")
                 rival = _load_rival(settings, subject, stack)
         else:
             reasons.update(dict.fromkeys((bars.HF_PREFILL, bars.HF_DECODE), reason))

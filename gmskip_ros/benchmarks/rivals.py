@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -38,7 +40,9 @@ class RivalProcess:
 
     def __init__(self) -> None:
         self.peak_bytes = 0
-        self._folder = tempfile.TemporaryDirectory(prefix='gmskip_latency_')
+        self._folder = tempfile.TemporaryDirectory(
+            prefix='gmskip_latency_', ignore_cleanup_errors=True
+        )
         self._errors = open(Path(self._folder.name) / 'stderr', 'w+', encoding='utf-8')
         self._process = subprocess.Popen(
             [sys.executable, '-m', 'gmskip_ros.benchmarks.hugging_face'],
@@ -46,7 +50,8 @@ class RivalProcess:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
-            # What it compiles goes with its folder.
+            # What it compiles is removed with its folder, and its compilers end with it.
+            start_new_session=True,
             env={'TORCHINDUCTOR_CACHE_DIR': f'{self._folder.name}/compiled', **os.environ},
         )
 
@@ -55,13 +60,18 @@ class RivalProcess:
 
     def __exit__(self, *_: object) -> None:
         if self._process.stdin is not None:
-            self._process.stdin.close()
-        self._process.kill()
-        self._process.wait(END_TIMEOUT_S)
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
+        self._kill()
         if self._process.stdout is not None:
             self._process.stdout.close()
         self._errors.close()
         self._folder.cleanup()
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait(END_TIMEOUT_S)
 
     @property
     def has_ended(self) -> bool:
@@ -137,6 +147,7 @@ class RivalProcess:
         except BrokenPipeError:
             line = ''
         if not line:
+            self._kill()
             raise RivalError(
                 f"Hugging Face's process ended ({self._last_error()})",
                 'run again with --no-rivals, or with more free memory',

@@ -61,8 +61,8 @@ def add_parser(kinds: Any) -> None:
     parser.add_argument(
         '--quick',
         action='store_true',
-        help='few, short answers, and nothing compiled: shows that everything runs; its figures '
-        'are of no use',
+        help='few, short answers, and no compiled rival: shows that everything else runs; its '
+        'figures are of no use',
     )
     parser.add_argument(
         '--out',

@@ -23,7 +23,7 @@ class SpeedUp(NamedTuple):
 
     @property
     def is_measurable(self) -> bool:
-        """Whether its interval, if there is one, leaves 1 out."""
+        """Return whether its interval, if there is one, leaves 1 out."""
         return not self.interval or not self.interval[0] <= 1 <= self.interval[1]
 
 
@@ -98,7 +98,11 @@ def replay_headlines(summary: Sequence[Row]) -> list[str]:
             f'{fmt.one_line(point_name(point))}{f" on {fmt.one_line(machine)}" if several else ""}',
             [
                 _faster(
-                    SpeedUp(row['speedup']['median'], row['speedup'].get('interval'), row['task'])
+                    SpeedUp(
+                        row['speedup']['median'],
+                        row['speedup'].get('interval'),
+                        fmt.one_line(row['task']),
+                    )
                     for row in rows
                 ),
                 _agreeing(rows),
@@ -206,8 +210,8 @@ def _sentence(name: str, parts: Sequence[str]) -> str:
 def _faster(speed_ups: Iterable[SpeedUp], rival: str = '') -> str:
     """Return '2.5x faster', '1.90x to 2.60x faster than <rival>'; '' if nothing was measured.
 
-    Those whose interval holds 1 are said not to be measurable: 'not measurably faster (0.90x to
-    1.20x)' if all of them are so, else by what they are of, or how many they are.
+    Those whose interval holds 1 stand apart: 'not measurably faster (0.90x to 1.20x)' if all are
+    so, else what they are of, or how many they are.
     """
     known = [each for each in speed_ups if fmt.is_known(each.value)]
     if not known:
@@ -226,7 +230,7 @@ def _faster(speed_ups: Iterable[SpeedUp], rival: str = '') -> str:
         return faster
     are_named = len(others) <= MAX_NAMED and all(others)
     which = ', '.join(others) if are_named else f'{len(others)} of {len(known)}'
-    return f'{faster} (not measurably: {which})'
+    return f'{faster} (no measurable difference: {which})'
 
 
 def _score(full: Row, evaluation: Row, result: Mapping[str, Any]) -> str:

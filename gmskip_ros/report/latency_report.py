@@ -78,22 +78,22 @@ def _draw_model(axis: Any, model: Mapping[str, Any]) -> None:
     add_label(axis, 'own', at, (-6, 8), color=BLUE, ha='right')
     whole = full['answer_ms']['p50']
     axis.plot([0, full['blocks']], [0, whole], color=GREY, linestyle=DASHED, zorder=1)
-    add_label(axis, 'ideal', (full['blocks'] / 8, whole / 8), (8, -8), color=GREY)
+    add_label(axis, 'ideal', (full['blocks'] / 8, whole / 8), (-6, 4), color=GREY, ha='right')
     floors: dict[int, float] = {}
     for floor in model['floors']:
         if floor['blocks'] is not None:
             floors[floor['blocks']] = floors.get(floor['blocks'], 0.0) + floor['floor_ms']
     axis.plot(list(floors), list(floors.values()), color=PURPLE, linewidth=1.2)
-    least = min(floors)
-    add_label(axis, 'floor', (least, floors[least]), (-6, -4), color=PURPLE, ha='right')
+    most = max(floors)
+    add_label(axis, 'floor', (most, floors[most]), (-6, -16), color=PURPLE, ha='right')
     rivals = [row for row in model['rows'] if row['name'].startswith(RIVAL)]
-    labelled: set[int] = set()  # of two with as many blocks, the slower one's label is above
+    ranks = dict.fromkeys((row['blocks'] for row in rivals), 0)  # 0: the slowest with as many
     for row in sorted(rivals, key=lambda row: row['answer_ms']['p50'], reverse=True):
         at = (row['blocks'], row['answer_ms']['p50'])
         axis.plot(*at, 'D', color=ORANGE, markersize=5)
-        name = row['name'].removeprefix(RIVAL).removesuffix(' cache')
-        offset = (-8, -7 if row['blocks'] in labelled else 6)
-        labelled.add(row['blocks'])
+        name = row['name'].removeprefix(RIVAL).replace(' cache', '')
+        offset = ((-8, 6), (-8, -7), (8, -30))[ranks[row['blocks']]]
+        ranks[row['blocks']] += 1
         add_label(axis, f'HF {name}', at, offset, color=ORANGE, ha='right', fontsize=8)
     axis.set_xlim(0, full['blocks'] * 1.04)
     axis.set_ylim(bottom=0)

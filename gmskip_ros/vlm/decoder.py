@@ -12,6 +12,7 @@ D head size.
 
 from __future__ import annotations
 
+import bisect
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -73,6 +74,7 @@ class KeyValueStore:
         is_real is False on padding; is_image None stands for prompts without image tokens.
         """
         batch_size, prompt_columns = is_real.shape
+        self._prompt_columns = prompt_columns
         self.max_columns = max_columns
         self.has_padding = not bool(is_real.all())
         self.is_real = is_real.new_ones(batch_size, max_columns)  # every decoded token is real
@@ -121,7 +123,7 @@ class KeyValueStore:
             return Selection(columns, slice(0, 0))
         if len(columns) == num_tokens:  # such as a decoded token: nothing to send to the device
             return Selection(columns, slice(-num_tokens, None))
-        return Selection(columns, _as_tensor(columns, self.is_real.device) - self.num_columns)
+        return Selection(columns, self._as_tensor(columns) - self.num_columns)
 
     @functools.cached_property
     def _has_text(self) -> list[bool]:
@@ -160,9 +162,8 @@ class KeyValueStore:
         # One newest query sees all; as many queries as keys see what is before them.
         if not (hides or window_binds) and (queries[0] == keys[-1] or queries == keys):
             return None
-        device = self.is_real.device
-        key = _as_tensor(keys, device)  # (S,)
-        query = _as_tensor(queries, device)[:, None]  # (Q, 1)
+        key = self._as_tensor(keys)  # (S,)
+        query = self._as_tensor(queries)[:, None]  # (Q, 1)
         allowed = key <= query
         if window is not None:
             allowed = allowed & (key > query - window)
@@ -171,11 +172,24 @@ class KeyValueStore:
         # A padding token attends to itself: no row is fully masked, so softmax never gives NaN.
         return (allowed | (key == query))[:, None]
 
+    def _as_tensor(self, columns: Sequence[int]) -> Tensor:
+        """Return what `columns` gave, long, on the device; nothing is sent to it per token.
 
-def _as_tensor(columns: Sequence[int], device: torch.device) -> Tensor:
-    if isinstance(columns, range):
-        return torch.arange(columns.start, columns.stop, device=device)
-    return torch.tensor(columns, dtype=torch.long, device=device)
+        Text columns are the last ones of the prompt's text, then some in a row after the prompt.
+        """
+        device = self.is_real.device
+        if isinstance(columns, range):
+            return torch.arange(columns.start, columns.stop, device=device)
+        num_prompt = bisect.bisect_left(columns, self._prompt_columns)
+        parts = [self._prompt_text[len(self._prompt_text) - num_prompt :]]
+        if later := columns[num_prompt:]:
+            parts.append(torch.arange(later[0], later[-1] + 1, device=device))
+        return torch.cat(parts)
+
+    @functools.cached_property
+    def _prompt_text(self) -> Tensor:
+        columns = [column for column in range(self._prompt_columns) if self._has_text[column]]
+        return torch.tensor(columns, dtype=torch.long, device=self.is_real.device)
 
 
 class Decoder:

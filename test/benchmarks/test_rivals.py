@@ -153,6 +153,7 @@ def test_an_unknown_random_model_is_one_line() -> None:
 
 def test_the_process_answers_and_ends(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv('CXX', str(tmp_path / 'no_compiler'))
+    monkeypatch.delenv('TORCHINDUCTOR_CACHE_DIR', raising=False)
     folder = str(make_tiny_model(tmp_path / 'model'))
     vlm = load_vlm(folder, 'cpu')
     features = vlm.encode(IMAGE)
@@ -175,7 +176,8 @@ def test_the_process_answers_and_ends(tmp_path, monkeypatch) -> None:
         with pytest.raises(RivalError) as error:
             rival.answer(ids, LENGTH, cache='compiled')
         assert error.value.reason.startswith('Hugging Face failed (Inductor')
-        found = rival.answer(ids, LENGTH, cache='dynamic')
+        for cache in ('static', 'dynamic'):
+            found = rival.answer(ids, LENGTH, cache=cache)
         assert tuple(found['token_ids']) == vlm.answer(IMAGE, PROMPT, forced_length=5).token_ids
         assert rival.peak_bytes == found['peak_bytes']
         with pytest.raises(RivalError, match='Hugging Face failed'):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import sys
 from dataclasses import replace
@@ -102,10 +103,14 @@ for parent in psutil.Process().parents():
 """
 
 
-@pytest.mark.parametrize('compiler', ['working', 'fatal'])
+WITH_COMPILER = pytest.mark.skipif(shutil.which('g++') is None, reason='there is no C++ compiler')
+
+
+@pytest.mark.parametrize('compiler', [pytest.param('working', marks=WITH_COMPILER), 'fatal'])
 def test_hugging_face_is_compiled_where_that_works(
     model, tmp_path, monkeypatch, high_rates, compiler
 ) -> None:
+    monkeypatch.delenv('TORCHINDUCTOR_CACHE_DIR', raising=False)
     if compiler == 'fatal':
         fatal = tmp_path / 'compiler'
         fatal.write_text(FATAL_COMPILER)
@@ -302,6 +307,20 @@ def test_a_frame_that_changes_an_answer_is_refused(
     status, output, errors = benchmark('--model', model, '--no-rivals', '--out', tmp_path)
     assert (status, output, errors.count('\n')) == (2, '', 1)
     assert 'which are answered alone' in errors
+
+
+@pytest.mark.parametrize(
+    'arguments, said',
+    [([], ''), (['--no-compile'], '--no-compile'), (['--quick', '--no-compile'], '--quick')],
+)
+def test_compiling_can_be_left_out(monkeypatch, tmp_path, arguments, said) -> None:
+    def measure(settings, *_):
+        assert settings.why_not_compiled == said
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(latency, 'measure', measure)
+    options = ['benchmark', 'latency', '--no-progress', '--out', str(tmp_path)]
+    assert main.main([*options, *arguments]) == 130
 
 
 @pytest.mark.parametrize('number, code', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

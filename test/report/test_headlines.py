@@ -120,7 +120,7 @@ def test_all_tasks_of_an_operating_point_are_in_its_sentence():
         one['speedup']['interval'] = interval
     assert 'not measurably faster (0.90x to 1.50x)' in replay_headlines(rows)[0]
     rows[1]['speedup']['interval'] = [1.01, 3.12]
-    assert ': 2.6x faster (not measurably: a), 58 of 60' in replay_headlines(rows)[0]
+    assert ': 2.6x faster (no measurable difference: a), 58 of 60' in replay_headlines(rows)[0]
     rows[0]['speedup']['interval'] = [1.7, 2.1]
     assert ': 1.90x to 2.60x faster, 58 of 60' in replay_headlines(rows)[0]
 
@@ -163,7 +163,8 @@ def test_benchmarks_say_how_they_stand():
     )
     models[0]['ratios'].append(ratio(0.98, 0.9, 1.1))
     assert latency_headline({'models': models, 'bars': []}) == (
-        'Prefill and decode: 2.0x to 2.5x faster than Hugging Face (not measurably: 1 of 3)'
+        'Prefill and decode: 2.0x to 2.5x faster than Hugging Face '
+        '(no measurable difference: 1 of 3)'
     )
     models[0]['ratios'].append(ratio(1.25, 1.1, 1.4))
     assert '0.80x to 2.50x as fast as Hugging Face (' in (
@@ -208,9 +209,9 @@ def test_all_targets_of_a_table_are_in_one_sentence():
 @pytest.mark.parametrize(
     'num_unsure, expected',
     [
-        (1, '1.20x faster (not measurably: 0)'),
-        (3, '1.20x faster (not measurably: 0, 1, 2)'),
-        (4, '1.20x faster (not measurably: 4 of 5)'),
+        (1, '1.20x faster (no measurable difference: 0)'),
+        (3, '1.20x faster (no measurable difference: 0, 1, 2)'),
+        (4, '1.20x faster (no measurable difference: 4 of 5)'),
     ],
 )
 def test_targets_whose_gain_is_not_measurable_are_not_among_the_gains(num_unsure, expected):

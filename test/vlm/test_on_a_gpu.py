@@ -102,4 +102,9 @@ def test_tensors_of_both_devices_are_refused_as_by_a_gpu(waits) -> None:
     there.add_(1).mul(torch.tensor(2.0))
     assert waits == []
     assert there.tolist() == [2, 2, 2] and here.tolist() == [1, 1, 1]
-    assert waits == ['tolist']
+    mask = torch.tensor([True, False, True], device='cuda:0')
+    there[mask] = 0
+    there.copy_(here)
+    assert there[[0, 1]].shape == there[mask].shape == (2,)
+    seen = ['tolist', 'tensor', '__setitem__', 'copy_', '__getitem__', '__getitem__']
+    assert waits == seen
