@@ -92,7 +92,7 @@ def _draw_model(axis: Any, model: Mapping[str, Any]) -> None:
         at = (row['blocks'], row['answer_ms']['p50'])
         axis.plot(*at, 'D', color=ORANGE, markersize=5)
         name = row['name'].removeprefix(RIVAL).replace(' cache', '')
-        offset = ((-8, 6), (-8, -7), (8, -30))[ranks[row['blocks']]]
+        offset = ((-8, 6), (-8, -7), (8, -30))[min(ranks[row['blocks']], 2)]
         ranks[row['blocks']] += 1
         add_label(axis, f'HF {name}', at, offset, color=ORANGE, ha='right', fontsize=8)
     axis.set_xlim(0, full['blocks'] * 1.04)
