@@ -169,6 +169,12 @@ def _measure_model(
 
     vision_ms = frames.rows[0]['parts_ms']['vision']['p50']
     notes, errors = rounds.differences()
+    notes += [
+        f'{row["name"]}: {row["differing"]} answers differ from those given alone, by rounding '
+        f'in {vlm.dtype}'
+        for row in frames.rows
+        if row['differing']
+    ]
     floors, undercuts = rounds.floors(probes, vision_ms)
     values = rounds.values(vision_ms)
     values.update({ratio['name']: ratio for ratio in _ratios_of(pictures)})

@@ -9,7 +9,8 @@ questions decode together, a token of each per pass, so that weights are read on
 
 Such passes differ from a lone run in the last bits. A question is unsure, and left to the caller to
 answer alone, if the two best logits of one of its tokens are closer than such a difference could
-be; so every answer is the one that `Vlm.answer` gives.
+be; so every answer is the one that `Vlm.answer` gives. Not always in half precision: there a
+rounding can grow, from token to token, into a token of which the model is sure.
 
 Only plain skip sets: both phases skip the same blocks, for all tokens.
 

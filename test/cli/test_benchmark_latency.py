@@ -209,7 +209,7 @@ def check_frames(figures) -> None:
     assert isolated['name'] == 'one joint list of 2, isolated'
     ways = [(row['timing'], row['agreement'], row['previous_agreement']) for row in shared]
     assert ways == [('shared', *drafts) for drafts in DRAFTS]
-    assert {row['answered_alone'] for row in shared} == {0}
+    assert {row['answered_alone'] for row in shared} == {row['differing'] for row in shared} == {0}
     ratios = {ratio['name']: ratio for ratio in figures['ratios']}
     name = bars.FRAME.format(skip_sets='one joint list of 2')
     wholes = []
@@ -278,8 +278,9 @@ def test_a_missing_token_of_a_rival_is_noticed(benchmark, model, tmp_path, monke
     assert 'Hugging Face, static cache, 4 blocks: an answer has 2 tokens, 3 were' in errors
 
 
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_a_draft_that_changes_an_answer_is_noticed(
-    benchmark, model, tmp_path, monkeypatch, high_rates
+    benchmark, model, tmp_path, monkeypatch, high_rates, dtype
 ) -> None:
     honest = Vlm.answer
 
@@ -288,14 +289,16 @@ def test_a_draft_that_changes_an_answer_is_noticed(
         return replace(found, token_ids=(1, *found.token_ids[1:])) if draft else found
 
     monkeypatch.setattr(Vlm, 'answer', dishonest)
-    status, _, errors = benchmark('--model', model, '--no-rivals', '--out', tmp_path)
-    assert (status, errors.count('\n')) == (1, 2)
+    options = ['--model', model, '--no-rivals', '--out', tmp_path, '--dtype', dtype]
+    status, output, errors = benchmark(*options)
+    assert (status, errors.count('\n')) == ((1, 2) if dtype == 'float32' else (0, 0))
     for name in (RIGHT, WRONG):
-        assert f'{name}, 4 blocks: tokens [1, ' in errors
+        assert f'{name}, 4 blocks: tokens [1, ' in (errors or output)
 
 
-def test_a_frame_that_changes_an_answer_is_refused(
-    benchmark, model, tmp_path, monkeypatch, high_rates
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_a_frame_that_changes_an_answer_is_refused_or_in_half_precision_noted(
+    benchmark, model, tmp_path, monkeypatch, high_rates, dtype
 ) -> None:
     honest = VlmSharedFrame.answer
 
@@ -304,9 +307,17 @@ def test_a_frame_that_changes_an_answer_is_refused(
         return [*found, replace(last, token_ids=(1, *last.token_ids[1:]))]
 
     monkeypatch.setattr(VlmSharedFrame, 'answer', dishonest)
-    status, output, errors = benchmark('--model', model, '--no-rivals', '--out', tmp_path)
-    assert (status, output, errors.count('\n')) == (2, '', 1)
-    assert 'which are answered alone' in errors
+    options = ['--model', model, '--no-rivals', '--out', tmp_path, '--dtype', dtype]
+    status, output, errors = benchmark(*options)
+    if dtype == 'float32':
+        assert (status, output, errors.count('\n')) == (2, '', 1)
+        assert 'which are answered alone' in errors
+        return
+    assert (status, errors) == (0, '')
+    [figures] = json.loads((tmp_path / 'latency.json').read_text())['models']
+    _, *shared = figures['frames']
+    assert all(row['differing'] >= 2 for row in shared)  # one per branch
+    assert 'answers differ from those given alone, by rounding in bfloat16' in output
 
 
 @pytest.mark.parametrize(
