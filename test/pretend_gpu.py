@@ -158,18 +158,15 @@ def _crosses(name: str, args: Sequence[Any]) -> bool:
 
 
 def _is(wanted: Any, device: torch.device) -> bool:
-    return isinstance(wanted, (str, torch.device)) and torch.device(wanted).type == device.type
+    is_name = isinstance(wanted, (str, torch.device))
+    return is_name and str(wanted).partition(':')[0] == device.type
 
 
 def _held(value: Any) -> Any:
     """Return what a tensor of the GPU holds, and the CPU for the GPU."""
     if isinstance(value, OnGpu):
         return value.as_subclass(Tensor)
-    return CPU if isinstance(value, (str, torch.device)) and _is_gpu_name(value) else value
-
-
-def _is_gpu_name(value: str | torch.device) -> bool:
-    return str(value).startswith('cuda')
+    return CPU if _is(value, GPU) else value
 
 
 def _on_gpu(tensor: Tensor) -> Tensor:

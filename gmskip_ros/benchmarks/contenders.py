@@ -9,7 +9,6 @@ from gmskip_ros.benchmarks.conditions import wake_cores
 from gmskip_ros.benchmarks.rivals import RivalProcess
 from gmskip_ros.benchmarks.subject import HALF_OF_32, SWEEP_OF_32, Subject, spread
 from gmskip_ros.benchmarks.whole_frame import check_count
-from gmskip_ros.tasks import TASK_NAMES
 
 PHASES = ('prefill', 'decode')
 OWN = 'own'
@@ -124,10 +123,9 @@ def _hugging_face(
 ) -> Callable[[int], Sample]:
     num_blocks = subject.vlm.num_blocks
     removed = spread(num_blocks, num_blocks - blocks)
-    input_ids = subject.input_ids[TASK_NAMES[0]]
 
     def answer(length: int) -> Sample:
-        found = rival.answer(input_ids, length, cache=cache, removed=removed)
+        found = rival.answer(subject.prompt_ids, length, cache=cache, removed=removed)
         ids = found['token_ids']
         check_count(len(ids), length, f'{name}, {blocks} blocks')
         return Sample(found['prefill_ms'], found['decode_ms'], tuple(ids))

@@ -147,8 +147,8 @@ class Rounds:
     def differences(self) -> tuple[list[str], list[str]]:
         """Return a note for each rival whose tokens differ from the own, an error for each draft.
 
-        A rival's may differ by near ties in the last bits; a draft must not change an answer in
-        float32. In half precision a rounding can grow into a different token.
+        A rival's may differ by near ties in the last bits; a draft must not change an answer of an
+        exact subject.
         """
         notes: list[str] = []
         errors: list[str] = []
@@ -157,7 +157,7 @@ class Rounds:
             found = self.samples[contender.label][0].token_ids
             if found != own:
                 line = f'{contender.label}: tokens {list(found)} differ from the own {list(own)}'
-                is_error = self.subject.vlm.dtype == 'float32' and not contender.is_rival
+                is_error = self.subject.is_exact and not contender.is_rival
                 (errors if is_error else notes).append(line)
         return notes, errors
 

@@ -45,7 +45,6 @@ from gmskip_ros.benchmarks.subject import (
 )
 from gmskip_ros.benchmarks.whole_frame import measure_frames, measure_paced
 from gmskip_ros.machine import machine, software
-from gmskip_ros.tasks import TASK_NAMES
 from gmskip_ros.vlm.release import release_memory
 
 FORMAT = 'gmskip/benchmark-latency/1'
@@ -260,7 +259,7 @@ def _load_rival(settings: LatencySettings, subject: Subject, stack: ExitStack) -
 def _compile(settings: LatencySettings, subject: Subject, rival: RivalProcess) -> str:
     """Let the rival compile itself for answers of these lengths; return why it cannot, or ''."""
     try:
-        rival.answer(subject.input_ids[TASK_NAMES[0]], settings.length, cache='compiled')
+        rival.answer(subject.prompt_ids, settings.length, cache='compiled')
     except RivalError as error:
         return error.reason
     return ''

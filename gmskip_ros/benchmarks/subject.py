@@ -67,9 +67,22 @@ class Subject:
         return self.prompts[TASK_NAMES[0]]
 
     @property
+    def prompt_ids(self) -> Sequence[int]:
+        """The token ids of image and prompt in the rounds."""
+        return self.input_ids[TASK_NAMES[0]]
+
+    @property
     def rows(self) -> int:
         """Tokens of image and prompt in the rounds."""
-        return len(self.input_ids[TASK_NAMES[0]])
+        return len(self.prompt_ids)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether answers are the same however they are computed.
+
+        In half precision a rounding can grow into a different token.
+        """
+        return self.vlm.dtype == 'float32'
 
     @property
     def weights_bytes(self) -> int:
