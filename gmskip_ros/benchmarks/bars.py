@@ -71,7 +71,8 @@ BARS = (
     Bar(ON_GPU + FRAME.format(skip_sets=PUBLISHED), SEVEN_B, 0.50, device='cuda'),
     Bar(ON_GPU + FRAME.format(skip_sets=JOINT), SEVEN_B, 0.35, device='cuda'),
 )
-FIGURES = ('value', 'numerator_ms', 'denominator_ms', 'pairs', 'interval')
+# 'at_floor': the value of an engine that is as fast as the floor, where that is known.
+FIGURES = ('value', 'numerator_ms', 'denominator_ms', 'pairs', 'interval', 'at_floor')
 
 
 def judge(measured: Sequence[Mapping[str, Any]], bars: Sequence[Bar] = BARS) -> list[dict]:

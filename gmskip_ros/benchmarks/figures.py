@@ -11,6 +11,7 @@ from gmskip_ros.benchmarks.architecture import Cost, decode_costs, prefill_cost,
 from gmskip_ros.benchmarks.contenders import (
     AGREEING,
     DISAGREEING,
+    DYNAMIC,
     OWN,
     PHASES,
     Contender,
@@ -35,6 +36,11 @@ class Rounds:
     contenders: Sequence[Contender]
     samples: Mapping[str, Sequence[Sample]]
     rates: Mapping[str, Sequence[Rates]]
+
+    @property
+    def count(self) -> int:
+        """Return how many rounds there were, without the warm-up."""
+        return len(self.rates[PHASES[0]])
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the percentiles of every contender; prefill and decode sum to the answer."""
@@ -170,9 +176,17 @@ class Rounds:
         ratios = map(self._to_floor, PHASES)
         return [ratio['name'] for ratio in ratios if ratio['value'] < 1]
 
-    def values(self, vision_ms: float) -> dict[str, Any]:
-        """Return what bars may be about, by name: ratios, and times on a GPU."""
+    def values(self, vision_ms: float, floors: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return what bars may be about, by name: ratios, and times on a GPU.
+
+        Ratios to Hugging Face's full answer have an 'at_floor', what an engine as fast as the
+        floor would have. floors: the rows of `floors`.
+        """
         values: dict[str, Any] = {str(ratio['name']): ratio for ratio in self.ratios()}
+        for floor in floors:
+            ratio = values.get(f'against {DYNAMIC}: {floor["phase"]}')
+            if ratio is not None and floor['blocks'] == self._num_blocks:
+                ratio['at_floor'] = floor['floor_ms'] / ratio['denominator_ms']
         for bar, of_32 in ((bars.HALF, HALF_OF_32), (bars.TWO_THIRDS, TWO_THIRDS_OF_32)):
             name = f'{self.subject.retained(of_32)} of {self._num_blocks} blocks against own full'
             if name in values:

@@ -52,6 +52,9 @@ IMPOSSIBLE = (
     'below 1, so other load slowed the measurement of the floor: run again on an idle machine'
 )
 LEAST_WEIGHTS_BYTES = 256 << 20  # below, what libraries allocate would count as weights
+# Unless a number is asked for, the rounds of a model take about ROUNDS_S at most, so that the whole
+# run stays below 20 minutes on a slow machine as well; intervals want at least LEAST_ROUNDS.
+MOST_ROUNDS, LEAST_ROUNDS, ROUNDS_S = 10, 5, 200.0
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class LatencySettings:
     device: str = 'auto'
     dtype: str = 'auto'
     load_options: Mapping[str, Any] = field(default_factory=dict)  # further ones of load_vlm
-    rounds: int = 10
+    rounds: int | None = None  # None: as many as fit, see rounds_that_fit
     length: int = 9  # tokens of an answer in the rounds
     frames: int = 3  # whole frames per skip set
     paced: int = 5  # frames at 1 Hz
@@ -101,6 +104,11 @@ def measure(
         'projections': cards.project(),
         'errors': [error for model in models for error in model['errors']],
     }
+
+
+def rounds_that_fit(round_s: float) -> int:
+    """Return how many rounds of so many seconds are measured, LEAST_ROUNDS to MOST_ROUNDS."""
+    return max(LEAST_ROUNDS, min(MOST_ROUNDS, int(ROUNDS_S / round_s)))
 
 
 def _start_libraries() -> None:
@@ -151,14 +159,14 @@ def _measure_model(
         )
         on_step(f'{name}: answers of natural length')
         is_random = wanted.image_size is not None  # its answers never end by themselves
-        natural = [] if is_random else measure_natural(subject, rival, settings.rounds)
+        natural = [] if is_random else measure_natural(subject, rival, rounds.count)
         rival_peak = rival.peak_bytes if rival is not None else None
     sets = skip_sets(vlm.num_blocks)
     frames = measure_frames(
         subject,
         sets,
         settings.frames,
-        settings.rounds,
+        rounds.count,
         lambda: on_step(f'{name}: whole frames'),
     )
     paced = measure_paced(subject, settings.paced, lambda: on_step(f'{name}: paced at 1 Hz'))
@@ -175,7 +183,7 @@ def _measure_model(
         if row['differing']
     ]
     floors, undercuts = rounds.floors(probes, vision_ms)
-    values = rounds.values(vision_ms)
+    values = rounds.values(vision_ms, floors)
     values.update({ratio['name']: ratio for ratio in _ratios_of(pictures)})
     for ratio in frames.ratios:
         values[ratio['name']] = values[bars.ON_GPU + ratio['name']] = ratio
@@ -196,7 +204,7 @@ def _measure_model(
         'num_parameters': vlm.num_parameters,
         'image_fit': vlm.image_fit,
         'answer_tokens': settings.length,
-        'rounds': settings.rounds,
+        'rounds': rounds.count,
         'load_s': subject.load_s,
         'first_frame_ms': subject.first_ms,
         'conditions': measured,
@@ -303,16 +311,24 @@ def _rounds(
     """Let all take turns."""
     samples: dict[str, list[Sample]] = {contender.label: [] for contender in contenders}
     rates: dict[str, list[Rates]] = {phase: [] for phase in PHASES}
-    for number in range(settings.rounds + 1):  # the first is the warm-up
-        on_step(f'round {number} of {settings.rounds}' if number else 'warming up')
+
+    def take_turns(number: int) -> None:
         for contender in contenders if number % 2 == 0 else reversed(contenders):
-            sample = contender.answer(settings.length)
-            if number:
-                samples[contender.label].append(sample)
+            samples[contender.label].append(contender.answer(settings.length))
         for phase in PHASES:
-            found = probes[phase].measure()
-            if number:
-                rates[phase].append(found)
+            rates[phase].append(probes[phase].measure())
+
+    on_step('warming up')
+    started = time.perf_counter()
+    take_turns(0)
+    count = settings.rounds or rounds_that_fit(time.perf_counter() - started)
+    for of_warm_up in samples.values():
+        of_warm_up.clear()
+    for rates_of_warm_up in rates.values():
+        rates_of_warm_up.clear()
+    for number in range(1, count + 1):
+        on_step(f'round {number} of {count}')
+        take_turns(number)
     return Rounds(subject, settings.length, contenders, samples, rates)
 
 

@@ -18,7 +18,6 @@ if TYPE_CHECKING:  # it loads torch, which `gmskip --help` can do without
     from gmskip_ros.benchmarks.latency import LatencySettings
 
 JSON_NAME, PICTURE_NAME = 'latency.json', 'latency.png'
-ROUNDS = 10
 MAX_SEED = (1 << 63) - 1  # of PyTorch's generators
 QUICK = {'rounds': 2, 'length': 3, 'frames': 1, 'paced': 1, 'pixel_rounds': 2}
 
@@ -38,7 +37,8 @@ def add_parser(kinds: Any) -> None:
         '--rounds',
         type=positive_int,
         metavar='N',
-        help=f'how often each way of answering takes its turn (default: {ROUNDS})',
+        help='how often each way of answering takes its turn (default: 10; on a slow machine '
+        'fewer, at least 5)',
     )
     parser.add_argument(
         '--seed',
@@ -102,7 +102,7 @@ def make_settings(args: argparse.Namespace) -> LatencySettings:
     """Return the settings of the benchmark."""
     from gmskip_ros.benchmarks.latency import LatencySettings
 
-    counts = dict(QUICK) if args.quick else {'rounds': ROUNDS}
+    counts: dict[str, int] = dict(QUICK) if args.quick else {}
     why_not_compiled = '--quick' if args.quick else '--no-compile' if args.no_compile else ''
     if args.rounds is not None:
         counts['rounds'] = args.rounds

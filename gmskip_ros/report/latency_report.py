@@ -232,7 +232,7 @@ def _bars_tables(bars: Sequence[Row]) -> list[Table]:
         Column('Required', lambda row: f'{">=" if row["is_least"] else "<="} {row["bar"]:g}'),
         Column('Measured', lambda row: fmt.number(row['value'], 3)),
         Column('95 % interval', _interval),
-        Column('Verdict', lambda row: 'holds' if row['holds'] else 'missed', is_words=True),
+        Column('Verdict', _verdict, is_words=True),
     ]
     open_bars = [
         col.words('Bars that this run does not decide', 'name'),
@@ -243,6 +243,14 @@ def _bars_tables(bars: Sequence[Row]) -> list[Table]:
         ('', open_bars, [row for row in bars if row['holds'] is None]),
     ]
     return [col.rich_table(title, columns, rows) for title, columns, rows in tables if rows]
+
+
+def _verdict(row: Row) -> str:
+    if row['holds']:
+        return 'holds'
+    at_floor = row['at_floor']
+    is_out_of_reach = at_floor is not None and at_floor > row['bar']
+    return f'missed; the floor itself has {at_floor:.3f}' if is_out_of_reach else 'missed'
 
 
 def _why_not(row: Row) -> str:

@@ -90,6 +90,7 @@ def test_bars_that_hold_and_bars_that_do_not() -> None:
         'denominator_ms': 1.0,
         'pairs': 1,
         'interval': [0.48, 0.48],
+        'at_floor': None,
         'reason': '',
     }
     missed = row_of(rows, bars.HF_PREFILL, model=bars.CPU, image_tokens=576)

@@ -176,6 +176,19 @@ def check_ratios(figures) -> None:
         above, below = ([s[phase] for s in rows[key]] for key in (numerator, denominator))
         assert ratios[name].pop('phase') == ('prefill', 'decode')[phase]
         assert ratios[name] == paired_ratio(above, below)
+        if 'dynamic cache: ' in name:
+            [floor_ms] = [
+                floor['floor_ms']
+                for floor in figures['floors']
+                if (floor['phase'], floor['blocks']) == (('prefill', 'decode')[phase], 4)
+            ]
+            at_floor = floor_ms / ratios[name]['denominator_ms']
+            assert figures['values'][name] == {
+                **ratios[name],
+                'name': name,
+                'phase': ('prefill', 'decode')[phase],
+                'at_floor': at_floor,
+            }
     whole = [[sum(sample) for sample in rows['own', blocks]] for blocks in (2, 4)]
     half = ratios['2 of 4 blocks against own full']
     assert half.pop('phase') == 'answer'
@@ -263,6 +276,39 @@ def test_a_missed_bar_is_a_result(benchmark, model, tmp_path, monkeypatch, high_
     assert figures['not_run'] == [
         {'name': name, 'reason': '--no-rivals'} for name in (DYNAMIC, STATIC, COMPILED)
     ]
+
+
+@pytest.mark.parametrize('at_floor, said', [(0.47, 'missed'), (0.583, 'floor itself has 0.583')])
+def test_a_bar_that_the_floor_itself_misses_says_so(at_floor, said) -> None:
+    [bar] = [bar for bar in bars.BARS if (bar.name, bar.model) == (bars.HF_PREFILL, bars.CPU)]
+    values = {bar.name: {**paired_ratio([7.0], [10.0]), 'at_floor': at_floor}}
+    measured = {'model': bars.CPU, 'image_tokens': 100, 'device': 'cpu', 'values': values}
+    judged = bars.judge([{**measured, 'reasons': {}}], [bar])
+    console = Console(width=200, file=io.StringIO(), record=True)
+    for table in latency_tables({'models': [], 'bars': judged, 'projections': []}):
+        console.print(table)
+    text = console.export_text()
+    assert said in text
+    assert ('floor itself' in text) == (at_floor > 0.48)
+
+
+@pytest.mark.parametrize(
+    'round_s, rounds', [(0.1, 10), (20.0, 10), (25.0, 8), (40.0, 5), (4000.0, 5)]
+)
+def test_a_slow_machine_has_fewer_rounds(round_s, rounds) -> None:
+    assert latency.rounds_that_fit(round_s) == rounds
+
+
+def test_rounds_fit_unless_a_number_is_asked_for(model, monkeypatch, high_rates) -> None:
+    monkeypatch.setattr(latency, 'rounds_that_fit', lambda round_s: 2)
+    settings = latency.LatencySettings(
+        model, 'cpu', rivals=False, length=2, frames=1, paced=1, pixel_rounds=1
+    )
+    for wanted, found in ((None, 2), (1, 1)):
+        [figures] = latency.measure(replace(settings, rounds=wanted))['models']
+        assert figures['rounds'] == found
+        assert {row['answer_ms']['count'] for row in figures['rows']} == {found}
+        assert {len(row['samples']) for row in figures['rows']} == {found}
 
 
 def test_a_missing_token_of_a_rival_is_noticed(benchmark, model, tmp_path, monkeypatch) -> None:
