@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 _COCO = re.compile(r'(.*?)(?:COCO_(?:train|val)2014_)?(\d{12}\.jpg)')
@@ -29,24 +31,46 @@ class ImageFinder:
     def __init__(self, folders: Iterable[Path]) -> None:
         self.folders = tuple(dict.fromkeys(folders))
         self._listed: dict[Path, frozenset[str]] = {}
+        self._alike: dict[Path, dict[str, str]] = {}  # by folder: the only file that is spelt so
 
     def find(self, names: Sequence[str]) -> Path | None:
         """Return the first of these names that is a file in the first folder that has one.
 
-        A name may contain folders, separated by /, and be absolute.
+        A name may contain folders, separated by /, and be absolute. If none is a file, one counts
+        that differs only in upper and lower case or in how its accents are encoded.
         """
+        for folder, file_name in self._places(names):
+            if file_name in self._files_in(folder):
+                return folder / file_name
+        for folder, file_name in self._places(names):
+            if alike := self._files_alike(folder).get(_spelling(file_name)):
+                return folder / alike
+        return None
+
+    def _places(self, names: Sequence[str]) -> Iterator[tuple[Path, str]]:
         for name in names:
             parent, _, file_name = name.rpartition('/')
             for folder in self.folders:
-                at = folder / (parent or '/') if name.startswith('/') else folder / parent
-                if at not in self._listed:
-                    self._listed[at] = _files_in(at)
-                if file_name in self._listed[at]:
-                    return at / file_name
-        return None
+                yield folder / (parent or '/') if name.startswith('/') else folder / parent, file_name
+
+    def _files_in(self, folder: Path) -> frozenset[str]:
+        if folder not in self._listed:
+            self._listed[folder] = _files_in(folder)
+        return self._listed[folder]
+
+    def _files_alike(self, folder: Path) -> dict[str, str]:
+        if folder not in self._alike:
+            spellings = {file: _spelling(file) for file in self._files_in(folder)}
+            count = Counter(spellings.values())
+            self._alike[folder] = {to: file for file, to in spellings.items() if count[to] == 1}
+        return self._alike[folder]
 
     def __str__(self) -> str:
         return ' or '.join(map(str, self.folders))
+
+
+def _spelling(name: str) -> str:
+    return unicodedata.normalize('NFC', name).casefold()
 
 
 def _files_in(folder: Path) -> frozenset[str]:

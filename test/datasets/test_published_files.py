@@ -76,6 +76,27 @@ def test_annotations_train_json_with_images_wherever_tools_put_them(tmp_path, pl
     assert sample.labels == ('car',)
 
 
+def test_names_that_differ_in_case_or_in_how_accents_are_encoded(tmp_path):
+    """A camera writes .JPG, an annotation tool .jpg; a Mac's archive takes accents apart."""
+    files = ['IMG_1.JPG', 'cafe\u0301.jpg', 'b.jpg', 'B.jpg', 'c.JPG']
+    write_images(tmp_path / 'train', files)
+    write_images(tmp_path / 'images', ['C.jpg'])
+    listed = ['IMG_1.jpg', 'caf\u00e9.jpg', 'B.jpg', 'B.JPG', 'C.jpg']
+    path = write_json(
+        tmp_path / 'annotations/train.json',
+        coco([image(n, name) for n, name in enumerate(listed)], []),
+    )
+    dataset = open_dataset(path)
+    found = {sample.key: sample.image_path for sample in dataset.samples}
+    assert found == {
+        'train/IMG_1.jpg': tmp_path / 'train/IMG_1.JPG',
+        'train/caf\u00e9.jpg': tmp_path / 'train/cafe\u0301.jpg',
+        'train/B.jpg': tmp_path / 'train/B.jpg',
+        'train/C.jpg': tmp_path / 'images/C.jpg',  # as it is spelt, before one that is alike
+    }
+    assert any('B.JPG' in note for note in dataset.notes)  # b.jpg or B.jpg?
+
+
 def test_images_are_only_looked_for_in_images_dir_if_it_is_given(tmp_path):
     content = coco([image(1, 'a.jpg')], [box(1, 1, 3, (0, 0, 9, 9))])
     path = write_json(tmp_path / 'labels' / 'mine.json', content)
