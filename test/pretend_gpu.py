@@ -29,6 +29,7 @@ OF_CUDA: Mapping[str, Callable[..., Any]] = {
     'current_device': lambda: 0,
     'get_device_name': lambda device=None: 'a pretended GPU',
     'get_device_capability': lambda device=None: (8, 6),
+    'get_device_properties': lambda device=None: mock.Mock(is_integrated=False),
     'is_bf16_supported': lambda including_emulation=True: True,
     'mem_get_info': lambda device=None: (20 << 30, 24 << 30),
     'memory_reserved': lambda device=None: 1 << 30,

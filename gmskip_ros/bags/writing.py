@@ -26,6 +26,8 @@ from rosbags.interfaces import (
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
+from gmskip_ros.errors import UserError
+
 TYPES = get_typestore(Stores.ROS2_HUMBLE)  # Jazzy's definitions of the messages in use are the same
 # Reliable, depth 1, as the node publishes.
 _FOREVER = QosTime(9_223_372_036, 854_775_807)  # as rosbag2 records it
@@ -42,6 +44,14 @@ _QOS = Qos(
 )
 
 
+def check_bag_path(folder: Path) -> None:
+    """Raise UserError if no bag can be written to this folder: sqlite would read it as a URI."""
+    if set('?#%') & set(str(folder.absolute())):
+        raise UserError(
+            f'{folder}: cannot write a bag to a path with ?, # or %: choose a different folder'
+        )
+
+
 class NewBag:
     """A context manager that writes a temporary bag and moves it in place at the end.
 
@@ -49,8 +59,10 @@ class NewBag:
     """
 
     def __init__(self, folder: Path) -> None:
-        """`folder` must not exist; the folder above it must."""
+        """`folder` must not exist at the end; the folder above it must. Raises UserError."""
+        check_bag_path(folder)
         self._folder = folder
+        self._is_discarded = False
         self._connections: dict[str, Any] = {}
 
     def __enter__(self) -> NewBag:
@@ -82,8 +94,13 @@ class NewBag:
         except sqlite3.Error as problem:
             raise OSError(0, str(problem), str(self._folder)) from problem
         finally:  # even without metadata: `gmskip replay` and `ros2 bag reindex` can read it
-            (self._temporary / self._folder.name).rename(self._folder)
+            if not self._is_discarded:
+                (self._temporary / self._folder.name).rename(self._folder)
             shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def discard(self) -> None:
+        """Leave nothing behind, and what is in its place as it is."""
+        self._is_discarded = True
 
     @contextmanager
     def whole(self) -> Iterator[None]:

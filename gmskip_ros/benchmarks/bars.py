@@ -28,6 +28,8 @@ ON_GPU = 'on a GPU: '
 GPU_VISION, GPU_PREFILL = f'{ON_GPU}vision, ms', f'{ON_GPU}prefill of 600 tokens, ms'
 GPU_DECODE = f'{ON_GPU}decode, ms a token'
 GPU_SAVING = f'{ON_GPU}share of its part that a removed block saves'
+GPU_ONE_WORD, GPU_FRAME = f'{ON_GPU}one word at 1 Hz, ms', f'{ON_GPU}whole frame, shared, ms'
+H200, RTX_3090 = 'H200', 'RTX 3090'
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Bar:
     model: str
     limit: float
     is_least: bool = False  # the value has to be at least the limit, not at most
-    device: str = ''  # 'cuda' where the bar is for a GPU; else any
+    gpu: str = ''  # in the name of the only card that the bar is for
     image_tokens: int | None = None  # any
 
     def holds(self, value: float) -> bool:
@@ -64,12 +66,14 @@ BARS = (
     Bar(PREPROCESS, CPU, 0.65, image_tokens=576),
     Bar(JPEG, CPU, 0.5, image_tokens=576),
     Bar(WEIGHTS, CPU, 1.05),
-    Bar(GPU_VISION, SEVEN_B, 2.0, device='cuda'),
-    Bar(GPU_PREFILL, SEVEN_B, 14.0, device='cuda'),
-    Bar(GPU_DECODE, SEVEN_B, 4.5, device='cuda'),
-    Bar(GPU_SAVING, SEVEN_B, 0.95, is_least=True, device='cuda'),
-    Bar(ON_GPU + FRAME.format(skip_sets=PUBLISHED), SEVEN_B, 0.50, device='cuda'),
-    Bar(ON_GPU + FRAME.format(skip_sets=JOINT), SEVEN_B, 0.35, device='cuda'),
+    Bar(GPU_VISION, SEVEN_B, 2.0, gpu=H200),
+    Bar(GPU_PREFILL, SEVEN_B, 14.0, gpu=H200),
+    Bar(GPU_DECODE, SEVEN_B, 4.5, gpu=H200),
+    Bar(GPU_SAVING, SEVEN_B, 0.95, is_least=True, gpu=H200),
+    Bar(ON_GPU + FRAME.format(skip_sets=PUBLISHED), SEVEN_B, 0.50, gpu=H200),
+    Bar(ON_GPU + FRAME.format(skip_sets=JOINT), SEVEN_B, 0.35, gpu=H200),
+    Bar(GPU_ONE_WORD, SEVEN_B, 190.0, gpu=RTX_3090),
+    Bar(GPU_FRAME, SEVEN_B, 900.0, gpu=RTX_3090),
 )
 # 'at_floor': the value of an engine that is as fast as the floor, where that is known.
 FIGURES = ('value', 'numerator_ms', 'denominator_ms', 'pairs', 'interval', 'at_floor')
@@ -78,14 +82,15 @@ FIGURES = ('value', 'numerator_ms', 'denominator_ms', 'pairs', 'interval', 'at_f
 def judge(measured: Sequence[Mapping[str, Any]], bars: Sequence[Bar] = BARS) -> list[dict]:
     """Return a row per bar and measured model that it is about, as JSON values.
 
-    `measured`: one per model, with 'model', 'image_tokens', 'device' and 'values', which maps names
-    to mappings with FIGURES. Bars about a model that was not measured are rows without a value.
+    `measured`: one per model, with 'model', 'image_tokens', 'gpu' (its name, None on a CPU) and
+    'values', which maps names to mappings with FIGURES. Bars about a model that was not measured,
+    or about another GPU, are rows without a value.
     """
     rows = []
     for bar in bars:
         subjects = [subject for subject in measured if _is_about(bar, subject)]
         if not subjects:
-            on_gpu = ' on a GPU' if bar.device == 'cuda' else ''
+            on_gpu = f' on an {bar.gpu}' if bar.gpu else ''
             rows.append(_row(bar, bar.image_tokens, {}, f'needs --model {bar.model}{on_gpu}'))
         for subject in subjects:
             found = subject['values'].get(bar.name)
@@ -98,7 +103,7 @@ def _is_about(bar: Bar, subject: Mapping[str, Any]) -> bool:
     return (
         subject['model'] == bar.model
         and bar.image_tokens in (None, subject['image_tokens'])
-        and subject['device'].startswith(bar.device)
+        and bar.gpu in (subject['gpu'] or '')
     )
 
 

@@ -114,10 +114,12 @@ def _candidates(
     """Yield every known way to run the layers, its weights made anew, and its name."""
     import torch
 
-    torch_dtype = getattr(torch, dtype)
+    def random(*shape: int) -> torch.Tensor:  # made in its dtype: half of a GPU may be full
+        return torch.empty(shape, dtype=getattr(torch, dtype), device=device).uniform_()
+
     if rows == 1:  # it is limited by reading the weights, which a sum does as well
         numbers = sum(wide * out for wide, out in layouts[0])
-        buffers = [torch.rand(numbers, device=device).to(torch_dtype) for _ in range(copies)]
+        buffers = [random(numbers) for _ in range(copies)]
         yield 'sum', [buffer.sum for buffer in buffers]
         del buffers
     kernels = {name: kernel for name, kernel in KERNELS.items() if name == DENSE or device == 'cpu'}
@@ -125,17 +127,17 @@ def _candidates(
         kernels[quantization] = functools.partial(_quantized, quantization)
     for name, make_kernel in kernels.items():
         for layers in layouts:
-            inputs = {
-                wide: torch.rand(rows, wide, device=device).to(torch_dtype) for wide, _ in layers
-            }
+            inputs = {wide: random(rows, wide) for wide, _ in layers}
             steps: list[Callable[[], Any]] = []
             try:
                 for _ in range(copies):
                     for wide, out in layers:
-                        weight = torch.rand(out, wide, device=device).to(torch_dtype)
+                        weight = random(out, wide)
                         kernel = make_kernel(weight, rows)
                         kernel(inputs[wide])
                         steps.append(_bound(kernel, inputs[wide]))
+            except torch.OutOfMemoryError:
+                raise
             except (AttributeError, NotImplementedError, RuntimeError):
                 continue  # this build of PyTorch or this dtype does not have it
             yield name, steps

@@ -43,7 +43,8 @@ from gmskip_ros.benchmarks.subject import (
     spread,
     what_to_measure,
 )
-from gmskip_ros.benchmarks.whole_frame import measure_frames, measure_paced
+from gmskip_ros.benchmarks.whole_frame import AGREEING, measure_frames, measure_paced
+from gmskip_ros.errors import UserError
 from gmskip_ros.machine import machine, software
 from gmskip_ros.vlm.release import release_memory
 
@@ -51,6 +52,7 @@ FORMAT = 'gmskip/benchmark-latency/1'
 IMPOSSIBLE = (
     'below 1, so other load slowed the measurement of the floor: run again on an idle machine'
 )
+RIVAL_GPU_GIB = 2.0  # that a second process takes on a GPU beside weights, and the probes of floors
 LEAST_WEIGHTS_BYTES = 256 << 20  # below, what libraries allocate would count as weights
 # Unless a number is asked for, the rounds of a model take about ROUNDS_S at most, so that the whole
 # run stays below 20 minutes on a slow machine as well; intervals want at least LEAST_ROUNDS.
@@ -122,6 +124,8 @@ def _start_libraries() -> None:
 def _measure_model(
     settings: LatencySettings, wanted: Wanted, on_step: Callable[[str], None]
 ) -> dict[str, Any]:
+    import torch
+
     release_memory()
     forget_peak()
     conditions = Conditions()
@@ -152,7 +156,13 @@ def _measure_model(
         else:
             reasons.update(dict.fromkeys((bars.HF_PREFILL, bars.HF_DECODE), reason))
         on_step(f'{name}: rates of this machine')
-        probes = _make_probes(subject)
+        try:
+            probes = _make_probes(subject)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f'{name}: no memory is left on {vlm.device} to measure the rates of this machine: '
+                'stop other programs that use it, or use --quantization int8'
+            ) from error
         contenders = make_contenders(subject, rival, COMPILED not in not_run)
         rounds = _rounds(
             settings, subject, contenders, probes, lambda step: on_step(f'{name}: {step}')
@@ -187,6 +197,11 @@ def _measure_model(
     values.update({ratio['name']: ratio for ratio in _ratios_of(pictures)})
     for ratio in frames.ratios:
         values[ratio['name']] = values[bars.ON_GPU + ratio['name']] = ratio
+    values[bars.GPU_ONE_WORD] = {'value': paced['ms']['p50']}
+    for row in frames.rows:
+        drafts = row['agreement'], row['previous_agreement']
+        if row['skip_sets'] == bars.PUBLISHED and drafts == (AGREEING.agreement, None):
+            values[bars.GPU_FRAME] = {'value': row['parts_ms']['whole']['p50']}
     if weights is not None:
         values[bars.WEIGHTS] = weights
     for ratio_name in rounds.impossible_floors():
@@ -198,6 +213,7 @@ def _measure_model(
         'image_tokens': subject.features.num_tokens,
         'prompt_tokens': subject.rows,
         'device': vlm.device,
+        'gpu': machine(vlm.device)['gpu'],
         'dtype': vlm.dtype,
         'quantization': vlm.quantization,
         'num_blocks': vlm.num_blocks,
@@ -237,7 +253,8 @@ def _why_no_rivals(settings: LatencySettings, subject: Subject) -> str:
         return '--no-rivals'
     free = free_bytes(subject.vlm.device)
     dense_bytes = subject.vlm.num_parameters * subject.decoder.number_bytes
-    needed = dense_bytes + FREE_GIB * GIB
+    is_on_gpu = subject.vlm.device.startswith('cuda')
+    needed = dense_bytes + (FREE_GIB + is_on_gpu * RIVAL_GPU_GIB) * GIB
     if free is not None and free < needed:
         return (
             f'a second copy of the weights needs {needed / GIB:.1f} GiB, and '
@@ -277,6 +294,12 @@ def _make_probes(subject: Subject) -> dict[str, PhaseProbe]:
     """Return the probes of the phases, each over weights of the part that does it."""
     vlm, decoder, vision = subject.vlm, subject.decoder, subject.vision
 
+    def decode_probes() -> tuple[MatrixProbe, MatrixProbe]:
+        reading = probe(decoder, 1, decoder.num_blocks)
+        if vlm.quantization == 'none':
+            return reading, reading
+        return probe(decoder, 1, decoder.num_blocks, vlm.quantization), reading
+
     def probe(shape: Any, rows: int, num_blocks: int, quantization: str = 'none') -> MatrixProbe:
         layouts = [shape.linear_layers(fused) for fused in (True, False)]
         return MatrixProbe(layouts, rows, num_blocks, vlm.device, vlm.dtype, quantization)
@@ -292,12 +315,7 @@ def _make_probes(subject: Subject) -> dict[str, PhaseProbe]:
                 probe(decoder, 1, decoder.num_blocks),
             )
         ),
-        'decode': PhaseProbe(
-            lambda: (
-                probe(decoder, 1, decoder.num_blocks, vlm.quantization),
-                probe(decoder, 1, decoder.num_blocks),
-            )
-        ),
+        'decode': PhaseProbe(decode_probes),
     }
 
 

@@ -210,13 +210,14 @@ def make_vlm(
 ) -> Vlm:
     """Return the engine over seeded random weights; see make_hf_model."""
     from gmskip_ros.vlm.quantization import quantize_model
+    from gmskip_ros.vlm.release import release_memory
     from gmskip_ros.vlm.vlm import Vlm, hash_weights
 
     hf_model = make_hf_model(config, device, dtype, seed)
     weights_sha256 = hash_weights(hf_model)
     if quantization != 'none':
         quantize_model(hf_model, quantization, hf_model.dtype)
-    return Vlm(
+    vlm = Vlm(
         model,
         hf_model,
         processor,
@@ -225,6 +226,8 @@ def make_vlm(
         quantization=quantization,
         weights_sha256=weights_sha256,
     )
+    release_memory()  # of the copies that this made
+    return vlm
 
 
 def _pinpoints(image_size: int) -> list[list[int]]:

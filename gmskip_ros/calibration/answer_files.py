@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -10,6 +11,8 @@ from pathlib import Path
 from gmskip_ros.calibration.errors import CalibrationError
 from gmskip_ros.calibration.questions import Questions
 from gmskip_ros.files import write_atomically
+
+LONGEST_BYTES = 120  # of a folder's name; file systems allow 255
 
 
 class AnswerFiles:
@@ -42,7 +45,7 @@ class AnswerFiles:
                 }
             )
         lines.sort(key=lambda line: (isinstance(line['question_id'], str), line['question_id']))
-        path = self._folder / _file_stem(name) / f'{self._stem}_answer.jsonl'
+        path = self._folder / _folder_name(name) / f'{self._stem}_answer.jsonl'
         content = ''.join(json.dumps(line) + '\n' for line in lines)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,5 +57,10 @@ class AnswerFiles:
         self.written.append(path)
 
 
-def _file_stem(name: str) -> str:
-    return re.sub(r'\W+', '_', name).strip('_').lower()
+def _folder_name(name: str) -> str:
+    """Return a row's name as that of a folder, which may not be long."""
+    folder = re.sub(r'\W+', '_', name).strip('_').lower()
+    if len(folder.encode()) <= LONGEST_BYTES:
+        return folder
+    kept = folder.encode()[: LONGEST_BYTES - 9].decode(errors='ignore')
+    return f'{kept}_{hashlib.sha256(name.encode()).hexdigest()[:8]}'

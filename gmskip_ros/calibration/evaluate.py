@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -134,8 +135,9 @@ def choose_sets(
         skip_set = SkipSet.of(blocks)
         title = with_remarks(f'Fixed interval {interval}', skip_set)
         named.append(NamedSet(title, skip_set, blocks))
+    files = _told_apart(list(skip_lists))
     for name, skip_list, point, skip_set in points:
-        file = Path(name).name if len(skip_lists) > 1 else ''
+        file = files[name] if len(skip_lists) > 1 else ''
         title = f'{_method_title(skip_list.method)} {_point_title(point)}'
         title = with_remarks(title, skip_set, file)
         named.append(NamedSet(title, skip_set, skip_list.blocks_at(point), name))
@@ -148,6 +150,19 @@ def choose_sets(
             row = replace(first, name=name, source=first.source or row.source)
         rows[key] = row
     return list(rows.values())
+
+
+def _told_apart(names: Sequence[str]) -> dict[str, str]:
+    """Return each file's name, with as many folders before it as tell it from the others."""
+    ends = {
+        name: ['/'.join(parts[-count:]) for count in range(1, len(parts) + 1)]
+        for name in names
+        for parts in [Path(name).parts]
+    }
+    count = Counter(end for each in ends.values() for end in each)
+    return {
+        name: next((end for end in each if count[end] == 1), name) for name, each in ends.items()
+    }
 
 
 def _method_title(list_name: str) -> str:

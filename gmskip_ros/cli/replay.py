@@ -209,6 +209,7 @@ def _replay(args: argparse.Namespace, stop: StopSignals) -> int:
     # Importing PyTorch takes long, and so does opening a bag without an index or a packed one.
     with stop.at_once():
         from gmskip_ros.bags.reading import open_camera_bag
+        from gmskip_ros.bags.writing import check_bag_path
         from gmskip_ros.cli.progress import Bars
         from gmskip_ros.runs.output import check_output
         from gmskip_ros.runs.replay import RESULTS, replay_bag
@@ -216,11 +217,7 @@ def _replay(args: argparse.Namespace, stop: StopSignals) -> int:
         settings, skip_lists, options = _read_options(args)
         path = Path(args.source).expanduser()
         folder = args.out.expanduser() if args.out else Path('out/replay') / _bag_name(path)
-        if set('?#%') & set(str(folder.absolute())):  # sqlite would read such a path as a URI
-            raise UserError(
-                f'--out {folder}: cannot write a bag to a path with ?, # or %: choose a different '
-                'folder'
-            )
+        check_bag_path(folder)
         bag = open_camera_bag(path, args.topic, args.distro or 'jazzy')
     with bag:
         check_output(folder, RESULTS, args.overwrite, [path])

@@ -50,8 +50,9 @@ class ImageFinder:
     def _places(self, names: Sequence[str]) -> Iterator[tuple[Path, str]]:
         for name in names:
             parent, _, file_name = name.rpartition('/')
+            at = parent or '/' if name.startswith('/') else parent
             for folder in self.folders:
-                yield folder / (parent or '/') if name.startswith('/') else folder / parent, file_name
+                yield folder / at, file_name
 
     def _files_in(self, folder: Path) -> frozenset[str]:
         if folder not in self._listed:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gmskip_ros.datasets.errors import DatasetError
 from gmskip_ros.datasets.json_file import Record
-from gmskip_ros.datasets.parquet_file import image_column, open_file
+from gmskip_ros.datasets.parquet_file import image_column, image_digests, open_file
 from gmskip_ros.datasets.pope import hub_question, pope_dataset
 from gmskip_ros.datasets.questions import make_dataset
 from gmskip_ros.datasets.sample import Dataset
@@ -33,12 +33,12 @@ def open_parquet(paths: Sequence[Path], name: str) -> Dataset:
     """Return the rows of these files, the parts of one split, as open_questions reads records.
 
     An image inside a file has the path <file>/<row>, which read_image knows; nothing is unpacked.
-    Rows with the same `image_id`, or the same name of their image, share the first one's. POPE's
+    Rows with the same image, byte for byte, share the first one's; names may repeat. POPE's
     rows are the questions of open_pope. Raises DatasetError, also if pyarrow is missing.
     """
     records: list[Record] = []
     images: dict[int, tuple[str, Path | None]] = {}
-    first: dict[str, Path] = {}
+    first: dict[bytes, Path] = {}  # by the content of the image
     for path in paths:
         file = open_file(path)
         column = image_column(file)
@@ -46,14 +46,16 @@ def open_parquet(paths: Sequence[Path], name: str) -> Dataset:
             raise DatasetError(f'{path}: has no column of images; give a dataset that has one')
         others = [each for each in file.schema_arrow.names if each != column]
         rows = file.read(columns=[*others, f'{column}.path']).to_pylist()
+        digests = image_digests(path)
         for index, row in enumerate(rows):
             inside = row.pop(column)
             named = (inside or {}).get('path')
             image_id = row.get('image_id')
             shown = str(named or (index if image_id is None else image_id))
             at = None if inside is None else path / str(index)
-            if at is not None and (named or image_id is not None):
-                at = first.setdefault(shown, at)
+            digest = digests[index]
+            if at is not None and digest is not None:
+                at = first.setdefault(digest, at)
             record = Record(row, path, f'row {index}')
             images[id(record)] = shown, at
             records.append(record)

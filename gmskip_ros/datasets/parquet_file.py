@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from pathlib import Path
 from typing import Any
 
 from gmskip_ros.datasets.errors import DatasetError
 from gmskip_ros.datasets.wrong_files import refuse_file
 
+_ROWS_AT_ONCE = 64
 _GROUPS_KEPT = 4  # row groups, of 100 images each where the hub's own tools wrote them
 
 
@@ -25,6 +27,17 @@ def image_bytes(path: Path, row: int) -> bytes:
             return content
         row -= count
     raise DatasetError(f'{path}: has fewer rows than it had; fetch the file again')
+
+
+def image_digests(path: Path) -> list[bytes | None]:
+    """Return a hash of the image file in each row; None where there is none. Raises OSError."""
+    file = open_file(path)
+    batches = file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=[f'{image_column(file)}.bytes'])
+    return [
+        value and value['bytes'] and hashlib.sha256(value['bytes']).digest()
+        for batch in batches
+        for value in batch.column(0).to_pylist()
+    ]
 
 
 @functools.lru_cache(maxsize=_GROUPS_KEPT)

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from gmskip_ros.ros.trials import TrialError, first_line
+from gmskip_ros.vlm.memory import free_bytes
 
 
 def examine_torch(device: str) -> Iterator[dict[str, Any]]:
@@ -38,9 +39,9 @@ def examine_torch(device: str) -> Iterator[dict[str, Any]]:
     yield {'gpu': index}
     yield {'capability': '{}.{}'.format(*torch.cuda.get_device_capability(index))}
     numbers = torch.ones(64, 64, dtype=torch.float16, device=f'cuda:{index}')
-    if float((numbers @ numbers).sum()) != 64.0**3:
+    if not bool((numbers @ numbers == 64).all()):
         raise TrialError(f'cuda:{index} gives wrong results')
-    yield {'works': True, 'free_bytes': torch.cuda.mem_get_info(index)[0]}
+    yield {'works': True, 'free_bytes': free_bytes(f'cuda:{index}')}
 
 
 def examine_model(
@@ -131,5 +132,6 @@ def examine_model(
         max_new_tokens=max_new_tokens,
         text_tokens=max(texts),
         sharing=Sharing(**sharing, text_tokens=sum(texts)) if sharing else None,
+        max_image_tokens=options['max_image_tokens'],
     )
     yield {'need': asdict(need)}

@@ -53,7 +53,7 @@ class Work:
 class Rung:
     """One choice for the frame: per task the operating point of its skip list, and the work."""
 
-    points: tuple[str | int, ...]  # a number of blocks, or 'high_sparsity' where nothing fits
+    points: tuple[str | int, ...]  # a number of blocks; where nothing fits also 'high_sparsity'
     work: tuple[Work, ...]
 
 
@@ -116,11 +116,17 @@ def make_ladder(
         if not steps:
             break
         chosen[-max(steps)[1]] += 1
-    last = [
-        HIGH_SPARSITY if HIGH_SPARSITY in _operating_points(lists[i]) else fronts[i][-1]
-        for i in which
-    ]
+    last = [_least_work(lists[i], fronts[i][-1], num_blocks) for i in which]
     return Ladder(tuple(rungs), _rung(skip_lists, last, num_blocks))
+
+
+def _least_work(skip_list: SkipList | None, longest: int, num_blocks: int) -> str | int:
+    """Return high_sparsity or the longest prefix allowed, whichever leaves less work."""
+    if skip_list is None or HIGH_SPARSITY not in _operating_points(skip_list):
+        return longest
+    work = [Work.of(skip_list.skip_set_at(point), num_blocks) for point in (HIGH_SPARSITY, longest)]
+    sparse, bound = (each.prefill + each.decode for each in work)
+    return HIGH_SPARSITY if sparse <= bound else longest
 
 
 def _rung(
@@ -258,6 +264,7 @@ class LatencyBudget:
         self._recent.clear()
         self._unmeasured = UNMEASURED
         self._measured = 0
+        self._expected_ms = math.nan
 
     def note(self, times: FrameTimes) -> None:
         """Count a frame that was answered with `rung`, and choose the rung of the next one."""
@@ -275,9 +282,9 @@ class LatencyBudget:
             return
         expected = self._expect()
         target = self._target(expected)
-        self._expected_ms = expected[target]
         if target != self._index:
             self._move(target)
+        self._expected_ms = expected[target]
 
     def _target(self, expected: Sequence[float]) -> int:
         """Return the index of the choice to take, given the expected time of each."""

@@ -270,8 +270,9 @@ _TABLE = (
         number(0.0, 3_600_000.0),
         'How long the skip branch may take for all tasks of a frame, image decoding included, ms. '
         'Up to operating_point, the best-scoring prefix of each skip list that fits by the times '
-        'measured is skipped (without scores the shortest); if none fits, high_sparsity. A frame '
-        'that takes longer is still answered, and counted. 0 = off.',
+        'measured is skipped (without scores the shortest); if none fits, high_sparsity or the '
+        'operating point, whichever skips more. A frame that takes longer is still answered, and '
+        'counted. 0 = off.',
         read_only=False,
     ),
     Spec(

@@ -96,6 +96,7 @@ def load_engine(settings: Settings, on_progress: Callable[[str], None]) -> Engin
         headroom_gib=settings.memory_headroom_gib,
         max_new_tokens=max(settings.max_new_tokens.values()),
         sharing=Sharing(**settings.sharing) if settings.sharing else None,
+        max_image_tokens=settings.max_image_tokens,
         on_progress=on_progress,
     )
     return load_vlm(
@@ -176,7 +177,7 @@ class InferenceWorker:
         # When inference last made progress, on the steady clock; None while it has nothing to do.
         self._progress_s: float | None = None
         self._logged: set[str] = set()  # reasons since all was well
-        self._frame_size = (0, 0)  # of the newest answered frame, pixels
+        self._logged_sizes: set[tuple[int, int]] = set()  # of answered frames, pixels
         self._warned: set[str] = set()
 
     @property
@@ -716,9 +717,10 @@ class InferenceWorker:
     def _log_view(self, rgb: np.ndarray, result: BranchResult) -> None:
         """Log what the model sees of frames of this size, when the first one is answered."""
         height, width = rgb.shape[:2]
-        if (width, height) == self._frame_size or self.engine is None:
+        is_logged = (width, height) in self._logged_sizes or len(self._logged_sizes) >= MAX_LOGGED
+        if is_logged or self.engine is None:
             return
-        self._frame_size = (width, height)
+        self._logged_sizes.add((width, height))
         share = self.engine.visible_box(width, height).share
         line = (
             f'frames of {width}x{height}: the model sees {100 * share:.0f} % '

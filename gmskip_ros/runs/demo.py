@@ -6,10 +6,9 @@ The node and the camera are processes of their own; this one sees only what is o
 from __future__ import annotations
 
 import contextlib
-import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,9 +34,16 @@ from gmskip_ros.runs.live import (
     start_node,
     stop_all,
 )
-from gmskip_ros.runs.output import WRITTEN_AT_THE_END, describe_questions, write_run
+from gmskip_ros.runs.output import (
+    WRITTEN_AT_THE_END,
+    clear_output,
+    describe_questions,
+    remove_results,
+    write_run,
+)
 from gmskip_ros.signals import StopSignals
 
+BAG = 'bag'  # the folder of what --record writes
 MAX_SCENES = 60  # about; then the camera starts over
 OVERLAY_WITHIN_S = 5.0  # of the last frame's comparison
 
@@ -94,20 +100,20 @@ class _Demo:
     def run(self) -> list[Frame]:
         from gmskip_ros.ros.listener import listening
 
-        results = ('overlay.png', 'frames.jsonl', *WRITTEN_AT_THE_END)
-        prepare_output(self._options.out, results, ('node.log', 'camera.log'))
-        bag = self._options.out / 'bag'
-        if (bag / 'metadata.yaml').is_file():  # an earlier demo's
-            shutil.rmtree(bag, ignore_errors=True)
-        if self._options.record and bag.exists():
-            raise LiveRunError(f'{bag}: exists and is not a bag: choose a different --out')
+        bag = self._options.out / BAG
+        if self._options.record and not _may_replace(bag):
+            raise LiveRunError(
+                f'{bag}: exists and is not what demo --record writes: choose a different --out'
+            )
+        prepare_output(self._options.out, (), ('node.log', 'camera.log'))
+        clear_output(self._options.out, ())  # what a killed run has left
         set_ros_environment()
         description: dict[str, Any] = {}
         rows: list[FrameRow] = []
         with (
             tempfile.TemporaryDirectory(prefix='gmskip_demo_') as scratch,
             no_shared_memory_left(),
-            NewBag(bag) if self._options.record else contextlib.nullcontext() as new_bag,
+            _recording(bag) if self._options.record else contextlib.nullcontext() as new_bag,
         ):
             try:
                 self._children.append(self._start_node())
@@ -126,6 +132,8 @@ class _Demo:
                 if self._frames:
                     description = self._describe()
                     rows = self._write_rows(description)
+                elif new_bag is not None and bag.exists():  # an earlier run's, which had frames
+                    new_bag.discard()
         self._write_report(description, rows)
         return self._frames
 
@@ -164,6 +172,8 @@ class _Demo:
             if node.state == 'error':
                 raise LiveRunError(f'the node reports an error: {node.reason}')
             while node.frames and len(self._frames) < wanted:
+                if not self._frames:
+                    self._remove_earlier_results()
                 self._frames.append(node.frames.popleft())
                 self._screen.frame(len(self._frames), self._frames[-1])
                 last_news = time.monotonic()
@@ -174,6 +184,10 @@ class _Demo:
                     f'nothing new from the node ({state}) for {self._options.deadline_s:g} s: '
                     f'raise --deadline-sec; {self._children[0].last_lines()}'
                 )
+
+    def _remove_earlier_results(self) -> None:
+        results = ['overlay.png', 'frames.jsonl', *WRITTEN_AT_THE_END]
+        remove_results(self._options.out, results + [BAG] * self._options.record)
 
     def _save_overlay(self, spin_once: Callable[[float], None]) -> None:
         """Save the last frame's overlay, or the newest there is if that one does not arrive."""
@@ -253,6 +267,22 @@ class _Demo:
             )
         except OSError as error:
             raise _not_written(error.filename or out, error) from None
+
+
+def _may_replace(bag: Path) -> bool:
+    """Return whether nothing is there, or a bag with the one database that NewBag gives it."""
+    if not bag.is_dir() or bag.is_symlink():
+        return not (bag.exists() or bag.is_symlink())
+    return {path.name for path in bag.iterdir()} <= {f'{BAG}.db3', 'metadata.yaml'}
+
+
+@contextlib.contextmanager
+def _recording(folder: Path) -> Iterator[NewBag]:
+    try:
+        with NewBag(folder) as bag:
+            yield bag
+    except OSError as error:
+        raise _not_written(error.filename or folder, error) from None
 
 
 def _recorder(bag: NewBag) -> Callable[[str, str, int, bytes], None]:

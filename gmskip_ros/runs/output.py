@@ -53,15 +53,20 @@ def check_output(
 
 def clear_output(folder: Path, names: Sequence[str]) -> None:
     """Remove an earlier run's results and the temporary files of a killed one; raises UserError."""
+    remove_results(folder, [*names, *(path.name for path in folder.glob('.bag.*'))])
+    remove_leftovers(folder)
+
+
+def remove_results(folder: Path, names: Sequence[str]) -> None:
+    """Remove these files and folders; raises UserError."""
     try:
-        for path in (*(folder / name for name in names), *folder.glob('.bag.*')):
+        for path in (folder / name for name in names):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f'--out {folder}: {error.strerror}: choose a different folder') from error
-    remove_leftovers(folder)
 
 
 def describe_questions(

@@ -66,6 +66,12 @@ _UNSPACED = re.compile(
     '[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff'
     '\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]'
 )
+# What COCO's tokenizer drops, as if it were a space: control and format characters (but for the
+# soft hyphen), the replacement character, and all beyond the first plane, such as emoji.
+_UNTOKENIZABLE = re.compile(
+    '[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u0600-\u0605\u061c\u06dd\u070f\u180e\u200b-\u200f'
+    '\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffd\U00010000-\U0010ffff]'
+)
 _CLITIC = re.compile(r"(.+?)('(?:s|m|d|re|ve|ll)|n't)")
 _SAME_CHARACTER = str.maketrans(
     {
@@ -98,7 +104,7 @@ def caption_tokens(caption: str) -> list[str]:
     "The dog's red, isn't it?" gives the, dog, 's, red, is, n't, it. 'T.V.' and 'St.' keep their
     full stops; 't-shirt' and 'and/or' are one token.
     """
-    caption = caption.translate(_SAME_CHARACTER)
+    caption = _UNTOKENIZABLE.sub(' ', caption.translate(_SAME_CHARACTER))
     tokens: list[str] = []
     for match in _TOKEN.finditer(caption):
         written = match[0]

@@ -25,7 +25,7 @@ from gmskip_ros.vlm.block import Block, Rotary, attend
 from gmskip_ros.vlm.errors import Stopped
 from gmskip_ros.vlm.linear import DenseLinear, Linear, fuse
 from gmskip_ros.vlm.norm import RmsNorm
-from gmskip_ros.vlm.release import trim_heap
+from gmskip_ros.vlm.release import empty_allocators
 from gmskip_ros.vlm.rotary import RotaryTable
 
 TEXT_MODEL_TYPES = ('llama', 'mistral', 'qwen2')
@@ -199,12 +199,16 @@ class Decoder:
         """Linear layers take their fastest form, one after the other: see `linear.fuse`."""
         # Any: the attributes below belong to the three decoders' own classes.
         model: Any = language_model
+        if model.embed_tokens.weight.device.type == 'cuda':
+            # cuDNN's attention plans for every shape and stride, some tenths of a second each; here
+            # both change from token to token. PyTorch's other kernels do not plan.
+            torch.backends.cuda.enable_cudnn_sdp(False)
         self.config: Any = model.config
         self.embed_tokens: Any = model.embed_tokens
         self.blocks: list[Block] = []
         for layer in model.layers:
             self.blocks.append(Block(layer))
-            trim_heap()  # of a packed block, both forms exist for a moment
+            empty_allocators()  # of a fused block, both forms exist for a moment
         self.rotary_emb = RotaryTable(model.rotary_emb, self.config.max_position_embeddings)
         self.norm = RmsNorm(model.norm)
         head: Any = lm_head

@@ -28,6 +28,7 @@ from gmskip_ros.vlm.hub import find_folder, find_local_folder, forget_folder, re
 from gmskip_ros.vlm.image_fit import FittedImageProcessor, check_image_fit
 from gmskip_ros.vlm.quantization import quantize_model
 from gmskip_ros.vlm.recognition import refuse_known_formats
+from gmskip_ros.vlm.release import release_memory
 from gmskip_ros.vlm.tiles import cap_image_tokens, check_max_image_tokens
 from gmskip_ros.vlm.vlm import Vlm, hash_weights, is_out_of_memory
 
@@ -114,19 +115,21 @@ def load_vlm(
             report(f'moving weights to {torch_device}')
             with _refusals(model, f'device {torch_device}', remedy='use device cpu'):
                 hf_model.to(torch_device)
-            vlm = Vlm(
-                model,
-                hf_model,
-                fitted,
-                tokenizer,
-                template,
-                max_image_tokens,
-                quantization=quantization,
-                weights_sha256=weights_sha256,
-            )
+            with _refusals(model, f'its decoder on {torch_device}'):
+                vlm = Vlm(
+                    model,
+                    hf_model,
+                    fitted,
+                    tokenizer,
+                    template,
+                    max_image_tokens,
+                    quantization=quantization,
+                    weights_sha256=weights_sha256,
+                )
             if torch_dtype == stored_dtype(config):
                 _leave_weight_files(hf_model)
             _try_out(vlm)
+            release_memory()  # of the copies that loading made
             remember_folder(model, folder)
         except ModelLoadError:
             forget_folder(model)  # it may be repaired
@@ -390,6 +393,8 @@ def _refusals(
     """Turn what a library raises, mostly about a broken checkpoint, into one line."""
     try:
         yield
+    except ModelLoadError:  # says what it is
+        raise
     except Exception as error:  # OSError, ValueError, SafetensorError, ImportError, ...
         if is_out_of_memory(error):
             raise ModelLoadError(

@@ -36,6 +36,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,7 @@ from gmskip_ros.numbers import numbers_in
 from gmskip_ros.vlm.engine import SMALLER_WEIGHTS, smaller_dtype
 from gmskip_ros.vlm.errors import ModelLoadError
 from gmskip_ros.vlm.hub import INDEX_FILE, SINGLE_FILE, weight_files
-from gmskip_ros.vlm.tiles import grid_tokens, tile_tokens, tower_tokens
+from gmskip_ros.vlm.tiles import cap_image_tokens, grid_tokens, tile_tokens, tower_tokens
 
 _AGAIN = 'fetch or copy the checkpoint again'
 
@@ -91,14 +92,15 @@ def memory_need(
     max_new_tokens: int = 64,
     text_tokens: int = TEXT_TOKENS,
     sharing: Sharing | None = None,
+    max_image_tokens: int = 0,
 ) -> MemoryNeed:
     """Return what the checkpoint in `folder` needs to answer: one answer at a time, or `sharing`.
 
     dtype: 'float32', 'float16' or 'bfloat16'. quantization: 'none', 'int8' or 'int4'. device: 'cpu'
     or 'cuda:N', whose free_bytes the total is to be compared with. text_tokens: of the longest
-    prompt, with its chat template. The formulas are in this module's docstring. Raises
-    ModelLoadError for a checkpoint that this engine cannot run or whose weight files are
-    incomplete.
+    prompt, with its chat template. max_image_tokens: load_vlm's. The formulas are in this module's
+    docstring. Raises ModelLoadError for a checkpoint that this engine cannot run or whose weight
+    files are incomplete.
     """
     from gmskip_ros.vlm.load import check_quantization, quiet_hugging_face, read_config
 
@@ -108,11 +110,18 @@ def memory_need(
         raise ModelLoadError(f'unknown dtype {dtype!r}: use {", ".join(BYTES_PER_NUMBER)}')
     with quiet_hugging_face():
         config = read_config(str(folder), folder)
+    _cap_image_tokens(str(folder), config, max_image_tokens)
     weights = [tensor for tensor in read_weight_files(str(folder), folder) if tensor.is_weight]
     num_weights = sum(tensor.numel for tensor in weights)
     return _need(
         config, dtype, quantization, device, num_weights, max_new_tokens, text_tokens, sharing
     )
+
+
+def _cap_image_tokens(model: str, config: Any, max_image_tokens: int) -> None:
+    """Leave out of the configuration the grids that loading would leave out."""
+    no_processor = types.SimpleNamespace()
+    cap_image_tokens(model, config, no_processor, max_image_tokens)
 
 
 def _need(
@@ -162,12 +171,16 @@ def _need(
 def free_bytes(device: str, proc: Path = Path('/proc')) -> int | None:
     """Return the free memory of 'cpu' or 'cuda:N'; None where it is unknown.
 
-    On the CPU it is what new processes can have without swapping, according to the system.
+    On the CPU it is what new processes can have without swapping, according to the system. So it is
+    on a GPU that shares the system's memory (Jetson), where CUDA counts cached files as used.
     """
     if device != 'cpu':
         import torch
 
-        return torch.cuda.mem_get_info(device)[0]
+        free = torch.cuda.mem_get_info(device)[0]
+        if not torch.cuda.get_device_properties(device).is_integrated:
+            return free
+        return max(free, free_bytes('cpu', proc) or 0)
     try:
         available = re.search(r'MemAvailable:\s+(\d+) kB', (proc / 'meminfo').read_text())
     except OSError:
@@ -184,13 +197,14 @@ def check_memory(
     quantization: str = 'none',
     max_new_tokens: int = 64,
     sharing: Sharing | None = None,
+    max_image_tokens: int = 0,
     on_progress: Callable[[str], None] | None = None,
 ) -> None:
     """Raise ModelLoadError, with the figures, if the model would not fit into free memory.
 
-    model, device, dtype, quantization and on_progress are load_vlm's; a hub id is downloaded if
-    necessary, but its weights only if they would fit. `headroom_gib` must remain free on the device
-    while it answers. Raises what load_vlm raises.
+    model, device, dtype, quantization, max_image_tokens and on_progress are load_vlm's; a hub id is
+    downloaded if necessary, but its weights only if they would fit. `headroom_gib` must remain free
+    on the device while it answers. Raises what load_vlm raises.
     """
     from gmskip_ros.vlm import load
 
@@ -208,6 +222,7 @@ def check_memory(
     def check(folder: Path, sizes: Mapping[str, int]) -> None:
         """Judge by the JSON files and the sizes of the weight files."""
         config = load.read_config(model, folder, sizes)
+        _cap_image_tokens(model, config, max_image_tokens)
         stored = load.stored_dtype(config)
         resolved = name_of(stored)
         stored_bytes = sum(sizes[name] for name in weight_files(folder, sizes))
@@ -235,6 +250,7 @@ def check_memory(
         device=device,
         max_new_tokens=max_new_tokens,
         sharing=sharing,
+        max_image_tokens=max_image_tokens,
     )
     _check_need(model, device, dtype, quantization, need, headroom_gib)
 

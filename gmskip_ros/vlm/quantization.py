@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from gmskip_ros.vlm.linear import FUSED
-from gmskip_ros.vlm.release import trim_heap
+from gmskip_ros.vlm.release import empty_allocators
 
 GROUP_SIZES = (64, 32)  # inputs that share a scale in int4, by preference
 # The kernels are private: whatever they raise or return, there is a second way.
@@ -84,7 +84,7 @@ def quantize_model(model: Any, quantization: str, dtype: torch.dtype) -> None:
             for member in members:
                 delattr(module, member)
             setattr(module, name, quantized)
-        trim_heap()  # what the dense weights of a block took meanwhile
+        empty_allocators()  # what the dense weights of a block took meanwhile
     for parameter in model.parameters():  # not .to(dtype), which would round buffers as well
         parameter.data = parameter.data.to(dtype)
 

@@ -52,10 +52,19 @@ Arguments = ParamSpec('Arguments')
 Result = TypeVar('Result')
 
 
+# How PyTorch's allocator on the CPU, and what allocates past it on a GPU, say so.
+_NO_MEMORY = (
+    'DefaultCPUAllocator',
+    'CUDA error: out of memory',
+    'CUBLAS_STATUS_ALLOC_FAILED',
+    'CUDNN_STATUS_ALLOC_FAILED',
+)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether memory ran out; on the CPU, PyTorch raises a plain RuntimeError for it."""
+    """Return whether memory ran out, for which PyTorch often raises a plain RuntimeError."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError, VlmOutOfMemoryError)) or (
-        isinstance(error, RuntimeError) and 'DefaultCPUAllocator' in str(error)
+        isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
     )
 
 

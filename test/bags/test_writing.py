@@ -8,8 +8,10 @@ import pytest
 from rosbags.highlevel import AnyReader
 
 from gmskip_ros.bags.reading import open_camera_bag
+from gmskip_ros.bags.writing import NewBag
 from gmskip_ros.cli import main
 from gmskip_ros.datasets.scenes import render_scene
+from gmskip_ros.errors import UserError
 
 TOPIC = '/camera/image_raw/compressed'
 
@@ -52,3 +54,20 @@ def test_refusals_are_one_line(tmp_path, capsys, arguments, reason):
     [line] = capsys.readouterr().err.splitlines()
     assert reason in line
     assert [path.name for path in tmp_path.iterdir()] == ['file']
+
+
+@pytest.mark.parametrize('name', ['w#x', 'w?x', 'w%20x'])
+def test_a_path_that_sqlite_reads_as_a_uri_is_refused(tmp_path, name, capsys):
+    status = main.main(['scenes', '--bag', str(tmp_path / name), '-n', '2'])
+    assert (status, capsys.readouterr().out) == (2, '')
+    with pytest.raises(UserError, match=r'with \?, # or %: choose a different folder'):
+        NewBag(tmp_path / name / 'bag')
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_discarded_bag_leaves_what_is_in_its_place(tmp_path):
+    (tmp_path / 'bag').mkdir()
+    (tmp_path / 'bag' / 'bag.db3').write_text('an earlier one')
+    with NewBag(tmp_path / 'bag') as bag:
+        bag.discard()
+    assert [path.name for path in tmp_path.rglob('*')] == ['bag', 'bag.db3']

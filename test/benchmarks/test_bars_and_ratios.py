@@ -48,11 +48,11 @@ def test_a_ratio_needs_pairs(lists) -> None:
         paired_ratio(*lists)
 
 
-def subject(values, image_tokens=100, device='cpu', model=bars.CPU, reasons=None):
+def subject(values, image_tokens=100, gpu=None, model=bars.CPU, reasons=None):
     return {
         'model': model,
         'image_tokens': image_tokens,
-        'device': device,
+        'gpu': gpu,
         'values': values,
         'reasons': reasons or {},
     }
@@ -106,16 +106,24 @@ def test_bars_that_no_model_of_the_run_decides_say_what_would() -> None:
     assert all(row['reason'] for row in rows)
     assert row_of(rows, bars.HF_DECODE, model='demo')['reason'] == 'needs --model demo'
     on_gpu = row_of(rows, bars.GPU_VISION)['reason']
-    assert on_gpu == 'needs --model random:llava-1.5-7b on a GPU'
+    assert on_gpu == 'needs --model random:llava-1.5-7b on an H200'
 
 
-def test_bars_of_a_gpu_are_not_decided_on_a_cpu() -> None:
-    values = {bars.GPU_VISION: {'value': 1.0}, bars.GPU_SAVING: {'value': 0.96}}
-    on_cpu = bars.judge([subject(values, 576, 'cpu', bars.SEVEN_B)])
-    assert row_of(on_cpu, bars.GPU_VISION)['holds'] is None
-    on_gpu = bars.judge([subject(values, 576, 'cuda:0', bars.SEVEN_B)])
-    assert row_of(on_gpu, bars.GPU_VISION)['holds'] is True
-    assert row_of(on_gpu, bars.GPU_SAVING)['holds'] is True
+def test_bars_of_a_gpu_are_decided_on_that_card_only() -> None:
+    values = {
+        bars.GPU_VISION: {'value': 1.0},
+        bars.GPU_SAVING: {'value': 0.96},
+        bars.GPU_FRAME: {'value': 901.0},
+    }
+
+    def judged(gpu):
+        rows = bars.judge([subject(values, 576, gpu, bars.SEVEN_B)])
+        names = (bars.GPU_VISION, bars.GPU_SAVING, bars.GPU_FRAME)
+        return [row_of(rows, name)['holds'] for name in names]
+
+    assert judged(None) == judged('NVIDIA GeForce RTX 4090') == [None, None, None]
+    assert judged('NVIDIA H200') == [True, True, None]
+    assert judged('NVIDIA GeForce RTX 3090') == [None, None, False]
     assert bars.Bar('', '', 0.95, is_least=True).holds(0.94) is False
 
 

@@ -99,3 +99,29 @@ def test_questions_without_answers_are_answered_and_not_scored(evaluate, tmp_pat
     assert 'exact' not in output.lower()
     status, _, errors = evaluate(*options)
     assert status == 2 and 'has no image for generic' in errors
+
+
+def test_lists_with_one_file_name_and_long_names_are_told_apart(evaluate, tmp_path):
+    """`calibrate` always writes <task>.skip.yaml; equal sets share a row, whose name is long."""
+    path = coda_lm(tmp_path, 'general_perception', has_answers=True)
+    made = replace(
+        load_skip_list('demo_single_object'),
+        num_blocks=NUM_BLOCKS,
+        removed=tuple(Removal(block, 1.0) for block in PAIR),
+        operating_points=None,
+    )
+    other = replace(made, removed=made.removed[::-1])
+    lists = []
+    for folder, skip_list in (('a', made), ('b', other), ('c', made), ('d', made)):
+        (tmp_path / folder).mkdir()
+        name = 'generic.skip.yaml' if folder < 'c' else f'{"a_long_name_" * 10}{folder}.skip.yaml'
+        save_skip_list(skip_list, tmp_path / folder / name)
+        lists += ['--skip-list', tmp_path / folder / name]
+    out = tmp_path / 'answers'
+    options = ('--answers', out, '--interval', 'none', '--operating-point', 1)
+    status, output, errors = evaluate('--dataset', path, *options, *lists)
+    assert status == 0, errors
+    folders = sorted(folder.name for folder in out.iterdir())
+    assert len(folders) == 3 and all(len(list((out / each).iterdir())) == 1 for each in folders)
+    assert 'gm_skip_1_block_b_generic_skip_yaml' in folders
+    assert len({line for line in output.splitlines() if line.startswith('answers: ')}) == 3

@@ -282,7 +282,7 @@ def test_a_missed_bar_is_a_result(benchmark, model, tmp_path, monkeypatch, high_
 def test_a_bar_that_the_floor_itself_misses_says_so(at_floor, said) -> None:
     [bar] = [bar for bar in bars.BARS if (bar.name, bar.model) == (bars.HF_PREFILL, bars.CPU)]
     values = {bar.name: {**paired_ratio([7.0], [10.0]), 'at_floor': at_floor}}
-    measured = {'model': bars.CPU, 'image_tokens': 100, 'device': 'cpu', 'values': values}
+    measured = {'model': bars.CPU, 'image_tokens': 100, 'gpu': None, 'values': values}
     judged = bars.judge([{**measured, 'reasons': {}}], [bar])
     console = Console(width=200, file=io.StringIO(), record=True)
     for table in latency_tables({'models': [], 'bars': judged, 'projections': []}):

@@ -172,6 +172,31 @@ def test_a_signal_stops_everything(demo, one_image, tmp_path, signum, expected):
         assert '/diagnostics' in recorded.topics
 
 
+def test_a_run_without_frames_removes_nothing(demo, one_image, tmp_path):
+    out = tmp_path / 'out'
+    (out / 'bag').mkdir(parents=True)
+    kept = ['frames.jsonl', 'report.html', 'bag/bag.db3', 'bag/metadata.yaml']
+    for name in kept:
+        (out / name).write_text('of an earlier run')
+    running = demo('--source', one_image, '--model', '/no/model', '--record')
+    assert running.wait()[0] == 1
+    assert all((out / name).read_text() == 'of an earlier run' for name in kept)
+    assert not list(out.glob('.bag.*'))
+
+
+@pytest.mark.parametrize('record', [False, True])
+def test_a_recorded_drive_in_the_folder_stays(demo, one_image, tmp_path, record):
+    drive = tmp_path / 'out' / 'bag'
+    drive.mkdir(parents=True)
+    for name in ('metadata.yaml', 'drive_0.db3'):
+        (drive / name).write_text('of a drive')
+    running = demo('--frames', '1', '--source', one_image, *(['--record'] if record else []))
+    status, _, stderr = running.wait()
+    assert status == record
+    assert ('is not what demo --record writes' in stderr) == record
+    assert sorted(path.name for path in drive.iterdir()) == ['drive_0.db3', 'metadata.yaml']
+
+
 @pytest.mark.skipif(sys.platform != 'linux', reason='the parent-death signal is of Linux')
 @pytest.mark.parametrize('when', [NODE_REPORTS, r's  ready', r'^ +1 '])
 def test_killed_it_leaves_no_process_behind(demo, one_image, when):

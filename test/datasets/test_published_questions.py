@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from look_alikes import by_key, note_about, write_images, write_json
 
-from gmskip_ros.datasets import Dataset, DatasetError, open_dataset
+from gmskip_ros.datasets import Dataset, DatasetError, choose_samples, open_dataset
 
 
 def write_lines(path: Path, *lines: object) -> Path:
@@ -230,6 +230,20 @@ def test_a_parquet_file_of_the_hub(tmp_path, write_parquet):
     assert sample_hash(dataset.samples[:1]) != sample_hash(dataset.samples[1:2])
     alone = open_dataset(data / 'test-00000-of-00001.parquet')
     assert (alone.name, len(alone.samples)) == ('test-00000-of-00001', 1)
+
+
+def test_an_image_of_a_parquet_file_is_known_by_its_content(tmp_path, write_parquet):
+    """`datasets` stores base names, so images of several folders share one; or there are none."""
+    first, second = (picture(tmp_path / 'jpg', f'{n}.jpg') for n in range(2))
+    images = [{**first, 'path': '1.jpg'}, {**second, 'path': '1.jpg'}, first, second, first]
+    rows = [
+        {'question': f'{n}?', 'answer': 'yes', 'image': image} for n, image in enumerate(images)
+    ]
+    path = write_parquet(tmp_path / 'test-00000-of-00001.parquet', rows)
+    samples = open_dataset(path).samples
+    assert [sample.image_path.name for sample in samples] == ['0', '1', '0', '1', '0']
+    chosen, others = choose_samples(samples, 3, 2, 0)
+    assert not {s.image_path for s in chosen} & {s.image_path for s in others}
 
 
 def test_pope_in_a_parquet_file(tmp_path, write_parquet):

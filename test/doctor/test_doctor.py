@@ -663,14 +663,21 @@ class cuda:
     device_count = staticmethod(lambda: {gpus})
     get_device_name = staticmethod(lambda index: 'NVIDIA Model ' + 'ABC'[index])
     get_device_capability = staticmethod(lambda index: (12, 0))
-    mem_get_info = staticmethod(lambda index: (20 << 30, 24 << 30))
+    mem_get_info = staticmethod(lambda device: (20 << 30, 24 << 30))
+
+    class get_device_properties:
+        is_integrated = False
+        def __init__(self, device):
+            pass
 
 class Numbers:
     def __matmul__(self, other):
         {matmul}
         return self
-    def sum(self):
-        return 64.0 ** 3
+    def __eq__(self, other):
+        return self
+    def all(self):
+        return True
 
 ones = lambda *size, dtype, device: Numbers()
 """

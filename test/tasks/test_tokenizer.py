@@ -61,6 +61,9 @@ def test_real_captions_give_the_official_tokens() -> None:
         ('soft\u00adhyphen, nbsp\u00a0here', 'softhyphen nbsp here'),
         ('-5 +5 4x4 747-400 B-52', '-5 +5 4x4 747-400 b-52'),
         ('line\nbreak\ttab', 'line break tab'),
+        ('a cat\ufffddog \ufffd\ufffd', 'a cat dog'),
+        ('two dogs \U0001f436\U0001f436. zero\u200bwidth', 'two dogs zero width'),
+        ('a\x07 bell\x1b[0m', 'a bell -lsb- 0m'),
     ],
 )
 def test_tokens(caption: str, tokens: str) -> None:

@@ -132,6 +132,27 @@ def test_no_picture_has_more_tokens(family, tmp_path) -> None:
     assert max(tokens) <= most == len(vlm.encode(LARGEST).tokens)
 
 
+def test_a_cap_on_image_tokens_needs_less(tmp_path) -> None:
+    folder = make_tiny_model(tmp_path, 'llava_next')
+    whole = memory_need(folder, 'float32')
+    capped = memory_need(folder, 'float32', max_image_tokens=whole.image_tokens - 1)
+    vlm = load_skeleton(str(folder), max_image_tokens=whole.image_tokens - 1)
+    assert len(vlm.encode(LARGEST).tokens) <= capped.image_tokens < whole.image_tokens
+    assert capped.total_bytes < whole.total_bytes
+    with pytest.raises(ModelLoadError, match='max_image_tokens 1: the fewest'):
+        memory_need(folder, 'float32', max_image_tokens=1)
+
+
+def test_the_check_before_loading_knows_the_cap(tmp_path, monkeypatch) -> None:
+    folder = make_tiny_model(tmp_path, 'llava_next')
+    whole = memory_need(folder, 'float32')
+    monkeypatch.setattr(memory, 'free_bytes', lambda device: whole.total_bytes - 1)
+    with pytest.raises(ModelLoadError, match='GiB free'):
+        memory.check_memory(str(folder), 'cpu', 'float32', headroom_gib=0)
+    cap = whole.image_tokens - 1
+    memory.check_memory(str(folder), 'cpu', 'float32', headroom_gib=0, max_image_tokens=cap)
+
+
 def test_onevisions_largest_grids_are_shrunk(tmp_path) -> None:
     """At most so many tiles' worth of tokens stay; the tower sees all of them all the same."""
     folder = make_tiny_model(tmp_path, 'llava_onevision')

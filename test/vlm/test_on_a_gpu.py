@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -10,7 +11,10 @@ import torch
 from pretend_gpu import pretended_gpu
 from tiny_models import make_tiny_model
 
-from gmskip_ros.vlm import FrameQuestion, SkipSet, Vlm, load_vlm
+from gmskip_ros.doctor.model_trials import examine_torch
+from gmskip_ros.vlm import FrameQuestion, ModelLoadError, SkipSet, Vlm, load_vlm
+from gmskip_ros.vlm.memory import free_bytes
+from gmskip_ros.vlm.vlm import is_out_of_memory
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 70, 3), dtype=np.uint8)
 PROMPTS = ('What is it?', 'Which objects are there, and where?')
@@ -108,3 +112,55 @@ def test_tensors_of_both_devices_are_refused_as_by_a_gpu(waits) -> None:
     assert there[[0, 1]].shape == there[mask].shape == (2,)
     seen = ['tolist', 'tensor', '__setitem__', 'copy_', '__getitem__', '__getitem__']
     assert waits == seen
+
+
+def test_the_doctor_s_computation_is_right_there(waits) -> None:
+    found = {key: value for part in examine_torch('cuda:0') for key, value in part.items()}
+    assert (found['works'], found['free_bytes']) == (True, 20 << 30)
+
+
+def test_loading_gives_back_what_it_needed_for_a_moment(folder, waits, monkeypatch) -> None:
+    """Freed weights are no room for the larger fused ones: each block's is given back at once."""
+    emptied: list[str] = []
+    monkeypatch.setattr(torch.cuda, 'empty_cache', lambda: emptied.append(''))
+    vlm = load_vlm(folder, 'cuda:0', 'float32')
+    assert len(emptied) == vlm.num_blocks + 1
+
+
+def test_attention_that_plans_for_every_shape_is_off(folder, waits) -> None:
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    load_vlm(folder, 'cuda:0', 'float32')
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
+def test_a_gpu_without_memory_of_its_own_has_the_system_s(waits, monkeypatch, tmp_path) -> None:
+    """On a Jetson CUDA counts the cached files of a checkpoint as used."""
+    (tmp_path / 'meminfo').write_text('MemFree: 1 kB\nMemAvailable: 29360128 kB\n')
+    assert free_bytes('cuda:0', tmp_path) == 20 << 30
+    integrated = mock.Mock(is_integrated=True)
+    monkeypatch.setattr(torch.cuda, 'get_device_properties', lambda device: integrated)
+    assert free_bytes('cuda:0', tmp_path) == 28 << 30
+    assert free_bytes('cuda:0', tmp_path / 'no') == 20 << 30
+
+
+@pytest.mark.parametrize(
+    'error, is_one',
+    [
+        (torch.OutOfMemoryError('CUDA out of memory.'), True),
+        (RuntimeError('CUDA error: out of memory'), True),
+        (RuntimeError('CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`'), True),
+        (RuntimeError('CUDA error: an illegal memory access was encountered'), False),
+        (ValueError('CUDA error: out of memory'), False),
+    ],
+)
+def test_the_ways_to_run_out_of_memory(error, is_one) -> None:
+    assert is_out_of_memory(error) == is_one
+
+
+def test_running_out_of_memory_while_fusing_is_said_in_one_line(folder, waits, monkeypatch) -> None:
+    def fuse(layers: object) -> None:
+        raise torch.OutOfMemoryError('CUDA out of memory.')
+
+    monkeypatch.setattr('gmskip_ros.vlm.block.fuse', fuse)
+    with pytest.raises(ModelLoadError, match='does not fit into memory with its decoder on cuda:0'):
+        load_vlm(folder, 'cuda:0', 'float32')
