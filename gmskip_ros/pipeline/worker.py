@@ -53,6 +53,16 @@ if TYPE_CHECKING:
 MAX_LOGGED = 100  # different reasons that are remembered
 MAX_FAILURES_IN_A_ROW = 10  # then the state is error, until ~/enable is called off and on
 
+# Of CUDA's errors those after which every call of the process fails, in any version of PyTorch.
+LASTING_CUDA_ERRORS = (
+    'device-side assert',
+    'illegal',
+    'misaligned address',
+    'launch failure',
+    'uncorrectable ECC',
+    'hardware',
+)
+
 Fetch: TypeAlias = 'Callable[[Settings, Callable[[str], None]], None]'
 LoadEngine: TypeAlias = 'Callable[[Settings, Callable[[str], None]], Engine]'
 
@@ -169,7 +179,8 @@ class InferenceWorker:
         self._enabled = first.start_enabled
         self._running = False
         self._error = False
-        self._ended = False  # `results` was ended by an exception
+        self._ended = False  # `results` was ended by an exception, or the GPU is lost
+        self._gpu_is_lost = False
         self._unloads = first.unload_when_paused
         self._stop = threading.Event()
         self._publishing_error: BaseException | None = None  # of the result yielded last
@@ -203,6 +214,10 @@ class InferenceWorker:
             if self._unloads and not self._may_load():
                 self._fetch_files()
             while not self._stop.is_set():
+                if self._gpu_is_lost:
+                    with self._lock:
+                        self._ended = True
+                    return
                 if self._unload_if_paused():
                     continue
                 if not self._running and not self._error and self._may_load():
@@ -568,6 +583,8 @@ class InferenceWorker:
             self._enter_error(reason)
         except BaseException as error:  # whatever it is, the next frame is answered
             reason = f'inference failed: {_one_line(error)}'
+            if _loses_gpu(error):
+                self._lose_gpu(error)
         finally:
             self._progress_s = None
         if reason:
@@ -741,8 +758,23 @@ class InferenceWorker:
         self.health.failure('failed', reason, time.monotonic())
         self._log_once(reason)
         self._failures_in_a_row += 1
-        if self._failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
+        if _loses_gpu(error):
+            self._lose_gpu(error)
+        elif self._failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
             self._enter_error(f'{MAX_FAILURES_IN_A_ROW} frames in a row: {reason}')
+
+    def _lose_gpu(self, error: BaseException) -> None:
+        self._gpu_is_lost = True
+        self._enter_error(f'the GPU is lost to this process: restart the node ({_one_line(error)})')
+
+
+def _loses_gpu(error: BaseException) -> bool:
+    text = str(error)
+    return (
+        isinstance(error, RuntimeError)
+        and 'CUDA error' in text
+        and any(words in text for words in LASTING_CUDA_ERRORS)
+    )
 
 
 def _load_failure(error: BaseException) -> str:

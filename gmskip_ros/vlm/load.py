@@ -336,8 +336,9 @@ def _try_out(vlm: Vlm) -> None:
     """Try a prompt and an image now, so that a broken checkpoint is refused before any frame."""
     with _refusals(vlm.name, 'the chat template'):
         vlm.render_prompt('What is this?')
-    with _refusals(vlm.name, 'the image processor or the vision tower'):
-        vlm.encode(np.zeros((32, 32, 3), np.uint8))
+    remedy = 'fetch or copy the checkpoint again, or use image_fit pad'
+    with _refusals(vlm.name, 'the image processor or the vision tower', remedy):
+        vlm.encode(np.zeros((36, 64, 3), np.uint8))  # as wide as a camera's
 
 
 def _load_weights(model: str, folder: Path, config: Any, dtype: torch.dtype) -> Any:

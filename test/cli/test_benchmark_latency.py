@@ -11,10 +11,11 @@ import sys
 from dataclasses import replace
 
 import pytest
+import torch
 from rich.console import Console
 from tiny_models import make_tiny_model
 
-from gmskip_ros.benchmarks import bars, figures, latency
+from gmskip_ros.benchmarks import bars, figures, floors, latency
 from gmskip_ros.benchmarks.floors import Rates
 from gmskip_ros.benchmarks.ratios import paired_ratio, percentiles
 from gmskip_ros.benchmarks.rivals import RivalProcess
@@ -309,6 +310,18 @@ def test_rounds_fit_unless_a_number_is_asked_for(model, monkeypatch, high_rates)
         assert figures['rounds'] == found
         assert {row['answer_ms']['count'] for row in figures['rows']} == {found}
         assert {len(row['samples']) for row in figures['rows']} == {found}
+
+
+def test_no_memory_for_the_probes_of_floors_is_one_line(
+    benchmark, model, tmp_path, monkeypatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise torch.OutOfMemoryError('CUDA out of memory.')
+
+    monkeypatch.setitem(floors.KERNELS, floors.DENSE, full)
+    status, output, errors = benchmark('--model', model, '--no-rivals', '--out', tmp_path)
+    assert (status, output, errors.count('\n')) == (2, '', 1)
+    assert 'no memory is left on cpu to measure the rates of this machine' in errors
 
 
 def test_a_missing_token_of_a_rival_is_noticed(benchmark, model, tmp_path, monkeypatch) -> None:

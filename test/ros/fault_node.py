@@ -33,6 +33,7 @@ FAULTS = {  # upper left pixel (RGB) -> what happens
     (255, 0, 6): 'slow',
     (255, 0, 7): 'hangs',
     (255, 0, 8): 'a panic',
+    (255, 0, 9): 'the GPU is lost',
 }
 PIXELS = {fault: pixel for pixel, fault in FAULTS.items()}
 REPORT_S = 0.1  # between health reports, which tests wait for
@@ -81,6 +82,8 @@ class FaultyVlm:
         if fault == 'no memory' or (fault == 'no memory once' and not self._out_of_memory):
             self._out_of_memory = True
             raise VlmOutOfMemoryError('demo ran out of memory: use a smaller model')
+        if fault == 'the GPU is lost':
+            raise RuntimeError('CUDA error: an illegal memory access was encountered')
         if fault == 'a panic':
             raise Panic('index out of bounds')
         if fault == 'slow':

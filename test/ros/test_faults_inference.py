@@ -169,3 +169,20 @@ def test_hangs_for_good(probe: FaultProbe) -> None:
     assert probe.process.stop(signal.SIGTERM) == 0
     output = probe.process.output()
     assert 'Traceback' not in output and 'terminate' not in output
+
+
+def test_gpu_is_lost(folder: Path) -> None:
+    """Nothing in this process can use the GPU again: `~/enable` says what helps."""
+    with start(folder) as process, ros_node() as node:
+        probe = FaultProbe(node, process, '/dual_vlm', '/dual_vlm/input/image')
+        probe.wait_for_state('ready')
+        send(probe, 'the GPU is lost')
+        probe.wait_for_state('error')
+        (report,) = probe.reports()[-1:]
+        assert report['level'] == DiagnosticStatus.ERROR
+        assert report['reason'].startswith('the GPU is lost to this process: restart the node')
+        assert 'an illegal memory access' in report['reason']
+        assert not probe.published
+        assert 'restart the node' in probe.enable(False).message
+        assert process.stop(signal.SIGTERM) == 0
+        assert 'Traceback' not in process.output()
