@@ -23,6 +23,10 @@ _IMAGE_TOKEN = '<image>'  # of LLaVA's conversations; the chat template has its 
 # OCRBench's script compares these without spaces; the hub's copy has other field names.
 _FORMULA = 'Handwritten Mathematical Expression Recognition'
 _FIRST_LINE = 1 << 20  # bytes
+_CHOICES = (
+    'has options to choose from, which are not part of the question; write the options into '
+    '`question` and the right text into `references`'
+)
 _CODA_LM = 'vqa_anno'  # the folder that CODA-LM's converter writes, in that of a split
 
 
@@ -113,7 +117,16 @@ def make_dataset(
     missing: list[str] = []
     wordless: list[str] = []
     unanswered: list[str] = []
+    without_image: list[str] = []
+    longer: list[str] = []
     for number, record in enumerate(records, start=1):
+        _refuse_choices(record)
+        if record.has('conversations'):
+            if not record.has_any(_IMAGE):  # LLaVA's training data has texts alone as well
+                without_image.append(_key(record, None, f'entry {number}'))
+                continue
+            if len(record.list_of('conversations')) > len(_turns(record)):
+                longer.append(_key(record, None, f'entry {number}'))
         image, image_path = find(record)
         question_id = record.identity('question_id') if record.has('question_id') else None
         key = _key(record, question_id, f'{image}:{record.number_in_file or number}')
@@ -155,6 +168,16 @@ def make_dataset(
     notes = [
         *note(missing, 'image is missing, ignored', 'images are missing, ignored'),
         *note(
+            without_image,
+            'conversation has no image, ignored',
+            'conversations have no image, ignored',
+        ),
+        *note(
+            longer,
+            'conversation is asked its first question only',
+            'conversations are asked their first question only',
+        ),
+        *note(
             wordless,
             'question has no answer with a letter or digit, ignored',
             'questions have no answer with a letter or digit, ignored',
@@ -180,7 +203,7 @@ def _key(record: Record, question_id: int | str | None, otherwise: str) -> str:
 
 def _question(record: Record) -> str | None:
     if record.has('conversations'):
-        return _turn(record, 0).replace(_IMAGE_TOKEN, '').strip()
+        return _turns(record)[0].text('value').replace(_IMAGE_TOKEN, '').strip()
     if record.has_any(_CAPTIONS) and not record.has_any(QUESTION):
         return None
     return record.text(record.first_of(QUESTION)).replace(_IMAGE_TOKEN, '').strip()
@@ -189,7 +212,7 @@ def _question(record: Record) -> str | None:
 def _references(record: Record, given: tuple[str, ...] | None) -> tuple[str, ...] | None:
     """Return the right answers, None if the record has none."""
     if record.has('conversations'):
-        return (_turn(record, 1),)
+        return (_turns(record)[1].text('value'),)
     name = record.first_of(_ANSWER)
     if name == 'references' and name in record:
         value = record.value(name, 'a text or a list of texts')
@@ -207,12 +230,30 @@ def _references(record: Record, given: tuple[str, ...] | None) -> tuple[str, ...
     return given
 
 
-def _turn(record: Record, index: int) -> str:
-    """Return the text of one turn of LLaVA's conversations: the question is 0, the answer 1."""
-    turns = list(record.objects('conversations'))
-    if len(turns) <= index:
+def _turns(record: Record) -> list[Record]:
+    """Return the first question of LLaVA's conversations and its answer; a system's turn is none.
+
+    Raises DatasetError if there is no answer.
+    """
+    turns = [
+        turn
+        for turn in record.objects('conversations')
+        if not (turn.has('from') and turn.text('from') == 'system')
+    ]
+    if len(turns) < 2:
         raise record.error('conversations', 'has no answer; remove the entry')
-    return turns[index].text('value')
+    return turns[:2]
+
+
+def _refuse_choices(record: Record) -> None:
+    """Raise DatasetError for options to choose from: an answer to them is their letter or place."""
+    if record.has('references'):
+        return
+    for name in ('choices', 'options'):
+        if record.has(name) and record.value(name, 'a list'):
+            raise record.error(name, _CHOICES)
+    if record.has('A') and record.has('B'):
+        raise record.error('A', _CHOICES)
 
 
 def _is_formula(record: Record) -> bool:

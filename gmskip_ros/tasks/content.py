@@ -44,6 +44,16 @@ _END_OF_NEGATION = frozenset(
 )
 _COLOURS = 'white black red blue green yellow brown gray grey silver pink'.split()
 _NOTHING = frozenset('none no 0 zero absent'.split())  # 'Cars: none'
+_NOT_APPLICABLE = re.compile(r'\bn/a\b')
+_NO = re.compile(r'\s*no\b')  # 'Is there a dog? No.'
+_INSTEAD = frozenset((('instead', 'of'), ('rather', 'than')))  # 'a cat instead of a dog'
+# 'I am not sure if there is a dog', 'unclear whether a dog is present'; but not '... if the dog is
+# asleep'.
+_WHETHER = frozenset('whether if'.split())
+_DOUBT = frozenset(
+    'sure certain clear unclear uncertain unsure know tell determine say see doubt confirm'.split()
+)
+_SUPPOSED = frozenset('there a an any this that it'.split())
 _UNSEEN = re.compile(
     r"(?: (?:is|are|was|were) not| (?:isn't|aren't|wasn't|weren't)| can ?not be| can't be)"
     r'(?: (?:\w+ )?(?:visible|present|shown|seen|there|pictured|depicted|detected|found|here'
@@ -106,7 +116,7 @@ class ContentReader:
     def mentioned(self, text: str) -> tuple[str, ...]:
         """Return the labels that a text mentions, in order, each once."""
         found: dict[str, None] = {}
-        for sentence in _SENTENCE.split(_cleaned(text)):
+        for sentence in _sentences(_cleaned(text)):
             for item in self._read(sentence):
                 if isinstance(item, _Mention) and item.label is not None:
                     found[item.label] = None
@@ -114,7 +124,7 @@ class ContentReader:
 
     def main_object(self, text: str) -> str | None:
         """Return the label of a text's main object, or None."""
-        for sentence in _SENTENCE.split(_cleaned(text)):
+        for sentence in _sentences(_cleaned(text)):
             if (label := self._main_object_of(sentence)) is not None:
                 return label
         return None
@@ -123,10 +133,15 @@ class ContentReader:
         """Return the main object of every text that begins like this, or None if that is open.
 
         It is settled once a sentence with a label has ended; within it a later word can change the
-        reading ('car', 'car park'; 'cars', 'cars are not visible').
+        reading ('car', 'car park'; 'cars', 'cars are not visible'), and after a question so can the
+        next sentence.
         """
-        *ended, _ = _SENTENCE.split(_cleaned(text_so_far))
-        return next(filter(None, map(self._main_object_of, ended)), None)
+        cleaned = _cleaned(text_so_far)
+        *ended, begun = _SENTENCE.split(cleaned)
+        settled = cleaned[: len(cleaned) - len(begun)]
+        if settled.endswith('?'):
+            settled = settled[: len(settled) - len(ended[-1]) - 1]
+        return next(filter(None, map(self._main_object_of, _sentences(settled))), None)
 
     def _main_object_of(self, sentence: str) -> str | None:
         items = self._read(sentence)
@@ -176,7 +191,20 @@ class ContentReader:
 
 
 def _cleaned(text: str) -> str:
-    return text.casefold().replace('\u2019', "'")
+    return _NOT_APPLICABLE.sub('none', text.casefold().replace('\u2019', "'"))
+
+
+def _sentences(text: str) -> list[str]:
+    """Return the sentences of a cleaned text, without questions that are answered by 'no'."""
+    sentences = _SENTENCE.split(text)
+    ends = _SENTENCE.findall(text)
+    kept = []
+    is_denied = False
+    for sentence, end, following in zip(sentences, [*ends, ''], [*sentences[1:], ''], strict=True):
+        was_denied, is_denied = is_denied, end == '?' and bool(_NO.match(following))
+        if not is_denied:
+            kept.append(_NO.sub('', sentence, count=1) if was_denied else sentence)
+    return kept
 
 
 def _words_of(sentence: str) -> list[str]:
@@ -241,7 +269,7 @@ def _is_noun(word: str) -> bool:
         in ('and', 'or', 'of', 'to', 'that', 'which', 'who', 'not', 'for', 'has', 'have', 'can')
         or word in ('slice', 'slices', 'segment', 'segments', 'fruit', 'fruits')
         or word.endswith(('ed', 'ly'))
-        or (word.endswith('ing') and word not in ('building', 'railing', 'ceiling', 'clothing'))
+        or _is_participle(word)
     )
 
 
@@ -253,11 +281,30 @@ def _is_predicate(items: Sequence[str | _Mention], index: int) -> bool:
 
 def _exclude_negated(items: list[str | _Mention]) -> None:
     negated = at_once = False  # at_once: the negator is the word before
+    is_uncertain = is_doubted = False  # doubted: to the end of the clause
+    wears = 0  # 1: after 'without' or 'not wearing'; 2: after its article as well
     for index, item in enumerate(items):
+        before = items[index - 1] if index else None
         following = items[index + 1] if index + 1 < len(items) else None
         if isinstance(item, _Mention):
-            if negated:
+            if negated or is_doubted:
                 item.label = None
+            at_once = False
+            continue
+        is_uncertain = is_uncertain or item in _DOUBT
+        if item in _WHETHER and is_uncertain and following in _SUPPOSED:
+            is_doubted = True
+        elif item in (_BREAK, 'but'):
+            is_doubted = False
+        if item == 'without' or (item == 'not' and following == 'wearing'):
+            wears = 1
+        elif wears == 1 and item in _DETERMINERS:
+            wears = 2
+        if (before, item) in _INSTEAD:
+            negated = at_once = True
+            continue
+        if wears == 2 and (_is_participle(item) or item in _COPULAS):  # 'a shirt holding a dog'
+            negated, wears = False, 0
         elif (
             item in _NEGATORS
             or item.endswith("n't")
@@ -273,6 +320,10 @@ def _exclude_negated(items: list[str | _Mention]) -> None:
         elif item in _END_OF_NEGATION or (item in _PREPOSITIONS and not at_once):
             negated = negated and item == 'from' and items[index - 1] in _EMPTY_OF
         at_once = False
+
+
+def _is_participle(word: str) -> bool:
+    return word.endswith('ing') and word not in ('building', 'railing', 'ceiling', 'clothing')
 
 
 def _begins_anew(item: str | _Mention | None) -> bool:

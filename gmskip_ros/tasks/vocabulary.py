@@ -12,6 +12,7 @@ from gmskip_ros.tasks.synonyms import CAPTION_WORDS, SYNONYMS
 
 # How an answer is read: from the strictest to the one that understands most.
 MATCHES = ('strict', 'forms', 'synonyms', 'content')
+_SENSE = re.compile(r'[_ ]*\([^()]*\)$')
 DEFAULT_MATCH = 'content'  # of the node and the commands; make_task's own is 'forms'
 
 
@@ -32,6 +33,7 @@ class Vocabulary:
         self._label_named = dict(own)
         self._add((form, label) for normal, label in own.items() for form in plurals(normal))
         self._add((form, label) for normal, label in own.items() for form in singulars(normal))
+        self._add_without_senses()
         if match in ('synonyms', 'content'):
             self._add_synonyms(SYNONYMS, own)
         if match == 'content':
@@ -39,6 +41,16 @@ class Vocabulary:
         self._label_of = own if match == 'strict' else self._label_named
         self._longest = max(len(form.split()) for form in self._label_of)
         self.content = ContentReader(labels, self._label_of) if match == 'content' else None
+
+    def _add_without_senses(self) -> None:
+        """Let 'car' mean LVIS's `car_(automobile)`, unless it means several labels."""
+        words: dict[str, list[str]] = {}
+        for label in self.labels:
+            if word := normalise(_SENSE.sub('', label)):
+                words.setdefault(word, []).append(label)
+        for word, labels in words.items():
+            if len(labels) == 1:
+                self._add((form, labels[0]) for form in (word, *plurals(word)))
 
     def _add_synonyms(
         self,

@@ -159,9 +159,30 @@ def test_llava_s_training_data(tmp_path):
     content = [{'id': '000000033471', 'image': 'a.jpg', 'conversations': turns}]
     dataset = open_dataset(write_json(tmp_path / 'train.json', content))
     assert content_of(dataset) == [('What is on the road?', ('A car.',))]
+    content[0]['conversations'] = [{'from': 'system', 'value': 'Be brief.'}, *turns[:2]]
+    content.append({'id': 'text_only', 'conversations': turns})
+    dataset = open_dataset(write_json(tmp_path / 'mix.json', content))
+    assert content_of(dataset) == [('What is on the road?', ('A car.',))]
+    assert any('conversation has no image, ignored' in note for note in dataset.notes)
+    content[0]['conversations'] = turns
+    dataset = open_dataset(write_json(tmp_path / 'mix.json', content))
+    assert any('asked its first question only' in note for note in dataset.notes)
     content[0]['conversations'] = turns[:1]
     with pytest.raises(DatasetError, match=r'\[0\]\.conversations has no answer'):
         open_dataset(write_json(tmp_path / 'train.json', content))
+
+
+@pytest.mark.parametrize(
+    'options', [{'choices': ['a', 'b']}, {'options': ['a', 'b']}, {'A': 'a', 'B': 'b', 'C': 'c'}]
+)
+def test_multiple_choice_is_refused(tmp_path, options):
+    """ScienceQA, AI2D, MMBench: an answer is a place or a letter; the options are not asked."""
+    write_images(tmp_path, ['a.jpg'])
+    line = {'image': 'a.jpg', 'question': 'Which?', 'answer': '1', 'question_id': 1, **options}
+    with pytest.raises(DatasetError, match='has options to choose from'):
+        open_dataset(write_lines(tmp_path / 'q.jsonl', line))
+    line = {'image': 'a.jpg', 'question': 'Which? a or b', 'references': 'b', **options}
+    assert len(open_dataset(write_lines(tmp_path / 'q.jsonl', line)).samples) == 1
 
 
 def test_lines_may_be_in_a_json_file_and_answers_may_be_numbers(tmp_path):
