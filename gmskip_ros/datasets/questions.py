@@ -125,7 +125,7 @@ def make_dataset(
             if not record.has_any(_IMAGE):  # LLaVA's training data has texts alone as well
                 without_image.append(_key(record, None, f'entry {number}'))
                 continue
-            if len(record.list_of('conversations')) > len(_turns(record)):
+            if len(_turns(record)) > 2:
                 longer.append(_key(record, None, f'entry {number}'))
         image, image_path = find(record)
         question_id = record.identity('question_id') if record.has('question_id') else None
@@ -231,9 +231,9 @@ def _references(record: Record, given: tuple[str, ...] | None) -> tuple[str, ...
 
 
 def _turns(record: Record) -> list[Record]:
-    """Return the first question of LLaVA's conversations and its answer; a system's turn is none.
+    """Return the questions and answers of LLaVA's conversations in turn; a system's turn is none.
 
-    Raises DatasetError if there is no answer.
+    Raises DatasetError if the first question has no answer.
     """
     turns = [
         turn
@@ -242,7 +242,7 @@ def _turns(record: Record) -> list[Record]:
     ]
     if len(turns) < 2:
         raise record.error('conversations', 'has no answer; remove the entry')
-    return turns[:2]
+    return turns
 
 
 def _refuse_choices(record: Record) -> None:

@@ -105,7 +105,7 @@ class _Demo:
             raise LiveRunError(
                 f'{bag}: exists and is not what demo --record writes: choose a different --out'
             )
-        prepare_output(self._options.out, (), ('node.log', 'camera.log'))
+        prepare_output(self._options.out, ('node.log', 'camera.log'))
         clear_output(self._options.out, ())  # what a killed run has left
         set_ros_environment()
         description: dict[str, Any] = {}

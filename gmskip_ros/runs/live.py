@@ -43,12 +43,10 @@ def set_ros_environment() -> None:
     os.environ.setdefault('ROS_DOMAIN_ID', str(random.choice(DOMAIN_IDS)))
 
 
-def prepare_output(out: Path, results: Sequence[str], logs: Sequence[str]) -> None:
-    """Create the folder, remove an earlier run's results, empty the logs; raises LiveRunError."""
+def prepare_output(out: Path, logs: Sequence[str]) -> None:
+    """Create the folder and empty the logs; raises LiveRunError."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for name in results:
-            (out / name).unlink(missing_ok=True)
         for name in logs:
             (out / name).write_bytes(b'')
     except OSError as error:

@@ -27,6 +27,7 @@ from gmskip_ros.runs.live import (
     start_node,
     stop_all,
 )
+from gmskip_ros.runs.output import remove_results
 from gmskip_ros.runs.soak_record import process_use
 from gmskip_ros.runs.soak_result import (
     REPORTED,
@@ -80,7 +81,8 @@ class _Soak:
         from gmskip_ros.ros.listener import listening
 
         options = self._options
-        prepare_output(options.out, RESULTS, LOGS)
+        prepare_output(options.out, LOGS)
+        remove_results(options.out, RESULTS)
         set_ros_environment()
         with (
             tempfile.TemporaryDirectory(prefix='gmskip_soak_') as scratch,

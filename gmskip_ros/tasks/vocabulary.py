@@ -12,8 +12,8 @@ from gmskip_ros.tasks.synonyms import CAPTION_WORDS, SYNONYMS
 
 # How an answer is read: from the strictest to the one that understands most.
 MATCHES = ('strict', 'forms', 'synonyms', 'content')
-_SENSE = re.compile(r'[_ ]*\([^()]*\)$')
 DEFAULT_MATCH = 'content'  # of the node and the commands; make_task's own is 'forms'
+_SENSE = re.compile(r'[_ ]*\([^()]*\)$')  # of a label: 'car_(automobile)'
 
 
 class Vocabulary:
@@ -45,7 +45,7 @@ class Vocabulary:
     def _add_without_senses(self) -> None:
         """Let 'car' mean LVIS's `car_(automobile)`, unless it means several labels."""
         words: dict[str, list[str]] = {}
-        for label in self.labels:
+        for label in filter(_SENSE.search, self.labels):
             if word := normalise(_SENSE.sub('', label)):
                 words.setdefault(word, []).append(label)
         for word, labels in words.items():

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import gc
 import hashlib
 import operator
 import time
@@ -45,6 +44,7 @@ from gmskip_ros.vlm.errors import (
 from gmskip_ros.vlm.image_fit import FittedImageProcessor
 from gmskip_ros.vlm.prompt import ChatTokenizer, end_of_sequence_ids
 from gmskip_ros.vlm.quantization import num_parameters
+from gmskip_ros.vlm.release import release_memory
 from gmskip_ros.vlm.shared_frame import VlmSharedFrame
 from gmskip_ros.vlm.vision import cut_vision_tower
 
@@ -149,9 +149,7 @@ class Vlm:
 
     def free_memory(self) -> None:
         """Return memory that no answer uses to the device; after VlmOutOfMemoryError."""
-        gc.collect()
-        if self._device.type == 'cuda':
-            torch.cuda.empty_cache()
+        release_memory()
 
     def device_memory_bytes(self) -> int | None:
         """Return how much GPU memory PyTorch holds; None on a CPU."""

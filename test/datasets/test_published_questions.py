@@ -164,6 +164,7 @@ def test_llava_s_training_data(tmp_path):
     dataset = open_dataset(write_json(tmp_path / 'mix.json', content))
     assert content_of(dataset) == [('What is on the road?', ('A car.',))]
     assert any('conversation has no image, ignored' in note for note in dataset.notes)
+    assert not any('first question only' in note for note in dataset.notes)
     content[0]['conversations'] = turns
     dataset = open_dataset(write_json(tmp_path / 'mix.json', content))
     assert any('asked its first question only' in note for note in dataset.notes)
