@@ -42,13 +42,23 @@ def tune_cpu() -> None:
 
 
 def _cpu_name() -> str:
+    return _cpu_info('model name') or platform.processor() or platform.machine()
+
+
+def _cpu_info(name: str) -> str:
+    """Return what Linux says of the first core; '' if it says nothing."""
     try:
         for line in Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines():
-            if line.startswith('model name'):
+            if line.startswith(name):
                 return line.partition(':')[2].strip()
     except OSError:
         pass
-    return platform.processor() or platform.machine()
+    return ''
+
+
+def is_intel_cpu() -> bool:
+    """Return whether the CPU is Intel's, on which MKL chooses its fastest code."""
+    return _cpu_info('vendor_id') == 'GenuineIntel'
 
 
 def describe_run(

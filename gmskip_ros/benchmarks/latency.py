@@ -43,7 +43,7 @@ from gmskip_ros.benchmarks.subject import (
     spread,
     what_to_measure,
 )
-from gmskip_ros.benchmarks.whole_frame import AGREEING, measure_frames, measure_paced
+from gmskip_ros.benchmarks.whole_frame import AGREEING, FrameFigures, measure_frames, measure_paced
 from gmskip_ros.errors import UserError
 from gmskip_ros.machine import machine, software
 from gmskip_ros.vlm.release import release_memory
@@ -124,8 +124,6 @@ def _start_libraries() -> None:
 def _measure_model(
     settings: LatencySettings, wanted: Wanted, on_step: Callable[[str], None]
 ) -> dict[str, Any]:
-    import torch
-
     release_memory()
     forget_peak()
     conditions = Conditions()
@@ -137,50 +135,28 @@ def _measure_model(
     name = f'{wanted.model}, {subject.features.num_tokens} image tokens'
     weights, reasons = _weights_in_memory(subject, before)
     peak = peak_bytes()  # before the probes of floors take theirs
+
+    def step(text: str) -> None:
+        on_step(f'{name}: {text}')
+
     with ExitStack() as stack:
-        rival = None
-        reason = _why_no_rivals(settings, subject)
-        not_run = dict.fromkeys(RIVALS, reason) if reason else {}
-        if not reason:
-            on_step(f"{name}: loading Hugging Face's copy")
-            rival = _load_rival(settings, subject, stack)
-            not_compiled = settings.why_not_compiled
-            if not not_compiled:
-                on_step(f'{name}: compiling Hugging Face')
-                not_compiled = _compile(settings, subject, rival)
-            if not_compiled:
-                not_run[COMPILED] = not_compiled
-            if rival.has_ended:
-                on_step(f"{name}: loading Hugging Face's copy again")
-                rival = _load_rival(settings, subject, stack)
-        else:
-            reasons.update(dict.fromkeys((bars.HF_PREFILL, bars.HF_DECODE), reason))
-        on_step(f'{name}: rates of this machine')
-        try:
-            probes = _make_probes(subject)
-        except torch.OutOfMemoryError as error:
-            raise UserError(
-                f'{name}: no memory is left on {vlm.device} to measure the rates of this machine: '
-                'stop other programs that use it, or use --quantization int8'
-            ) from error
+        rival, not_run = _start_rival(settings, subject, stack, step)
+        if rival is None:
+            reasons.update({bar: not_run[COMPILED] for bar in (bars.HF_PREFILL, bars.HF_DECODE)})
+        step('rates of this machine')
+        probes = _make_probes(subject)
         contenders = make_contenders(subject, rival, COMPILED not in not_run)
-        rounds = _rounds(
-            settings, subject, contenders, probes, lambda step: on_step(f'{name}: {step}')
-        )
-        on_step(f'{name}: answers of natural length')
+        rounds = _rounds(settings, subject, contenders, probes, step)
+        step('answers of natural length')
         is_random = wanted.image_size is not None  # its answers never end by themselves
         natural = [] if is_random else measure_natural(subject, rival, rounds.count)
         rival_peak = rival.peak_bytes if rival is not None else None
     sets = skip_sets(vlm.num_blocks)
     frames = measure_frames(
-        subject,
-        sets,
-        settings.frames,
-        rounds.count,
-        lambda: on_step(f'{name}: whole frames'),
+        subject, sets, settings.frames, rounds.count, lambda: step('whole frames')
     )
-    paced = measure_paced(subject, settings.paced, lambda: on_step(f'{name}: paced at 1 Hz'))
-    on_step(f'{name}: pixels')
+    paced = measure_paced(subject, settings.paced, lambda: step('paced at 1 Hz'))
+    step('pixels')
     pictures = _measure_pixels(settings, subject)
     measured = conditions.end()
 
@@ -193,15 +169,11 @@ def _measure_model(
         if row['differing']
     ]
     floors, undercuts = rounds.floors(probes, vision_ms)
-    values = rounds.values(vision_ms, floors)
-    values.update({ratio['name']: ratio for ratio in _ratios_of(pictures)})
-    for ratio in frames.ratios:
-        values[ratio['name']] = values[bars.ON_GPU + ratio['name']] = ratio
-    values[bars.GPU_ONE_WORD] = {'value': paced['ms']['p50']}
-    for row in frames.rows:
-        drafts = row['agreement'], row['previous_agreement']
-        if row['skip_sets'] == bars.PUBLISHED and drafts == (AGREEING.agreement, None):
-            values[bars.GPU_FRAME] = {'value': row['parts_ms']['whole']['p50']}
+    values = {
+        **rounds.values(vision_ms, floors),
+        **_values_of_frames(frames, paced),
+        **{ratio['name']: ratio for ratio in _ratios_of(pictures)},
+    }
     if weights is not None:
         values[bars.WEIGHTS] = weights
     for ratio_name in rounds.impossible_floors():
@@ -243,6 +215,42 @@ def _measure_model(
         'reasons': reasons,
         'errors': [f'{name}: {error}' for error in (*errors, *undercuts)],
     }
+
+
+def _values_of_frames(frames: FrameFigures, paced: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what bars of whole frames are judged by."""
+    values: dict[str, Any] = {bars.GPU_ONE_WORD: {'value': paced['ms']['p50']}}
+    for ratio in frames.ratios:
+        values[ratio['name']] = values[bars.ON_GPU + ratio['name']] = ratio
+    for row in frames.rows:
+        drafts = row['agreement'], row['previous_agreement']
+        if row['skip_sets'] == bars.PUBLISHED and drafts == (AGREEING.agreement, None):
+            values[bars.GPU_FRAME] = {'value': row['parts_ms']['whole']['p50']}
+    return values
+
+
+def _start_rival(
+    settings: LatencySettings,
+    subject: Subject,
+    stack: ExitStack,
+    on_step: Callable[[str], None],
+) -> tuple[RivalProcess | None, dict[str, str]]:
+    """Return Hugging Face in a process of its own, which `stack` ends, and what it cannot run.
+
+    The latter maps names of rivals to the reason; without memory, or asked for none, all of them.
+    """
+    if reason := _why_no_rivals(settings, subject):
+        return None, dict.fromkeys(RIVALS, reason)
+    on_step("loading Hugging Face's copy")
+    rival = _load_rival(settings, subject, stack)
+    not_compiled = settings.why_not_compiled
+    if not not_compiled:
+        on_step('compiling Hugging Face')
+        not_compiled = _compile(settings, subject, rival)
+    if rival.has_ended:
+        on_step("loading Hugging Face's copy again")
+        rival = _load_rival(settings, subject, stack)
+    return rival, {COMPILED: not_compiled} if not_compiled else {}
 
 
 def _why_no_rivals(settings: LatencySettings, subject: Subject) -> str:
@@ -291,7 +299,12 @@ def _compile(settings: LatencySettings, subject: Subject, rival: RivalProcess) -
 
 
 def _make_probes(subject: Subject) -> dict[str, PhaseProbe]:
-    """Return the probes of the phases, each over weights of the part that does it."""
+    """Return the probes of the phases, each over weights of the part that does it.
+
+    Raises UserError where they do not fit in memory beside the model.
+    """
+    import torch
+
     vlm, decoder, vision = subject.vlm, subject.decoder, subject.vision
 
     def decode_probes() -> tuple[MatrixProbe, MatrixProbe]:
@@ -305,18 +318,24 @@ def _make_probes(subject: Subject) -> dict[str, PhaseProbe]:
         return MatrixProbe(layouts, rows, num_blocks, vlm.device, vlm.dtype, quantization)
 
     tile_rows = vision.tokens * subject.features.num_tiles
-    return {
-        'vision': PhaseProbe(
-            lambda: (probe(vision, tile_rows, vision.layers), probe(vision, 1, vision.layers))
-        ),
-        'prefill': PhaseProbe(
-            lambda: (
-                probe(decoder, subject.rows, decoder.num_blocks, vlm.quantization),
-                probe(decoder, 1, decoder.num_blocks),
-            )
-        ),
-        'decode': PhaseProbe(decode_probes),
-    }
+    try:
+        return {
+            'vision': PhaseProbe(
+                lambda: (probe(vision, tile_rows, vision.layers), probe(vision, 1, vision.layers))
+            ),
+            'prefill': PhaseProbe(
+                lambda: (
+                    probe(decoder, subject.rows, decoder.num_blocks, vlm.quantization),
+                    probe(decoder, 1, decoder.num_blocks),
+                )
+            ),
+            'decode': PhaseProbe(decode_probes),
+        }
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f'{subject.wanted.model}: no memory is left on {vlm.device} to measure the rates of '
+            'this machine: stop other programs that use it, or use --quantization int8'
+        ) from error
 
 
 def _rounds(

@@ -243,8 +243,11 @@ class _Screen:
 def _print_outcome(outcome: ReplayOutcome, bag: CameraBag, folder: Path, stop: StopSignals) -> int:
     """Print the summary of what was written, and return the exit status."""
     if outcome.run is None:
-        print('gmskip: stopped before the first frame: nothing is written', file=sys.stderr)
-        return stop.exit_code
+        if outcome.stopped:
+            print('gmskip: stopped before the first frame: nothing is written', file=sys.stderr)
+            return stop.exit_code
+        print(f'gmskip: error: no frame: {_why_no_frame(bag)}: nothing is written', file=sys.stderr)
+        return 1
     _print_summary(outcome, outcome.run, folder)
     if outcome.error:
         raise UserError(f'{outcome.error}; the answers so far are in {folder}')
@@ -252,8 +255,10 @@ def _print_outcome(outcome: ReplayOutcome, bag: CameraBag, folder: Path, stop: S
         print(f'gmskip: stopped; the answers so far are in {folder}', file=sys.stderr)
         return stop.exit_code
     if not outcome.run['frames']['answered']:
-        reason = _why_no_frame(outcome.run['frames'], bag, folder)
-        print(f'gmskip: error: no frame was answered: {reason}', file=sys.stderr)
+        print(
+            f'gmskip: error: no frame was answered: see the problems above and in {folder}',
+            file=sys.stderr,
+        )
         return 1
     return 0
 
@@ -274,9 +279,7 @@ def _print_summary(outcome: ReplayOutcome, run: Mapping[str, Any], folder: Path)
     print(f'report: {folder / "report.html"}')
 
 
-def _why_no_frame(counts: Mapping[str, int], bag: CameraBag, folder: Path) -> str:
-    if counts['in_bag']:
-        return f'see the problems above and in {folder}'
+def _why_no_frame(bag: CameraBag) -> str:
     if not bag.num_frames:
         return f'the bag has none on {bag.topic}'
     length_s = (bag.end_ns - bag.start_ns) / 1e9

@@ -97,8 +97,9 @@ class Record:
         return int(line) if line.isdecimal() else None
 
     def has(self, name: str) -> bool:
-        """Return whether the field exists and is not null."""
-        return self._values.get(name) is not None
+        """Return whether the field exists and is neither null nor NaN, as pandas writes it."""
+        value = self._values.get(name)
+        return value is not None and not _is_nan(value)
 
     def has_any(self, names: Sequence[str]) -> bool:
         """Return whether one of the fields exists and is not null."""
@@ -147,7 +148,7 @@ class Record:
         texts = []
         for entry in entries:
             text = entry.get('answer') if isinstance(entry, dict) else entry
-            if is_number(text):
+            if is_number(text) and not _is_nan(text):
                 text = str(text)
             if not isinstance(text, str):
                 raise self.error(name, f'is {short(value)}; it must be a text or a list of texts')
@@ -196,6 +197,10 @@ class Record:
         """Yield the objects of a list as Records."""
         for index, values in enumerate(self.list_of(name)):
             yield Record(values, self._path, f'{self._place}.{name}[{index}]')
+
+
+def _is_nan(value: object) -> bool:
+    return isinstance(value, float) and math.isnan(value)
 
 
 def _number(value: object) -> float | None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,7 +64,7 @@ class ReplayOptions:
 
 @dataclass(frozen=True)
 class ReplayOutcome:
-    """How a replay ended; of one that was stopped before its first frame, nothing is written."""
+    """How a replay ended; of one without a first frame, nothing is written."""
 
     stopped: bool = False  # by a signal
     error: str = ''  # what broke it off
@@ -93,6 +95,8 @@ def replay_bag(
     listener: ReplayListener,
 ) -> ReplayOutcome:
     """Answer the bag's frames and leave RESULTS in `folder`, even when stopped halfway.
+
+    Without a frame, an earlier run's results stay.
 
     Raises UserError, VlmError, SkipListError and TaskError.
     """
@@ -127,7 +131,6 @@ def replay_bag(
         replay.warm_up(stop.is_set)
     except (Stopped, KeyboardInterrupt):
         return ReplayOutcome(stopped=True)
-    clear_output(folder, RESULTS)
     return run.answer_and_write(replay)
 
 
@@ -198,23 +201,34 @@ class _Run:
         self._machine = machine_name(self._description)
 
     def answer_and_write(self, replay: Replay) -> ReplayOutcome:
-        """Answer and write frame by frame until the end or a signal, then write the report."""
+        """Answer and write frame by frame until the end or a signal, then write the report.
+
+        An earlier run's results are removed once there is a frame, and space for the report.
+        """
         stopped, error = False, ''
+        first: BagFrame | None = None
         num_shown = len(self._bag.problems)
+        frames = self._bag.frames(self._options.start_s, self._options.duration_s)
         try:
             with ExitStack() as files:
                 self._reserve_for_report(files)
+                first = next(frames, None)
+                if first is None:
+                    return ReplayOutcome()
+                clear_output(self._folder, RESULTS)
                 lines = files.enter_context(
                     open(self._folder / 'frames.jsonl', 'w', encoding='utf-8')
                 )
                 files.enter_context(self._result_bag)
-                self._answer_frames(replay, lines)
+                self._answer_frames(replay, itertools.chain([first], frames), lines)
         except Stopped:
             stopped = True
         except ReplayError as replay_error:
             error = str(replay_error)
         except OSError as os_error:
             error = f'{os_error.filename or self._folder}: {os_error.strerror or os_error}'
+            if first is None:
+                raise UserError(error) from os_error
         for problem in self._bag.problems[num_shown:]:
             self._listener.message(problem)
         run = self._write(replay, self._stop.name if stopped else error)
@@ -222,21 +236,18 @@ class _Run:
 
     def _reserve_for_report(self, files: ExitStack) -> None:
         """Fill the report's part of the disk until `files` are closed; UserError if it is full."""
-        path = self._folder / '.room.00000000.tmp'  # a name that files.remove_leftovers removes
-        files.callback(path.unlink, missing_ok=True)
-        with open(path, 'wb') as file:
-            try:
-                os.posix_fallocate(file.fileno(), 0, REPORT_RESERVE_BYTES)
-            except OSError as error:
-                if error.errno == errno.ENOSPC:  # any other: this file system cannot reserve
-                    raise UserError(
-                        f'--out {self._folder}: {error.strerror} for the report: free disk space '
-                        'or choose a different folder'
-                    ) from None
+        file = files.enter_context(tempfile.TemporaryFile(dir=self._folder))
+        try:
+            os.posix_fallocate(file.fileno(), 0, REPORT_RESERVE_BYTES)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:  # any other: this file system cannot reserve
+                raise UserError(
+                    f'--out {self._folder}: {error.strerror} for the report: free disk space '
+                    'or choose a different folder'
+                ) from None
 
-    def _answer_frames(self, replay: Replay, lines: TextIO) -> None:
-        options = self._options
-        for frame in self._bag.frames(options.start_s, options.duration_s):
+    def _answer_frames(self, replay: Replay, frames: Iterable[BagFrame], lines: TextIO) -> None:
+        for frame in frames:
             if self._stop.is_set():
                 raise Stopped('stopped')
             answered = replay.take(frame, self._stop.is_set)
@@ -252,7 +263,7 @@ class _Run:
                 self._result_bag.write_frame(answered, self._overlays(answered))
             num_answered = replay.counts['answered']
             self._listener.answered(num_answered, self._share_done(frame, num_answered))
-            if num_answered == options.limit:
+            if num_answered == self._options.limit:
                 return
 
     def _share_done(self, frame: BagFrame, answered: int) -> float:

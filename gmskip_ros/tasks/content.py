@@ -60,6 +60,12 @@ _UNSEEN = re.compile(
     r'|in (?:the |this )?(?:image|picture|photo|scene|frame|view|sight))(?= |$)|(?= ,|$))'
     r'| (?:is|are) (?:absent|missing|nowhere)(?= |$)'
 )
+# 'a pair of skis', 'any of the cars': what follows 'of' is meant.
+_MEASURES = frozenset(
+    'any all none neither either each one both pair pairs couple group groups number lot lots row '
+    'rows line lines kind kinds sort type types piece pieces slice slices bunch crowd flock herd '
+    'sign signs trace traces'.split()
+)
 # 'Parked next to the bus is a truck', 'On the bench lies a cat', 'In front of it we see a car'.
 _INVERTED = _COPULAS | frozenset(
     'lies lie sits sit stands stand hangs hang rests waits wait see'.split()
@@ -279,62 +285,96 @@ def _is_predicate(items: Sequence[str | _Mention], index: int) -> bool:
     return before in ('is', 'are', 'bright', 'dark', 'light', 'in', 'painted', 'color', 'colour')
 
 
-def _exclude_negated(items: list[str | _Mention]) -> None:
-    negated = at_once = False  # at_once: the negator is the word before
-    is_uncertain = is_doubted = False  # doubted: to the end of the clause
-    wears = 0  # 1: after 'without' or 'not wearing'; 2: after its article as well
-    for index, item in enumerate(items):
-        before = items[index - 1] if index else None
-        following = items[index + 1] if index + 1 < len(items) else None
-        if isinstance(item, _Mention):
-            if negated or is_doubted:
+def _exclude_negated(items: Sequence[str | _Mention]) -> None:
+    """Take the label from mentions within the reach of a negation or a doubt."""
+    for start in range(len(items)):
+        end = max(_end_of_negation(items, start), _end_of_doubt(items, start))
+        for item in items[start:end]:
+            if isinstance(item, _Mention):
                 item.label = None
-            at_once = False
+
+
+def _negates(items: Sequence[str | _Mention], index: int) -> bool:
+    item = items[index]
+    before = items[index - 1] if index else None
+    following = items[index + 1] if index + 1 < len(items) else None
+    return isinstance(item, str) and (
+        item in _NEGATORS
+        or item.endswith("n't")
+        or (before, item) in _INSTEAD
+        or (item in _EMPTY_OF and following in ('of', 'from'))
+        or (item in _HARDLY and following == 'any')
+    )
+
+
+def _end_of_negation(items: Sequence[str | _Mention], start: int) -> int:
+    """Return where what a negator at `start` excludes ends; `start` if there is none.
+
+    The next negator has a reach of its own.
+    """
+    if not _negates(items, start):
+        return start
+    negator, *rest = items[start : start + 2]
+    wears = negator == 'without' or (negator == 'not' and rest == ['wearing'])
+    is_verbal = negator not in ('no', 'without', 'neither', 'nor', 'zero', '0')
+    has_article = False
+    for index in range(start + 1, len(items)):
+        item = items[index]
+        if isinstance(item, _Mention):
             continue
-        is_uncertain = is_uncertain or item in _DOUBT
-        if item in _WHETHER and is_uncertain and following in _SUPPOSED:
-            is_doubted = True
-        elif item in (_BREAK, 'but'):
-            is_doubted = False
-        if item == 'without' or (item == 'not' and following == 'wearing'):
-            wears = 1
-        elif wears == 1 and item in _DETERMINERS:
-            wears = 2
-        if (before, item) in _INSTEAD:
-            negated = at_once = True
-            continue
-        if wears == 2 and (_is_participle(item) or item in _COPULAS):  # 'a shirt holding a dog'
-            negated, wears = False, 0
-        elif (
-            item in _NEGATORS
-            or item.endswith("n't")
-            or (item in _EMPTY_OF and following in ('of', 'from'))
-            or (item in _HARDLY and following == 'any')
-        ):
-            negated = at_once = True
-            continue
-        elif item == _BREAK:
-            negated = negated and not at_once and _goes_on(items[index + 1 :])
+        at_once = index == start + 1
+        has_article = has_article or item in _DETERMINERS
+        if _negates(items, index):
+            return index
+        if item == _BREAK:
+            if at_once or not _goes_on(items[index + 1 :]):
+                return index
         elif item == 'and':
-            negated = negated and not _begins_anew(following)
+            if _begins_anew(items, index + 1) or (is_verbal and _is_subject(items, index + 1)):
+                return index
+        elif wears and has_article and (_is_participle(item) or item in _COPULAS):
+            return index  # 'a shirt holding a dog'
         elif item in _END_OF_NEGATION or (item in _PREPOSITIONS and not at_once):
-            negated = negated and item == 'from' and items[index - 1] in _EMPTY_OF
-        at_once = False
+            if not (item == 'from' and items[index - 1] in _EMPTY_OF):
+                return index
+    return len(items)
+
+
+def _end_of_doubt(items: Sequence[str | _Mention], start: int) -> int:
+    """Return the end of the clause that 'whether' at `start` begins; `start` if there is none."""
+    if (
+        items[start] in _WHETHER
+        and start + 1 < len(items)
+        and items[start + 1] in _SUPPOSED
+        and not _DOUBT.isdisjoint(items[:start])
+    ):
+        return next(
+            (index for index in range(start, len(items)) if items[index] in (_BREAK, 'but')),
+            len(items),
+        )
+    return start
 
 
 def _is_participle(word: str) -> bool:
     return word.endswith('ing') and word not in ('building', 'railing', 'ceiling', 'clothing')
 
 
-def _begins_anew(item: str | _Mention | None) -> bool:
+def _begins_anew(items: Sequence[str | _Mention], index: int) -> bool:
+    item = items[index] if index < len(items) else None
     return isinstance(item, str) and (
         item in _DETERMINERS or item in _END_OF_NEGATION or item.isdigit()
     )
 
 
+def _is_subject(items: Sequence[str | _Mention], index: int) -> bool:
+    """Return whether a clause begins here: 'is not moving and people are waiting'."""
+    mention, *verb = items[index : index + 2]
+    return isinstance(mention, _Mention) and bool(verb) and verb[0] in _COPULAS
+
+
 def _goes_on(items: Sequence[str | _Mention]) -> bool:
     """Return whether a negation continues after a comma: 'no cars, trucks or buses'."""
-    if not items or _begins_anew(items[0]):
+    if _begins_anew(items, 0):
         return False
     for item in items:
         if item in ('or', 'nor'):
@@ -344,7 +384,7 @@ def _goes_on(items: Sequence[str | _Mention]) -> bool:
     return False
 
 
-def _exclude_unseen(items: list[str | _Mention]) -> None:
+def _exclude_unseen(items: Sequence[str | _Mention]) -> None:
     """Take the label from mentions said to be absent: 'cars: none', 'cars are not visible'."""
     words = [item if isinstance(item, str) else '@' for item in items]
     for index, item in enumerate(items):
@@ -354,11 +394,48 @@ def _exclude_unseen(items: list[str | _Mention]) -> None:
             if after and after[0] in _NOTHING and after[1:2] in ([], [_BREAK]):
                 item.label = None
         elif _UNSEEN.match(' '.join(('', item, *following))):
-            for before in reversed(items[:index]):
-                if isinstance(before, _Mention):
-                    before.label = None
-                elif not (before in _DETERMINERS or before in (_BREAK, 'and', 'or', 'any')):
-                    break
+            for mention in _subjects(items[:index]):
+                mention.label = None
+
+
+def _subjects(items: Sequence[str | _Mention]) -> list[_Mention]:
+    """Return the mentions that are the subject of a verb after these items, last first.
+
+    In 'the owner of the dog' and 'the bus behind the car' it is the noun before the preposition.
+    """
+    found: list[_Mention] = []
+    after_and = None  # how many of them follow the last 'and'
+    is_plain = False  # a noun that names no label, as in 'cars on the road'
+    for index in range(len(items) - 1, -1, -1):
+        item = items[index]
+        before = items[index - 1] if index else None
+        if isinstance(item, _Mention):
+            if is_plain:
+                break  # 'the car's number plate'
+            found.append(item)
+        elif item == 'of' and before in _MEASURES:
+            continue
+        elif item == 'of' or item in _PREPOSITIONS:
+            if isinstance(before, _Mention):
+                found, after_and, is_plain = [], None, False
+            elif item == 'of':
+                return []
+            else:
+                break
+        elif item in (_BREAK, 'and', 'or'):
+            if is_plain:
+                break
+            if item == 'and' and after_and is None:
+                after_and = len(found)
+        elif item in _COPULAS:  # 'There is a man and the dog is not visible'
+            return found[:after_and]
+        elif item in _NEGATORS or item in _END_OF_NEGATION:
+            break
+        elif not (item in _DETERMINERS or item in _MEASURES or item == 'any'):
+            if found:
+                break
+            is_plain = True
+    return found
 
 
 def _end_of_introduction(items: Sequence[str | _Mention]) -> int:

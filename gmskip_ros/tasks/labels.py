@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from gmskip_ros.tasks.errors import TaskError
 from gmskip_ros.tasks.normalisation import normalise
-from gmskip_ros.tasks.synonyms import CAPTION_WORDS, SYNONYMS
+from gmskip_ros.tasks.synonyms import CAPTION_WORDS, STAND_INS, SYNONYMS
 
 LABEL_SETS: dict[str, tuple[str, ...]] = {
     # The classes of CODA and CODA2022, except 'misc', which no answer can name, and the rare
@@ -190,7 +190,9 @@ def _is_misspelt_set(name: str) -> bool:
     normal = normalise(name)
     known = {label for labels in LABEL_SETS.values() for label in labels}
     known.update(
-        word for words, labels in (*SYNONYMS, *CAPTION_WORDS) for word in (*words, *labels)
+        word
+        for words, labels in (*SYNONYMS, *STAND_INS, *CAPTION_WORDS)
+        for word in (*words, *labels)
     )
     if normal in {normalise(word) for word in known}:
         return False

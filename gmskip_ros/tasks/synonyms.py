@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-# (synonyms, the labels they may stand for: the first one in the label set is used). The paper's
-# protocol does not use synonyms.
-SYNONYMS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+Table = tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(phrase.strip() for phrase in text.split(','))
+
+
+# (synonyms, the labels they may stand for: the first one in the label set is used; if there is
+# none, the first of their STAND_INS). The paper's protocol does not use synonyms.
+SYNONYMS: Table = (
     (
         (
             'person',
@@ -36,7 +43,10 @@ SYNONYMS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
         ),
         ('person', 'pedestrian'),
     ),
-    (('cyclist', 'bicyclist', 'biker', 'bike rider', 'motorcyclist'), ('cyclist', 'person')),
+    (
+        ('cyclist', 'bicyclist', 'biker', 'bike rider', 'motorcyclist'),
+        ('cyclist', 'rider', 'person'),
+    ),
     (
         (
             'automobile',
@@ -111,15 +121,33 @@ SYNONYMS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (('hair dryer', 'hairdryer'), ('hair drier',)),
 )
 
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(phrase.strip() for phrase in text.split(','))
-
+# (labels of COCO and CODA and other words, what they are called in label sets that lack them: in
+# Pascal VOC and BDD100K by another name, in Waymo's and Autoware's by a wider one).
+STAND_INS: Table = tuple(
+    (_words(words), _words(labels))
+    for words, labels in (
+        ('bicycle', 'bike'),
+        ('motorcycle, moped', 'motorbike, motor, vehicle'),
+        ('car, truck, bus, van, tram, train, tricycle, construction_vehicle', 'vehicle'),
+        ('traffic_sign, warning_sign, stop sign', 'sign'),
+        (
+            'dog, cat, horse, sheep, cow, bird, bear, elephant, zebra, giraffe, deer, moose, elk, '
+            'fox, boar, rabbit, hare, squirrel, raccoon, coyote, wolf, kangaroo, camel, monkey, '
+            'pig',
+            'animal',
+        ),
+        ('airplane', 'aeroplane'),
+        ('couch', 'sofa'),
+        ('dining table', 'diningtable'),
+        ('potted plant', 'pottedplant'),
+        ('tv', 'tvmonitor'),
+    )
+)
 
 # What else people and models call these classes in captions and on street scenes; used in addition
 # by match='content'. Not here, because they usually mean something else: street light (a lamp),
 # seat, bow, sub, notebook, container.
-CAPTION_WORDS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = tuple(
+CAPTION_WORDS: Table = tuple(
     (_words(words), _words(labels))
     for words, labels in (
         (
@@ -148,7 +176,7 @@ CAPTION_WORDS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = tuple(
             'motorbiker, motorbike rider, motorcycle rider, moped rider, scooter rider, '
             'bicycle rider, bike messenger, cycler, motorcycle driver, scooter driver, '
             'delivery rider, rider',
-            'cyclist, person',
+            'cyclist, rider, person',
         ),
         (
             'push bike, mountain bike, road bike, electric bike, '

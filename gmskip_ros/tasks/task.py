@@ -12,7 +12,7 @@ from gmskip_ros.tasks.errors import TaskError
 from gmskip_ros.tasks.labels import resolve_labels
 from gmskip_ros.tasks.metrics import jaccard, rouge_l
 from gmskip_ros.tasks.normalisation import normalise, words
-from gmskip_ros.tasks.vocabulary import Vocabulary
+from gmskip_ros.tasks.vocabulary import Vocabulary, without_sense
 
 TASK_NAMES = ('single_object', 'multi_object', 'captioning')  # of the node
 PRESENCE = 'presence'  # offline only
@@ -185,7 +185,12 @@ class Presence(Task):
         super().__init__(prompt, max_new_tokens, labels, match)
 
     def question(self, label: str) -> str:
-        """Return the question about a label, with 'an' before a, e, i, o and u, as in POPE."""
+        """Return the question about a label, with 'an' before a, e, i, o and u, as in POPE.
+
+        Of LVIS's 'car_(automobile)' it has 'car', if that is no other label, too.
+        """
+        if self.vocabulary.label_named(without_sense(label)) == label:
+            label = without_sense(label)
         article = r'\1n' if label[:1].lower() in tuple('aeiou') else r'\1'
         template = self._ARTICLE.sub(article, self.prompt)
         return template.replace(LABEL_FIELD, label.replace('_', ' '))

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from gmskip_ros.tasks.content import ContentReader
 from gmskip_ros.tasks.errors import TaskError
 from gmskip_ros.tasks.normalisation import normalise, plurals, singulars, words
-from gmskip_ros.tasks.synonyms import CAPTION_WORDS, SYNONYMS
+from gmskip_ros.tasks.synonyms import CAPTION_WORDS, STAND_INS, SYNONYMS, Table
 
 # How an answer is read: from the strictest to the one that understands most.
 MATCHES = ('strict', 'forms', 'synonyms', 'content')
 DEFAULT_MATCH = 'content'  # of the node and the commands; make_task's own is 'forms'
 _SENSE = re.compile(r'[_ ]*\([^()]*\)$')  # of a label: 'car_(automobile)'
+
+
+def without_sense(label: str) -> str:
+    """Return LVIS's 'car_(automobile)' as 'car'; other labels as they are."""
+    return _SENSE.sub('', label)
 
 
 class Vocabulary:
@@ -38,6 +44,8 @@ class Vocabulary:
             self._add_synonyms(SYNONYMS, own)
         if match == 'content':
             self._add_synonyms(CAPTION_WORDS, own)
+        if match in ('synonyms', 'content'):
+            self._add_synonyms(STAND_INS, own)
         self._label_of = own if match == 'strict' else self._label_named
         self._longest = max(len(form.split()) for form in self._label_of)
         self.content = ContentReader(labels, self._label_of) if match == 'content' else None
@@ -46,21 +54,25 @@ class Vocabulary:
         """Let 'car' mean LVIS's `car_(automobile)`, unless it means several labels."""
         words: dict[str, list[str]] = {}
         for label in filter(_SENSE.search, self.labels):
-            if word := normalise(_SENSE.sub('', label)):
+            if word := normalise(without_sense(label)):
                 words.setdefault(word, []).append(label)
         for word, labels in words.items():
             if len(labels) == 1:
                 self._add((form, labels[0]) for form in (word, *plurals(word)))
 
-    def _add_synonyms(
-        self,
-        table: Iterable[tuple[tuple[str, ...], tuple[str, ...]]],
-        own: Mapping[str, str],
-    ) -> None:
+    def _add_synonyms(self, table: Table, own: Mapping[str, str]) -> None:
         for group, candidates in table:
-            label = next(filter(None, (own.get(normalise(name)) for name in candidates)), None)
+            stand_ins = (
+                label
+                for names, labels in STAND_INS
+                for label in labels
+                if not set(names).isdisjoint(candidates)
+            )
+            names = itertools.chain(candidates, stand_ins)
+            label = next(filter(None, (own.get(normalise(name)) for name in names)), None)
             if label is not None:
-                self._add((form, label) for word in group for form in (word, *plurals(word)))
+                for word in map(normalise, group):
+                    self._add((form, label) for form in (word, *plurals(word)))
 
     def _add(self, forms: Iterable[tuple[str, str]]) -> None:
         for form, label in forms:

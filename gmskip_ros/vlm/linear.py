@@ -4,21 +4,24 @@ Layers on the same input are fused into one. Where they stay as they are, Huggin
 become views of one buffer; where another form replaces them, its parameters are released. Either
 way there is one copy.
 
-On the CPU, oneDNN's own layout of weights is the fastest for any number of rows, in float32 and in
-bfloat16 (`gmskip benchmark latency` compares the kernels). PyTorch's operators for it are private.
-A release without them, or a CPU or dtype that they refuse, falls back to `torch.utils.mkldnn`, and
-that to the weights as they are.
+On the CPU, a library's own layout of weights is the fastest for any number of rows: MKL's on Intel
+in float32, otherwise oneDNN's (`gmskip benchmark latency` compares the kernels). PyTorch's
+operators for both are private. A release without them, or a CPU or dtype that they refuse, falls
+back to the next of PACKINGS, and in the end to the weights as they are.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
+
+from gmskip_ros.machine import is_intel_cpu
 
 # Layers of a block on the same input: which module of Hugging Face's block has them, their names.
 FUSED = {
@@ -92,6 +95,33 @@ class _Part:
         return _Part(self._whole, slice(first + start, first + stop))
 
 
+class MklPackedLinear:
+    """Weights in MKL's layout, float32 only, by the operators that PyTorch's compiler uses.
+
+    Multiplying uses no more threads than packing did.
+    """
+
+    def __init__(self, layer: DenseLinear) -> None:
+        """Raises one of NOT_SUPPORTED where this does not work."""
+        operators: Any = torch.ops.mkl
+        self._weight: Tensor = operators._mkl_reorder_linear_weight(layer.weight, PACKED_FOR_ROWS)
+        self._bias = layer.bias
+        # Weights as they are, which the operator would use for other numbers of rows than those
+        # that it is told they were packed for. One layout serves all, so it only reads the shape.
+        self._unpacked = layer.weight.new_empty(1).expand_as(layer.weight)
+        self._multiply: Callable[..., Tensor] = operators._mkl_linear.default
+        self.nbytes = layer.nbytes  # of the packed buffer, the rest is never touched
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """Return the outputs (..., out) of states (..., in)."""
+        rows = states.shape[:-1].numel()
+        return self._multiply(states, self._weight, self._unpacked, self._bias, rows)
+
+    def part(self, start: int, stop: int) -> Linear:
+        """Return a layer with the outputs from `start` up to `stop` only; it computes all."""
+        return _Part(self, slice(start, stop))
+
+
 class PackedLinear:
     """Weights in oneDNN's layout, by the operators that PyTorch's compiler uses."""
 
@@ -140,7 +170,11 @@ class PubliclyPackedLinear:
         return _Part(self, slice(start, stop))
 
 
-PACKINGS: tuple[Callable[[DenseLinear], Linear], ...] = (PackedLinear, PubliclyPackedLinear)
+PACKINGS: tuple[Callable[[DenseLinear], Linear], ...] = (
+    *((MklPackedLinear,) if is_intel_cpu() else ()),  # elsewhere MKL is slower than oneDNN
+    PackedLinear,
+    PubliclyPackedLinear,
+)
 
 
 def packed(layer: DenseLinear) -> Linear | None:
@@ -158,12 +192,13 @@ def packed(layer: DenseLinear) -> Linear | None:
 def _is_right(pack: Callable[[DenseLinear], Linear], dtype: torch.dtype) -> bool:
     """Try a packing once, on this machine and with this PyTorch: does it give what it should?"""
     random = torch.Generator().manual_seed(0)
-    weight = torch.randn(40, 24, generator=random).to(dtype)
-    bias = torch.randn(40, generator=random).to(dtype)
     tolerance = 8 * torch.finfo(dtype).eps
+    weights = [torch.randn(*shape, generator=random).to(dtype) for shape in ((40, 24), (520, 1030))]
     try:
-        for rows in (1, 3, PACKED_FOR_ROWS):
-            states = torch.randn(2, rows, 24, generator=random).to(dtype)
+        for weight, rows in itertools.product(weights, (1, 3, PACKED_FOR_ROWS)):
+            outputs, inputs = weight.shape
+            states = torch.randn(2, rows, inputs, generator=random).to(dtype)
+            bias = torch.randn(outputs, generator=random).to(dtype)
             for layer in (DenseLinear(weight, None), DenseLinear(weight, bias)):
                 found, expected = pack(layer)(states), layer(states)
                 size = float(expected.abs().max())

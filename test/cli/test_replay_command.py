@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import errno
 import functools
 import importlib
 import json
@@ -578,10 +579,38 @@ def test_a_part_without_frames_is_an_error(
     bag = write_bag(tmp_path / 'empty', words, empty_topics=empty)
     assert replay(bag, '--out', tmp_path / 'a', '--task', 'single_object') == 1
     assert f'the bag has none on {TOPIC}' in capsys.readouterr().err
+    assert not list((tmp_path / 'a').iterdir())
     bag = write_bag(tmp_path / 'short', {TOPIC: drive(3)})
     options = ('--task', 'single_object', '--start', 9)
     assert replay(bag, '--out', tmp_path / 'b', *options) == 1
     assert 'none of the 3' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('cause', ['no frame in the part', 'no space for the report'])
+def test_a_replay_without_a_first_frame_keeps_earlier_results(
+    tmp_path: Path,
+    bag: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    cause: str,
+) -> None:
+    options = ('--task', 'single_object', '--limit', 1, '--out', tmp_path / 'out')
+    assert replay(bag, *options) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / 'out').rglob('*') if path.is_file()}
+    capsys.readouterr()
+    if cause == 'no frame in the part':
+        assert replay(bag, *options, '--overwrite', '--start', 1000) == 1
+        assert 'nothing is written' in capsys.readouterr().err
+    else:
+
+        def full(*_: int) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(os, 'posix_fallocate', full)
+        assert replay(bag, *options, '--overwrite') == 2
+        assert 'No space left on device' in capsys.readouterr().err
+    after = {path: path.read_bytes() for path in (tmp_path / 'out').rglob('*') if path.is_file()}
+    assert after == before
 
 
 def test_frames_without_a_stamp_use_the_recording_time(

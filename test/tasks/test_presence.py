@@ -66,6 +66,22 @@ def test_the_article_is_that_of_pope(task: Presence) -> None:
     assert own.question('airplane') == 'Can you see an airplane, or an airplane?'
 
 
+def test_a_sense_is_asked_about_only_where_the_word_has_several() -> None:
+    task = make_task(
+        PRESENCE, labels=['car_(automobile)', 'mouse_(animal)', 'mouse_(computer_equipment)']
+    )
+    assert isinstance(task, Presence)
+    asked = [
+        task.question(label).removesuffix(' in the image? Answer yes or no.')
+        for label in task.labels
+    ]
+    assert asked == [
+        'Is there a car',
+        'Is there a mouse (animal)',
+        'Is there a mouse (computer equipment)',
+    ]
+
+
 def test_answers_are_read_as_by_pope(task: Presence) -> None:
     assert {text: task.parse(text).text for text in READ_BY_POPE} == READ_BY_POPE
     understood = [text for text in READ_BY_POPE if task.parse(text).in_vocabulary]

@@ -72,7 +72,9 @@ def check_against_the_loaded_model(model: str, dtype: str, image, monkeypatch) -
     reserve = 0.1 * (need.kv_bytes + need.activation_bytes) + 2**30
     assert need.total_bytes == pytest.approx(parts + reserve, abs=1)
 
-    encoding = peak_bytes(lambda: vlm.encode(image))
+    # Some CPUs' convolution takes megabytes of its own, whatever the model: part of the reserve.
+    with torch.backends.mkldnn.flags(enabled=False):
+        encoding = peak_bytes(lambda: vlm.encode(image))
     prefill = peak_bytes(lambda: vlm.answer(features, PROMPT, forced_length=5)) - stored_bytes
     peak = features.tokens.nbytes + max(encoding, prefill)
     assert peak <= need.activation_bytes <= 4 * peak
