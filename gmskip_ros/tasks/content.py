@@ -34,6 +34,8 @@ _NEGATORS = frozenset(
     'no not without cannot neither nor never zero 0 lacks lack lacking isnt arent dont doesnt'
     ' cant'.split()
 )
+_NEGATIVE_DETERMINERS = frozenset('no without neither nor zero 0'.split())
+_BEFORE_OBJECTS = _COPULAS | frozenset('has have with see shows show contains contain'.split())
 _HARDLY = frozenset('hardly barely scarcely'.split())  # any
 _EMPTY_OF = frozenset('free absence devoid empty absent void clear lack'.split())  # of, from
 # 'no cars but a bus', 'not only a car', 'not sure, ...', 'no less than two cars'.
@@ -316,7 +318,10 @@ def _end_of_negation(items: Sequence[str | _Mention], start: int) -> int:
         return start
     negator, *rest = items[start : start + 2]
     wears = negator == 'without' or (negator == 'not' and rest == ['wearing'])
-    is_verbal = negator not in ('no', 'without', 'neither', 'nor', 'zero', '0')
+    # 'There are no cars and people are walking', but 'No cars and trucks are visible'.
+    is_of_verb = negator not in _NEGATIVE_DETERMINERS or (
+        start > 0 and items[start - 1] in _BEFORE_OBJECTS
+    )
     has_article = False
     for index in range(start + 1, len(items)):
         item = items[index]
@@ -330,7 +335,7 @@ def _end_of_negation(items: Sequence[str | _Mention], start: int) -> int:
             if at_once or not _goes_on(items[index + 1 :]):
                 return index
         elif item == 'and':
-            if _begins_anew(items, index + 1) or (is_verbal and _is_subject(items, index + 1)):
+            if _begins_anew(items, index + 1) or (is_of_verb and _is_subject(items, index + 1)):
                 return index
         elif wears and has_article and (_is_participle(item) or item in _COPULAS):
             return index  # 'a shirt holding a dog'
