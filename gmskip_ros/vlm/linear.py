@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from gmskip_ros.machine import is_intel_cpu
+from gmskip_ros.vlm.release import empty_allocators
 
 # Layers of a block on the same input: which module of Hugging Face's block has them, their names.
 FUSED = {
@@ -30,9 +31,12 @@ FUSED = {
     'gate_up': ('mlp', ('gate_proj', 'up_proj')),
     'down': ('mlp', ('down_proj',)),
 }
-# The layout is chosen for a number of rows. That for 128 is within 5 % of the best for 1 row (where
-# the one for 1 row is slower by up to a third), for 121, for 600 and for 2048.
+# The layout is chosen for a number of rows. oneDNN's for 128 is within 5 % of the best for 1 row
+# (where the one for 1 row is slower by up to a third), for 121, for 600 and for 2048. MKL's for 320
+# is about the best for 1 to 800 (256 and 384 are as good; those for 128 and for 1024 are slower by
+# a fifth and a third with 160 rows).
 PACKED_FOR_ROWS = 128
+MKL_PACKED_FOR_ROWS = 320
 # How a release, a CPU or a dtype without packed weights shows.
 NOT_SUPPORTED = (AttributeError, ImportError, NotImplementedError, RuntimeError, TypeError)
 
@@ -104,7 +108,10 @@ class MklPackedLinear:
     def __init__(self, layer: DenseLinear) -> None:
         """Raises one of NOT_SUPPORTED where this does not work."""
         operators: Any = torch.ops.mkl
-        self._weight: Tensor = operators._mkl_reorder_linear_weight(layer.weight, PACKED_FOR_ROWS)
+        empty_allocators()  # the buffer is larger than what is written: pages in use would stay so
+        self._weight: Tensor = operators._mkl_reorder_linear_weight(
+            layer.weight, MKL_PACKED_FOR_ROWS
+        )
         self._bias = layer.bias
         # Weights as they are, which the operator would use for other numbers of rows than those
         # that it is told they were packed for. One layout serves all, so it only reads the shape.
@@ -195,7 +202,7 @@ def _is_right(pack: Callable[[DenseLinear], Linear], dtype: torch.dtype) -> bool
     tolerance = 8 * torch.finfo(dtype).eps
     weights = [torch.randn(*shape, generator=random).to(dtype) for shape in ((40, 24), (520, 1030))]
     try:
-        for weight, rows in itertools.product(weights, (1, 3, PACKED_FOR_ROWS)):
+        for weight, rows in itertools.product(weights, (1, 3, MKL_PACKED_FOR_ROWS)):
             outputs, inputs = weight.shape
             states = torch.randn(2, rows, inputs, generator=random).to(dtype)
             bias = torch.randn(outputs, generator=random).to(dtype)
