@@ -213,14 +213,13 @@ class _Run:
             with ExitStack() as files:
                 self._reserve_for_report(files)
                 first = next(frames, None)
-                if first is None:
-                    return ReplayOutcome()
-                clear_output(self._folder, RESULTS)
-                lines = files.enter_context(
-                    open(self._folder / 'frames.jsonl', 'w', encoding='utf-8')
-                )
-                files.enter_context(self._result_bag)
-                self._answer_frames(replay, itertools.chain([first], frames), lines)
+                if first is not None:
+                    clear_output(self._folder, RESULTS)
+                    lines = files.enter_context(
+                        open(self._folder / 'frames.jsonl', 'w', encoding='utf-8')
+                    )
+                    files.enter_context(self._result_bag)
+                    self._answer_frames(replay, itertools.chain([first], frames), lines)
         except Stopped:
             stopped = True
         except ReplayError as replay_error:
@@ -231,6 +230,8 @@ class _Run:
                 raise UserError(error) from os_error
         for problem in self._bag.problems[num_shown:]:
             self._listener.message(problem)
+        if first is None:
+            return ReplayOutcome()
         run = self._write(replay, self._stop.name if stopped else error)
         return ReplayOutcome(stopped, error, run, self._rows)
 

@@ -409,7 +409,7 @@ def _subjects(items: Sequence[str | _Mention]) -> list[_Mention]:
     In 'the owner of the dog' and 'the bus behind the car' it is the noun before the preposition.
     """
     found: list[_Mention] = []
-    after_and = None  # how many of them follow the last 'and'
+    after_and = after_break = None  # how many of them follow the last one
     is_plain = False  # a noun that names no label, as in 'cars on the road'
     for index in range(len(items) - 1, -1, -1):
         item = items[index]
@@ -422,16 +422,19 @@ def _subjects(items: Sequence[str | _Mention]) -> list[_Mention]:
             continue
         elif item == 'of' or item in _PREPOSITIONS:
             if isinstance(before, _Mention):
-                found, after_and, is_plain = [], None, False
+                found, is_plain = [], False
+                after_and = after_break = None
             elif item == 'of':
                 return []
-            else:
-                break
+            else:  # 'On the bus, cars are not visible'
+                return found[:after_break]
         elif item in (_BREAK, 'and', 'or'):
             if is_plain:
                 break
             if item == 'and' and after_and is None:
                 after_and = len(found)
+            if item == _BREAK:
+                after_break = len(found)
         elif item in _COPULAS:  # 'There is a man and the dog is not visible'
             return found[:after_and]
         elif item in _NEGATORS or item in _END_OF_NEGATION:

@@ -27,8 +27,8 @@ from gmskip_ros.skipping import load_skip_list
 from gmskip_ros.tasks import LABEL_SETS, METRICS
 from gmskip_ros.vlm import load_vlm
 
-IMAGES = 12
-START, ROUNDS = 18, 4
+IMAGES = 10
+START, ROUNDS = 18, 3
 # A whole caption takes 14 passes; its first words distinguish skip sets as well.
 CAPTION_TOKENS = 6
 # Task -> batch size and memory of the race, so that its walks have a different shape.
