@@ -59,7 +59,7 @@ def _cpu_info(name: str) -> str:
 
 
 def is_intel_cpu() -> bool:
-    """Return whether the CPU is Intel's, on which MKL chooses its fastest code."""
+    """Return whether the CPU is Intel's, as far as Linux says: MKL has its fastest code there."""
     return _cpu_info('vendor_id') == 'GenuineIntel'
 
 

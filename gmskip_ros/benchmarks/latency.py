@@ -132,12 +132,11 @@ def _measure_model(
         wanted, settings.device, settings.dtype, settings.load_options, settings.seed
     )
     vlm = subject.vlm
-    name = f'{wanted.model}, {subject.features.num_tokens} image tokens'
     weights, reasons = _weights_in_memory(subject, before)
     peak = peak_bytes()  # before the probes of floors take theirs
 
     def step(text: str) -> None:
-        on_step(f'{name}: {text}')
+        on_step(f'{subject.title}: {text}')
 
     with ExitStack() as stack:
         rival, not_run = _start_rival(settings, subject, stack, step)
@@ -213,7 +212,7 @@ def _measure_model(
         'notes': notes,
         'values': values,
         'reasons': reasons,
-        'errors': [f'{name}: {error}' for error in (*errors, *undercuts)],
+        'errors': [f'{subject.title}: {error}' for error in (*errors, *undercuts)],
     }
 
 
@@ -333,8 +332,8 @@ def _make_probes(subject: Subject) -> dict[str, PhaseProbe]:
         }
     except torch.OutOfMemoryError as error:
         raise UserError(
-            f'{subject.wanted.model}: no memory is left on {vlm.device} to measure the rates of '
-            'this machine: stop other programs that use it, or use --quantization int8'
+            f'{subject.title}: no memory is left on {vlm.device} to measure the rates of this '
+            'machine: stop other programs that use it, or use --quantization int8'
         ) from error
 
 

@@ -62,6 +62,11 @@ class Subject:
     first_ms: float
 
     @property
+    def title(self) -> str:
+        """What messages call it."""
+        return f'{self.wanted.model}, {self.features.num_tokens} image tokens'
+
+    @property
     def prompt(self) -> str:
         """The prompt of the rounds."""
         return self.prompts[TASK_NAMES[0]]

@@ -280,6 +280,8 @@ def _print_summary(outcome: ReplayOutcome, run: Mapping[str, Any], folder: Path)
 
 
 def _why_no_frame(bag: CameraBag) -> str:
+    if bag.problems:
+        return 'see the problems above'
     if not bag.num_frames:
         return f'the bag has none on {bag.topic}'
     length_s = (bag.end_ns - bag.start_ns) / 1e9

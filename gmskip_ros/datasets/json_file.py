@@ -102,11 +102,11 @@ class Record:
         return value is not None and not _is_nan(value)
 
     def has_any(self, names: Sequence[str]) -> bool:
-        """Return whether one of the fields exists and is not null."""
+        """Return whether the record `has` one of the fields."""
         return any(map(self.has, names))
 
     def first_of(self, names: Sequence[str]) -> str:
-        """Return the first of the names whose field exists and is not null, else the first one."""
+        """Return the first of the names that the record `has`, else the first one."""
         return next(filter(self.has, names), names[0])
 
     def is_blank(self, name: str) -> bool:
@@ -139,7 +139,7 @@ class Record:
         return value.strip()
 
     def texts(self, name: str) -> tuple[str, ...]:
-        """Return a text, or a list of them, without blank ones.
+        """Return a text, or a list of them, without blank ones and NaN.
 
         A number counts as a text, and so does an object with the field `answer` (VQA).
         """
@@ -148,8 +148,8 @@ class Record:
         texts = []
         for entry in entries:
             text = entry.get('answer') if isinstance(entry, dict) else entry
-            if is_number(text) and not _is_nan(text):
-                text = str(text)
+            if is_number(text):
+                text = '' if _is_nan(text) else str(text)
             if not isinstance(text, str):
                 raise self.error(name, f'is {short(value)}; it must be a text or a list of texts')
             texts.append(text.strip())

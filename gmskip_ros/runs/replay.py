@@ -213,6 +213,8 @@ class _Run:
             with ExitStack() as files:
                 self._reserve_for_report(files)
                 first = next(frames, None)
+                if self._stop.is_set():
+                    return ReplayOutcome(stopped=True)
                 if first is not None:
                     clear_output(self._folder, RESULTS)
                     lines = files.enter_context(
@@ -226,11 +228,11 @@ class _Run:
             error = str(replay_error)
         except OSError as os_error:
             error = f'{os_error.filename or self._folder}: {os_error.strerror or os_error}'
-            if first is None:
-                raise UserError(error) from os_error
         for problem in self._bag.problems[num_shown:]:
             self._listener.message(problem)
         if first is None:
+            if error:
+                raise UserError(error)
             return ReplayOutcome()
         run = self._write(replay, self._stop.name if stopped else error)
         return ReplayOutcome(stopped, error, run, self._rows)

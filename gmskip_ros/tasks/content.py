@@ -28,14 +28,15 @@ _COPULAS = frozenset(
 )
 _PREPOSITIONS = frozenset(
     'in on at near behind beside besides next inside outside under above below over across along '
-    'between among around from with through against towards toward by'.split()
+    'between among around from with through against towards toward by before'.split()
 )
 _NEGATORS = frozenset(
     'no not without cannot neither nor never zero 0 lacks lack lacking isnt arent dont doesnt'
     ' cant'.split()
 )
-_NEGATIVE_DETERMINERS = frozenset('no without neither nor zero 0'.split())
-_BEFORE_OBJECTS = _COPULAS | frozenset('has have with see shows show contains contain'.split())
+_BEFORE_OBJECTS = _COPULAS | frozenset(
+    'has have with see shows show contains contain features includes depicts'.split()
+)
 _HARDLY = frozenset('hardly barely scarcely'.split())  # any
 _EMPTY_OF = frozenset('free absence devoid empty absent void clear lack'.split())  # of, from
 # 'no cars but a bus', 'not only a car', 'not sure, ...', 'no less than two cars'.
@@ -98,7 +99,7 @@ class ContentReader:
       are none of these. Three or more labels in a row are a list.
     - 'No', 'not', 'without' and the like exclude what follows: to the end of the clause or the next
       'but', preposition or article after a comma. 'Cars: none' and 'cars are not visible' exclude
-      cars.
+      cars; 'the owner of the dog is not visible' does not exclude the dog.
     - Somebody riding a bicycle or a motorcycle is a cyclist, if that is one of the labels.
     - The main object is the first one mentioned, which is the head of an English noun phrase: 'a
       bowl of oranges' is a bowl. An introduction is passed over: 'Next to the bus is a dog', 'The
@@ -318,9 +319,11 @@ def _end_of_negation(items: Sequence[str | _Mention], start: int) -> int:
         return start
     negator, *rest = items[start : start + 2]
     wears = negator == 'without' or (negator == 'not' and rest == ['wearing'])
-    # 'There are no cars and people are walking', but 'No cars and trucks are visible'.
-    is_of_verb = negator not in _NEGATIVE_DETERMINERS or (
-        start > 0 and items[start - 1] in _BEFORE_OBJECTS
+    # 'There are no cars and people are walking', 'The train is not moving and people are waiting';
+    # but 'No cars and trucks are visible', 'I don't think cars and trucks are visible'.
+    before = items[start - 1] if start else None
+    is_of_verb = negator in _COPULAS or before in (
+        _COPULAS if negator == 'not' else _BEFORE_OBJECTS
     )
     has_article = False
     for index in range(start + 1, len(items)):
@@ -335,7 +338,10 @@ def _end_of_negation(items: Sequence[str | _Mention], start: int) -> int:
             if at_once or not _goes_on(items[index + 1 :]):
                 return index
         elif item == 'and':
-            if _begins_anew(items, index + 1) or (is_of_verb and _is_subject(items, index + 1)):
+            is_complement = not _WHETHER.isdisjoint(items[start:index])
+            if _begins_anew(items, index + 1) or (
+                is_of_verb and not is_complement and _is_subject(items, index + 1)
+            ):
                 return index
         elif wears and has_article and (_is_participle(item) or item in _COPULAS):
             return index  # 'a shirt holding a dog'
@@ -406,14 +412,18 @@ def _exclude_unseen(items: Sequence[str | _Mention]) -> None:
 def _subjects(items: Sequence[str | _Mention]) -> list[_Mention]:
     """Return the mentions that are the subject of a verb after these items, last first.
 
-    In 'the owner of the dog' and 'the bus behind the car' it is the noun before the preposition.
+    In 'the owner of the dog' and 'the bus behind the car' it is the noun before the preposition. An
+    earlier clause has none: 'There is a man on a bus and the dog is not visible'.
     """
     found: list[_Mention] = []
-    after_and = after_break = None  # how many of them follow the last one
+    after_and: int | None = None  # how many follow the nearest 'and'
+    after_break: int | None = None  # and the farthest comma
     is_plain = False  # a noun that names no label, as in 'cars on the road'
+    items = _with_short_prepositions(items)
     for index in range(len(items) - 1, -1, -1):
         item = items[index]
         before = items[index - 1] if index else None
+        of_this_clause = after_and if after_break is None else after_break
         if isinstance(item, _Mention):
             if is_plain:
                 break  # 'the car's number plate'
@@ -421,29 +431,38 @@ def _subjects(items: Sequence[str | _Mention]) -> list[_Mention]:
         elif item == 'of' and before in _MEASURES:
             continue
         elif item == 'of' or item in _PREPOSITIONS:
-            if isinstance(before, _Mention):
-                found, is_plain = [], False
-                after_and = after_break = None
-            elif item == 'of':
-                return []
-            else:  # 'On the bus, cars are not visible'
-                return found[:after_break]
+            if of_this_clause is not None or (item != 'of' and not isinstance(before, _Mention)):
+                return found[:of_this_clause]
+            found, is_plain = [], False
+            if not isinstance(before, _Mention):
+                break
         elif item in (_BREAK, 'and', 'or'):
             if is_plain:
                 break
-            if item == 'and' and after_and is None:
-                after_and = len(found)
             if item == _BREAK:
                 after_break = len(found)
-        elif item in _COPULAS:  # 'There is a man and the dog is not visible'
-            return found[:after_and]
+            elif item == 'and' and after_and is None:
+                after_and = len(found)
+        elif item in _BEFORE_OBJECTS:
+            return found[:of_this_clause]
         elif item in _NEGATORS or item in _END_OF_NEGATION:
             break
-        elif not (item in _DETERMINERS or item in _MEASURES or item == 'any'):
+        elif not (item in _DETERMINERS or item in _MEASURES):
             if found:
                 break
             is_plain = True
     return found
+
+
+def _with_short_prepositions(items: Sequence[str | _Mention]) -> list[str | _Mention]:
+    """Return the items with 'in front of' and the like as one preposition."""
+    short: list[str | _Mention] = []
+    for item in items:
+        if item == 'of' and short[-2:] in (['in', 'front'], ['on', 'top']):
+            short[-2:] = ['before']
+        elif not (item == 'of' and short and short[-1] in _PREPOSITIONS):  # 'outside of'
+            short.append(item)
+    return short
 
 
 def _end_of_introduction(items: Sequence[str | _Mention]) -> int:

@@ -187,7 +187,7 @@ class Presence(Task):
     def question(self, label: str) -> str:
         """Return the question about a label, with 'an' before a, e, i, o and u, as in POPE.
 
-        Of LVIS's 'car_(automobile)' it has 'car', if that is no other label, too.
+        For LVIS's 'car_(automobile)' it asks about 'car', unless that may mean another label.
         """
         if self.vocabulary.label_named(without_sense(label)) == label:
             label = without_sense(label)
