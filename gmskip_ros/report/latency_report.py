@@ -84,17 +84,16 @@ def _draw_model(axis: Any, model: Mapping[str, Any]) -> None:
         if floor['blocks'] is not None:
             floors[floor['blocks']] = floors.get(floor['blocks'], 0.0) + floor['floor_ms']
     axis.plot(list(floors), list(floors.values()), color=PURPLE, linewidth=1.2)
-    most = max(floors)
-    add_label(axis, 'floor', (most, floors[most]), (-6, -16), color=PURPLE, ha='right')
+    least = min(floors)
+    add_label(axis, 'floor', (least, floors[least]), (-6, -2), color=PURPLE, ha='right')
     rivals = [row for row in model['rows'] if row['name'].startswith(RIVAL)]
-    ranks = dict.fromkeys((row['blocks'] for row in rivals), 0)  # 0: the slowest with as many
-    for row in sorted(rivals, key=lambda row: row['answer_ms']['p50'], reverse=True):
-        at = (row['blocks'], row['answer_ms']['p50'])
-        axis.plot(*at, 'D', color=ORANGE, markersize=5)
-        name = row['name'].removeprefix(RIVAL).replace(' cache', '')
-        offset = ((-8, 6), (-8, -7), (8, -30))[min(ranks[row['blocks']], 2)]
-        ranks[row['blocks']] += 1
-        add_label(axis, f'HF {name}', at, offset, color=ORANGE, ha='right', fontsize=8)
+    for marker, name in zip('sD^', dict.fromkeys(row['name'] for row in rivals), strict=False):
+        points = [(row['blocks'], row['answer_ms']['p50']) for row in rivals if row['name'] == name]
+        label = f'HF {name.removeprefix(RIVAL).replace(" cache", "")}'
+        style = {'color': ORANGE, 'markersize': 6, 'fillstyle': 'none'}  # they may coincide
+        axis.plot(*zip(*points, strict=True), marker, label=label, **style)
+    if rivals:
+        axis.legend(loc='upper left', fontsize=8, frameon=False)
     axis.set_xlim(0, full['blocks'] * 1.04)
     axis.set_ylim(bottom=0)
     axis.set_xlabel('blocks of the decoder that run')
