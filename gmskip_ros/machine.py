@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-from pathlib import Path
 
 # Turns of waiting before one of PyTorch's threads sleeps, of some 15 ns each. Waking it costs more
 # than a small layer takes, so they have to last from one layer to the next, and that takes longer
@@ -50,9 +49,10 @@ def _cpu_name() -> str:
 def _cpu_info(name: str) -> str:
     """Return what Linux says of the first core; '' if it says nothing."""
     try:
-        for line in Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines():
-            if line.startswith(name):
-                return line.partition(':')[2].strip()
+        with open('/proc/cpuinfo', encoding='utf-8') as lines:  # not all: it grows with the cores
+            for line in lines:
+                if line.startswith(name):
+                    return line.partition(':')[2].strip()
     except OSError:
         pass
     return ''

@@ -58,7 +58,7 @@ class Vocabulary:
                 words.setdefault(word, []).append(label)
         for word, labels in words.items():
             if len(labels) == 1:
-                self._add((form, labels[0]) for form in (word, *plurals(word)))
+                self._add_word(word, labels[0])
 
     def _add_synonyms(self, table: Table, own: Mapping[str, str]) -> None:
         for group, candidates in table:
@@ -72,7 +72,10 @@ class Vocabulary:
             label = next(filter(None, (own.get(normalise(name)) for name in names)), None)
             if label is not None:
                 for word in map(normalise, group):
-                    self._add((form, label) for form in (word, *plurals(word)))
+                    self._add_word(word, label)
+
+    def _add_word(self, word: str, label: str) -> None:
+        self._add((form, label) for form in (word, *plurals(word)))
 
     def _add(self, forms: Iterable[tuple[str, str]]) -> None:
         for form, label in forms:

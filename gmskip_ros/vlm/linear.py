@@ -100,7 +100,15 @@ class _Part:
         return _Part(self._whole, slice(first + start, first + stop))
 
 
-class MklPackedLinear:
+class _Packed:
+    """What forms have in common whose weights cannot be split."""
+
+    def part(self: Linear, start: int, stop: int) -> Linear:
+        """Return a layer with the outputs from `start` up to `stop` only; it computes all."""
+        return _Part(self, slice(start, stop))
+
+
+class MklPackedLinear(_Packed):
     """Weights in MKL's layout, float32 only, by the operators that PyTorch's compiler uses.
 
     Multiplying uses no more threads than packing did.
@@ -125,12 +133,8 @@ class MklPackedLinear:
         rows = states.shape[:-1].numel()
         return self._multiply(states, self._weight, self._unpacked, self._bias, rows)
 
-    def part(self, start: int, stop: int) -> Linear:
-        """Return a layer with the outputs from `start` up to `stop` only; it computes all."""
-        return _Part(self, slice(start, stop))
 
-
-class PackedLinear:
+class PackedLinear(_Packed):
     """Weights in oneDNN's layout, by the operators that PyTorch's compiler uses."""
 
     def __init__(self, layer: DenseLinear) -> None:
@@ -149,12 +153,8 @@ class PackedLinear:
         """Return the outputs (..., out) of states (..., in)."""
         return self._multiply(states, self._weight, self._bias, 'none', [], '')
 
-    def part(self, start: int, stop: int) -> Linear:
-        """Return a layer with the outputs from `start` up to `stop` only; it computes all."""
-        return _Part(self, slice(start, stop))
 
-
-class PubliclyPackedLinear:
+class PubliclyPackedLinear(_Packed):
     """Weights in oneDNN's layout, by `torch.utils.mkldnn`."""
 
     def __init__(self, layer: DenseLinear) -> None:
@@ -172,10 +172,6 @@ class PubliclyPackedLinear:
     def __call__(self, states: Tensor) -> Tensor:
         """Return the outputs (..., out) of states (..., in)."""
         return self._multiply(states)
-
-    def part(self, start: int, stop: int) -> Linear:
-        """Return a layer with the outputs from `start` up to `stop` only; it computes all."""
-        return _Part(self, slice(start, stop))
 
 
 PACKINGS: tuple[Callable[[DenseLinear], Linear], ...] = (
