@@ -77,6 +77,26 @@ def test_layers_fused_into_one_give_what_each_gives(monkeypatch, form, dtype, bi
 
 
 @needs_packing
+@pytest.mark.parametrize('form', FORMS, ids=str)
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
+def test_any_number_of_rows_gives_what_each_row_gives(monkeypatch, form, dtype) -> None:
+    monkeypatch.setattr('gmskip_ros.vlm.linear.PACKINGS', FORMS[form])
+    layer = make_layer(1030, 1024, True, 0, dtype)  # larger than caches next to a core
+    states = torch.randn(13, 1030).to(dtype)
+    expected = layer(states)
+    tolerance = 64 * torch.finfo(dtype).eps * float(expected.abs().max())
+    fused = fuse([layer])
+    assert type(fused) is first_of(form, dtype)
+    for rows in range(len(states) + 1):
+        found = fused(states[:rows])
+        torch.testing.assert_close(found, expected[:rows], rtol=0, atol=tolerance)
+        assert found.is_contiguous()
+    pair = fused(states[:4].view(2, 2, 1030).transpose(0, 1))
+    torch.testing.assert_close(pair[1, 0], expected[1], rtol=0, atol=tolerance)
+    torch.testing.assert_close(fused(states[5]), expected[5], rtol=0, atol=tolerance)
+
+
+@needs_packing
 def test_a_fused_layer_is_the_only_copy(monkeypatch) -> None:
     def make():
         return [make_layer(24, outputs, True, outputs) for outputs in (20, 7)]
