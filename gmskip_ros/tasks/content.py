@@ -37,6 +37,7 @@ _NEGATORS = frozenset(
 _BEFORE_OBJECTS = _COPULAS | frozenset(
     'has have with see shows show contains contain features includes depicts'.split()
 )
+_ALL = frozenset('all every each both everyone everything'.split())  # not all: some
 _HARDLY = frozenset('hardly barely scarcely'.split())  # any
 _EMPTY_OF = frozenset('free absence devoid empty absent void clear lack'.split())  # of, from
 # 'no cars but a bus', 'not only a car', 'not sure, ...', 'no less than two cars'.
@@ -302,7 +303,7 @@ def _negates(items: Sequence[str | _Mention], index: int) -> bool:
     before = items[index - 1] if index else None
     following = items[index + 1] if index + 1 < len(items) else None
     return isinstance(item, str) and (
-        item in _NEGATORS
+        (item in _NEGATORS and not (item == 'not' and following in _ALL))
         or item.endswith("n't")
         or (before, item) in _INSTEAD
         or (item in _EMPTY_OF and following in ('of', 'from'))
