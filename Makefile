@@ -6,6 +6,8 @@ READY := .venv/.installed
 
 # Use the ROS of the wheels, not one that this shell has sourced.
 unexport PYTHONPATH AMENT_PREFIX_PATH LD_LIBRARY_PATH
+# Compile this package once, not in each of the processes that tests start.
+unexport PYTHONDONTWRITEBYTECODE
 
 # One thread per process: the models are small, and threads that wait for each other spin.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2

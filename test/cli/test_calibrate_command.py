@@ -13,6 +13,7 @@ import pytest
 import yaml
 from calibrate_process import found, leftovers, read_json, without_reports
 from coco_mini import COCO_MINI, needs_coco_mini
+from thin_demo import make_thin_demo
 
 from gmskip_ros.calibration.errors import CalibrationError
 from gmskip_ros.calibration.methods.method import Method, Option
@@ -47,6 +48,11 @@ def vlm():
 
 
 @pytest.fixture(scope='module')
+def thin_vlm(tmp_path_factory):
+    return load_vlm(str(make_thin_demo(tmp_path_factory.mktemp('thin') / 'demo')), 'cpu')
+
+
+@pytest.fixture(scope='module')
 def scenes(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp('scenes') / 'scenes'
     write_scenes(folder, 24, 9000)
@@ -71,6 +77,12 @@ def gmskip(vlm, scenes, monkeypatch, capsys, tmp_path):
         return status, output, without_reports(errors)
 
     return run
+
+
+@pytest.fixture
+def thin_demo(gmskip, thin_vlm, monkeypatch):
+    """Let `gmskip` search a model of fewer blocks."""
+    monkeypatch.setattr('gmskip_ros.cli.resumable.load_model', lambda *_: thin_vlm)
 
 
 def contents(folder: Path) -> list[str]:
@@ -156,6 +168,7 @@ def test_what_is_written(gmskip, vlm, scenes, tmp_path):
     assert (out / 'trade_off.png').read_bytes().startswith(b'\x89PNG')
 
 
+@pytest.mark.usefixtures('thin_demo')
 def test_synonyms_is_the_old_name_of_a_match(gmskip, tmp_path):
     status, _, errors = gmskip('--synonyms', task='single_object')
     assert status == 0
@@ -167,18 +180,20 @@ def test_synonyms_is_the_old_name_of_a_match(gmskip, tmp_path):
     assert is_refused(gmskip('--match forms', task='single_object'), 'match')
 
 
-def test_calibration_and_test_images_are_different(gmskip, vlm, monkeypatch):
+@pytest.mark.usefixtures('thin_demo')
+def test_calibration_and_test_images_are_different(gmskip, thin_vlm, monkeypatch):
     """Each is encoded once, as many as requested."""
     encoded = []
-    encode = vlm.encode
+    encode = thin_vlm.encode
     monkeypatch.setattr(
-        vlm, 'encode', lambda image: encoded.append(image.tobytes()) or encode(image)
+        thin_vlm, 'encode', lambda image: encoded.append(image.tobytes()) or encode(image)
     )
     status, _, errors = gmskip(task='single_object', images=4, test_images=4, rounds=1)
     assert (status, errors) == (0, '')
     assert len(encoded) == len(set(encoded)) == 8
 
 
+@pytest.mark.usefixtures('thin_demo')
 def test_the_search_of_everything_finds_the_same(gmskip, tmp_path):
     for name, option in (('quick', ''), ('alone', '--exhaustive'), ('all', '--no-abandon')):
         options = {'out': tmp_path / name, 'images': 2, 'test_images': 0}
@@ -199,6 +214,7 @@ def test_the_search_of_everything_finds_the_same(gmskip, tmp_path):
     assert quick['rounds'][0]['cells'] == alone['rounds'][0]['cells']
 
 
+@pytest.mark.usefixtures('thin_demo')
 def test_each_target_has_a_list_of_its_own(gmskip, tmp_path):
     options = {'task': 'single_object', 'rounds': 1}
     status, output, errors = gmskip(target='traffic light,pedestrian', **options)
@@ -242,6 +258,7 @@ def test_each_target_has_a_list_of_its_own(gmskip, tmp_path):
         assert f'skip list: {path}\n' in output
 
 
+@pytest.mark.usefixtures('thin_demo')
 def test_seeds_show_how_stable_the_list_is(gmskip, tmp_path):
     status, _, errors = gmskip(task='single_object', seeds=2)
     assert (status, errors) == (0, '')
@@ -259,7 +276,8 @@ def test_seeds_show_how_stable_the_list_is(gmskip, tmp_path):
     assert 'Stability' in (tmp_path / 'out' / 'report.html').read_text()
 
 
-def test_one_list_for_all_tasks(gmskip, tmp_path, vlm):
+@pytest.mark.usefixtures('thin_demo')
+def test_one_list_for_all_tasks(gmskip, tmp_path, thin_vlm):
     status, _, errors = gmskip(task='joint', rounds=1, images=2, test_images=2)
     assert (status, errors) == (0, '')
     skip_list = load_skip_list(tmp_path / 'out' / 'joint.skip.yaml')
@@ -268,14 +286,14 @@ def test_one_list_for_all_tasks(gmskip, tmp_path, vlm):
     task = make_task('captioning')
     assert (
         skip_list.warnings_for(
-            num_blocks=32,
+            num_blocks=thin_vlm.num_blocks,
             text_model_type='llama',
             prompt=task.prompt,
-            template_sha256=vlm.template_sha256,
+            template_sha256=thin_vlm.template_sha256,
             dtype='float32',
             max_new_tokens=task.max_new_tokens,
             task='captioning',
-            model='demo',
+            model=thin_vlm.name,
         )
         == []
     )
@@ -349,6 +367,7 @@ def write_questions(scenes: Path, path: Path, reference: str | None = None) -> N
             file.write(json.dumps(line) + '\n')
 
 
+@pytest.mark.usefixtures('thin_demo')
 @pytest.mark.parametrize('metric', ['exact', 'rouge_l'])
 def test_questions_of_a_file(gmskip, scenes, tmp_path, metric):
     write_questions(scenes, tmp_path / 'questions.jsonl')
@@ -474,6 +493,7 @@ def test_a_search_in_one_phase_of_unprotected_blocks(gmskip, vlm, scenes, tmp_pa
     assert 'gm-skip (decode)' in page
 
 
+@pytest.mark.usefixtures('thin_demo')
 def test_rounds_in_which_every_candidate_ties_are_a_warning(gmskip, tmp_path):
     """Answers of one token have no decode phase, so nothing that is skipped there changes them."""
     status, _, errors = gmskip(
@@ -542,6 +562,7 @@ def test_fixed_intervals(gmskip, vlm, tmp_path):
         assert share in output
 
 
+@pytest.mark.usefixtures('thin_demo')
 def test_another_split_is_tested_on(gmskip, scenes, tmp_path):
     data = tmp_path / 'data'
     shutil.copytree(scenes, data)
@@ -759,6 +780,7 @@ def test_a_full_model_that_scores_nothing_is_refused_unless_forced(
     assert page.index(forced) < page.index('<h2 id="summary">')
 
 
+@pytest.mark.usefixtures('thin_demo')
 def test_joint_with_a_task_that_scores_nothing_is_refused_unless_forced(gmskip, scenes, tmp_path):
     data = tmp_path / 'data'
     shutil.copytree(scenes, data)
@@ -827,6 +849,7 @@ def test_a_folder_that_cannot_be_written_to(gmskip, tmp_path, kind):
 # Real photographs
 
 
+@pytest.mark.usefixtures('thin_demo')
 @needs_coco_mini
 @pytest.mark.parametrize('task', ['single_object', 'multi_object', 'captioning'])
 def test_photographs_of_coco_about_which_the_demo_model_knows_nothing(gmskip, tmp_path, task):
