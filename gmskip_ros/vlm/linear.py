@@ -40,7 +40,7 @@ FUSED = {
 PACKED_FOR_ROWS = 128
 MKL_PACKED_FOR_ROWS = 320
 # Weights that no cache holds arrive fastest when oneDNN multiplies a full block of its own, 6 rows:
-# on a Zen 4, 1 takes 1.25 times as long and 2 take 1.4 times (float32; in bfloat16 1.2 and 1.3).
+# on a Zen 4, 1 takes 1.25 times as long and 2 take 1.4 times (float32; in bfloat16 1.24 and 1.34).
 # Smaller layers belong to models that the cache holds, where each row costs time.
 BLOCK_ROWS = 6
 LARGE_BYTES = 1 << 20  # of one layer
@@ -148,6 +148,7 @@ class PackedLinear(_Packed):
         operators: Any = torch.ops.mkldnn
         self._weight: Tensor = operators._reorder_linear_weight(layer.weight, PACKED_FOR_ROWS)
         self._bias = layer.bias
+        self._is_large = layer.nbytes >= LARGE_BYTES
         self._multiply: Callable[..., Tensor] = operators._linear_pointwise.default
 
     @property
@@ -157,11 +158,9 @@ class PackedLinear(_Packed):
 
     def __call__(self, states: Tensor) -> Tensor:
         """Return the outputs (..., out) of states (..., in)."""
-        rows = states.shape[:-1].numel()  # each of which may go along several times
-        repeats = BLOCK_ROWS // rows if rows and self.nbytes >= LARGE_BYTES else 1
-        if repeats > 1:
-            states = states.expand(repeats, *states.shape)
-            return self._multiply(states, self._weight, self._bias, 'none', [], '')[0]
+        if self._is_large and 1 <= (rows := states.shape[:-1].numel()) <= BLOCK_ROWS // 2:
+            several = states.expand(BLOCK_ROWS // rows, *states.shape)  # each row as often
+            return self._multiply(several, self._weight, self._bias, 'none', [], '')[0]
         return self._multiply(states, self._weight, self._bias, 'none', [], '')
 
 
