@@ -6,11 +6,10 @@ READY := .venv/.installed
 
 # Use the ROS of the wheels, not one that this shell has sourced.
 unexport PYTHONPATH AMENT_PREFIX_PATH LD_LIBRARY_PATH
-# Compile this package once, not in each of the processes that tests start.
-unexport PYTHONDONTWRITEBYTECODE
 
 # One thread per process: the models are small, and threads that wait for each other spin.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+# The package is compiled once, not by each of the processes that tests start.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 # What `make check` runs: tests that start no process, without those that take longest.
 QUICK := test/test_docs.py test/test_names.py test/benchmarks \
 	test/tasks test/skipping test/datasets test/pipeline test/calibration test/report test/vlm

@@ -37,7 +37,7 @@ _NEGATORS = frozenset(
 _BEFORE_OBJECTS = _COPULAS | frozenset(
     'has have with see shows show contains contain features includes depicts'.split()
 )
-_ALL = frozenset('all every each both everyone everything'.split())  # not all: some
+_ALL = frozenset('all every everyone everybody'.split())  # 'not all cars are moving': some are
 _HARDLY = frozenset('hardly barely scarcely'.split())  # any
 _EMPTY_OF = frozenset('free absence devoid empty absent void clear lack'.split())  # of, from
 # 'no cars but a bus', 'not only a car', 'not sure, ...', 'no less than two cars'.
@@ -60,7 +60,8 @@ _DOUBT = frozenset(
 _SUPPOSED = frozenset('there a an any this that it'.split())
 _UNSEEN = re.compile(
     r"(?: (?:is|are|was|were) not| (?:isn't|aren't|wasn't|weren't)| can ?not be| can't be)"
-    r'(?: (?:\w+ )?(?:visible|present|shown|seen|there|pictured|depicted|detected|found|here'
+    r'(?: (?:(?!all )\w+ )?(?:visible|present|shown|seen|there|here'
+    r'|pictured|depicted|detected|found'
     r'|in (?:the |this )?(?:image|picture|photo|scene|frame|view|sight))(?= |$)|(?= ,|$))'
     r'| (?:is|are) (?:absent|missing|nowhere)(?= |$)'
 )
@@ -98,9 +99,9 @@ class ContentReader:
     - A noun describes the noun right after it, so of several in a row only the last counts: a 'bus
       driver' is a person, an 'orange car' a car; a 'bus stop', a 'car door' and an 'orange vest'
       are none of these. Three or more labels in a row are a list.
-    - 'No', 'not', 'without' and the like exclude what follows: to the end of the clause or the next
-      'but', preposition or article after a comma. 'Cars: none' and 'cars are not visible' exclude
-      cars; 'the owner of the dog is not visible' does not exclude the dog.
+    - 'No', 'not', 'without' and the like, but not 'not all', exclude what follows: to the end of
+      the clause or the next 'but', preposition or article after a comma. 'Cars: none' and 'cars are
+      not visible' exclude cars; 'the owner of the dog is not visible' does not exclude the dog.
     - Somebody riding a bicycle or a motorcycle is a cyclist, if that is one of the labels.
     - The main object is the first one mentioned, which is the head of an English noun phrase: 'a
       bowl of oranges' is a bowl. An introduction is passed over: 'Next to the bus is a dog', 'The
@@ -333,7 +334,7 @@ def _end_of_negation(items: Sequence[str | _Mention], start: int) -> int:
             continue
         at_once = index == start + 1
         has_article = has_article or item in _DETERMINERS
-        if _negates(items, index):
+        if item == 'not' or _negates(items, index):
             return index
         if item == _BREAK:
             if at_once or not _goes_on(items[index + 1 :]):

@@ -191,11 +191,6 @@ def choose(logits: Tensor, rows: Collection[int]) -> tuple[Tensor, list[int], li
     return ids, [int(token) for token in chosen], chances
 
 
-def _copied(logits: Tensor) -> np.ndarray:
-    """Return logits (V,) as float32 of their own: those of other rows are not kept with them."""
-    return logits.float().cpu().numpy().copy()
-
-
 def non_finite_logits(logits: Tensor) -> NonFiniteLogitsError:
     """Return the error for logits of which one is NaN or infinite."""
     dtype = str(logits.dtype).removeprefix('torch.')
@@ -261,7 +256,7 @@ def generate(
             newest, chosen, chances = choose(logits, unfinished)
         for row in sorted(unfinished):
             if keep_logits:
-                kept[row].append(_copied(logits[row]))
+                kept[row].append(logits[row].float().cpu().numpy())
             probabilities[row].append(chances[row])
             if chosen[row] in end_ids:
                 unfinished.discard(row)
@@ -321,7 +316,7 @@ def _generate_from_draft(
             if math.isnan(margins[position]) or (has_guessed and margins[position] < 0):
                 return None
             if keep_logits:
-                kept.append(_copied(logits[position]))
+                kept.append(logits[position].float().cpu().numpy())
             probabilities.append(chances[position])
             has_ended = chosen[position] in end_ids
             if not has_ended:

@@ -33,15 +33,16 @@ FUSED = {
     'down': ('mlp', ('down_proj',)),
 }
 # The layout is chosen for a number of rows. oneDNN's for 128 is within 5 % of the best for 6 rows,
-# for 121, for 600 and for 2048 (with 1 row the one for 1 is slower by a third on a Zen 5, faster by
-# that on a Zen 4, where a full block is as fast; with 24 it is slower by 40 %). MKL's for 320 is
-# about the best for 1 to 800 (256 and 384 are as good; those for 128 and for 1024 are slower by a
-# fifth and a third with 160 rows).
+# for 121, for 600 and for 2048. Its layout for 1 row multiplies 1 row a third slower on a Zen 5, a
+# third faster on a Zen 4 (no faster than BLOCK_ROWS below), and 24 rows 40 % slower there. MKL's
+# for 320 is about the best for 1 to 800 (256 and 384 are as good; those for 128 and for 1024 are
+# slower by a fifth and a third with 160 rows).
 PACKED_FOR_ROWS = 128
 MKL_PACKED_FOR_ROWS = 320
-# Weights that no cache holds arrive fastest when oneDNN multiplies a full block of its own, 6 rows:
-# on a Zen 4, 1 takes 1.25 times as long and 2 take 1.4 times (float32; in bfloat16 1.24 and 1.34).
-# Smaller layers belong to models that the cache holds, where each row costs time.
+# Weights that no cache holds arrive fastest when oneDNN multiplies 6 rows at once, its own block on
+# a CPU with AVX-512: on a Zen 4, 1 row takes 1.25 times as long as 6, 2 rows take 1.4 times, 3 rows
+# 1.2 times, and 4 or 5 up to 1.1 times (float32; bfloat16 is alike). Smaller layers belong to
+# models that the cache holds, where each row costs time.
 BLOCK_ROWS = 6
 LARGE_BYTES = 1 << 20  # of one layer
 # How a release, a CPU or a dtype without packed weights shows.
@@ -159,8 +160,9 @@ class PackedLinear(_Packed):
     def __call__(self, states: Tensor) -> Tensor:
         """Return the outputs (..., out) of states (..., in)."""
         if self._is_large and 1 <= (rows := states.shape[:-1].numel()) <= BLOCK_ROWS // 2:
-            several = states.expand(BLOCK_ROWS // rows, *states.shape)  # each row as often
-            return self._multiply(several, self._weight, self._bias, 'none', [], '')[0]
+            copies = states.expand(BLOCK_ROWS // rows, *states.shape)
+            outputs = self._multiply(copies, self._weight, self._bias, 'none', [], '')
+            return outputs[0].clone()  # whoever keeps it keeps no copies
         return self._multiply(states, self._weight, self._bias, 'none', [], '')
 
 

@@ -168,7 +168,22 @@ def test_references_may_be_plurals_at_every_level(match: str) -> None:
 def random_texts(count: int) -> list[str]:
     chosen = random.Random(0)
     words = sorted({word for row in corpus() for word in row['answer'].split(' ')})
-    words += [' ', '.', '. ', ',', '\n', '; ', 'no', 'not', 'park', 'stop', 'é', '車', "isn't"]
+    words += [
+        ' ',
+        '.',
+        '. ',
+        ',',
+        '\n',
+        '; ',
+        'no',
+        'not',
+        'all',
+        'park',
+        'stop',
+        'é',
+        '車',
+        "isn't",
+    ]
     return [
         ''.join(itertools.chain(*((word, chosen.choice(['', ' ', ' ', ' '])) for word in some)))
         for some in (chosen.choices(words, k=chosen.randrange(1, 9)) for _ in range(count))

@@ -14,6 +14,7 @@ from torch.nn.functional import linear
 
 from gmskip_ros.vlm import generation, load_vlm
 from gmskip_ros.vlm.linear import (
+    LARGE_BYTES,
     DenseLinear,
     MklPackedLinear,
     PackedLinear,
@@ -81,16 +82,17 @@ def test_layers_fused_into_one_give_what_each_gives(monkeypatch, form, dtype, bi
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
 def test_any_number_of_rows_gives_what_each_row_gives(monkeypatch, form, dtype) -> None:
     monkeypatch.setattr('gmskip_ros.vlm.linear.PACKINGS', FORMS[form])
-    layer = make_layer(1030, 1024, True, 0, dtype)  # larger than caches next to a core
+    layer = make_layer(1030, 1024, True, 0, dtype)
+    assert layer.weight.nbytes >= LARGE_BYTES
     states = torch.randn(13, 1030).to(dtype)
     expected = layer(states)
-    tolerance = 64 * torch.finfo(dtype).eps * float(expected.abs().max())
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 0.02}[dtype] * float(expected.abs().max())
     fused = fuse([layer])
     assert type(fused) is first_of(form, dtype)
     for rows in range(len(states) + 1):
         found = fused(states[:rows])
         torch.testing.assert_close(found, expected[:rows], rtol=0, atol=tolerance)
-        assert found.is_contiguous()
+        assert found.untyped_storage().nbytes() == found.nbytes  # nothing else is kept with it
     pair = fused(states[:4].view(2, 2, 1030).transpose(0, 1))
     torch.testing.assert_close(pair[1, 0], expected[1], rtol=0, atol=tolerance)
     torch.testing.assert_close(fused(states[5]), expected[5], rtol=0, atol=tolerance)
