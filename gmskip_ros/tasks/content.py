@@ -304,7 +304,7 @@ def _negates(items: Sequence[str | _Mention], index: int) -> bool:
     before = items[index - 1] if index else None
     following = items[index + 1] if index + 1 < len(items) else None
     return isinstance(item, str) and (
-        (item in _NEGATORS and not (item == 'not' and following in _ALL))
+        item in _NEGATORS
         or item.endswith("n't")
         or (before, item) in _INSTEAD
         or (item in _EMPTY_OF and following in ('of', 'from'))
@@ -313,13 +313,15 @@ def _negates(items: Sequence[str | _Mention], index: int) -> bool:
 
 
 def _end_of_negation(items: Sequence[str | _Mention], start: int) -> int:
-    """Return where what a negator at `start` excludes ends; `start` if there is none.
+    """Return where what a negator at `start` excludes ends; `start` if it excludes nothing.
 
     The next negator has a reach of its own.
     """
     if not _negates(items, start):
         return start
     negator, *rest = items[start : start + 2]
+    if negator == 'not' and not _ALL.isdisjoint(rest):
+        return start
     wears = negator == 'without' or (negator == 'not' and rest == ['wearing'])
     # 'There are no cars and people are walking', 'The train is not moving and people are waiting';
     # but 'No cars and trucks are visible', 'I don't think cars and trucks are visible'.
@@ -334,7 +336,7 @@ def _end_of_negation(items: Sequence[str | _Mention], start: int) -> int:
             continue
         at_once = index == start + 1
         has_article = has_article or item in _DETERMINERS
-        if item == 'not' or _negates(items, index):
+        if _negates(items, index):
             return index
         if item == _BREAK:
             if at_once or not _goes_on(items[index + 1 :]):

@@ -168,22 +168,7 @@ def test_references_may_be_plurals_at_every_level(match: str) -> None:
 def random_texts(count: int) -> list[str]:
     chosen = random.Random(0)
     words = sorted({word for row in corpus() for word in row['answer'].split(' ')})
-    words += [
-        ' ',
-        '.',
-        '. ',
-        ',',
-        '\n',
-        '; ',
-        'no',
-        'not',
-        'all',
-        'park',
-        'stop',
-        'é',
-        '車',
-        "isn't",
-    ]
+    words += [' ', '.', '. ', ',', '\n', '; ', 'no', 'not', 'park', 'stop', 'é', '車', "isn't"]
     return [
         ''.join(itertools.chain(*((word, chosen.choice(['', ' ', ' ', ' '])) for word in some)))
         for some in (chosen.choices(words, k=chosen.randrange(1, 9)) for _ in range(count))
@@ -199,7 +184,7 @@ def test_an_answer_that_is_ended_early_scores_as_the_whole_answer(
     names = ['car', 'no'] if 'no' in task.labels else ['car', 'bus']
     scorer = make_scorer('accuracy', [*names, *map(Absent, names)], task)
     decided = 0
-    texts = [row['answer'] for row in corpus()[::10]] + random_texts(60)
+    texts = [row['answer'] for row in corpus()[::6]] + random_texts(100)
     for text in [*texts, *(f'{text}. Not a car park, a St. Bernard' for text in texts[::5])]:
         for index in range(4):
             whole = scorer.score(index, text)
