@@ -3,8 +3,9 @@
     floor = max(operations / matrix rate, bytes / read bandwidth)
 
 Rates are those of the fastest kernel known to the run, over as many distinct weights as the model
-has (up to WORKING_SET_BYTES), so that a small model's cache counts for both sides. The matrix rate
-is measured at the phase's number of rows with the linear layers of one block.
+has (up to WORKING_SET_BYTES or READING_SET_BYTES), so that a small model's cache counts for both
+sides. The matrix rate is measured at the phase's number of rows with the linear layers of one
+block. Like answers, rates are measured with all cores awake.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gmskip_ros.benchmarks.architecture import Cost
+from gmskip_ros.benchmarks.conditions import wake_cores
 
 if TYPE_CHECKING:
     import torch
 
     Kernel = Callable[[torch.Tensor], torch.Tensor]
 
-WORKING_SET_BYTES = 256 << 20  # far beyond any cache of a CPU
+WORKING_SET_BYTES = 256 << 20  # of products that reuse each weight for many rows
+READING_SET_BYTES = 512 << 20  # for one row: more than a server's cache of 480 MiB
 TRIES = 3  # of each kernel, to find the fastest
 RUNS = 3  # of a probe per measurement
 Layers = Sequence[tuple[int, int]]  # (in, out) of the linear layers of one block
@@ -60,22 +63,33 @@ class MatrixProbe:
         device: str,
         dtype: str,
         quantization: str = 'none',
-        working_set_bytes: int = WORKING_SET_BYTES,
+        working_set_bytes: int | None = None,
     ) -> None:
         """layouts: ways to split the same block into linear layers, of which the fastest counts.
 
-        quantization: of weights that are tried besides dense ones.
+        quantization: of weights that are tried besides dense ones. working_set_bytes: None for
+        what suits the number of rows.
         """
         import torch
 
         number_bytes = getattr(torch, dtype).itemsize
         numbers = sum(wide * out for wide, out in layouts[0])
-        copies = max(1, min(num_blocks, working_set_bytes // (number_bytes * numbers)))
+        most_bytes = working_set_bytes or (READING_SET_BYTES if rows == 1 else WORKING_SET_BYTES)
+        copies = max(1, min(num_blocks, most_bytes // (number_bytes * numbers)))
         self.flops = 2 * rows * copies * numbers
         self.bytes = number_bytes * copies * numbers
         self._device = device
+        self._candidates = functools.partial(
+            _candidates, layouts, rows, copies, device, dtype, quantization
+        )
+        self.choose()
+
+    def choose(self) -> None:
+        """Look for the fastest kernel."""
+        self._steps: list[Callable[[], Any]] = []  # of an earlier choice: its memory is needed
         best_s = float('inf')
-        for name, steps in _candidates(layouts, rows, copies, device, dtype, quantization):
+        wake_cores()
+        for name, steps in self._candidates():
             seconds = min(self._timed(steps) for _ in range(1 + TRIES))
             if seconds < best_s:
                 best_s, self.kernel, self._steps = seconds, name, steps
@@ -188,10 +202,10 @@ KERNELS: dict[str, Callable[[torch.Tensor, int], Kernel]] = {
 class PhaseProbe:
     """The rates of one phase: its rows for operations, one row for bytes; `best` so far."""
 
-    def __init__(self, make_probes: Callable[[], tuple[MatrixProbe, MatrixProbe]]) -> None:
-        """make_probes returns one with the phase's rows, and one that reads (one row)."""
-        self._make_probes = make_probes
-        self._of_operations, self._of_bytes = make_probes()
+    def __init__(self, of_operations: MatrixProbe, of_bytes: MatrixProbe) -> None:
+        """of_operations: with the phase's rows. of_bytes: with one row, which reads."""
+        self._of_operations = of_operations
+        self._of_bytes = of_bytes
         self.best = Rates(0.0, 0.0)
         self.measure()
 
@@ -202,6 +216,8 @@ class PhaseProbe:
             (self._of_operations.flops, self._of_operations),
             (self._of_bytes.bytes, self._of_bytes),
         ):
+            wake_cores()
+            probe.seconds()  # the first run after something else is slower
             seconds = [probe.seconds() for _ in range(RUNS)]
             rates.append(work * RUNS / sum(seconds))
             fastest.append(work / min(seconds))
@@ -209,8 +225,10 @@ class PhaseProbe:
         return Rates(*rates)
 
     def choose_again(self) -> None:
-        """Look for the fastest kernel once more: other load may have hidden it."""
-        self._of_operations, self._of_bytes = self._make_probes()
+        """Look for the fastest kernels once more: other load may have hidden them."""
+        self._of_operations.choose()
+        if self._of_bytes is not self._of_operations:
+            self._of_bytes.choose()
         self.measure()
 
     def describe(self) -> dict[str, Any]:

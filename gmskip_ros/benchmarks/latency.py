@@ -52,7 +52,7 @@ FORMAT = 'gmskip/benchmark-latency/1'
 IMPOSSIBLE = (
     'below 1, so other load slowed the measurement of the floor: run again on an idle machine'
 )
-RIVAL_GPU_GIB = 2.0  # that a second process takes on a GPU beside weights, and the probes of floors
+RIVAL_GPU_GIB = 2.5  # that a second process takes on a GPU beside weights, and the probes of floors
 LEAST_WEIGHTS_BYTES = 256 << 20  # below, what libraries allocate would count as weights
 # Unless a number is asked for, the rounds of a model take about ROUNDS_S at most, so that the whole
 # run stays below 20 minutes on a slow machine as well; intervals want at least LEAST_ROUNDS.
@@ -306,29 +306,23 @@ def _make_probes(subject: Subject) -> dict[str, PhaseProbe]:
 
     vlm, decoder, vision = subject.vlm, subject.decoder, subject.vision
 
-    def decode_probes() -> tuple[MatrixProbe, MatrixProbe]:
-        reading = probe(decoder, 1, decoder.num_blocks)
-        if vlm.quantization == 'none':
-            return reading, reading
-        return probe(decoder, 1, decoder.num_blocks, vlm.quantization), reading
-
     def probe(shape: Any, rows: int, num_blocks: int, quantization: str = 'none') -> MatrixProbe:
         layouts = [shape.linear_layers(fused) for fused in (True, False)]
         return MatrixProbe(layouts, rows, num_blocks, vlm.device, vlm.dtype, quantization)
 
+    def decoder_probe(rows: int, quantization: str) -> MatrixProbe:
+        return probe(decoder, rows, decoder.num_blocks, quantization)
+
     tile_rows = vision.tokens * subject.features.num_tiles
     try:
+        reading = decoder_probe(1, 'none')
+        decoding = reading if vlm.quantization == 'none' else decoder_probe(1, vlm.quantization)
         return {
             'vision': PhaseProbe(
-                lambda: (probe(vision, tile_rows, vision.layers), probe(vision, 1, vision.layers))
+                probe(vision, tile_rows, vision.layers), probe(vision, 1, vision.layers)
             ),
-            'prefill': PhaseProbe(
-                lambda: (
-                    probe(decoder, subject.rows, decoder.num_blocks, vlm.quantization),
-                    probe(decoder, 1, decoder.num_blocks),
-                )
-            ),
-            'decode': PhaseProbe(decode_probes),
+            'prefill': PhaseProbe(decoder_probe(subject.rows, vlm.quantization), reading),
+            'decode': PhaseProbe(decoding, reading),
         }
     except torch.OutOfMemoryError as error:
         raise UserError(

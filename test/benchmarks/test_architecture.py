@@ -120,11 +120,14 @@ def test_probes_count_what_they_do() -> None:
         return MatrixProbe(layouts, rows, 3, 'cpu', 'float32', working_set_bytes=2 * 4 * BLOCK)
 
     assert (probe(5).flops, probe(5).bytes) == (2 * 5 * 2 * BLOCK, 4 * 2 * BLOCK)
-    phase = PhaseProbe(lambda: (probe(5), probe(1)))
+    phase = PhaseProbe(probe(5), probe(1))
     before = phase.best
     measured = phase.measure()
     assert phase.best == phase.best.best(before) == phase.best.best(measured)
     assert phase.describe()['gb_per_s'] == phase.best.bytes_per_s / 1e9 > 0
+    before = phase.best
+    phase.choose_again()
+    assert phase.best == phase.best.best(before)  # an earlier rate is not forgotten
 
 
 def test_quantised_weights_are_tried_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
