@@ -9,7 +9,7 @@ unexport PYTHONPATH AMENT_PREFIX_PATH LD_LIBRARY_PATH
 
 # One thread per process: the models are small, and threads that wait for each other spin.
 # The package is compiled once, not by each of the processes that tests start.
-PYTEST := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+PYTEST := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 # What `make check` runs: tests that start no process, without those that take longest.
 QUICK := test/test_docs.py test/test_names.py test/benchmarks \
 	test/tasks test/skipping test/datasets test/pipeline test/calibration test/report test/vlm
@@ -31,10 +31,11 @@ lint: $(READY)
 	$(BIN)/lint-imports
 
 check: lint
-	$(PYTEST) $(QUICK) $(NOT_QUICK:%=--ignore=%)
+	$(PYTEST) -n 2 $(QUICK) $(NOT_QUICK:%=--ignore=%)
 
+# A third worker uses the cores while tests of nodes and processes wait.
 test: lint
-	$(PYTEST) --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder
 
 # Train the embedded model again (80 minutes on two cores) and find its skip lists (most of an hour).
 demo-model: $(READY)

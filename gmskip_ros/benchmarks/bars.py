@@ -83,8 +83,9 @@ def judge(measured: Sequence[Mapping[str, Any]], bars: Sequence[Bar] = BARS) -> 
     """Return a row per bar and measured model that it is about, as JSON values.
 
     `measured`: one per model, with 'model', 'image_tokens', 'gpu' (its name, None on a CPU) and
-    'values', which maps names to mappings with FIGURES. Bars about a model that was not measured,
-    or about another GPU, are rows without a value.
+    'values', which maps names to mappings with FIGURES. Where there are 'dtype', 'quantization' and
+    'undecided' (why the run decides no bar), they matter, too. Bars about a model that was not
+    measured, or about another GPU, are rows without a value.
     """
     rows = []
     for bar in bars:
@@ -95,8 +96,21 @@ def judge(measured: Sequence[Mapping[str, Any]], bars: Sequence[Bar] = BARS) -> 
         for subject in subjects:
             found = subject['values'].get(bar.name)
             reason = subject['reasons'].get(bar.name, 'not measured in this run')
-            rows.append(_row(bar, subject['image_tokens'], found or {}, '' if found else reason))
+            if found:
+                reason = _why_undecided(bar, subject)
+            rows.append(_row(bar, subject['image_tokens'], found or {}, reason))
     return rows
+
+
+def _why_undecided(bar: Bar, subject: Mapping[str, Any]) -> str:
+    """Return why what was measured is not what the bar is about; '' if it is."""
+    if undecided := subject.get('undecided', ''):
+        return undecided
+    if (quantization := subject.get('quantization', 'none')) != 'none':
+        return f'is about weights that are not quantised, not {quantization}'
+    if not bar.gpu and (dtype := subject.get('dtype', 'float32')) != 'float32':
+        return f'is about float32, not {dtype}'
+    return ''
 
 
 def _is_about(bar: Bar, subject: Mapping[str, Any]) -> bool:
@@ -116,7 +130,7 @@ def _row(
         'image_tokens': image_tokens,
         'bar': bar.limit,
         'is_least': bar.is_least,
-        'holds': bar.holds(found['value']) if found else None,
+        'holds': None if reason else bar.holds(found['value']),
         **{figure: found.get(figure) for figure in FIGURES},
         'reason': reason,
     }

@@ -160,8 +160,9 @@ class Rounds:
         errors: list[str] = []
         for contender in self.contenders:
             own = self.samples[_own(contender.blocks)][0].token_ids
-            found = self.samples[contender.label][0].token_ids
-            if found != own:
+            differing = (s.token_ids for s in self.samples[contender.label] if s.token_ids != own)
+            found = next(differing, None)
+            if found is not None:
                 line = f'{contender.label}: tokens {list(found)} differ from the own {list(own)}'
                 is_error = self.subject.is_exact and not contender.is_rival
                 (errors if is_error else notes).append(line)

@@ -38,6 +38,7 @@ from gmskip_ros.benchmarks.subject import (
     GIB,
     Subject,
     Wanted,
+    check_options,
     load_subject,
     skip_sets,
     spread,
@@ -56,7 +57,7 @@ RIVAL_GPU_GIB = 2.5  # that a second process takes on a GPU beside weights, and 
 LEAST_WEIGHTS_BYTES = 256 << 20  # below, what libraries allocate would count as weights
 # Unless a number is asked for, the rounds of a model take about ROUNDS_S at most, so that the whole
 # run stays below 20 minutes on a slow machine as well; intervals want at least LEAST_ROUNDS.
-MOST_ROUNDS, LEAST_ROUNDS, ROUNDS_S = 10, 5, 200.0
+MOST_ROUNDS, LEAST_ROUNDS, ROUNDS_S = 10, 5, 150.0
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class LatencySettings:
     pixel_rounds: int = 20
     rivals: bool = True
     why_not_compiled: str = ''  # why Hugging Face is not compiled as well; '' to compile it
+    undecided: str = ''  # why the figures decide no bar; '' if they do
     seed: int = 0
     command: str = ''
 
@@ -83,16 +85,26 @@ def measure(
 ) -> dict[str, Any]:
     """Return all figures as plain JSON values; `on_step` receives what is done next.
 
-    Raises UserError and what loading a model raises. A figure below its floor is in 'errors'.
+    Raises UserError and what loading a model raises; once a model has been measured, what goes
+    wrong with a further one is in 'errors', as is a figure below its floor.
     """
     import torch
 
     on_step('starting the libraries')
     _start_libraries()
-    models = []
-    for wanted in what_to_measure(settings.model):
+    models: list[dict[str, Any]] = []
+    errors: list[str] = []
+    all_wanted = what_to_measure(settings.model)
+    for wanted in all_wanted:
+        check_options(wanted, settings.load_options)
+    for wanted in all_wanted:
         on_step(f'{wanted.model}: loading')
-        models.append(_measure_model(settings, wanted, on_step))
+        try:
+            models.append(_measure_model(settings, wanted, on_step))
+        except UserError as error:
+            if not models:
+                raise
+            errors.append(f'{wanted.model} was not measured: {error}')
     return {
         'format': FORMAT,
         'command': settings.command,
@@ -102,9 +114,9 @@ def measure(
         'threads': torch.get_num_threads(),
         'seed': settings.seed,
         'models': models,
-        'bars': bars.judge(models),
+        'bars': bars.judge([{**model, 'undecided': settings.undecided} for model in models]),
         'projections': cards.project(),
-        'errors': [error for model in models for error in model['errors']],
+        'errors': [*(error for model in models for error in model['errors']), *errors],
     }
 
 
@@ -170,7 +182,7 @@ def _measure_model(
     floors, undercuts = rounds.floors(probes, vision_ms)
     values = {
         **rounds.values(vision_ms, floors),
-        **_values_of_frames(frames, paced),
+        **_values_of_frames(frames, paced, is_on_gpu=vlm.device.startswith('cuda')),
         **{ratio['name']: ratio for ratio in _ratios_of(pictures)},
     }
     if weights is not None:
@@ -216,11 +228,15 @@ def _measure_model(
     }
 
 
-def _values_of_frames(frames: FrameFigures, paced: Mapping[str, Any]) -> dict[str, Any]:
+def _values_of_frames(
+    frames: FrameFigures, paced: Mapping[str, Any], *, is_on_gpu: bool
+) -> dict[str, Any]:
     """Return what bars of whole frames are judged by."""
-    values: dict[str, Any] = {bars.GPU_ONE_WORD: {'value': paced['ms']['p50']}}
-    for ratio in frames.ratios:
-        values[ratio['name']] = values[bars.ON_GPU + ratio['name']] = ratio
+    values: dict[str, Any] = {ratio['name']: ratio for ratio in frames.ratios}
+    if not is_on_gpu:
+        return values
+    values |= {bars.ON_GPU + name: ratio for name, ratio in values.items()}
+    values[bars.GPU_ONE_WORD] = {'value': paced['ms']['p50']}
     for row in frames.rows:
         drafts = row['agreement'], row['previous_agreement']
         if row['skip_sets'] == bars.PUBLISHED and drafts == (AGREEING.agreement, None):

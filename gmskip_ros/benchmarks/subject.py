@@ -169,6 +169,29 @@ def _load_checkpoint(
     return vlm, processor, config, str(folder)
 
 
+def check_options(wanted: Wanted, load_options: Mapping[str, Any]) -> None:
+    """Raise UserError for an option that random weights cannot have, as `load_subject` does."""
+    if wanted.image_size is not None:
+        _configure(wanted, load_options)
+
+
+def _configure(wanted: Wanted, load_options: Mapping[str, Any]) -> tuple[Any, FittedImageProcessor]:
+    """Return configuration and image processor of random weights. Raises UserError."""
+    from gmskip_ros.vlm.load import check_quantization, quiet_hugging_face
+    from gmskip_ros.vlm.tiles import cap_image_tokens
+
+    assert wanted.image_size is not None
+    if load_options.get('chat_template'):
+        raise UserError(f'--chat-template has no effect with --model {wanted.model}: remove it')
+    check_quantization(load_options.get('quantization', 'none'))
+    max_image_tokens = load_options.get('max_image_tokens', 0)
+    with quiet_hugging_face():
+        config = make_config(wanted.model, wanted.image_size)
+        processor = make_processor(wanted.model, config, load_options.get('image_fit', 'auto'))
+        cap_image_tokens(wanted.model, config, processor.processor, max_image_tokens)
+    return config, processor
+
+
 def _make_random(
     wanted: Wanted, device: str, dtype: str, load_options: Mapping[str, Any], seed: int
 ) -> Loaded:
@@ -176,29 +199,20 @@ def _make_random(
     import torch
 
     from gmskip_ros.vlm.load import (
-        check_quantization,
         quiet_hugging_face,
         resolve_device,
         resolve_dtype,
         set_threads,
     )
-    from gmskip_ros.vlm.tiles import cap_image_tokens
 
-    assert wanted.image_size is not None
-    if load_options.get('chat_template'):
-        raise UserError(f'--chat-template has no effect with --model {wanted.model}: remove it')
     set_threads(load_options.get('threads', 0))
-    max_image_tokens = load_options.get('max_image_tokens', 0)
+    config, processor = _configure(wanted, load_options)
     torch_device = resolve_device(device)
     quantization = load_options.get('quantization', 'none')
-    check_quantization(quantization)
     resolved = resolve_dtype(dtype, torch_device, getattr(torch, RANDOM_DTYPE), quantization)
     name = str(resolved).removeprefix('torch.')
     with quiet_hugging_face():
-        config = make_config(wanted.model, wanted.image_size)
         _check_memory(wanted.model, config, str(torch_device), name)
-        processor = make_processor(wanted.model, config, load_options.get('image_fit', 'auto'))
-        cap_image_tokens(wanted.model, config, processor.processor, max_image_tokens)
         vlm = make_vlm(wanted.model, config, processor, str(torch_device), name, seed, quantization)
     return vlm, processor, config, None
 

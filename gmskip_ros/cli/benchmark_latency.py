@@ -113,6 +113,7 @@ def make_settings(args: argparse.Namespace) -> LatencySettings:
         load_options=load_options(args),
         rivals=not args.no_rivals,
         why_not_compiled=why_not_compiled,
+        undecided='few and short answers (--quick)' if args.quick else '',
         seed=args.seed,
         command='gmskip ' + shlex.join(args.arguments),
         **counts,

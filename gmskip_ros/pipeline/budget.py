@@ -32,6 +32,7 @@ COST_WINDOW = 10  # frames whose median is the cost
 LENGTH_WINDOW = 50  # frames from whose answers the length of the next is taken
 LENGTH_QUANTILE = 0.9  # of these answers, as many are no longer than what is planned for
 MARGIN = 0.1  # a slower rung must leave this share of the budget free
+MARGIN_OF_LAST = 0.05  # the last rung, where nothing fitted and the fallback does less work
 
 
 @dataclass(frozen=True)
@@ -187,9 +188,10 @@ class LatencyBudget:
     """Chooses the rung of the next frame from the times of those before it.
 
     Too slow by the median of the recent frames: the first faster rung that fits, or the fallback.
-    Otherwise it stays, until a slower rung would fit with MARGIN to spare for HOLD_FRAMES; if that
-    one proves too slow after all, the next attempt waits twice as long. Before anything is measured
-    the last rung is used: the operating point itself.
+    Otherwise it stays, until a slower rung would fit with MARGIN to spare for HOLD_FRAMES (the last
+    one, after the fallback: MARGIN_OF_LAST); if that one proves too slow after all, the next
+    attempt waits twice as long. Before anything is measured the last rung is used: the operating
+    point itself.
 
     One thread calls the methods; `facts` is for any thread.
     """
@@ -206,6 +208,7 @@ class LatencyBudget:
         self._hold = MIN_FRAMES  # how many of these before a slower rung may be taken
         self._next_hold = HOLD_FRAMES  # what `_hold` becomes with the next change
         self._is_raised = False  # the last change was to a slower rung
+        self._is_unmet = False
         self._expected_ms = math.nan
         self._num_over = self._num_unmet = 0
 
@@ -221,8 +224,8 @@ class LatencyBudget:
 
     @property
     def is_unmet(self) -> bool:
-        """Whether nothing fits, so that the fallback is used."""
-        return bool(self._choices) and self._index == len(self._choices) - 1
+        """Whether nothing fits, as far as is measured, so that the fallback is used."""
+        return self._is_unmet
 
     @property
     def expected_ms(self) -> float:
@@ -245,12 +248,12 @@ class LatencyBudget:
         """
         if limit_ms <= 0 or ladder is None:
             self._limit_ms, self._ladder, self._choices = limit_ms, None, ()
-            self._expected_ms = math.nan
+            self._expected_ms, self._is_unmet = math.nan, False
             return
         if ladder != self._ladder:
             self._ladder = ladder
             self._choices = (*ladder.rungs, ladder.fallback)
-            self._expected_ms = math.nan
+            self._expected_ms, self._is_unmet = math.nan, False
             self._lengths.clear()
             self._take(len(ladder.rungs) - 1)
         elif limit_ms == self._limit_ms:
@@ -271,7 +274,7 @@ class LatencyBudget:
         if not self._choices:
             return
         self._num_over += times.total_ms > self._limit_ms
-        self._num_unmet += self.is_unmet
+        self._num_unmet += self._is_unmet
         self._lengths.append(tuple(task.tokens for task in times.tasks))
         if self._unmeasured:
             self._unmeasured -= 1
@@ -285,18 +288,26 @@ class LatencyBudget:
         if target != self._index:
             self._move(target)
         self._expected_ms = expected[target]
+        self._is_unmet = target == self._fallback and min(expected[:target]) > self._limit_ms
 
     def _target(self, expected: Sequence[float]) -> int:
         """Return the index of the choice to take, given the expected time of each."""
-        fallback = len(self._choices) - 1
-        if expected[self._index] > self._limit_ms and self._index != fallback:
-            faster = range(self._index + 1, fallback)
-            return next((i for i in faster if expected[i] <= self._limit_ms), fallback)
+        if expected[self._index] > self._limit_ms and self._index != self._fallback:
+            faster = range(self._index + 1, self._fallback)
+            return next((i for i in faster if expected[i] <= self._limit_ms), self._fallback)
         if self._measured < self._hold:
             return self._index
-        well_within_ms = self._limit_ms * (1.0 - MARGIN)
-        better = range(self._index)
-        return next((i for i in better if expected[i] <= well_within_ms), self._index)
+        last = self._fallback - 1
+        saves_work = self._choices[last].work != self._choices[self._fallback].work
+        for index in range(self._index):
+            margin = MARGIN_OF_LAST if index == last and saves_work else MARGIN
+            if expected[index] <= self._limit_ms * (1.0 - margin):
+                return index
+        return self._index
+
+    @property
+    def _fallback(self) -> int:
+        return len(self._choices) - 1
 
     def _move(self, index: int) -> None:
         is_raise = index < self._index

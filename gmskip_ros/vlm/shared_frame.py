@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from gmskip_ros.vlm.answer import Answer, FrameQuestion, ImageFeatures, Timing
+from gmskip_ros.vlm.arguments import check_length, whole_number
 from gmskip_ros.vlm.engine import SharedFrame
+from gmskip_ros.vlm.errors import VlmError
 from gmskip_ros.vlm.packed import Asked, Packed, PackedQuestions
 
 if TYPE_CHECKING:
@@ -66,8 +68,7 @@ class VlmSharedFrame(SharedFrame):
         if not indices:
             return []
         drafts, lengths = drafts or {}, forced_lengths or {}
-        for guesses in drafts.values():
-            self._vlm.check_token_ids('a draft', guesses)
+        self._check(indices, drafts, lengths)
         self._vlm.check_context(
             [self._rows[i] for i in indices],
             [lengths.get(i, self._questions[i].max_new_tokens) for i in indices],
@@ -82,6 +83,23 @@ class VlmSharedFrame(SharedFrame):
             else self._completed(i, found[i])
             for i in indices
         ]
+
+    def _check(self, indices: Sequence[int], drafts: Drafts, lengths: Mapping[int, int]) -> None:
+        """Raise VlmError for what `answer` cannot be given."""
+        for index in indices:
+            if not 0 <= whole_number(index) < len(self._questions):
+                raise VlmError(
+                    f'there is no question {index!r}: the frame has {len(self._questions)}, '
+                    'numbered from 0'
+                )
+        for index, guesses in drafts.items():
+            if not all(isinstance(guess, Iterable) for guess in guesses):
+                raise VlmError(
+                    f'drafts of question {index}: give a list of drafts, each a list of token ids'
+                )
+            self._vlm.check_token_ids('a draft', guesses)
+        for length in lengths.values():
+            check_length('forced_length', length)
 
     def _answer_together(
         self,

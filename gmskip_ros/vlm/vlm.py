@@ -10,9 +10,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import operator
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
@@ -30,11 +30,16 @@ from gmskip_ros.vlm.answer import (
     ImageFeatures,
     Timing,
 )
+from gmskip_ros.vlm.arguments import (
+    check_image,
+    check_length,
+    check_same_length,
+    whole_number,
+)
 from gmskip_ros.vlm.candidates import NEAR_TIE_CANDIDATES, Candidate, CandidateWalk
 from gmskip_ros.vlm.decoder import ALL, NONE, TEXT, Decoder, who_runs_and_stores
 from gmskip_ros.vlm.engine import SMALLER_WEIGHTS, smaller_dtype
 from gmskip_ros.vlm.errors import (
-    ImageError,
     NonFiniteLogitsError,
     PromptError,
     Stopped,
@@ -162,7 +167,7 @@ class Vlm:
 
         Raises ImageError for anything else, VlmOutOfMemoryError.
         """
-        _check_image(image)
+        check_image(image)
         start_ms = self._clock_ms()
         inputs = self._image_processor(image)
         preprocessed_ms = self._clock_ms()
@@ -262,17 +267,20 @@ class Vlm:
         gives, its time without what is shared; see `SharedFrame`. `should_stop` is polled before
         every question. Errors are `answer`'s.
         """
-        rows, preprocess_ms = [], []
+        if not isinstance(features, ImageFeatures):
+            raise VlmError(f'features is a {type(features).__name__}: give what encode returns')
+        checked, rows, preprocess_ms = [], [], []
         for question in questions:
             if should_stop is not None and should_stop():
                 raise Stopped('stopped before the questions were read')
             start_ms = self._clock_ms()
-            self._checked(question.skip)
-            length = _check_length('max_new_tokens', question.max_new_tokens)
+            checked.append(replace(question, skip=self._checked(question.skip)))
+            length = check_length('max_new_tokens', question.max_new_tokens)
+            self.check_token_ids('first_token_ids', [question.first_token_ids])
             rows += self._rows([features], [question.prompt])
             self.check_context(rows[-1:], [length], 'answer')
             preprocess_ms.append(features.preprocess_ms + self._clock_ms() - start_ms)
-        return VlmSharedFrame(self, features, questions, rows, preprocess_ms, self._clock_ms)
+        return VlmSharedFrame(self, features, checked, rows, preprocess_ms, self._clock_ms)
 
     @_names_out_of_memory
     @torch.inference_mode()
@@ -291,10 +299,11 @@ class Vlm:
         """Return the answers of `answer_batch`; `draft` goes with a single pair."""
         skip_set = self._checked(skip)
         self.check_token_ids('the draft', [draft])
-        length = _check_length('max_new_tokens', max_new_tokens)
+        self.check_token_ids('first_token_ids', [first_token_ids])
+        length = check_length('max_new_tokens', max_new_tokens)
         if forced_length is not None:
-            length = _check_length('forced_length', forced_length)
-        _check_same_length(images=images_or_features, prompts=prompts)
+            length = check_length('forced_length', forced_length)
+        check_same_length(images=images_or_features, prompts=prompts)
         if not prompts:
             return []
         features = self._encode_all(images_or_features, should_stop)
@@ -367,11 +376,11 @@ class Vlm:
         `near_tie` are decided by an answer alone: see near_tie_margin. Errors are `answer`'s.
         """
         self._checked([*removed, *(i for i in candidates if i is not None)])
-        length = _check_length('max_new_tokens', max_new_tokens)
-        max_rows = _check_length('max_rows', max_rows, 'sequences')
-        memory_bytes = _check_length('memory_bytes', memory_bytes, 'bytes')
+        length = check_length('max_new_tokens', max_new_tokens)
+        max_rows = check_length('max_rows', max_rows, 'sequences')
+        memory_bytes = check_length('memory_bytes', memory_bytes, 'bytes')
         drafts = [()] * len(features) if drafts is None else drafts
-        _check_same_length(images=features, prompts=prompts, drafts=drafts)
+        check_same_length(images=features, prompts=prompts, drafts=drafts)
         self.check_token_ids('a draft', drafts)
         if not features or not candidates:
             return [[] for _ in features]
@@ -491,7 +500,7 @@ class Vlm:
         A text's tokens are those of the text alone, appended to the prompt's and processed with the
         decode set; an empty text, which has none, gives 0.0. Errors are `answer`'s.
         """
-        _check_same_length(images=features, prompts=prompts, texts=texts)
+        check_same_length(images=features, prompts=prompts, texts=texts)
         for text in texts:
             self.tokenizer.check_text('text', text)
         text_ids = [self.token_ids(text) for text in texts]
@@ -552,7 +561,7 @@ class Vlm:
     ) -> Iterable[torch.Tensor]:
         """Return the rows of `continuation_logits`, whose logits are computed one at a time."""
         skip_set = self._checked(skip)
-        _check_same_length(images=features, prompts=prompts, **{f'{what}s': continuations})
+        check_same_length(images=features, prompts=prompts, **{f'{what}s': continuations})
         self.check_token_ids(f'a {what}', continuations)
         rows = self._rows(features, prompts)
         if not rows:
@@ -581,7 +590,7 @@ class Vlm:
         not saved. Raises SkipSetError, VlmError.
         """
         skip_set = self._checked(skip)
-        num_tokens = _check_length('num_tokens', num_tokens)
+        num_tokens = check_length('num_tokens', num_tokens)
         if not (is_whole_number(num_image_tokens) and 0 <= num_image_tokens <= num_tokens):
             raise VlmError(
                 f'num_image_tokens is {num_image_tokens!r}: give a whole number from 0 to '
@@ -695,7 +704,7 @@ class Vlm:
     def check_token_ids(self, what: str, rows: Sequence[Sequence[int]]) -> None:
         num_tokens = self.decoder.embed_tokens.weight.shape[0]
         for token in (token for row in rows for token in row):
-            if not 0 <= _whole_number(token) < num_tokens:
+            if not 0 <= whole_number(token) < num_tokens:
                 raise VlmError(
                     f'{what} contains token {token!r}: {self.name} knows 0 to {num_tokens - 1}'
                 )
@@ -714,34 +723,3 @@ def hash_weights(model: Any) -> str:
         first = weight.detach().flatten()[:64].float().cpu().numpy()
         total.update(name.encode() + first.tobytes())
     return total.hexdigest()
-
-
-def _check_image(image: np.ndarray) -> None:
-    expected = 'expected a uint8 RGB array of shape (H, W, 3)'
-    if not isinstance(image, np.ndarray):
-        raise ImageError(f'image is a {type(image).__name__}: {expected}')
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-        raise ImageError(f'image is {image.dtype} of shape {image.shape}: {expected}')
-
-
-def _check_same_length(**lists: Sequence[Any]) -> None:
-    """Raise VlmError unless all lists, by what they hold, are of one length."""
-    if len({len(items) for items in lists.values()}) > 1:
-        counts = [f'{len(items)} {name}' for name, items in lists.items()]
-        raise VlmError(f'got {", ".join(counts)}: give one of each per answer')
-
-
-def _check_length(name: str, value: int, unit: str = 'tokens') -> int:
-    length = _whole_number(value)
-    if length < 1:
-        raise VlmError(f'{name} is {value!r}: give a whole number of {unit}, 1 or more')
-    return length
-
-
-def _whole_number(value: Any) -> int:
-    """Return the value as an int, -1 if it is not a whole number."""
-    try:
-        # NumPy's integers are accepted, floats and strings refused; True is a slip.
-        return -1 if isinstance(value, (bool, np.bool_)) else operator.index(value)
-    except TypeError:
-        return -1

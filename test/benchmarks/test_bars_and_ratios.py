@@ -127,6 +127,22 @@ def test_bars_of_a_gpu_are_decided_on_that_card_only() -> None:
     assert bars.Bar('', '', 0.95, is_least=True).holds(0.94) is False
 
 
+@pytest.mark.parametrize(
+    'other, reason',
+    [
+        ({'quantization': 'int8'}, 'is about weights that are not quantised, not int8'),
+        ({'dtype': 'bfloat16'}, 'is about float32, not bfloat16'),
+        ({'undecided': '--quick'}, '--quick'),
+        ({'dtype': 'float32', 'quantization': 'none', 'undecided': ''}, ''),
+    ],
+)
+def test_bars_are_about_float32_weights_and_whole_runs(other, reason) -> None:
+    bar = bars.Bar('speed', bars.CPU, 0.5)
+    [row] = bars.judge([{**subject({'speed': {'value': 0.4}}), **other}], [bar])
+    assert (row['value'], row['reason']) == (0.4, reason)
+    assert row['holds'] is (None if reason else True)
+
+
 def test_bars_may_depend_on_the_image_tokens() -> None:
     found = {bars.THREE_TASKS: {'value': 0.5}}
     rows = bars.judge([subject(found, 100), subject(found, 576)])

@@ -19,7 +19,10 @@ from gmskip_ros.benchmarks import bars, figures, floors, latency
 from gmskip_ros.benchmarks.floors import Rates
 from gmskip_ros.benchmarks.ratios import paired_ratio, percentiles
 from gmskip_ros.benchmarks.rivals import RivalProcess
+from gmskip_ros.benchmarks.subject import Wanted
 from gmskip_ros.cli import main
+from gmskip_ros.cli.benchmark_latency import QUICK, print_result
+from gmskip_ros.errors import UserError
 from gmskip_ros.report.latency_report import latency_tables
 from gmskip_ros.vlm import Vlm
 from gmskip_ros.vlm.shared_frame import VlmSharedFrame
@@ -263,20 +266,56 @@ def test_a_figure_below_its_floor_fails_the_run(benchmark, model, tmp_path, monk
         assert f'{name}: {latency.IMPOSSIBLE}' in model_figures['notes']
 
 
-def test_a_missed_bar_is_a_result(benchmark, model, tmp_path, monkeypatch, high_rates) -> None:
+def test_a_missed_bar_is_a_result(model, tmp_path, monkeypatch, high_rates, capsys) -> None:
+    bar = bars.Bar(bars.HALF, model, 1e-9)
+    monkeypatch.setattr(bars.judge, '__defaults__', ((bar,),))
+    result = latency.measure(latency.LatencySettings(model, 'cpu', rivals=False, **QUICK))
+    [row] = result['bars']
+    assert (row['holds'], row['pairs'], result['errors']) == (False, 2, [])
+    assert row['value'] > row['bar']
+    print_result(result, tmp_path)
+    assert 'missed' in capsys.readouterr().out
+
+
+def test_a_quick_run_decides_no_bar(benchmark, model, tmp_path, monkeypatch, high_rates) -> None:
     bar = bars.Bar(bars.HALF, model, 1e-9)
     monkeypatch.setattr(bars.judge, '__defaults__', ((bar,),))
     status, output, errors = benchmark('--model', model, '--no-rivals', '--out', tmp_path)
     assert (status, errors) == (0, '')
     [row] = json.loads((tmp_path / 'latency.json').read_text())['bars']
-    assert (row['holds'], row['pairs']) == (False, 2)
-    assert row['value'] > row['bar']
-    assert 'missed' in output
+    assert row['holds'] is None and row['value'] > row['bar']
+    assert row['reason'] == 'few and short answers (--quick)'
+    assert 'missed' not in output
     [figures] = json.loads((tmp_path / 'latency.json').read_text())['models']
+    assert not [name for name in figures['values'] if name.startswith(bars.ON_GPU)]
     assert {row['name'] for row in figures['rows']} == {'own', RIGHT, WRONG}
     assert figures['not_run'] == [
         {'name': name, 'reason': '--no-rivals'} for name in (DYNAMIC, STATIC, COMPILED)
     ]
+
+
+@pytest.mark.parametrize(
+    'option, said',
+    [
+        ({'chat_template': '{{ messages }}'}, '--chat-template has no effect'),
+        ({'max_image_tokens': 100}, 'the fewest that random:llava-cpu can make'),
+    ],
+)
+def test_options_are_checked_before_anything_is_measured(monkeypatch, option, said) -> None:
+    """Of all models: demo takes either of these, and random:llava-cpu's second image size none."""
+    monkeypatch.setattr(latency, '_measure_model', lambda *_: pytest.fail('measured'))
+    with pytest.raises(UserError, match=said):
+        latency.measure(latency.LatencySettings(load_options=option))
+
+
+def test_what_was_measured_before_an_error_is_kept(monkeypatch, model) -> None:
+    wanted = [Wanted(model), Wanted('gone')]
+    monkeypatch.setattr(latency, 'what_to_measure', lambda _: wanted)
+    settings = latency.LatencySettings(device='cpu', rivals=False, **QUICK)
+    result = latency.measure(settings)
+    assert [figures['model'] for figures in result['models']] == [model]
+    [error] = [error for error in result['errors'] if error.startswith('gone')]
+    assert error.startswith('gone was not measured: ')
 
 
 @pytest.mark.parametrize('at_floor, said', [(0.47, 'missed'), (0.583, 'floor itself has 0.583')])
@@ -294,7 +333,7 @@ def test_a_bar_that_the_floor_itself_misses_says_so(at_floor, said) -> None:
 
 
 @pytest.mark.parametrize(
-    'round_s, rounds', [(0.1, 10), (20.0, 10), (25.0, 8), (40.0, 5), (4000.0, 5)]
+    'round_s, rounds', [(0.1, 10), (15.0, 10), (20.0, 7), (30.0, 5), (4000.0, 5)]
 )
 def test_a_slow_machine_has_fewer_rounds(round_s, rounds) -> None:
     assert latency.rounds_that_fit(round_s) == rounds

@@ -291,6 +291,48 @@ def test_no_prefix_fits() -> None:
     assert machine.budget.facts()['over_budget'] == 100
 
 
+@pytest.mark.parametrize('share', [1.06, 1.08, 1.11])
+def test_what_only_just_fits_is_taken_again_after_a_slowdown(share) -> None:
+    ladder = make_ladder([trajectory([1.0, 1.1, 1.05, 1.0])], 'high_performance', NUM_BLOCKS)
+    [rung] = ladder.rungs
+    machine = Machine(ladder, share * Machine(ladder, 1000.0).times().total_ms)
+    assert set(machine.run(50)) == {rung.points}
+    machine.speed = 0.5
+    assert machine.run(50)[-1] == ladder.fallback.points
+    assert machine.budget.is_unmet
+    machine.speed = 1.0
+    assert machine.run(50)[-1] == rung.points
+
+
+@pytest.mark.parametrize('share', [1.02, 1.06, 1.2])
+def test_a_fallback_that_fits_because_it_is_the_last_rung_is_not_counted(share) -> None:
+    last = LADDER.rungs[-1]
+    assert last.work == LADDER.fallback.work
+    machine = Machine(LADDER, 1000.0)
+    needed_ms = machine.times().total_ms  # with the last rung, which is the first one used
+    machine = Machine(LADDER, share * needed_ms)
+    machine.speed = 0.5
+    assert machine.run(50)[-1] == LADDER.fallback.points
+    assert machine.budget.is_unmet
+    machine.speed = 1.0
+    machine.run(50)
+    unmet = machine.budget.facts()['budget_unmet']
+    machine.run(100)
+    assert not machine.budget.is_unmet
+    assert machine.budget.facts()['budget_unmet'] == unmet
+
+
+def test_a_raised_limit_that_just_fits_is_met() -> None:
+    ladder = make_ladder([trajectory([1.0, 1.1, 1.05, 1.0])], 'high_performance', NUM_BLOCKS)
+    needed_ms = Machine(ladder, 1000.0).times().total_ms
+    machine = Machine(ladder, 0.5 * needed_ms)
+    machine.run(50)
+    assert machine.budget.is_unmet
+    machine.budget.use(1.06 * needed_ms, ladder)
+    assert machine.run(50)[-1] == ladder.rungs[-1].points
+    assert not machine.budget.is_unmet
+
+
 def test_all_tasks_share_the_budget() -> None:
     ladder = make_ladder([UNSCORED, UNSCORED, None], 'high_sparsity', NUM_BLOCKS)
     machine = Machine(ladder, 560.0)

@@ -485,6 +485,46 @@ def test_mistakes_are_refused_as_for_one_answer(vlm) -> None:
         frame.answer([0], drafts={0: [[5], [261]]})
 
 
+@pytest.mark.parametrize(
+    'indices, options, said',
+    [
+        ([0], {'forced_lengths': {0: 0}}, 'forced_length is 0: give a whole number of tokens'),
+        ([0], {'forced_lengths': {0: 2.5}}, 'forced_length is 2.5'),
+        ([2], {}, 'there is no question 2: the frame has 2'),
+        ([-1], {}, 'there is no question -1'),
+        ([0], {'drafts': {0: [1, 2]}}, 'drafts of question 0: give a list of drafts'),
+        ([0], {'drafts': {0: [[-1]]}}, 'a draft contains token -1'),
+    ],
+)
+def test_what_a_shared_frame_cannot_be_asked(vlm, indices, options, said) -> None:
+    questions = [FrameQuestion('What?'), FrameQuestion('Where?')]
+    frame = vlm.share_frame(vlm.encode(IMAGE), questions)
+    with pytest.raises(VlmError, match=said):
+        frame.answer(indices, **options)
+
+
+def test_an_image_without_its_features_is_refused(vlm) -> None:
+    with pytest.raises(VlmError, match='features is a ndarray: give what encode returns'):
+        vlm.share_frame(IMAGE, [FrameQuestion('What?')])
+
+
+def test_a_set_of_a_shared_frame_may_be_a_list_of_blocks(vlm) -> None:
+    features = vlm.encode(IMAGE)
+    questions = [FrameQuestion('What?', [1, 2]), FrameQuestion('Where?', [1, 2])]
+    found = vlm.share_frame(features, questions).answer([0, 1])
+    assert_same(found, [alone(vlm, features, question) for question in questions])
+
+
+@pytest.mark.parametrize('token', [-1, 10**6])
+def test_unknown_first_tokens_are_refused(vlm, token) -> None:
+    features = vlm.encode(IMAGE)
+    said = f'first_token_ids contains token {token}'
+    with pytest.raises(VlmError, match=said):
+        vlm.answer(features, 'What?', first_token_ids=[token])
+    with pytest.raises(VlmError, match=said):
+        vlm.share_frame(features, [FrameQuestion('What?', first_token_ids=(token,))])
+
+
 def test_no_memory_left_is_said_in_one_line(vlm, monkeypatch) -> None:
     def fail(*_arguments):
         raise torch.OutOfMemoryError('CUDA out of memory')
