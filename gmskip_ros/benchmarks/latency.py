@@ -23,6 +23,7 @@ from gmskip_ros.benchmarks.conditions import (
 )
 from gmskip_ros.benchmarks.contenders import (
     COMPILED,
+    DYNAMIC,
     PHASES,
     RIVALS,
     Contender,
@@ -150,18 +151,15 @@ def _measure_model(
     def step(text: str) -> None:
         on_step(f'{subject.title}: {text}')
 
-    with ExitStack() as stack:
-        rival, not_run = _start_rival(settings, subject, stack, step)
-        if rival is None:
-            reasons.update({bar: not_run[COMPILED] for bar in (bars.HF_PREFILL, bars.HF_DECODE)})
-        step('rates of this machine')
-        probes = _make_probes(subject)
-        contenders = make_contenders(subject, rival, COMPILED not in not_run)
-        rounds = _rounds(settings, subject, contenders, probes, step)
-        step('answers of natural length')
-        is_random = wanted.image_size is not None  # its answers never end by themselves
-        natural = [] if is_random else measure_natural(subject, rival, rounds.count)
-        rival_peak = rival.peak_bytes if rival is not None else None
+    rival_errors: list[str] = []
+    try:
+        answers = _take_turns(settings, subject, _why_no_rivals(settings, subject), step)
+    except RivalError as error:  # what remains needs no rival
+        rival_errors.append(f'{error}; measured without it')
+        answers = _take_turns(settings, subject, str(error), step)
+    rounds, not_run = answers.rounds, answers.not_run
+    if DYNAMIC in not_run:
+        reasons.update({bar: not_run[DYNAMIC] for bar in (bars.HF_PREFILL, bars.HF_DECODE)})
     sets = skip_sets(vlm.num_blocks)
     frames = measure_frames(
         subject, sets, settings.frames, rounds.count, lambda: step('whole frames')
@@ -179,7 +177,7 @@ def _measure_model(
         for row in frames.rows
         if row['differing']
     ]
-    floors, undercuts = rounds.floors(probes, vision_ms)
+    floors, undercuts = rounds.floors(answers.probes, vision_ms)
     values = {
         **rounds.values(vision_ms, floors),
         **_values_of_frames(frames, paced, is_on_gpu=vlm.device.startswith('cuda')),
@@ -210,13 +208,13 @@ def _measure_model(
         'memory': {
             'weights_bytes': subject.weights_bytes,
             'peak_bytes': peak,
-            'rival_peak_bytes': rival_peak,
+            'rival_peak_bytes': answers.rival_peak_bytes,
             'gpu_bytes': vlm.device_memory_bytes(),
         },
         'rows': rounds.rows(),
         'ratios': [*rounds.ratios(), *frames.ratios, *_ratios_of(pictures)],
         'floors': floors,
-        'natural': natural,
+        'natural': answers.natural,
         'frames': frames.rows,
         'paced': paced,
         'pixels': pictures,
@@ -224,7 +222,7 @@ def _measure_model(
         'notes': notes,
         'values': values,
         'reasons': reasons,
-        'errors': [f'{subject.title}: {error}' for error in (*errors, *undercuts)],
+        'errors': [f'{subject.title}: {error}' for error in (*rival_errors, *errors, *undercuts)],
     }
 
 
@@ -244,18 +242,52 @@ def _values_of_frames(
     return values
 
 
+@dataclass(frozen=True)
+class _Answers:
+    """What turns of all contenders gave.
+
+    not_run: maps names of rivals to the reason.
+    """
+
+    probes: Mapping[str, PhaseProbe]
+    rounds: Rounds
+    natural: list[dict[str, Any]]
+    rival_peak_bytes: int | None
+    not_run: dict[str, str]
+
+
+def _take_turns(
+    settings: LatencySettings,
+    subject: Subject,
+    why_no_rivals: str,
+    on_step: Callable[[str], None],
+) -> _Answers:
+    """Answer in turns with Hugging Face, in a process of its own, unless there is a reason not to.
+
+    Raises RivalError.
+    """
+    with ExitStack() as stack:
+        rival, not_run = None, dict.fromkeys(RIVALS, why_no_rivals)
+        if not why_no_rivals:
+            rival, not_run = _start_rival(settings, subject, stack, on_step)
+        on_step('rates of this machine')
+        probes = _make_probes(subject)
+        contenders = make_contenders(subject, rival, COMPILED not in not_run)
+        rounds = _rounds(settings, subject, contenders, probes, on_step)
+        on_step('answers of natural length')
+        is_random = subject.wanted.image_size is not None  # its answers never end by themselves
+        natural = [] if is_random else measure_natural(subject, rival, rounds.count)
+        peak = None if rival is None else rival.peak_bytes
+        return _Answers(probes, rounds, natural, peak, not_run)
+
+
 def _start_rival(
     settings: LatencySettings,
     subject: Subject,
     stack: ExitStack,
     on_step: Callable[[str], None],
-) -> tuple[RivalProcess | None, dict[str, str]]:
-    """Return Hugging Face in a process of its own, which `stack` ends, and what it cannot run.
-
-    The latter maps names of rivals to the reason; without memory, or asked for none, all of them.
-    """
-    if reason := _why_no_rivals(settings, subject):
-        return None, dict.fromkeys(RIVALS, reason)
+) -> tuple[RivalProcess, dict[str, str]]:
+    """Return the process, which `stack` ends, and why it does not run compiled, if it does not."""
     on_step("loading Hugging Face's copy")
     rival = _load_rival(settings, subject, stack)
     not_compiled = settings.why_not_compiled
@@ -309,7 +341,7 @@ def _compile(settings: LatencySettings, subject: Subject, rival: RivalProcess) -
     try:
         rival.answer(subject.prompt_ids, settings.length, cache='compiled')
     except RivalError as error:
-        return error.reason
+        return str(error)
     return ''
 
 

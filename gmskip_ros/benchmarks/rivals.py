@@ -13,23 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gmskip_ros.errors import UserError
-
 if TYPE_CHECKING:
     import torch
 
 END_TIMEOUT_S = 5.0
 
 
-class RivalError(UserError):
-    """Hugging Face could not do what it was asked; the message is one line.
-
-    reason: the message without the remedy.
-    """
-
-    def __init__(self, reason: str, remedy: str) -> None:
-        super().__init__(f'{reason}: {remedy}')
-        self.reason = reason
+class RivalError(Exception):
+    """Hugging Face could not do what it was asked; the message is one line."""
 
 
 class RivalProcess:
@@ -148,15 +139,10 @@ class RivalProcess:
             line = ''
         if not line:
             self._kill()
-            raise RivalError(
-                f"Hugging Face's process ended ({self._last_error()})",
-                'run again with --no-rivals, or with more free memory',
-            )
+            raise RivalError(f"Hugging Face's process ended ({self._last_error()})")
         reply = json.loads(line)
         if 'error' in reply:
-            raise RivalError(
-                f'Hugging Face failed ({reply["error"]})', 'run again with --no-rivals'
-            )
+            raise RivalError(f'Hugging Face failed ({reply["error"]})')
         self.peak_bytes = max(self.peak_bytes, reply.get('peak_bytes', 0))
         return reply
 

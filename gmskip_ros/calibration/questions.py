@@ -25,6 +25,7 @@ class Questions:
     with the same question and the reference Absent(target); in the task presence these are scored,
     too. `num_images`: how many samples were chosen to be scored, without such others. `splits`, of
     presence: for each question the split of each time that it counts; () without splits.
+    `split_ids`: likewise what a file calls the question there; () for questions of no file.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Questions:
     num_images: int
     template: str | None = None
     splits: tuple[tuple[str, ...], ...] = ()
+    split_ids: tuple[tuple[int | str, ...], ...] = ()
 
     @property
     def common_prompt(self) -> str | None:
@@ -280,6 +282,7 @@ def _ask_presence(
         num_images=sum(map(bool, asked)) if settings.target is None else answers.count(YES),
         template=templates.pop() if len(templates) == 1 else None,
         splits=() if settings.target is not None else tuple(q.splits for _, q in pairs),
+        split_ids=tuple(q.ids for _, q in pairs),
     )
 
 

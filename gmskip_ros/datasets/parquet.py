@@ -60,7 +60,11 @@ def open_parquet(paths: Sequence[Path], name: str) -> Dataset:
             images[id(record)] = shown, at
             records.append(record)
 
-    asked = [(question, record) for record in records if (question := hub_question(record))]
+    asked = [
+        (question, record)
+        for number, record in enumerate(records, start=1)
+        if (question := hub_question(record, number))
+    ]
     if asked and len(asked) == len(records):
         found: dict[str, Path | None] = {}
         for question, record in asked:

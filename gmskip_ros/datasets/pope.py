@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,8 @@ _LABEL = re.compile(r'Is there an? (.+?) in the ')
 _FIELDS = {'image', 'text', 'label'}
 _ANSWERS = ('yes', 'no')
 _HEAD = 1 << 16  # bytes; a question is far shorter
+# What is asked about an image: text and answer -> split and id of each time that it is asked.
+_OfImage = dict[tuple[str, str], list[tuple[str, 'int | str']]]
 _COCO_SPLITS = ('val2014', 'val2017', 'train2017')
 
 
@@ -70,11 +72,10 @@ def open_pope(files: Iterable[Path], images_dir: Path | None = None) -> Dataset:
     for path in files:
         split = _name_and_split(path)[1]
         refuse_file(path)
-        for record in _records(path):
-            image = record.text('image')
-            questions.append(
-                PopeQuestion(image, record.text('text'), _answer(record, 'label'), split)
-            )
+        for number, record in enumerate(_records(path), start=1):
+            image, text = record.text('image'), record.text('text')
+            answer, question_id = _answer(record, 'label'), _id(record, number)
+            questions.append(PopeQuestion(image, text, answer, split, question_id))
     dataset = pope_dataset(name, questions, lambda image: finder.find(coco_names(image)))
     if not dataset.samples:
         num_images = len({question.image for question in questions})
@@ -88,18 +89,20 @@ def open_pope(files: Iterable[Path], images_dir: Path | None = None) -> Dataset:
 
 
 class PopeQuestion(NamedTuple):
-    """A line of POPE: about which image, the question, 'yes' or 'no', and its split."""
+    """A line of POPE: about which image, the question, 'yes' or 'no', its split, and its id."""
 
     image: str
     text: str
     answer: str
     split: str
+    question_id: int | str  # its number in the file, if it has none of its own
 
 
-def hub_question(record: Record) -> PopeQuestion | None:
+def hub_question(record: Record, number: int) -> PopeQuestion | None:
     """Return the question in a row of POPE's copy on the Hugging Face hub; None for other rows.
 
-    It has `question`, `answer`, `category` (the split) and `image_source`, the image's name.
+    It has `question`, `answer`, `category` (the split) and `image_source`, the image's name; the
+    number of the row is the id of a question without `question_id`.
     """
     if not all(record.has(name) for name in ('question', 'answer', 'category', 'image_source')):
         return None
@@ -107,7 +110,11 @@ def hub_question(record: Record) -> PopeQuestion | None:
     if split not in POPE_SPLITS or record.value('answer', 'a text') not in _ANSWERS:
         return None
     return PopeQuestion(
-        record.text('image_source'), record.text('question'), record.text('answer'), split
+        record.text('image_source'),
+        record.text('question'),
+        record.text('answer'),
+        split,
+        _id(record, number),
     )
 
 
@@ -115,9 +122,10 @@ def pope_dataset(
     name: str, questions: Iterable[PopeQuestion], find: Callable[[str], Path | None]
 ) -> Dataset:
     """Return these questions, a sample for each image that `find` finds by its name."""
-    asked: dict[str, dict[tuple[str, str], list[str]]] = {}  # image -> (text, answer) -> splits
-    for image, text, answer, split in questions:
-        asked.setdefault(image, {}).setdefault((text, answer), []).append(split)
+    asked: dict[str, _OfImage] = {}
+    for image, text, answer, split, question_id in questions:
+        of_image = asked.setdefault(image, {})
+        of_image.setdefault((text, answer), []).append((split, question_id))
     samples: list[Sample] = []
     missing: list[str] = []
     for image, of_image in sorted(asked.items()):
@@ -125,7 +133,8 @@ def pope_dataset(
         if found is None:
             missing.append(image)
         else:
-            samples.append(Sample(f'{name}/{image}', found, presence=_questions(of_image)))
+            asked_about = _questions(of_image)
+            samples.append(Sample(f'{name}/{image}', found, presence=asked_about, image_name=image))
     notes = note(missing, 'image is missing, ignored', 'images are missing, ignored')
     labels = dict.fromkeys(
         question.label for sample in samples for question in sample.presence if question.label
@@ -141,11 +150,16 @@ def _answer(record: Record, name: str) -> str:
     return answer
 
 
-def _questions(of_image: Mapping[tuple[str, str], list[str]]) -> tuple[PresenceQuestion, ...]:
+def _id(record: Record, number: int) -> int | str:
+    return record.identity('question_id') if record.has('question_id') else number
+
+
+def _questions(of_image: _OfImage) -> tuple[PresenceQuestion, ...]:
     questions = []
-    for (text, answer), splits in of_image.items():
+    for (text, answer), times in of_image.items():
         match = _LABEL.search(text)
-        questions.append(PresenceQuestion(match[1] if match else None, answer, tuple(splits), text))
+        splits, ids = zip(*times, strict=True)
+        questions.append(PresenceQuestion(match[1] if match else None, answer, splits, text, ids))
     return tuple(questions)
 
 

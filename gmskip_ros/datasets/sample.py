@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from gmskip_ros.datasets.errors import DatasetError
@@ -49,13 +49,14 @@ class PresenceQuestion:
     """Whether an image shows something: yes or no.
 
     `splits` has the name of a split (POPE's: random, popular, adversarial) for each time that the
-    question counts in it.
+    question counts in it; `ids`, of a file's questions, what it calls the question each time.
     """
 
     label: str | None  # what is asked about, if it is known
     answer: str  # the right one: 'yes' or 'no'
     splits: tuple[str, ...] = ()
     text: str | None = None  # the question; None: made from the task's prompt and the label
+    ids: tuple[int | str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def sample_hash(samples: Sequence[Sample]) -> str:
             sample.question,
             sample.references,
             *(['formula'] if sample.is_formula else []),
-            *map(astuple, sample.presence),
+            *((each.label, each.answer, each.splits, each.text) for each in sample.presence),
         ]
         total.update(json.dumps(content).encode() + b'\n')
     return total.hexdigest()

@@ -318,6 +318,30 @@ def test_what_was_measured_before_an_error_is_kept(monkeypatch, model) -> None:
     assert error.startswith('gone was not measured: ')
 
 
+def test_the_own_figures_do_not_need_hugging_face(
+    benchmark, model, tmp_path, monkeypatch, high_rates
+) -> None:
+    """Its process may be killed at any time, such as where memory runs out."""
+
+    def killed_in_the_second_answer(rival, *arguments, **options):
+        if rival.peak_bytes:
+            os.killpg(rival._process.pid, signal.SIGKILL)
+        return answer(rival, *arguments, **options)
+
+    answer = RivalProcess.answer
+    monkeypatch.setattr(RivalProcess, 'answer', killed_in_the_second_answer)
+    status, _, errors = benchmark('--model', model, '--out', tmp_path)
+    said = "Hugging Face's process ended (exit status -9)"
+    assert status == 1
+    assert errors == f'gmskip: wrong: {model}: {said}; measured without it\n'
+    [figures] = json.loads((tmp_path / 'latency.json').read_text())['models']
+    assert figures['not_run'] == [
+        {'name': name, 'reason': said} for name in (DYNAMIC, STATIC, COMPILED)
+    ]
+    assert {row['name'] for row in figures['rows']} == {'own', RIGHT, WRONG}
+    assert figures['reasons'][bars.HF_DECODE] == said
+
+
 @pytest.mark.parametrize('at_floor, said', [(0.47, 'missed'), (0.583, 'floor itself has 0.583')])
 def test_a_bar_that_the_floor_itself_misses_says_so(at_floor, said) -> None:
     [bar] = [bar for bar in bars.BARS if (bar.name, bar.model) == (bars.HF_PREFILL, bars.CPU)]

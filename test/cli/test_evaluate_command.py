@@ -289,9 +289,19 @@ def test_presence_on_pope_and_on_scenes(gmskip, scenes, tmp_path):
             )
         )
     (tmp_path / 'images').symlink_to(images[0].parent)
+    judged = tmp_path / 'answers'
     arguments = ('--task', 'presence', '--dataset', tmp_path, *QUICK, '--json')
-    status, output, _ = gmskip(*arguments)
+    status, output, _ = gmskip(*arguments, '--answers', judged)
     assert status == 0
+    for split, of_split in answers.items():  # POPE's script takes answers line by line
+        path = judged / 'full' / f'{tmp_path.name}_{split}_answer.jsonl'
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        numbers = range(len(of_split))
+        assert [line['question_id'] for line in lines] == list(numbers)
+        assert [line['image'] for line in lines] == [images[n].name for n in numbers]
+        assert [line['question'] for line in lines] == [
+            f'Is there a {n} in the image?' for n in numbers
+        ]
     result = json.loads(output)
     evaluation = result['rows'][0]['evaluation']
     assert result['prompt'] == 'Is there a {label} in the image?'
@@ -303,8 +313,17 @@ def test_presence_on_pope_and_on_scenes(gmskip, scenes, tmp_path):
     assert evaluation['scores']['yes_share'] == 1 and evaluation['in_vocabulary_share'] == 0
     assert result['baselines']['constant'] == {'answer': 'no', 'score': (3 / 4 + 1 / 2) / 2}
 
-    status, output, _ = gmskip('--task', 'presence', '--dataset', scenes, *QUICK, '--images', 2)
+    path = tmp_path / 'mine_pope_random.json'
+    arguments = ('--task', 'presence', '--dataset', path, *QUICK, '--answers', judged)
+    assert gmskip(*arguments)[0] == 0
+    assert (judged / 'full' / 'mine_pope_random_answer.jsonl').is_file()
+
+    arguments = ('--task', 'presence', '--dataset', scenes, *QUICK, '--images', 2)
+    status, output, _ = gmskip(*arguments, '--answers', judged)
     assert status == 0
+    path = judged / 'full' / f'{scenes.name}_popular_answer.jsonl'
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line['question_id'] for line in lines] == [*range(1, 1 + len(lines))]
     assert 'All scores: adversarial' in output and 'answered' in output
 
 

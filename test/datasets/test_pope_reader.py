@@ -55,10 +55,12 @@ def test_the_folder_is_all_three_splits(pope: Path) -> None:
     assert (first.key, first.image_path) == (f'pope-coco/{FIRST}', pope / FIRST)
     assert second.image_path == pope / 'val2017/000000210789.jpg'  # COCO 2017's name of it
     assert first.presence == (
-        PresenceQuestion('snowboard', 'yes', ALL, 'Is there a snowboard in the image?'),
-        PresenceQuestion('car', 'no', ('random', 'adversarial'), 'Is there a car in the image?'),
+        PresenceQuestion('snowboard', 'yes', ALL, 'Is there a snowboard in the image?', (1, 1, 1)),
         PresenceQuestion(
-            'dining table', 'no', ('popular',), 'Is there a dining table in the image?'
+            'car', 'no', ('random', 'adversarial'), 'Is there a car in the image?', (2, 2)
+        ),
+        PresenceQuestion(
+            'dining table', 'no', ('popular',), 'Is there a dining table in the image?', (2,)
         ),
     )
     assert 'val2014 images are in train2017' in dataset.warnings[0]
@@ -89,7 +91,18 @@ def test_a_list_of_questions_under_any_name(tmp_path: Path) -> None:
     dataset = open_dataset(path)
     assert dataset.name == 'pope-mine' and not dataset.warnings
     (sample,) = dataset.samples
-    assert [question.splits for question in sample.presence] == [('mine', 'mine')]
+    (question,) = sample.presence
+    assert (question.splits, question.ids) == (('mine', 'mine'), (1, 2))
+
+
+def test_a_question_without_an_id_has_its_number(tmp_path: Path) -> None:
+    write_images(tmp_path, ['1.jpg', '2.jpg'])
+    lines = [line(7, '2.jpg', 'bird', 'yes'), line(8, '1.jpg', 'bird', 'yes')]
+    for each in lines:
+        del each['question_id']
+    (tmp_path / 'mine.json').write_text('\n'.join(map(json.dumps, lines)))
+    samples = open_dataset(tmp_path / 'mine.json').samples
+    assert [(s.image_name, s.presence[0].ids) for s in samples] == [('1.jpg', (2,)), ('2.jpg', (1,))]
 
 
 def test_images_of_another_folder(pope: Path, tmp_path_factory) -> None:
