@@ -333,8 +333,9 @@ def test_the_own_figures_do_not_need_hugging_face(
     status, _, errors = benchmark('--model', model, '--out', tmp_path)
     said = "Hugging Face's process ended (exit status -9)"
     assert status == 1
-    assert errors == f'gmskip: wrong: {model}: {said}; measured without it\n'
     [figures] = json.loads((tmp_path / 'latency.json').read_text())['models']
+    title = f'{model}, {figures["image_tokens"]} image tokens'
+    assert errors == f'gmskip: wrong: {title}: {said}; measured without it\n'
     assert figures['not_run'] == [
         {'name': name, 'reason': said} for name in (DYNAMIC, STATIC, COMPILED)
     ]

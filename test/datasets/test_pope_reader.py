@@ -102,7 +102,10 @@ def test_a_question_without_an_id_has_its_number(tmp_path: Path) -> None:
         del each['question_id']
     (tmp_path / 'mine.json').write_text('\n'.join(map(json.dumps, lines)))
     samples = open_dataset(tmp_path / 'mine.json').samples
-    assert [(s.image_name, s.presence[0].ids) for s in samples] == [('1.jpg', (2,)), ('2.jpg', (1,))]
+    assert {each.image_name: each.presence[0].ids for each in samples} == {
+        '1.jpg': (2,),
+        '2.jpg': (1,),
+    }
 
 
 def test_images_of_another_folder(pope: Path, tmp_path_factory) -> None:
