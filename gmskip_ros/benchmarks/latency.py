@@ -146,16 +146,14 @@ def _measure_model(
     )
     vlm = subject.vlm
     weights, reasons = _weights_in_memory(subject, before)
-    peak = peak_bytes()  # before the probes of floors take theirs
+    peak, gpu_bytes = peak_bytes(), vlm.device_memory_bytes()  # before the probes of floors
 
     def step(text: str) -> None:
         on_step(f'{subject.title}: {text}')
 
-    rival_errors: list[str] = []
     try:
         answers = _take_turns(settings, subject, _why_no_rivals(settings, subject), step)
     except RivalError as error:  # what remains needs no rival
-        rival_errors.append(f'{error}; measured without it')
         answers = _take_turns(settings, subject, str(error), step)
     rounds, not_run = answers.rounds, answers.not_run
     if DYNAMIC in not_run:
@@ -209,7 +207,7 @@ def _measure_model(
             'weights_bytes': subject.weights_bytes,
             'peak_bytes': peak,
             'rival_peak_bytes': answers.rival_peak_bytes,
-            'gpu_bytes': vlm.device_memory_bytes(),
+            'gpu_bytes': gpu_bytes,
         },
         'rows': rounds.rows(),
         'ratios': [*rounds.ratios(), *frames.ratios, *_ratios_of(pictures)],
@@ -222,7 +220,7 @@ def _measure_model(
         'notes': notes,
         'values': values,
         'reasons': reasons,
-        'errors': [f'{subject.title}: {error}' for error in (*rival_errors, *errors, *undercuts)],
+        'errors': [f'{subject.title}: {error}' for error in (*errors, *undercuts)],
     }
 
 

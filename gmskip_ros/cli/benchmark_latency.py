@@ -76,9 +76,11 @@ def add_parser(kinds: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, write and print; return 0, 1 if a figure is below its floor, 130 when stopped.
+    """Measure, write and print; return 0, or 130 when stopped.
 
-    A bar that is missed is a result, not an error.
+    1 if a figure is below its floor, if an answer is not what it should be, or if a further model
+    could not be measured. A bar that is missed is a result, not an error, and so is a rival that
+    did not run.
     """
     if not 0 <= args.seed <= MAX_SEED:
         raise UserError(f'--seed {args.seed}: give a whole number from 0 to {MAX_SEED}')

@@ -55,8 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if module == 'gmskip_ros':
             raise
         return _print_error(
-            f'{module} is not installed for {sys.executable}: README.md lists the packages that '
-            'each part needs'
+            f'{module} is not installed for {sys.executable}: see "Install" in docs/vehicle.md'
         )
     except KeyboardInterrupt:
         return 130

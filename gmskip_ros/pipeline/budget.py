@@ -26,7 +26,7 @@ PARTIAL_BLOCK_WORK = 0.25
 
 UNMEASURED = 2  # frames after a start or a change: the first ones at new shapes are the slowest
 MIN_FRAMES = 5  # measured since the last change, before a faster rung is taken
-HOLD_FRAMES = 20  # since the last change, before a slower rung is taken
+HOLD_FRAMES = 20  # the same, before a slower rung is taken (after a start: MIN_FRAMES)
 MAX_HOLD_FRAMES = 640  # the same, after slower rungs that proved too slow
 COST_WINDOW = 10  # frames whose median is the cost
 LENGTH_WINDOW = 50  # frames from whose answers the length of the next is taken
@@ -188,9 +188,9 @@ class LatencyBudget:
     """Chooses the rung of the next frame from the times of those before it.
 
     Too slow by the median of the recent frames: the first faster rung that fits, or the fallback.
-    Otherwise it stays, until a slower rung would fit with MARGIN to spare for HOLD_FRAMES (the last
-    one, after the fallback: MARGIN_OF_LAST); if that one proves too slow after all, the next
-    attempt waits twice as long. Before anything is measured the last rung is used: the operating
+    Otherwise it stays, until by that median a slower rung would fit with MARGIN to spare (the last
+    one, after the fallback: MARGIN_OF_LAST), HOLD_FRAMES after the last change at the earliest; if
+    that one proves too slow after all, the next attempt waits twice as long. Before anything is measured the last rung is used: the operating
     point itself.
 
     One thread calls the methods; `facts` is for any thread.

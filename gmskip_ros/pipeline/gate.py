@@ -77,7 +77,9 @@ class FrameGate:
 
     def take(self, stamp_ns: int, now_ns: int) -> None:
         """Remember that the due frame with this stamp is being answered from `now_ns` on."""
-        self._last_taken_ns = stamp_ns
+        if self._newest_ns is None or stamp_ns <= self._newest_ns:
+            self._last_taken_ns = stamp_ns
+        # Else stamps have jumped back while it waited: it says nothing of the periods from then on.
         self._last_taken_at_ns = now_ns
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gmskip_ros.errors import UserError
+from gmskip_ros.errors import UserError, first_line
 from gmskip_ros.pipeline.gate import FrameGate
 from gmskip_ros.pipeline.pipeline import BranchResult, Comparison, FramePipeline, FramePlan
 from gmskip_ros.pipeline.pixels import ConversionError, message_to_rgb
@@ -114,10 +114,10 @@ class Replay:
         except Stopped:
             raise
         except (ConversionError, ImageError) as error:
-            outcome, reason = 'undecodable', _first_line(error)
+            outcome, reason = 'undecodable', first_line(error)
         except (VlmError, RuntimeError) as error:  # RuntimeError is torch's
             outcome = 'failed'
-            reason = f'inference failed: {type(error).__name__}: {_first_line(error)}'
+            reason = f'inference failed: {type(error).__name__}: {first_line(error)}'
         self.counts.update({'in_bag': 1, 'due': 1, 'resets': resets, outcome: 1})
         if reason:
             self._report(frame, reason)
@@ -154,7 +154,3 @@ class Replay:
     def _report(self, frame: BagFrame, reason: str) -> None:
         seconds, rest_ns = divmod(frame.stamp_ns, 1_000_000_000)
         self._on_problem(f'frame at {seconds}.{rest_ns:09d}: {reason}')
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
+from gmskip_ros.errors import first_line
 from gmskip_ros.numbers import numbers_in
 from gmskip_ros.pipeline.budget import (
     FrameTimes,
@@ -576,14 +577,15 @@ class InferenceWorker:
         except Stopped:
             return  # counted where it was taken back
         except (ImageError, PromptError) as error:
-            reason = _first_line(error)
+            reason = first_line(error)
         except VlmOutOfMemoryError as error:
-            reason = _first_line(error)
-            self.questions.refuse(reason, question)
+            reason = first_line(error)
+            self.questions.refuse(reason, question)  # before the state refuses it without a reason
             self._enter_error(reason)
         except BaseException as error:  # whatever it is, the next frame is answered
             reason = f'inference failed: {_one_line(error)}'
             if _loses_gpu(error):
+                self.questions.refuse(reason, question)
                 self._lose_gpu(error)
         finally:
             self._progress_s = None
@@ -656,7 +658,7 @@ class InferenceWorker:
             self._image_failed(error)
         except VlmOutOfMemoryError as error:  # the pipeline has freed memory and tried again
             self._inference_failed(error)
-            self._enter_error(_first_line(error))
+            self._enter_error(first_line(error))
         except BaseException as error:  # whatever it is, the camera goes on, and so does the node
             self._inference_failed(error)
         else:
@@ -749,7 +751,7 @@ class InferenceWorker:
             self._log.info(line)
 
     def _image_failed(self, error: ImageError) -> None:
-        reason = f'no answer to this image: {_first_line(error)}'
+        reason = f'no answer to this image: {first_line(error)}'
         self.health.failure('undecodable', reason, time.monotonic())
         self._log_once(reason)
 
@@ -780,13 +782,9 @@ def _loses_gpu(error: BaseException) -> bool:
 def _load_failure(error: BaseException) -> str:
     """Return one line that says why the model cannot be used."""
     if isinstance(error, (SkipListError, TaskError, VlmError)):  # their one line is complete
-        return _first_line(error)
+        return first_line(error)
     return f'the model cannot be used: {_one_line(error)}'
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def _one_line(error: BaseException) -> str:
-    return f'{type(error).__name__}: {_first_line(error)}'
+    return f'{type(error).__name__}: {first_line(error)}'

@@ -37,7 +37,7 @@ from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import remove_ros_args
 from rosgraph_msgs.msg import Clock
 
-from gmskip_ros.errors import UserError
+from gmskip_ros.errors import UserError, first_line
 from gmskip_ros.pipeline.parameter_kinds import (
     ParameterError,
     Spec,
@@ -284,7 +284,7 @@ def main(args: list[str] | None = None) -> int:
     try:
         rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
     except RuntimeError as error:
-        print(f'image_player: error: ROS arguments: {str(error).splitlines()[0]}', file=sys.stderr)
+        print(f'image_player: error: ROS arguments: {first_line(error)}', file=sys.stderr)
         return 2
     try:
         unknown = [argument for argument in remove_ros_args(arguments) if argument != '--clock']

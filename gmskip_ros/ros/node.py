@@ -34,6 +34,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header, String
 from std_srvs.srv import SetBool
 
+from gmskip_ros.errors import first_line
 from gmskip_ros.machine import tune_cpu
 from gmskip_ros.pipeline import records, stamps
 from gmskip_ros.pipeline.gate import Frame
@@ -288,8 +289,7 @@ class DualVlmNode(Node):
         except GRAPH_ERRORS as error:
             if not self._logged_graph_error:
                 self._logged_graph_error = True
-                first_line = str(error).strip().partition('\n')[0]
-                self.get_logger().error(f'the ROS graph cannot be read now: {first_line}')
+                self.get_logger().error(f'the ROS graph cannot be read now: {first_line(error)}')
             return default
 
     def _warn_of_publishers(self) -> None:
@@ -401,10 +401,10 @@ def run(
         node = DualVlmNode(load, sys.argv if args is None else args)
     # Our own errors, and those of ROS about arguments, files and its own parameters.
     except (ValueError, RuntimeError, ParameterException) as error:
-        first_line = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         if isinstance(error, rclpy_implementation.UnknownROSArgsError):
-            first_line = f'unknown ROS arguments {first_line}'
-        rclpy.logging.get_logger(NODE_NAME).fatal(f'cannot start: {first_line}')
+            reason = f'unknown ROS arguments {reason}'
+        rclpy.logging.get_logger(NODE_NAME).fatal(f'cannot start: {reason}')
         rclpy.try_shutdown()
         return 2
     executor = SingleThreadedExecutor()

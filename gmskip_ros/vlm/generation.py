@@ -356,7 +356,7 @@ def choose_with_margins(logits: Tensor) -> tuple[list[int], list[float], list[fl
 
 def probabilities_of(logits: Tensor, token_ids: Sequence[int]) -> list[tuple[float, ...]]:
     """Return, per row of logits (B, V), the probabilities of these tokens."""
-    if not token_ids:
+    if len(token_ids) == 0:
         return [()] * len(logits)
     wanted = logits.float().softmax(dim=-1)[:, list(token_ids)]  # (B, tokens)
     return [tuple(row) for row in wanted.tolist()]

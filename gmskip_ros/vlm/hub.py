@@ -19,6 +19,7 @@ import huggingface_hub
 from huggingface_hub.errors import DryRunError
 from tqdm import tqdm
 
+from gmskip_ros.errors import first_line
 from gmskip_ros.files import DEMO_FOLDER
 from gmskip_ros.vlm.errors import ModelLoadError
 
@@ -90,7 +91,7 @@ def find_folder(
     except Exception as error:  # the hub client raises its own, httpx's and the system's errors
         raise ModelLoadError(
             f'model {model!r} is not a local folder and cannot be downloaded from the Hugging Face '
-            f'hub ({_first_line(error)}): check the name and the network, give a local folder, or '
+            f'hub ({first_line(error)}): check the name and the network, give a local folder, or '
             'set HF_HUB_OFFLINE=1 if the cache already contains it'
         ) from error
 
@@ -183,8 +184,3 @@ def _progress_class(model: str, on_progress: Callable[[str], None]) -> type:
             return shown
 
     return DownloadProgress
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip('.:') if lines else type(error).__name__

@@ -17,7 +17,13 @@ from PIL import Image
 from gmskip_ros.vlm.answer import Box
 from gmskip_ros.vlm.engine import IMAGE_FITS
 from gmskip_ros.vlm.errors import ModelLoadError
-from gmskip_ros.vlm.preprocessing import Colour, Preprocessing, expand_to_square, recognise
+from gmskip_ros.vlm.preprocessing import (
+    Colour,
+    Preprocessing,
+    expand_to_square,
+    pads_to_square,
+    recognise,
+)
 
 CAMERA_FRAME = (1920, 1080)  # width, height: what `auto` asks whether the processor would crop
 PROBES = [(67, 121), (122, 45)]  # height, width of images that show whether two ways agree
@@ -100,22 +106,26 @@ class FittedImageProcessor:
         return WHOLE if self.image_fit != 'checkpoint' else self._processors_box(width, height)
 
     def _processors_box(self, width: float, height: float) -> Box:
-        """Return what the processor alone lets through, from its resizing and its centre crop."""
+        """Return what the processor alone lets through, from its padding, resizing and crop."""
         processor = self.processor
         # The tiles of LLaVA-NeXT and OneVision are padded, never cropped.
         if getattr(processor, 'image_grid_pinpoints', None) or not getattr(
             processor, 'do_center_crop', False
         ):
             return WHOLE
-        resized = float(width), float(height)
+        whole = (max(width, height),) * 2 if pads_to_square(processor) else (width, height)
+        scale = 1.0, 1.0
         shortest_edge = _get(processor.size, 'shortest_edge')
         if shortest_edge and processor.do_resize:
-            scale = shortest_edge / min(width, height)
-            resized = width * scale, height * scale
+            scale = (shortest_edge / min(whole),) * 2
         elif processor.do_resize:
-            resized = _get(processor.size, 'width'), _get(processor.size, 'height')
+            scale = (
+                _get(processor.size, 'width') / whole[0],
+                _get(processor.size, 'height') / whole[1],
+            )
+        resized = width * scale[0], height * scale[1]
         crop = _get(processor.crop_size, 'width'), _get(processor.crop_size, 'height')
-        x, y = (min(1.0, side / whole) for side, whole in zip(crop, resized, strict=True))
+        x, y = (min(1.0, side / length) for side, length in zip(crop, resized, strict=True))
         return Box((1 - x) / 2, (1 - y) / 2, (1 + x) / 2, (1 + y) / 2)
 
     def _mean_colour(self) -> Colour:

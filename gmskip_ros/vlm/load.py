@@ -20,6 +20,7 @@ import transformers
 # even for the PIL backend.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
+from gmskip_ros.errors import first_line
 from gmskip_ros.numbers import is_whole_number, numbers_in
 from gmskip_ros.vlm.decoder import TEXT_MODEL_TYPES
 from gmskip_ros.vlm.engine import DTYPES, MAX_THREADS, QUANTIZATIONS
@@ -313,7 +314,7 @@ def _read_template(template: str) -> str:
     except (OSError, ValueError) as error:
         raise ModelLoadError(
             f'chat_template {template}: is not Jinja text and cannot be read as a file '
-            f'({_first_line(error)}): give one of the two'
+            f'({first_line(error)}): give one of the two'
         ) from error
 
 
@@ -379,7 +380,7 @@ def _read_json(model: str, path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding='utf-8'))
     except (OSError, ValueError) as error:
         raise ModelLoadError(
-            f'model {model} cannot be read: {path}: {_first_line(error)}; give a folder in '
+            f'model {model} cannot be read: {path}: {first_line(error)}; give a folder in '
             'Hugging Face format'
         ) from error
     if not isinstance(content, dict):
@@ -408,7 +409,7 @@ def _refusals(
             ) from error
         raise ModelLoadError(
             f'model {model}: {part} cannot be used ({type(error).__name__}: '
-            f'{_first_line(error)}); {remedy}'
+            f'{first_line(error)}); {remedy}'
         ) from error
 
 
@@ -430,8 +431,3 @@ def quiet_hugging_face() -> Iterator[None]:
             logs.enable_progress_bar()
         if hub_had_bars:
             hub.enable_progress_bars()
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip('.:') if lines else type(error).__name__

@@ -191,7 +191,7 @@ class PackedQuestions:
         start = 0
         for question, tokens in zip(questions, passes, strict=True):
             end = start + len(tokens.wanted)
-            if question.asked.first_token_ids and not question.packed.probabilities:
+            if len(question.asked.first_token_ids) and not question.packed.probabilities:
                 [question.packed.first_probabilities] = probabilities_of(
                     logits[start : start + 1], question.asked.first_token_ids
                 )

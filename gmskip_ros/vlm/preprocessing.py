@@ -207,7 +207,7 @@ def recognise(processor: Any) -> Preprocessing | None:
     all_steps = processor.do_resize and processor.do_rescale and processor.do_normalize
     if not all_steps or processor.resample not in TWO_PASS_FILTERS:
         return None
-    pads = kind.__name__ == 'LlavaImageProcessorPil' and bool(processor.do_pad)
+    pads = pads_to_square(processor)
     if processor.input_data_format is not None or (processor.do_pad and not (pads or tiled)):
         return None
 
@@ -240,6 +240,11 @@ def recognise(processor: Any) -> Preprocessing | None:
         pads=pads,
         values=np.ascontiguousarray(values[:, 0]),
     )
+
+
+def pads_to_square(processor: Any) -> bool:
+    """Return whether one of Hugging Face's image processors itself pads to a square first."""
+    return type(processor).__name__.startswith('LlavaImageProcessor') and bool(processor.do_pad)
 
 
 def _size(size: Any) -> tuple[int, ...]:

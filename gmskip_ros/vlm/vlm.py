@@ -18,7 +18,6 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import numpy as np
 import torch
 
-from gmskip_ros.numbers import is_whole_number
 from gmskip_ros.skipping import SkipSet
 from gmskip_ros.vlm import generation, probe
 from gmskip_ros.vlm.answer import (
@@ -591,7 +590,7 @@ class Vlm:
         """
         skip_set = self._checked(skip)
         num_tokens = check_length('num_tokens', num_tokens)
-        if not (is_whole_number(num_image_tokens) and 0 <= num_image_tokens <= num_tokens):
+        if not 0 <= whole_number(num_image_tokens) <= num_tokens:
             raise VlmError(
                 f'num_image_tokens is {num_image_tokens!r}: give a whole number from 0 to '
                 f'{num_tokens}'

@@ -132,8 +132,10 @@ def test_a_cap_on_image_tokens_holds_for_random_weights(monkeypatch, tiny_random
         subject = load_subject(Wanted(tiny_random, 28), 'cpu', 'float32', options, 0)
         return subject.features.num_tokens
 
-    if 'llava' == random_weights.MODELS[tiny_random].family:
+    if 'llava' == random_weights.MODELS[tiny_random].family:  # always the same number
         assert image_tokens(4) == 4
+        with pytest.raises(UserError, match='max_image_tokens 3'):
+            image_tokens(3)
     else:  # one tile for the whole image, and a grid of 1 x 2 of them
         assert image_tokens(0) > 20 >= image_tokens(20)
 

@@ -330,15 +330,14 @@ def test_the_own_figures_do_not_need_hugging_face(
 
     answer = RivalProcess.answer
     monkeypatch.setattr(RivalProcess, 'answer', killed_in_the_second_answer)
-    status, _, errors = benchmark('--model', model, '--out', tmp_path)
+    status, output, errors = benchmark('--model', model, '--out', tmp_path)
     said = "Hugging Face's process ended (exit status -9)"
-    assert status == 1
+    assert (status, errors) == (0, '')
     [figures] = json.loads((tmp_path / 'latency.json').read_text())['models']
-    title = f'{model}, {figures["image_tokens"]} image tokens'
-    assert errors == f'gmskip: wrong: {title}: {said}; measured without it\n'
     assert figures['not_run'] == [
         {'name': name, 'reason': said} for name in (DYNAMIC, STATIC, COMPILED)
     ]
+    assert f'not run: {DYNAMIC}: {said}' in output
     assert {row['name'] for row in figures['rows']} == {'own', RIGHT, WRONG}
     assert figures['reasons'][bars.HF_DECODE] == said
 

@@ -142,6 +142,19 @@ def test_a_single_jump_back_is_answered_at_once_and_so_is_one_much_later() -> No
     assert not live.gate.is_unsteady(11 * SECOND)
 
 
+def test_a_frame_that_waited_through_a_jump_back_does_not_hold_later_ones_up() -> None:
+    """A busy worker takes it when the stamps are elsewhere, in whose periods it does not count."""
+    live = Live()
+    live.send(0.0, 2000.0)
+    live.send(0.1, 1000.0)
+    assert live.gate.judge(2001 * SECOND, round(0.4 * SECOND)) == 'due'  # and waits
+    assert live.gate.judge(round(1000.2 * SECOND), round(0.5 * SECOND)) == 'gated'
+    live.gate.take(2001 * SECOND, SECOND)
+    for tenth in range(11, 200):
+        live.send(tenth / 10, 1000 + tenth / 10)
+    assert live.taken_between(1.1, 20) >= 18
+
+
 def test_the_limit_ends_ten_seconds_after_the_last_jump_back() -> None:
     live = Live()
     for arrival_s, stamp_s in ((0.0, 50.0), (0.1, 40.0), (0.2, 30.0)):

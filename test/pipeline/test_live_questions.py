@@ -247,6 +247,19 @@ def test_a_question_that_fails_is_refused_and_the_frames_go_on(
     assert b.frames()['failed'] == 0 and b.state() == 'ready'
 
 
+def test_a_question_that_loses_the_gpu_is_refused_with_the_reason(bench: MakeBench) -> None:
+    b = ready(bench())
+
+    def fail(skips: bool) -> None:
+        raise RuntimeError('CUDA error: an illegal memory access was encountered')
+
+    b.vlm.on_token = fail
+    b.worker.ask('What?')
+    b.wait(lambda: b.state() == 'error')
+    assert counts(b) == (0, 0, 1)
+    assert 'an illegal memory access' in facts(b)['question_refused_reason']
+
+
 def test_out_of_memory_over_a_question_is_an_error(bench: MakeBench) -> None:
     b = ready(bench())
 

@@ -154,7 +154,7 @@ def test_an_empty_answers_confidence_is_the_end_tokens(vlm, tmp_path) -> None:
 
 
 def test_probabilities_of_first_tokens(vlm) -> None:
-    answer = vlm.answer(IMAGE, PROMPT, first_token_ids=[7, 40, 7], return_logits=True)
+    answer = vlm.answer(IMAGE, PROMPT, first_token_ids=np.array([7, 40, 7]), return_logits=True)
     expected = torch.from_numpy(answer.logits[0]).double().softmax(dim=-1)[[7, 40, 7]]
     np.testing.assert_allclose(answer.first_probabilities, expected, atol=1e-6)
     assert vlm.answer(IMAGE, PROMPT).first_probabilities == ()

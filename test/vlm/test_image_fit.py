@@ -92,6 +92,26 @@ def test_llava_1_5s_own_processor_crops_to_the_middle(tmp_path, size, share) -> 
     assert not torch.equal(vlm.encode(inside).tokens, plain)
 
 
+@pytest.mark.parametrize('size', [(480, 270), (150, 450)], ids=str)
+@pytest.mark.parametrize('crop', [IMAGE_SIZE, IMAGE_SIZE // 2], ids=str)
+def test_a_processor_that_pads_by_itself_shows_what_its_crop_leaves(tmp_path, size, crop) -> None:
+    folder = make_tiny_model(tmp_path, num_blocks=1)
+    path = folder / 'preprocessor_config.json'
+    content = {**json.loads(path.read_text()), 'image_processor_type': 'LlavaImageProcessor'}
+    resized = {'shortest_edge': IMAGE_SIZE * IMAGE_SIZE // crop}
+    path.write_text(json.dumps({**content, 'do_pad': True, 'size': resized}))
+    vlm = load_vlm(folder, 'cpu', image_fit='checkpoint')
+    box = vlm.visible_box(*size)
+    width, height = size
+    if crop == IMAGE_SIZE:
+        assert box.share == 1.0 and load_vlm(folder, 'cpu').image_fit == 'checkpoint'
+        assert sides_seen(vlm, *size) == {'left', 'right', 'top', 'bottom'}
+    else:  # of the long side, half; of the short side, what half of the long side leaves
+        long, short = max(size), min(size)
+        assert box.share == pytest.approx(0.5 * min(1.0, long / 2 / short))
+        assert (box.right - box.left == 0.5) == (width > height)
+
+
 def test_a_processor_without_a_crop_is_left_alone(tmp_path) -> None:
     """The demo model's kind: both sides are resized."""
     folder = make_tiny_model(tmp_path, num_blocks=1)

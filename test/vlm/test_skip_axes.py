@@ -268,6 +268,7 @@ def test_sparsity_is_the_share_of_multiplications_saved(vlm) -> None:
         found = vlm.sparsity(SkipSet(**fields), num_image_tokens=30, num_tokens=40)
         assert found == pytest.approx((prefill / NUM_BLOCKS, decode / NUM_BLOCKS), abs=1e-12)
     assert vlm.sparsity([0, 2], 30, 40) == (0.5, 0.5)
+    assert vlm.sparsity([0, 2], *np.array([30, 40])) == (0.5, 0.5)
 
 
 @pytest.mark.parametrize(
