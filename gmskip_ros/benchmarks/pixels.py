@@ -1,4 +1,7 @@
-"""From a camera's 1080p frame or JPEG to what the model takes, beside the plain way to do it."""
+"""From a camera's 1080p frame or JPEG to what the model takes, beside the plain way to do it.
+
+The plain ways are those of earlier versions: Hugging Face's own processor, and a strided copy.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,9 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import cv2
 import numpy as np
 
-from gmskip_ros.benchmarks.before_the_model import decode, preprocess
 from gmskip_ros.benchmarks.ratios import paired_ratio, percentiles
 from gmskip_ros.errors import UserError
 from gmskip_ros.pipeline.pixels import JPEG_FORMAT, message_to_rgb, rgb_to_jpeg
@@ -23,7 +26,7 @@ def measure_preprocess(
     return _compare(
         'preprocess',
         lambda: processor(frame)['pixel_values'].numpy(),
-        lambda: preprocess(processor, frame)['pixel_values'].numpy(),
+        lambda: processor.through_hugging_face(frame)['pixel_values'].numpy(),
         rounds,
     )
 
@@ -32,7 +35,17 @@ def measure_jpeg(frame: np.ndarray, rounds: int) -> dict[str, Any]:
     """Return the times of both ways and their ratio; raises UserError if the pixels differ."""
     data = rgb_to_jpeg(frame)
     message = SimpleNamespace(format=JPEG_FORMAT, data=data)
-    return _compare('JPEG to RGB', lambda: message_to_rgb(message), lambda: decode(data), rounds)
+    return _compare(
+        'JPEG to RGB', lambda: message_to_rgb(message), lambda: _decode_by_copy(data), rounds
+    )
+
+
+def _decode_by_copy(content: bytes) -> np.ndarray:
+    """Return a JPEG as uint8 RGB (H, W, 3), made from BGR by a strided copy."""
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    bgr = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+    assert bgr is not None
+    return np.ascontiguousarray(bgr[..., ::-1])
 
 
 def _compare(

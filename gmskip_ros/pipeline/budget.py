@@ -190,8 +190,8 @@ class LatencyBudget:
     Too slow by the median of the recent frames: the first faster rung that fits, or the fallback.
     Otherwise it stays, until by that median a slower rung would fit with MARGIN to spare (the last
     one, after the fallback: MARGIN_OF_LAST), HOLD_FRAMES after the last change at the earliest; if
-    that one proves too slow after all, the next attempt waits twice as long. Before anything is measured the last rung is used: the operating
-    point itself.
+    that one proves too slow after all, the next attempt waits twice as long. Before anything is
+    measured the last rung is used: the operating point itself.
 
     One thread calls the methods; `facts` is for any thread.
     """

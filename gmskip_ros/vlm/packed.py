@@ -491,16 +491,10 @@ class _Question:
         return self.has_ended or self.packed.is_unsure
 
     @property
-    def num_tokens(self) -> int:
-        """How many tokens the next pass gets."""
-        if self.packed.token_ids:
-            return 1
-        return self.suffix.shape[1] + sum(map(len, self.drafts))
-
-    @property
     def most_columns(self) -> int:
         """How many columns all passes together can take."""
-        return self.num_tokens + self.asked.max_new_tokens - 1
+        first_pass = self.suffix.shape[1] + sum(map(len, self.drafts))
+        return first_pass + self.asked.max_new_tokens - 1
 
     def next_tokens(self) -> _Tokens:
         """Return what the next pass gets: the question and its drafts, or the newest token."""

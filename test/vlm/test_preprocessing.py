@@ -18,7 +18,6 @@ from transformers import (
 )
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-from gmskip_ros.benchmarks import before_the_model
 from gmskip_ros.vlm import ImageError, load_vlm, preprocessing
 from gmskip_ros.vlm.image_fit import FittedImageProcessor
 
@@ -90,7 +89,7 @@ def test_every_value_is_the_processors(name, fit) -> None:
     assert processor.preprocessing is not None
     for size in SIZES:
         for image in images(size).values():
-            assert_same(processor(image), before_the_model.preprocess(processor, image))
+            assert_same(processor(image), processor.through_hugging_face(image))
 
 
 @pytest.mark.parametrize('at_once', [1, 5000])
@@ -100,7 +99,7 @@ def test_tall_images_are_padded_a_few_rows_at_a_time(name, at_once, monkeypatch)
     processor = FittedImageProcessor('a model', PROCESSORS[name](), 'pad')
     for size in ((193, 71), (90, 3)):
         image = images(size)['noise']
-        assert_same(processor(image), before_the_model.preprocess(processor, image))
+        assert_same(processor(image), processor.through_hugging_face(image))
 
 
 def test_a_line_of_pixels_takes_no_more_memory_than_there_is(monkeypatch) -> None:
@@ -153,7 +152,7 @@ def test_a_camera_frame_at_the_size_of_real_checkpoints(hugging_face) -> None:
     processor = FittedImageProcessor('a model', hugging_face)
     assert processor.preprocessing is not None
     image = images((1080, 1920))['noise']
-    assert_same(processor(image), before_the_model.preprocess(processor, image))
+    assert_same(processor(image), processor.through_hugging_face(image))
 
 
 @pytest.mark.parametrize('fit', FITS)
